@@ -1,0 +1,92 @@
+"""Every setting of mae_jax, exactly once: its value, its unit, and where the value comes from.
+
+The values are the paper's pre-training recipe (He et al. 2021, arXiv 2111.06377, Table 8) for ViT-B/16 on ImageNet-1k.
+Other configs start from here and state only what differs. Any setting can be changed on the command line:
+`--config.train.epochs=100`. `None` stands for "not set".
+"""
+
+import ml_collections
+from ml_collections.config_dict import FieldReference, placeholder
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.task = "pretrain"  # pretrain | reconstruct
+    config.seed = 0  # of the initial weights and of the masks
+    config.init_from = placeholder(str)  # a workdir (its newest checkpoint) or one checkpoint step to take weights from
+
+    model = config.model = ml_collections.ConfigDict()
+    model.image_size = FieldReference(224, field_type=object)  # pixels: one int, or (height, width)
+    model.patch_size = 16  # pixels; must divide height and width
+    model.channels = 3
+    model.width = 768  # of the encoder's tokens (ViT-B; models/mae.py lists the named sizes)
+    model.depth = 12  # encoder blocks
+    model.num_heads = 12
+    model.mlp_ratio = 4.0  # hidden width of the MLPs / token width, encoder and decoder
+    model.decoder_width = 512
+    model.decoder_depth = 8
+    model.decoder_num_heads = 16
+    model.mask_ratio = 0.75  # share of the patches hidden from the encoder; int(L * (1 - ratio)) stay visible
+    model.normalize_targets = True  # predict each patch's pixels normalised by its own mean and variance
+    model.norm_epsilon = 1e-6  # of every LayerNorm
+    model.dtype = "float32"  # of the matrix products: float32 | bfloat16; everything else is float32
+    model.remat = False  # recompute the blocks' activations in the backward pass: less memory, more time
+    model.scan_unroll = 1  # blocks unrolled in one iteration of the scan over depth
+
+    data = config.data = ml_collections.ConfigDict()
+    data.name = "imagenet2012"  # digits | image_folder | synthetic | the name of a TFDS data set
+    data.path = placeholder(str)  # image_folder: its folder; TFDS: its data_dir (None: TFDS's own default)
+    data.train_split = "train"  # TFDS split, or sub-folder of the image folder
+    data.eval_split = "validation"
+    data.eval_fraction = 0.1  # image folders without a folder for evaluation: share of the pictures held out
+    data.num_examples = 1024  # synthetic only: size of the training split; evaluation has a quarter of it
+    data.batch_size = 4096  # images a step, over all devices, hosts and accumulation steps
+    data.seed = 0  # of the order and of the random crops
+    data.crop_scale = (0.2, 1.0)  # random resized crop: area kept, as a share of the picture's
+    data.crop_ratio = (3 / 4, 4 / 3)  # random resized crop: width / height of the crop
+    data.flip = True  # mirror half of the training images, left to right
+    data.eval_crop = 0.875  # evaluation: side of the centre crop / shorter side of the resized picture (224 / 256)
+    data.mean = (0.485, 0.456, 0.406)  # of each channel on [0, 1]; ImageNet's; one value serves all channels
+    data.std = (0.229, 0.224, 0.225)
+    data.num_threads = 16  # reader threads (in each worker process, if there are any)
+    data.num_workers = 0  # reader processes; 0: threads of the main process read
+    data.prefetch_batches = 2  # batches held ready on the device, and as many more on the host
+    data.on_bad_image = "replace"  # replace: by another, counted, an error above 1 %; raise: stop at the first
+    data.max_pixels = 178_956_970  # width x height above which a picture is refused (Pillow's own limit for bombs)
+
+    train = config.train = ml_collections.ConfigDict()
+    train.epochs = 800.0  # of floor(examples / batch size) steps
+    train.steps = placeholder(int)  # if set, counts instead of the epochs
+    train.log_every_steps = 50
+    train.accumulate_steps = 1  # parts that a batch is cut into, to save memory; the update is the whole batch's
+
+    optimizer = config.optimizer = ml_collections.ConfigDict()
+    optimizer.base_learning_rate = 1.5e-4  # at batch 256: the peak rate is this x batch_size / 256
+    optimizer.warmup_epochs = 40.0  # linear from 0
+    optimizer.min_learning_rate = 0.0  # where the cosine ends
+    optimizer.b1 = 0.9
+    optimizer.b2 = 0.95
+    optimizer.epsilon = 1e-8
+    optimizer.weight_decay = 0.05  # on kernels and the class and mask tokens; never on biases and norms
+    optimizer.clip_norm = placeholder(float)  # largest global norm of the gradient; None: no clipping (as the paper)
+
+    checkpoint = config.checkpoint = ml_collections.ConfigDict()
+    checkpoint.every_steps = 1000  # and always at the end
+    checkpoint.keep = 3  # newest checkpoints kept
+    checkpoint.keep_every_steps = placeholder(int)  # checkpoints at multiples of this are kept for ever
+
+    evaluate = config.evaluate = ml_collections.ConfigDict()
+    evaluate.every_steps = placeholder(int)  # None: at the end only
+    evaluate.batch_size = 256  # images, over all devices
+    evaluate.token = "mean"  # features: mean (of the patch tokens) | class (the class token), after the final norm
+    evaluate.max_train_examples = 50_000  # training images (a fixed random subset) that k-NN and the probe learn from
+    evaluate.knn_k = 20
+    evaluate.knn_temperature = 0.07  # weight of a neighbour: exp(cosine / temperature)
+    evaluate.probe_c = 1.0  # inverse strength of the logistic regression's L2 penalty, on standardised features
+    evaluate.pictures = 8  # reconstructions drawn
+
+    mesh = config.mesh = ml_collections.ConfigDict()
+    mesh.data = -1  # devices along each axis; -1: all that are left
+    mesh.fsdp = 1
+    mesh.tensor = 1
+    return config.lock()  # a config that sets an unknown key is refused

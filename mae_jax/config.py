@@ -1,0 +1,178 @@
+"""Settings: the command line's and the config's mistakes found early, and configs as plain dicts."""
+
+import difflib
+import importlib.util
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from mae_jax.errors import UserError
+from mae_jax.models.mae import MAEConfig
+
+# Least values of numeric settings; those that are None are not checked.
+AT_LEAST = {
+    "data.batch_size": 1,
+    "data.num_threads": 1,
+    "data.num_workers": 0,
+    "data.prefetch_batches": 1,
+    "data.num_examples": 4,
+    "data.max_pixels": 1,
+    "train.steps": 1,
+    "train.log_every_steps": 1,
+    "train.accumulate_steps": 1,
+    "optimizer.base_learning_rate": 0,
+    "optimizer.min_learning_rate": 0,
+    "optimizer.warmup_epochs": 0,
+    "optimizer.weight_decay": 0,
+    "checkpoint.every_steps": 1,
+    "checkpoint.keep": 1,
+    "checkpoint.keep_every_steps": 1,
+    "evaluate.every_steps": 1,
+    "evaluate.batch_size": 1,
+    "evaluate.max_train_examples": 1,
+    "evaluate.knn_k": 1,
+    "evaluate.pictures": 1,
+}
+ABOVE_ZERO = (
+    "train.epochs",
+    "optimizer.epsilon",
+    "optimizer.clip_norm",
+    "evaluate.knn_temperature",
+    "evaluate.probe_c",
+)
+CHOICES = {"evaluate.token": ("mean", "class"), "data.on_bad_image": ("replace", "raise")}
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Checks every value that can be judged without looking at data or devices.
+
+    Raises:
+      UserError: names the setting, its value and what it must be.
+    """
+    for key, least in AT_LEAST.items():
+        value = get(config, key)
+        if value is not None and not value >= least:
+            raise UserError(f"{key}={value} must be at least {least}")
+    for key in ABOVE_ZERO:
+        value = get(config, key)
+        if value is not None and not value > 0:
+            raise UserError(f"{key}={value} must be above 0")
+    for key, choices in CHOICES.items():
+        if get(config, key) not in choices:
+            raise UserError(f"{key}={get(config, key)!r} is not one of {', '.join(choices)}")
+    for key in ("optimizer.b1", "optimizer.b2"):
+        if not 0 <= get(config, key) < 1:
+            raise UserError(f"{key}={get(config, key)} is outside [0, 1)")
+    data = config.data
+    low, high = data.crop_scale
+    if not 0 < low <= high <= 1:
+        raise UserError(f"data.crop_scale={tuple(data.crop_scale)} must be (low, high) with 0 < low <= high <= 1")
+    low, high = data.crop_ratio
+    if not 0 < low <= high:
+        raise UserError(f"data.crop_ratio={tuple(data.crop_ratio)} must be (low, high) with 0 < low <= high")
+    if not 0 < data.eval_crop <= 1:
+        raise UserError(f"data.eval_crop={data.eval_crop} is outside (0, 1]")
+    if not 0 < data.eval_fraction < 1:
+        raise UserError(f"data.eval_fraction={data.eval_fraction} is outside (0, 1)")
+    if data.batch_size % config.train.accumulate_steps:
+        raise UserError(
+            f"train.accumulate_steps={config.train.accumulate_steps} does not divide data.batch_size={data.batch_size}"
+        )
+    model = MAEConfig(**config.model)
+    for key in ("mean", "std"):
+        values = data[key]
+        if len(values) not in (1, model.channels):
+            raise UserError(
+                f"data.{key} has {len(values)} values for model.channels={model.channels}; "
+                f"give one value, or one for each channel, for example --config.data.{key}='(0.5,)'"
+            )
+        if key == "std" and not min(values) > 0:
+            raise UserError(f"data.std={tuple(values)} must be above 0")
+
+
+def get(config: Any, key: str) -> Any:
+    """The value of a dotted key such as `train.steps`."""
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
+    """{"train": {"steps": 1}} -> {"train.steps": 1}; tuples become lists, as JSON has them."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def from_dict(values: dict) -> dict:
+    """Undoes what JSON does to a config: lists become tuples again."""
+    return {
+        key: from_dict(value) if isinstance(value, dict) else tuple(value) if isinstance(value, list) else value
+        for key, value in values.items()
+    }
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """A hint such as `; did you mean "digits"?`, or nothing if no word is near."""
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    return f'; did you mean "{close[0]}"?' if close else ""
+
+
+def config_path(arguments: list[str]) -> Path:
+    """The file that `--config=FILE` (or `--config FILE`) names in a command line.
+
+    Raises:
+      UserError: if there is none, or it does not exist.
+    """
+    found = [a.split("=", 1)[1] for a in arguments if a.startswith(("--config=", "-config="))]
+    found += [b for a, b in zip(arguments, arguments[1:], strict=False) if a in ("--config", "-config")]
+    if not found:
+        raise UserError("which config? For example: python main.py --config=configs/digits.py")
+    path = Path(found[-1])
+    if not path.is_file():
+        folder = path.parent if path.parent.is_dir() else Path(__file__).parent.parent / "configs"
+        names = {str(folder / f.name): f.name for f in sorted(folder.glob("*.py")) if f.stem != "__init__"}
+        close = difflib.get_close_matches(path.name, names.values(), n=1, cutoff=0.5)
+        hint = f'did you mean "{folder / close[0]}"?' if close else f"there are: {', '.join(names) or 'none'}"
+        raise UserError(f"config {path} does not exist; {hint}")
+    return path
+
+
+def check_command_line(arguments: list[str]) -> None:
+    """Checks that the config exists and that each `--config.KEY` is one of its settings.
+
+    Raises:
+      UserError: with the nearest existing name.
+    """
+    path = config_path(arguments)
+    spec = importlib.util.spec_from_file_location("checked_config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"config {path} has no function get_config()")
+    try:
+        config = module.get_config()
+    except AttributeError as error:
+        if "does not exist and cannot be added" not in str(error):
+            raise
+        message = str(error).splitlines()
+        raise UserError(f"config {path}: {message[0].split('. Other')[0]}. {message[-1]}") from error
+    known = flatten(config.to_dict())
+    for argument in arguments:
+        name = argument.split("=", 1)[0].lstrip("-").removeprefix("no")
+        if argument.startswith("-") and name.startswith("config."):
+            key = name.removeprefix("config.")
+            if key in known:
+                continue
+            if any(k.startswith(key + ".") for k in known):
+                raise UserError(f"--config.{key} is a group of settings; set one of its members")
+            leaves = {k.rsplit(".", 1)[-1]: k for k in known}
+            by_leaf = difflib.get_close_matches(key.rsplit(".", 1)[-1], leaves, n=1, cutoff=0.7)
+            hint = nearest(key, known) or (by_leaf and f'; did you mean "{leaves[by_leaf[0]]}"?') or ""
+            raise UserError(f"unknown setting --config.{key}{hint}")

@@ -1,0 +1,123 @@
+"""What is measured on a masked autoencoder: its loss on unseen images, its pictures, and its features' worth."""
+
+import functools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from mae_jax.data.augment import denormalize, normalize
+from mae_jax.data.loader import make_eval_batches, prefetch_to_device
+from mae_jax.data.sources import Source
+from mae_jax.data.subset import RandomSubset
+from mae_jax.evaluation.features import pool
+from mae_jax.evaluation.reconstructions import TRUE_STATISTICS, draw_reconstructions, reconstruct
+from mae_jax.evaluation.representations import describe_protocol, measure_features
+from mae_jax.mesh import batch_parts, batch_sharding, put_batch
+from mae_jax.models.mae import MAEConfig, make_bind
+from mae_jax.seeding import make_key
+
+
+class MAEEvaluation:
+    """Measures parameters of one model on one data set; every number is a function of the parameters alone.
+
+    Args:
+      config: the resolved config: groups data and evaluate, and seed.
+      train_source: what k-NN and the probe learn from; None if only loss and pictures are wanted.
+      eval_source: what everything is measured on, each example once.
+    """
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        model: MAEConfig,
+        mesh: Mesh,
+        train_source: Source | None,
+        eval_source: Source,
+    ):
+        self._config, self._model, self._mesh = config, model, mesh
+        self._bind = make_bind(model)
+        self.eval_source = eval_source
+        self.train_source = train_source and RandomSubset(train_source, config.evaluate.max_train_examples)
+        # Each image's mask comes from the seed and the image's index: the same in every evaluation.
+        self._key = make_key(config.seed, "evaluate")
+        parts = batch_parts(mesh)
+        self._batch_size = -(-config.evaluate.batch_size // parts) * parts
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are classes to measure features by."""
+        return self.train_source is not None and self.train_source.num_classes > 1
+
+    @property
+    def protocol(self) -> str:
+        """How `features` measures, for people."""
+        return describe_protocol(self._config.evaluate, len(self.train_source), len(self.eval_source))
+
+    def loss(self, params: dict) -> float:
+        """The masked loss, averaged over all evaluation images."""
+        sums = [self._loss_sums(params, batch) for batch in self._batches(self.eval_source)]
+        loss, weight = np.sum(jax.device_get(sums), axis=0, dtype=np.float64)
+        return float(loss / weight)
+
+    def features(self, params: dict) -> dict[str, float]:
+        """Top-1 of k-NN and of a linear probe on the encoder's frozen features (see `measure_features`)."""
+        return measure_features(
+            functools.partial(self._features, params),
+            self._batches(self.train_source),
+            self._batches(self.eval_source),
+            self.train_source.num_classes,
+            self._config.evaluate,
+        )
+
+    def picture(self, params: dict, caption: str) -> np.ndarray:
+        """Reconstructions of the first evaluation images, uint8 [height, width, 3]."""
+        count = min(self._config.evaluate.pictures, len(self.eval_source))
+        batch = next(iter(make_eval_batches(self.eval_source, self._config.data, count, *self._shape)))
+        shown = self._reconstruct(params, batch["image"], batch["index"])
+        images, found = jax.device_get(shown)
+        caption = f"{caption}; {self._model.mask_ratio:.0%} of the patches hidden"
+        if self._model.normalize_targets:
+            caption = f"{caption}; {TRUE_STATISTICS}"
+        return draw_reconstructions(images, found, caption)
+
+    @property
+    def _shape(self) -> tuple[tuple[int, int], int]:
+        return self._model.image_size, self._model.channels
+
+    def _batches(self, source: Source) -> Iterator[dict]:
+        batches = make_eval_batches(
+            source, self._config.data, self._batch_size, *self._shape,
+            process_index=jax.process_index(), process_count=jax.process_count(),
+        )  # fmt: skip
+        put = functools.partial(put_batch, sharding=batch_sharding(self._mesh))
+        return prefetch_to_device(batches, put, self._config.data.prefetch_batches)
+
+    def _images(self, images: jax.Array) -> jax.Array:
+        return normalize(images, self._config.data.mean, self._config.data.std)
+
+    def _output(self, params, images, index):
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(self._key, index)
+        return self._bind(params)(images, key=keys)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _loss_sums(self, params, batch):
+        output = self._output(params, self._images(batch["image"]), batch["index"])
+        return jnp.stack([jnp.sum(output.example_loss * batch["weight"]), jnp.sum(batch["weight"])])
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _features(self, params, batch):
+        tokens = self._bind(params).encode(self._images(batch["image"]))
+        return pool(tokens, self._config.evaluate.token)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _reconstruct(self, params, images, index):
+        images = self._images(images)
+        output = self._output(params, images, index)
+        found = reconstruct(images, output, self._model.patch_size, self._model.normalize_targets)
+        to_display = functools.partial(denormalize, mean=self._config.data.mean, std=self._config.data.std)
+        found = found._replace(prediction=to_display(found.prediction), pasted=to_display(found.pasted))
+        return to_display(images), found

@@ -1,0 +1,47 @@
+"""What frozen features are worth: k-NN and a linear probe, from one extraction."""
+
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from mae_jax.evaluation.features import extract_features
+from mae_jax.evaluation.knn import knn_predict
+from mae_jax.evaluation.probes import logistic_regression_predict
+
+
+def measure_features(
+    feature_fn: Callable[[dict], jax.Array],
+    train_batches: Iterator[dict],
+    test_batches: Iterator[dict],
+    num_classes: int,
+    settings: ConfigDict,
+) -> dict[str, float]:
+    """Top-1 accuracies {"knn/top1", "linear_probe/top1"} on the test batches, learnt from the training batches.
+
+    Args:
+      feature_fn: a device batch -> features [B, D].
+      settings: `evaluate.*`: knn_k, knn_temperature, probe_c.
+    """
+    train, train_labels = extract_features(feature_fn, train_batches)
+    test, test_labels = extract_features(feature_fn, test_batches)
+    neighbours = knn_predict(
+        train, train_labels, test,
+        num_classes=num_classes, k=settings.knn_k, temperature=settings.knn_temperature,
+    )  # fmt: skip
+    scores = {"knn/top1": float(np.mean(neighbours == test_labels))}
+    if len(np.unique(train_labels)) > 1:
+        probe = logistic_regression_predict(train, train_labels, test, c=settings.probe_c)
+        scores["linear_probe/top1"] = float(np.mean(probe == test_labels))
+    return scores
+
+
+def describe_protocol(settings: ConfigDict, num_train: int, num_test: int) -> str:
+    """One line that says how `measure_features` measures."""
+    token = "the class token" if settings.token == "class" else "mean of the patch tokens"
+    return (
+        f"features: {token} after the final norm, {num_train:,} training and {num_test:,} test images, centre crops; "
+        f"k-NN: L2-normalised, cosine, k {settings.knn_k}, temperature {settings.knn_temperature}; "
+        f"linear probe: logistic regression on standardised features, C {settings.probe_c}"
+    )

@@ -1,0 +1,27 @@
+"""Fixed sine-cosine position tables."""
+
+import functools
+
+import numpy as np
+
+
+@functools.lru_cache(maxsize=32)
+def sincos_table(grid: tuple[int, int], width: int) -> np.ndarray:
+    """The 2-D sine-cosine table [1 + L, width] (float32) for a (rows, columns) grid; row 0, the class token's, is zero.
+
+    The first half of the channels encodes the column, the second half the row; each half is the sines of all
+    frequencies followed by their cosines, with frequencies 10000^(-k / (width / 4)). This order is that of the released
+    MAE weights. Computed in float64, since float32 angles would be off by up to 7e-7.
+
+    Raises:
+      ValueError: if the width is not a multiple of 4.
+    """
+    if width % 4:
+        raise ValueError(f"a sine-cosine table needs a width that is a multiple of 4, not {width}")
+    rows, columns = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
+    frequencies = 10000.0 ** (-np.arange(width // 4) / (width // 4))
+    angles = [positions.reshape(-1, 1) * frequencies for positions in (columns, rows)]
+    table = np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1)
+    table = np.concatenate([np.zeros((1, width)), table]).astype(np.float32)
+    table.flags.writeable = False  # the cache hands the same array to every caller
+    return table

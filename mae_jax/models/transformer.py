@@ -1,0 +1,93 @@
+"""Pre-norm Transformer blocks, stacked along depth and scanned."""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+
+xavier_uniform = nnx.initializers.xavier_uniform()
+
+
+def make_linear(inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs, bias_init=nnx.initializers.zeros):
+    """A linear layer with Xavier-uniform kernel, as all of MAE's (FB); products in `dtype`, parameters in float32."""
+    return nnx.Linear(inputs, outputs, kernel_init=xavier_uniform, bias_init=bias_init, dtype=dtype, rngs=rngs)
+
+
+def make_norm(width: int, epsilon: float, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """A LayerNorm in float32 whose variance is the mean of squared deviations (E[x^2] - E[x]^2 loses digits)."""
+    return nnx.LayerNorm(width, epsilon=epsilon, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
+
+
+def exact_gelu(x: jax.Array) -> jax.Array:
+    """x * Phi(x) by the error function, in float32 (`jax.nn.gelu(approximate=False)` takes the costlier erfc)."""
+    x = x.astype(jnp.float32)
+    return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention. q, k and v are one matrix, whose Xavier bound is sqrt(6 / 4D)."""
+
+    def __init__(self, width: int, num_heads: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.num_heads = num_heads
+        self.qkv = make_linear(width, 3 * width, dtype=dtype, rngs=rngs)
+        self.out = make_linear(width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # [b, n, d] -> [b, n, d]
+        q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b n h d", three=3, h=self.num_heads)
+        # Logits and softmax are float32 inside; the scale is 1 / sqrt(head width).
+        x = jax.nn.dot_product_attention(q, k, v)
+        return self.out(rearrange(x, "b n h d -> b n (h d)"))
+
+
+class Mlp(nnx.Module):
+    """Two linear layers with the exact (erf) GELU between them."""
+
+    def __init__(self, width: int, hidden_width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.fc1 = make_linear(width, hidden_width, dtype=dtype, rngs=rngs)
+        self.fc2 = make_linear(hidden_width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # [b, n, d] -> [b, n, d]
+        return self.fc2(exact_gelu(self.fc1(x)))
+
+
+class Block(nnx.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)). The residual stream is float32."""
+
+    def __init__(self, width, num_heads, mlp_width, *, epsilon: float, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.norm1 = make_norm(width, epsilon, rngs=rngs)
+        self.attention = Attention(width, num_heads, dtype=dtype, rngs=rngs)
+        self.norm2 = make_norm(width, epsilon, rngs=rngs)
+        self.mlp = Mlp(width, mlp_width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # [b, n, d] -> [b, n, d]
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+def create_blocks(depth: int, width: int, num_heads: int, mlp_width: int, *, epsilon, dtype, rngs: nnx.Rngs) -> Block:
+    """`depth` blocks as one, whose parameters have a leading [depth] axis; each block has initial values of its own."""
+
+    @nnx.split_rngs(splits=depth)
+    @nnx.vmap
+    def create(rngs: nnx.Rngs) -> Block:
+        return Block(width, num_heads, mlp_width, epsilon=epsilon, dtype=dtype, rngs=rngs)
+
+    return create(rngs)
+
+
+def scan_blocks(blocks: Block, x: jax.Array, *, remat: bool, unroll: int) -> jax.Array:
+    """Sends x [b, n, d] through stacked blocks one after the other; compile time does not grow with depth.
+
+    Args:
+      remat: recompute each block in the backward pass instead of keeping its activations.
+      unroll: blocks in one iteration of the compiled loop.
+    """
+    graphdef, stacked = nnx.split(blocks)
+
+    def apply_block(x, parameters):
+        return nnx.merge(graphdef, parameters)(x), None
+
+    if remat:
+        apply_block = jax.checkpoint(apply_block, prevent_cse=False)
+    x, _ = jax.lax.scan(apply_block, x, stacked, unroll=unroll)
+    return x

@@ -1,0 +1,19 @@
+"""What `config.task` names. A task is a module with `run(config, workdir, stop)`."""
+
+import importlib
+
+from mae_jax.config import nearest
+from mae_jax.errors import UserError
+
+TASKS = ("pretrain", "reconstruct")
+
+
+def find_task(name: str):
+    """The module of a task.
+
+    Raises:
+      UserError: for an unknown name.
+    """
+    if name not in TASKS:
+        raise UserError(f"unknown task {name!r}{nearest(name, TASKS)} (config.task is one of: {', '.join(TASKS)})")
+    return importlib.import_module(f"mae_jax.tasks.{name}")

@@ -1,0 +1,98 @@
+"""Checkpoints of whole training states, by Orbax: written in the background, complete or not there at all."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from mae_jax.config import flatten
+from mae_jax.errors import UserError
+from mae_jax.training.state import TrainState
+
+# A run goes on only if these settings are as they were: they define the parameters, the objective, or one's place in
+# the data. Compute settings among them may differ.
+FIXED = ("task", "seed", "model.", "data.name", "data.batch_size", "data.seed")
+FREE = ("model.dtype", "model.remat", "model.scan_unroll")
+
+
+class Checkpoints:
+    """The checkpoints/ folder of a workdir: a folder for each saved step, with params, opt_state and the config."""
+
+    def __init__(self, workdir: Path, settings: ConfigDict, config: dict[str, Any]):
+        """Opens or creates the folder. `config` is the run's resolved config, saved with each step."""
+        self._config = config
+        self._every_steps = settings.every_steps
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=settings.keep,
+            keep_period=settings.keep_every_steps,
+            enable_async_checkpointing=True,
+        )
+        self._manager = ocp.CheckpointManager(Path(workdir).absolute() / "checkpoints", options=options)
+
+    def latest_step(self) -> int | None:
+        """The newest step with a complete checkpoint."""
+        return self._manager.latest_step()
+
+    def due(self, step: int) -> bool:
+        """Whether a regular save falls on this step."""
+        return step > 0 and step % self._every_steps == 0
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Starts saving; returns when the state has been copied and may change. A step that is saved is left alone."""
+        if step == self.latest_step():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(state.params),
+                opt_state=ocp.args.StandardSave(state.opt_state),
+                config=ocp.args.JsonSave(self._config),
+            ),
+        )
+
+    def changed_settings(self, step: int) -> dict[str, tuple[Any, Any]]:
+        """Settings that differ from those of a saved step: {key: (then, now)}.
+
+        Raises:
+          UserError: if a setting that must not change has changed; it names the setting.
+        """
+        saved = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore())).config
+        check_fits(saved, self._config, f"checkpoint {step} in {self._manager.directory}")
+        return changed_settings(saved, self._config)
+
+    def restore(self, step: int, abstract: TrainState) -> TrainState:
+        """The state of a saved step, laid out as `abstract` says."""
+        items = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(abstract.params), opt_state=ocp.args.StandardRestore(abstract.opt_state)
+            ),
+        )
+        return TrainState(jax.device_put(jnp.int32(step), abstract.step.sharding), items.params, items.opt_state)
+
+    def wait(self) -> None:
+        """Returns when everything is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, then frees the background threads."""
+        self._manager.close()
+
+
+def changed_settings(saved: dict, config: dict) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ: {key: (saved value, present value)}; one that only one side knows is None on the other."""
+    old, new = flatten(saved), flatten(config)
+    return {key: (old.get(key), new.get(key)) for key in old | new if old.get(key) != new.get(key)}
+
+
+def check_fits(saved: dict, config: dict, name: str) -> None:
+    """Raises UserError if a run with this config cannot go on from a checkpoint that was saved with another."""
+    for key, (old, new) in changed_settings(saved, config).items():
+        if key.startswith(FIXED) and key not in FREE:
+            raise UserError(
+                f"{name} does not fit: it has {key}={old!r}, this run {key}={new!r}; "
+                f"set --config.{key} back, or start in another --workdir (with --config.init_from to keep the weights)"
+            )

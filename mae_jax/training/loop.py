@@ -1,0 +1,113 @@
+"""The one training loop.
+
+Its order: evaluate the state, save it, take the next batch, make the step. So the state that is saved after s steps has
+seen exactly the batches 0 ... s - 1, and a run that starts from it goes on with batch s.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from mae_jax.training.checkpoints import Checkpoints
+from mae_jax.training.reporting import Reporter
+from mae_jax.training.signals import Stopped, StopSignal
+from mae_jax.training.state import TrainState
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss or the gradient stopped being a number. `step` counts from 1, as all steps that are reported."""
+
+    def __init__(self, step: int, name: str, value: float, last_checkpoint: int | None):
+        kept = (
+            f"checkpoint {last_checkpoint} is the last good one" if last_checkpoint else "no checkpoint was saved yet"
+        )
+        super().__init__(
+            f"train/{name} is {value} at step {step}; {kept}. Try a lower --config.optimizer.base_learning_rate, "
+            "--config.optimizer.clip_norm=1, a longer warm-up, or --config.model.dtype=float32; "
+            "the same command with the change goes on from the last checkpoint"
+        )
+        self.step = step
+
+
+def train(
+    state: TrainState,
+    step_fn: Callable[[TrainState, dict, jax.Array], tuple[TrainState, dict]],
+    batches: Iterator[dict],
+    key: jax.Array,
+    *,
+    total_steps: int,
+    log_every_steps: int,
+    evaluate: Callable[[TrainState], dict[str, Any]],
+    evaluate_every_steps: int | None,
+    checkpoints: Checkpoints,
+    reporter: Reporter,
+    stop: StopSignal,
+) -> TrainState:
+    """Trains from `state` to `total_steps`, saves the last state, and returns it.
+
+    Args:
+      step_fn: the compiled step, (state, batch, key) -> (state, scalars).
+      batches: device batches from the state's step on.
+      key: the run's key; the step derives its own from it and its number.
+      evaluate: state -> scalars to report; called at every multiple of `evaluate_every_steps` but the last step.
+
+    Raises:
+      NonFiniteLoss: at the first such step, found when the step is reported; nothing is saved from it on.
+      Stopped: after a signal, when the state is on disk.
+    """
+    step = int(state.step)
+    pending = []  # (step, its scalars still on the device) since the last look
+    waited, clock, clock_step = 0.0, time.perf_counter(), step
+
+    def look() -> dict[str, float]:
+        """Fetches the pending scalars, checks that they are finite, and returns the last step's."""
+        scalars = {}
+        fetched = jax.device_get(pending)
+        pending.clear()
+        for at_step, scalars in fetched:
+            for name in ("loss", "grad_norm"):
+                if not np.isfinite(scalars[name]):
+                    raise NonFiniteLoss(at_step, name, float(scalars[name]), checkpoints.latest_step())
+        return {name: float(value) for name, value in scalars.items()}
+
+    with stop.deferred():
+        while True:
+            evaluation_due = evaluate_every_steps and 0 < step < total_steps and step % evaluate_every_steps == 0
+            save_due = step == total_steps or checkpoints.due(step) or stop.received
+            if evaluation_due or save_due:
+                look()
+                paused = time.perf_counter()
+                if evaluation_due and not reporter.has_evaluation(step):
+                    with (
+                        contextlib.suppress(Stopped),
+                        stop.deferred(False),
+                    ):  # cut short, it is made when the run goes on
+                        reporter.scalars(step, evaluate(state), prefix="eval/")
+                if save_due or stop.received:
+                    checkpoints.save(step, state)
+                clock += time.perf_counter() - paused
+            if stop.received:
+                checkpoints.wait()
+                reporter.line(f"stopped by a signal at step {step}; everything is saved, the same command goes on")
+                raise Stopped
+            if step == total_steps:
+                break
+
+            before = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - before
+            state, scalars = step_fn(state, batch, key)
+            step += 1
+            pending.append((step, scalars))
+
+            if step % log_every_steps == 0 or step == total_steps:
+                scalars = look()
+                now = time.perf_counter()
+                reporter.training(step, scalars, seconds=now - clock, steps=step - clock_step, waited=waited)
+                waited, clock, clock_step = 0.0, now, step
+        checkpoints.wait()
+    return state

@@ -1,0 +1,168 @@
+"""What a run tells: lines or a progress bar, metrics.jsonl, TensorBoard, pictures, config.json and result.json."""
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from mae_jax.errors import UserError
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "pillow")
+
+
+class Reporter:
+    """Writes everything about a run's progress into its workdir and onto the console.
+
+    Lines of metrics.jsonl that lie after `start_step` are of a run that was killed; they are dropped, since the steps
+    are made again.
+    """
+
+    def __init__(self, workdir: Path, *, start_step: int, total_steps: int, batch_size: int, flops_per_image: float):
+        from tensorboardX import SummaryWriter
+
+        self._total_steps, self._batch_size, self._flops = total_steps, batch_size, flops_per_image
+        self._workdir = Path(workdir)
+        path = self._workdir / "metrics.jsonl"
+        lines = [line for line in read_metrics(path) if line["step"] <= start_step]
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
+        self._evaluated = {line["step"] for line in lines if any(name.startswith("eval/") for name in line)}
+        self._file = path.open("a")
+        self._tensorboard = SummaryWriter(str(self._workdir), purge_step=start_step + 1)
+        self._bar = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=total_steps, initial=start_step, unit="step", dynamic_ncols=True)
+
+    def line(self, text: str) -> None:
+        """Prints a line (above the progress bar, if there is one)."""
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+    def training(self, step: int, scalars: dict[str, float], *, seconds: float, steps: int, waited: float) -> None:
+        """Reports the scalars of a step, and the speed of the last `steps` steps.
+
+        Args:
+          seconds: wall time of these steps, without evaluations and saving.
+          waited: seconds of it in which the loop waited for data.
+        """
+        images_per_second = steps * self._batch_size / seconds
+        speed = {
+            "images_per_second": images_per_second,
+            "data_wait_fraction": waited / seconds,
+            "tflops_per_second": images_per_second * self._flops / 1e12,
+        }
+        self._write(step, {f"train/{name}": value for name, value in scalars.items()} | speed)
+        left = (self._total_steps - step) * seconds / steps
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {scalars['loss']:.4f}, {images_per_second:,.0f} images/s", refresh=False)
+            self._bar.update(step - self._bar.n)
+        else:
+            self.line(
+                f"step {step:>{len(str(self._total_steps))}}/{self._total_steps}  loss {scalars['loss']:.4f}  "
+                f"{images_per_second:,.0f} images/s  {tqdm.format_interval(left)} left"
+            )
+
+    def scalars(self, step: int, scalars: dict[str, float], prefix: str = "") -> None:
+        """Reports further scalars of a step, each under prefix + its name."""
+        scalars = {prefix + name: float(value) for name, value in scalars.items()}
+        self._write(step, scalars)
+        self.line(f"step {step}  " + "  ".join(f"{name} {value:.4f}" for name, value in scalars.items()))
+
+    def picture(self, step: int, folder: str, picture: np.ndarray) -> Path:
+        """Writes a picture [H, W, 3] uint8 to folder/<step>.png and to TensorBoard; returns its path."""
+        path = save_picture(self._workdir / folder / f"{step}.png", picture)
+        self._tensorboard.add_image(folder, picture, step, dataformats="HWC")
+        return path
+
+    def has_evaluation(self, step: int) -> bool:
+        """Whether the evaluation of this step was reported before the run was resumed."""
+        return step in self._evaluated
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        if self._bar is not None:
+            self._bar.close()
+        self._file.close()
+        self._tensorboard.close()
+
+    def _write(self, step: int, scalars: dict[str, float]) -> None:
+        self._file.write(json.dumps({"step": step} | scalars) + "\n")
+        self._file.flush()
+        for name, value in scalars.items():
+            self._tensorboard.add_scalar(name, value, step)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line that was cut short is left out. Empty if there is no file."""
+    lines = []
+    if path.exists():
+        for text in path.read_text().splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                break
+    return lines
+
+
+def is_finished(workdir: Path, step: int, total_steps: int) -> bool:
+    """Whether the run in a workdir has reached its last step and written its result.
+
+    The result of a shorter run that is to be continued is kept as result.<steps>.json.
+
+    Raises:
+      UserError: if the run is beyond the steps that are asked for.
+    """
+    if step > total_steps:
+        raise UserError(
+            f"{workdir} is at step {step} already, beyond the {total_steps} steps of this command; "
+            f"raise train.steps or train.epochs, or choose another --workdir"
+        )
+    result = workdir / "result.json"
+    if result.exists() and step < total_steps:
+        result.rename(workdir / f"result.{step}.json")
+    return result.exists()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file that is whole whenever it exists."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Writes indented JSON atomically."""
+    write_atomically(path, json.dumps(value, indent=2) + "\n")
+
+
+def save_picture(path: Path, picture: np.ndarray) -> Path:
+    """Writes a picture [H, W, 3] uint8 as PNG, whole or not at all; returns its path."""
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    Image.fromarray(picture).save(temporary, format="PNG")
+    temporary.replace(path)
+    return path
+
+
+def provenance() -> dict[str, Any]:
+    """Versions of the packages that decide a run's numbers, and this project's git commit if it is a git checkout."""
+    root = Path(__file__).parent.parent.parent
+    try:
+        git = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        commit = git.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git, or not a checkout
+        commit = None
+    return {
+        "versions": {"python": sys.version.split()[0]} | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "git_commit": commit,
+    }
