@@ -77,12 +77,14 @@ def get_config() -> ml_collections.ConfigDict:
 
     evaluate = config.evaluate = ml_collections.ConfigDict()
     evaluate.every_steps = placeholder(int)  # None: at the end only
+    evaluate.mask_ratio = placeholder(float)  # of the evaluation's losses and pictures; None: the model's
     evaluate.batch_size = 256  # images, over all devices
     evaluate.token = "mean"  # features: mean (of the patch tokens) | class (the class token), after the final norm
     evaluate.max_train_examples = 50_000  # training images (a fixed random subset) that k-NN and the probe learn from
+    evaluate.max_examples = placeholder(int)  # evaluation images used (a fixed random subset); None: all
     evaluate.knn_k = 20
     evaluate.knn_temperature = 0.07  # weight of a neighbour: exp(cosine / temperature)
-    evaluate.probe_c = 1.0  # inverse strength of the logistic regression's L2 penalty, on standardised features
+    evaluate.probe_c = 1.0  # inverse strength of the logistic regression's L2 penalty
     evaluate.pictures = 8  # reconstructions drawn
 
     mesh = config.mesh = ml_collections.ConfigDict()

@@ -9,7 +9,7 @@ from typing import Any
 import ml_collections
 
 from mae_jax.errors import UserError
-from mae_jax.models.mae import MAEConfig
+from mae_jax.models.mae import MAEConfig, check_mask_ratio
 
 # Least values of numeric settings; those that are None are not checked.
 AT_LEAST = {
@@ -32,6 +32,7 @@ AT_LEAST = {
     "evaluate.every_steps": 1,
     "evaluate.batch_size": 1,
     "evaluate.max_train_examples": 1,
+    "evaluate.max_examples": 1,
     "evaluate.knn_k": 1,
     "evaluate.pictures": 1,
 }
@@ -81,6 +82,8 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"train.accumulate_steps={config.train.accumulate_steps} does not divide data.batch_size={data.batch_size}"
         )
     model = MAEConfig(**config.model)
+    if config.evaluate.mask_ratio is not None:
+        check_mask_ratio(config.evaluate.mask_ratio, model.num_patches, "evaluate.mask_ratio")
     for key in ("mean", "std"):
         values = data[key]
         if len(values) not in (1, model.channels):

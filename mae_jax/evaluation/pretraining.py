@@ -40,8 +40,9 @@ class MAEEvaluation:
     ):
         self._config, self._model, self._mesh = config, model, mesh
         self._bind = make_bind(model)
-        self.eval_source = eval_source
+        self.eval_source = RandomSubset(eval_source, config.evaluate.max_examples or len(eval_source))
         self.train_source = train_source and RandomSubset(train_source, config.evaluate.max_train_examples)
+        self._mask_ratio = model.mask_ratio if config.evaluate.mask_ratio is None else config.evaluate.mask_ratio
         # Each image's mask comes from the seed and the image's index: the same in every evaluation.
         self._key = make_key(config.seed, "evaluate")
         parts = batch_parts(mesh)
@@ -79,7 +80,7 @@ class MAEEvaluation:
         batch = next(iter(make_eval_batches(self.eval_source, self._config.data, count, *self._shape)))
         shown = self._reconstruct(params, batch["image"], batch["index"])
         images, found = jax.device_get(shown)
-        caption = f"{caption}; {self._model.mask_ratio:.0%} of the patches hidden"
+        caption = f"{caption}; {self._mask_ratio:.0%} of the patches hidden"
         if self._model.normalize_targets:
             caption = f"{caption}; {TRUE_STATISTICS}"
         return draw_reconstructions(images, found, caption)
@@ -101,7 +102,7 @@ class MAEEvaluation:
 
     def _output(self, params, images, index):
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(self._key, index)
-        return self._bind(params)(images, key=keys)
+        return self._bind(params)(images, key=keys, mask_ratio=self._mask_ratio)
 
     @functools.partial(jax.jit, static_argnums=0)
     def _loss_sums(self, params, batch):

@@ -43,5 +43,5 @@ def describe_protocol(settings: ConfigDict, num_train: int, num_test: int) -> st
     return (
         f"features: {token} after the final norm, {num_train:,} training and {num_test:,} test images, centre crops; "
         f"k-NN: L2-normalised, cosine, k {settings.knn_k}, temperature {settings.knn_temperature}; "
-        f"linear probe: logistic regression on standardised features, C {settings.probe_c}"
+        f"linear probe: logistic regression, C {settings.probe_c}"
     )

@@ -82,7 +82,7 @@ class MAEConfig:
                 "model.normalize_targets needs patches of more than one value (one value has no variance); "
                 "set model.normalize_targets=False or a larger model.patch_size"
             )
-        check_mask_ratio(self.mask_ratio, self.num_patches)
+        check_mask_ratio(self.mask_ratio, self.num_patches, "model.mask_ratio")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -99,12 +99,12 @@ class MAEConfig:
         return self.patch_size**2 * self.channels
 
 
-def check_mask_ratio(mask_ratio: float, num_patches: int) -> None:
+def check_mask_ratio(mask_ratio: float, num_patches: int, name: str = "mask_ratio") -> None:
     """Raises UserError unless 0 <= mask_ratio < 1 and at least one of the patches stays visible."""
     if not 0 <= mask_ratio < 1:
-        raise UserError(f"model.mask_ratio={mask_ratio} is outside [0, 1)")
+        raise UserError(f"{name}={mask_ratio} is outside [0, 1)")
     if num_visible(num_patches, mask_ratio) < 1:
-        raise UserError(f"model.mask_ratio={mask_ratio} leaves none of {num_patches} patches visible; lower it")
+        raise UserError(f"{name}={mask_ratio} leaves none of {num_patches} patches visible; lower it")
 
 
 class MAEOutput(NamedTuple):

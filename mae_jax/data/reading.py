@@ -1,0 +1,172 @@
+"""What reader threads and processes do: from places in the global order to small arrays of ready pictures.
+
+Everything here can be pickled, and everything is a function of the place in the order alone.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from grain.experimental import index_shuffle
+
+from mae_jax.data.decoding import BadImage, decode
+from mae_jax.data.sources import Source
+from mae_jax.data.transforms import random_resized_crop, resize_and_centre_crop
+from mae_jax.errors import UserError
+
+REPLACEMENT_TRIES = 20  # pictures tried in the place of one that cannot be read
+
+
+class Shuffled:
+    """The order of training: place -> index. Every run of `length` places is one epoch, each in its own order."""
+
+    def __init__(self, length: int, seed: int):
+        self._length = length
+        self._seed = seed
+        self._seed_of_epoch = functools.lru_cache(maxsize=4)(self._hash)
+
+    def __call__(self, place: int) -> int:
+        epoch, place_in_epoch = divmod(place, self._length)
+        return index_shuffle(place_in_epoch, max_index=self._length - 1, seed=self._seed_of_epoch(epoch), rounds=4)
+
+    def _hash(self, epoch: int) -> int:
+        return int(np.random.SeedSequence((self._seed, epoch)).generate_state(1)[0])
+
+    def __reduce__(self):
+        return Shuffled, (self._length, self._seed)
+
+
+class InOrder:
+    """The order of evaluation: each index once, then -1, which stands for padding."""
+
+    def __init__(self, length: int):
+        self._length = length
+
+    def __call__(self, place: int) -> int:
+        return place if place < self._length else -1
+
+
+class RandomCrop:
+    """The transform of training: (picture, place) -> a random resized crop, keyed by the place."""
+
+    def __init__(self, size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float], seed: int):
+        self._size, self._scale, self._ratio, self._seed = size, scale, ratio, seed
+
+    def __call__(self, image: np.ndarray, place: int) -> np.ndarray:
+        # A counter-based generator: any two places have independent streams, and making one is cheap.
+        rng = np.random.Generator(np.random.Philox(key=self._seed, counter=[0, 0, 0, place]))
+        return random_resized_crop(image, rng, self._size, self._scale, self._ratio)
+
+
+class CentreCrop:
+    """The transform of evaluation: (picture, place) -> its centre."""
+
+    def __init__(self, size: tuple[int, int], eval_crop: float):
+        self._size, self._eval_crop = size, eval_crop
+
+    def __call__(self, image: np.ndarray, place: int) -> np.ndarray:
+        return resize_and_centre_crop(image, self._size, self._eval_crop)
+
+
+def candidates(index: int, length: int) -> Iterator[int]:
+    """Yields `index`, then the indices to try in its place: a function of `index` and `length` alone."""
+    yield index
+    rng = np.random.default_rng((index, length))
+    for _ in range(REPLACEMENT_TRIES):
+        yield int(rng.integers(length))
+
+
+class PictureReader:
+    """Reads, decodes and transforms one picture; puts another in its place if it is bad.
+
+    Args:
+      on_bad_image: "replace" or "raise".
+    """
+
+    def __init__(self, source: Source, channels: int, max_pixels: int, on_bad_image: str):
+        self.source = source
+        self._channels, self._max_pixels, self._on_bad_image = channels, max_pixels, on_bad_image
+
+    def read(self, index: int) -> tuple[np.ndarray, int]:
+        """Returns (uint8 [h, w, c], label) of picture `index`, or raises BadImage."""
+        try:
+            record = self.source[index]
+            return decode(record["image"], self._channels, self._max_pixels), record["label"]
+        except OSError as error:  # the file has gone, may not be read, or lies on a faulty disk
+            raise BadImage(error.strerror or str(error)) from error
+        except UserError as error:
+            raise UserError(f"{self.source.name_of(index)}: {error}") from error
+
+    def read_or_replace(self, index: int) -> tuple[np.ndarray, int, int, int]:
+        """Returns (picture, label, index of the picture read, number of candidates that failed before it)."""
+        for failed, candidate in enumerate(candidates(index, len(self.source))):
+            try:
+                image, label = self.read(candidate)
+                return image, label, candidate, failed
+            except BadImage as error:
+                if self._on_bad_image == "raise":
+                    raise UserError(
+                        f"{self.source.name_of(candidate)} cannot be used: {error}; mend or remove it, "
+                        "or set data.on_bad_image=replace"
+                    ) from error
+        raise UserError(
+            f"{self.source.name_of(index)} and the {REPLACEMENT_TRIES} pictures tried in its place cannot be used; "
+            "check that these are pictures and can be read"
+        )
+
+
+class PieceReader:
+    """Reads piece k of this process's share of the batches; a piece is a run of rows that one thread reads.
+
+    Batches are read in pieces so that all threads work on the next batch, and little is held in memory.
+
+    Args:
+      reader: of single pictures.
+      order: place in the global order -> index in the source, -1 for padding.
+      transform: (uint8 [h, w, c], place) -> uint8 [*size, c].
+      shape: (height, width, channels) of the transformed pictures.
+      batch_size: rows of the global batch.
+      first_row, rows: the rows of the global batch that this process reads.
+      piece_size: rows of a piece; divides `rows`.
+      start_step: the step that piece 0 belongs to.
+    """
+
+    def __init__(
+        self,
+        reader: PictureReader,
+        order: Callable[[int], int],
+        transform: Callable[[np.ndarray, int], np.ndarray],
+        shape: tuple[int, int, int],
+        *,
+        batch_size: int,
+        first_row: int,
+        rows: int,
+        piece_size: int,
+        start_step: int,
+    ):
+        self._reader, self._order, self._transform, self._shape = reader, order, transform, shape
+        self._batch_size, self._first_row, self._start_step = batch_size, first_row, start_step
+        self._pieces_per_batch, self._piece_size = rows // piece_size, piece_size
+
+    def __call__(self, piece: int) -> dict[str, np.ndarray]:
+        """Returns the rows of a piece: image, label, index, weight, and what the loader needs to name bad pictures."""
+        step, part = divmod(int(piece), self._pieces_per_batch)
+        first = (self._start_step + step) * self._batch_size + self._first_row + part * self._piece_size
+        size = self._piece_size
+        rows = {
+            "image": np.zeros((size, *self._shape), np.uint8),
+            "label": np.full(size, -1, np.int32),
+            "index": np.full(size, -1, np.int64),
+            "weight": np.zeros(size, np.float32),
+            "asked_index": np.full(size, -1, np.int64),
+            "failed_reads": np.zeros(size, np.int32),
+        }
+        for row, place in enumerate(range(first, first + size)):
+            asked = self._order(place)
+            if asked < 0:
+                continue
+            image, label, index, failed = self._reader.read_or_replace(asked)
+            rows["image"][row] = self._transform(image, place)
+            rows["label"][row], rows["index"][row], rows["weight"][row] = label, index, 1
+            rows["asked_index"][row], rows["failed_reads"][row] = asked, failed
+        return rows

@@ -1,0 +1,120 @@
+"""Sources of pictures: random-access objects that give one picture and its label by index.
+
+A source has `len(source)`, `source[i] -> {"image": uint8 [h, w, c] or encoded bytes, "label": int}` (-1: none),
+`num_classes` (0: unlabelled), `class_names` (or None) and `name_of(i)`, what a person would call picture i.
+Sources can be pickled, because reader processes get a copy.
+"""
+
+from typing import Protocol
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from mae_jax.data.image_folder import ImageFolder
+from mae_jax.data.tfds_source import TfdsSource
+from mae_jax.errors import UserError
+
+
+class Source(Protocol):
+    """What the loader and the tasks need of a set of pictures."""
+
+    num_classes: int
+    class_names: list[str] | None
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict: ...
+
+    def name_of(self, index: int) -> str: ...
+
+
+def make_source(data_config: ConfigDict, split: str, image_size: tuple[int, int], channels: int) -> Source:
+    """Opens one split of the data set that the group `data` of the settings names.
+
+    Args:
+      data_config: the group `data`.
+      split: "train" or "eval".
+      image_size: (height, width), and
+      channels: of the pictures of the "synthetic" data; other pictures have a size of their own.
+
+    Raises:
+      UserError: where the data are missing or not as the settings say.
+    """
+    if split not in ("train", "eval"):
+        raise ValueError(f"split must be 'train' or 'eval', not {split!r}")
+    match data_config.name:
+        case "digits":
+            return Digits(split)
+        case "synthetic":
+            return Synthetic(data_config.num_examples, split, image_size, channels)
+        case "image_folder":
+            return ImageFolder(
+                data_config.path, split, data_config.train_split, data_config.eval_split, data_config.eval_fraction
+            )
+        case name:
+            key = f"{split}_split"
+            return TfdsSource(name, data_config.path, data_config[key], f"data.{key}")
+
+
+class Digits:
+    """scikit-learn's bundled handwritten digits: 1797 grey pictures of 8x8 pixels, 80 % of each class for training."""
+
+    in_memory = True
+    num_classes = 10
+
+    def __init__(self, split: str):
+        from sklearn.datasets import load_digits  # here, since it takes a second
+        from sklearn.model_selection import train_test_split
+
+        digits = load_digits()
+        parts = train_test_split(np.arange(len(digits.target)), test_size=0.2, stratify=digits.target, random_state=0)
+        self.class_names = [str(digit) for digit in range(10)]
+        self._split = split
+        rows = parts[0 if split == "train" else 1]
+        self._images = np.round(digits.images[rows] * (255 / 16)).astype(np.uint8)[..., None]  # values are 0..16
+        self._labels = digits.target[rows].tolist()
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> dict:
+        return {"image": self._images[index], "label": self._labels[index]}
+
+    def name_of(self, index: int) -> str:
+        return f"digits {self._split} #{index}"
+
+
+class Synthetic:
+    """Pictures made from their index alone: noisy gratings, whose orientation tells the class."""
+
+    num_classes = 10
+    _NOISE = 24.0  # standard deviation, grey levels
+
+    def __init__(self, num_examples: int, split: str, image_size: tuple[int, int], channels: int):
+        if num_examples < 4:
+            raise UserError(f"data.num_examples={num_examples} is too few: set it to 4 or more")
+        self.class_names = [f"grating_{18 * label}_degrees" for label in range(self.num_classes)]
+        self._length = num_examples if split == "train" else num_examples // 4
+        self._split = split
+        self._shape = (*image_size, channels)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> dict:
+        if not 0 <= index < self._length:
+            raise IndexError(index)
+        label = index % self.num_classes
+        rng = np.random.Generator(np.random.Philox(key=index, counter=[0, 0, 0, self._split == "eval"]))
+        height, width, channels = self._shape
+        angle = np.pi * label / self.num_classes
+        cycles = rng.uniform(2.5, 3.5)  # across the shorter side
+        across = np.cos(angle) * np.arange(width) + np.sin(angle) * np.arange(height)[:, None]
+        wave = np.sin(2 * np.pi * (cycles * across / min(height, width) + rng.uniform()))
+        contrast = rng.uniform(40, 80, channels)
+        noise = self._NOISE * rng.standard_normal(self._shape, np.float32)
+        image = 127.5 + contrast * wave[..., None] + noise
+        return {"image": np.clip(np.round(image), 0, 255).astype(np.uint8), "label": label}
+
+    def name_of(self, index: int) -> str:
+        return f"synthetic {self._split} #{index}"

@@ -1,0 +1,123 @@
+"""A data set of TensorFlow Datasets as a source, read without TensorFlow."""
+
+import contextlib
+import difflib
+import logging
+import shlex
+
+from mae_jax.errors import UserError
+
+OTHER_NAMES = ("digits", "image_folder", "synthetic")  # of data sets that do not come from TFDS
+
+
+class TfdsSource:
+    """One split of a TFDS data set that was prepared as ArrayRecord; pictures stay encoded.
+
+    Which features are the picture and the label follows from their types. Where there are several of a type, TFDS's
+    own choice (`supervised_keys`) counts, then the names "image" and "label", then their order.
+
+    Args:
+      name: as TFDS has it, e.g. "cifar10" or "imagenet2012:5.1.0".
+      data_dir: where TFDS prepared it; None: TFDS's own default.
+      split: a split of the data set, or a slice of one ("train[:10%]").
+      setting: the setting that `split` comes from, for messages.
+
+    Raises:
+      UserError: unknown name, data not prepared (with the command that does it), unknown split, no pictures.
+    """
+
+    def __init__(self, name: str, data_dir: str | None, split: str, setting: str):
+        with _quiet():
+            import tensorflow_datasets as tfds  # here, since most runs on other data need not wait for it
+
+            builder = _make_builder(tfds, name, data_dir)
+            features = builder.info.features
+            supervised = builder.info.supervised_keys or ()
+            self._image_key = _choose(features, tfds.features.Image, (*supervised, "image"))
+            self._label_key = _choose(features, tfds.features.ClassLabel, (*supervised, "label"))
+            if self._image_key is None:
+                raise UserError(f"data.name={name}: no feature of it is a picture, only {', '.join(features)}")
+            if not builder.is_prepared():
+                raise UserError(_how_to_prepare(builder, name, data_dir))
+            try:
+                decoders = {self._image_key: tfds.decode.SkipDecoding()}
+                self._records = builder.as_data_source(split=split, decoders=decoders)
+            except NotImplementedError as error:  # in a format without random access, such as TFRecord
+                raise UserError(_how_to_convert(builder, name)) from error
+            except ValueError as error:
+                raise UserError(
+                    f"{setting}={split}: {name} has no such split, or it is empty; there are "
+                    f"{', '.join(sorted(builder.info.splits))}, and slices of them such as train[:10%]"
+                ) from error
+        label = features[self._label_key] if self._label_key else None
+        self.num_classes = (label.num_classes or 0) if label else 0
+        self.class_names = list(label.names) if self.num_classes else None
+        self._name, self._split = name, split
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict:
+        record = self._records[index]
+        return {"image": record[self._image_key], "label": int(record[self._label_key]) if self._label_key else -1}
+
+    def name_of(self, index: int) -> str:
+        return f"{self._name} {self._split} #{index}"
+
+
+def _make_builder(tfds, name: str, data_dir: str | None):
+    try:
+        return tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        known = (*OTHER_NAMES, *tfds.list_builders(with_community_datasets=False))
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"use {', '.join(OTHER_NAMES)} or the name of a TFDS data set"
+        raise UserError(f"data.name={name}: there is no such data set; {hint}") from error
+    except ImportError as error:
+        raise UserError(f"data.name={name}: install the package that TFDS needs for it: {_last_line(error)}") from error
+    except Exception as error:  # TFDS has no one type for a wrong version, config or spelling
+        raise UserError(f"data.name={name}: TFDS cannot open it: {_last_line(error)}") from error
+
+
+def _last_line(error: Exception) -> str:
+    return next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__).strip()
+
+
+def _choose(features, feature_type: type, preferred: tuple[str, ...]) -> str | None:
+    """The key of the feature of a type: the first preferred one that has this type, or else the first of all."""
+    keys = [key for key, feature in features.items() if isinstance(feature, feature_type)]
+    return next((key for key in preferred if key in keys), keys[0] if keys else None)
+
+
+def _how_to_prepare(builder, name: str, data_dir: str | None) -> str:
+    command = ["tfds", "build", name]
+    if data_dir:
+        command.append(f"--data_dir={data_dir}")
+    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        command.append("--manual_dir=FOLDER_OF_THE_ARCHIVES")
+    command.append("--file_format=array_record")
+    where = f"{builder.data_dir}" + ("" if data_dir else " (data.path is not set)")
+    return (
+        f"data.name={name} is not prepared in {where}: once, run `pip install tensorflow && {shlex.join(command)}`, "
+        "or set data.path to the data_dir where it is"
+    )
+
+
+def _how_to_convert(builder, name: str) -> str:
+    command = ["tfds", "convert_format", f"--dataset_version_dir={builder.data_dir}", "--out_file_format=array_record"]
+    return (
+        f"data.name={name} is prepared in {builder.data_dir} as {builder.info.file_format.value}, which cannot be read "
+        f"in random order: once, run `pip install tensorflow && {shlex.join(command)}`"
+    )
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Keeps TFDS's progress notes and warnings out of the log; what matters reaches the user as an error."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,67 @@
+"""The sources that need no files: digits and synthetic pictures."""
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.linear_model import RidgeClassifier
+
+from mae_jax.data.sources import make_source
+from mae_jax.errors import UserError
+
+
+def arrays(source) -> tuple[np.ndarray, np.ndarray]:
+    records = [source[i] for i in range(len(source))]
+    return np.stack([record["image"] for record in records]), np.asarray([record["label"] for record in records])
+
+
+def test_the_digits_splits_part_scikit_learns_pictures_into_four_fifths_and_one_fifth_of_each_class(make_config):
+    config = make_config(name="digits")
+    parts = [arrays(make_source(config, split, (8, 8), 1)) for split in ("train", "eval")]
+    assert [len(labels) for _, labels in parts] == [1437, 360]
+    digits = load_digits()
+    expected = sorted((*np.floor(image.ravel() * 255 / 16 + 0.5), label) for image, label in
+                      zip(digits.images, digits.target, strict=True))  # fmt: skip
+    found = sorted((*image.ravel().astype(float), label) for images, labels in parts
+                   for image, label in zip(images, labels, strict=True))  # fmt: skip
+    # Grey levels 0..16 become 0..255; 8 / 16 lies half-way between 127 and 128.
+    np.testing.assert_allclose(found, expected, atol=1)
+    for label in range(10):
+        of_class = [(labels == label).sum() for _, labels in parts]
+        assert of_class[1] / sum(of_class) == pytest.approx(0.2, abs=0.01)
+
+
+def test_digits_are_grey_uint8_with_their_names(make_config):
+    source = make_source(make_config(name="digits"), "train", (8, 8), 1)
+    images, _ = arrays(source)
+    assert images.shape == (1437, 8, 8, 1) and images.dtype == np.uint8 and images.max() == 255
+    assert source.num_classes == 10 and source.class_names[7] == "7"
+
+
+@pytest.mark.parametrize("size, channels", [((8, 8), 1), ((32, 48), 3), ((16, 16), 13)])
+def test_synthetic_pictures_have_the_size_and_channels_asked_for(make_config, size, channels):
+    source = make_source(make_config(name="synthetic"), "train", size, channels)
+    assert source[3]["image"].shape == (*size, channels) and source[3]["image"].dtype == np.uint8
+    assert len(source) == 1024
+    assert len(make_source(make_config(name="synthetic"), "eval", size, channels)) == 256
+
+
+def test_synthetic_pictures_follow_from_their_index_and_differ_between_indices_and_splits(make_config):
+    config = make_config(name="synthetic")
+    train, again, evaluation = (make_source(config, split, (16, 16), 3) for split in ("train", "train", "eval"))
+    np.testing.assert_array_equal(train[5]["image"], again[5]["image"])
+    assert not np.array_equal(train[5]["image"], train[15]["image"])
+    assert not np.array_equal(train[5]["image"], evaluation[5]["image"])
+
+
+def test_synthetic_labels_can_be_learnt_and_chance_is_a_tenth(make_config):
+    config = make_config(name="synthetic", num_examples=400)
+    sets = [arrays(make_source(config, split, (16, 16), 1)) for split in ("train", "eval")]
+    # The power spectrum forgets the phase of a grating and keeps its orientation.
+    spectra = [np.abs(np.fft.fft2(images[..., 0] / 255.0)).reshape(len(images), -1) for images, _ in sets]
+    model = RidgeClassifier().fit(spectra[0], sets[0][1])
+    assert model.score(spectra[1], sets[1][1]) > 0.9
+
+
+def test_too_few_synthetic_pictures_are_refused(make_config):
+    with pytest.raises(UserError, match="data.num_examples=3 is too few"):
+        make_source(make_config(name="synthetic", num_examples=3), "train", (8, 8), 1)

@@ -1,0 +1,151 @@
+"""Crops and resizing on the host, against torch and the definitions."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mae_jax.data.transforms import random_resized_crop, resize, resize_and_centre_crop, sample_crop
+
+SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
+sides = st.integers(1, 700)
+
+
+def noise(*shape, seed=0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def mild_noise(*shape) -> np.ndarray:
+    """Noise that a bicubic filter cannot drive beyond 0..255, where Pillow clips between its two passes."""
+    return np.random.default_rng(0).integers(80, 176, shape, np.uint8)
+
+
+@settings(deadline=None, max_examples=300)
+@given(sides, sides, st.integers(0, 2**32))
+def test_a_sampled_box_lies_inside_the_picture(height, width, seed):
+    top, left, box_height, box_width = sample_crop(height, width, np.random.default_rng(seed), SCALE, RATIO)
+    assert box_height >= 1 and box_width >= 1
+    assert top >= 0 and left >= 0 and top + box_height <= height and left + box_width <= width
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.integers(100, 700), st.floats(3 / 4, 4 / 3), st.integers(0, 2**32))
+def test_a_sampled_box_has_an_area_and_a_ratio_within_the_limits(height, aspect, seed):
+    width = round(height * aspect)
+    _, _, box_height, box_width = sample_crop(height, width, np.random.default_rng(seed), SCALE, RATIO)
+    # Sides are rounded to whole pixels, by half a pixel at most.
+    least, most = (box_height - 0.5) * (box_width - 0.5), (box_height + 0.5) * (box_width + 0.5)
+    assert most >= 0.2 * height * width
+    assert least <= height * width
+    assert (box_width + 0.5) / (box_height - 0.5) >= 3 / 4
+    assert (box_width - 0.5) / (box_height + 0.5) <= 4 / 3
+
+
+def test_the_area_is_uniform_and_the_ratio_log_uniform_where_every_draw_fits():
+    rng = np.random.default_rng(0)
+    boxes = np.asarray([sample_crop(1000, 1000, rng, (0.1, 0.5), RATIO) for _ in range(4000)])
+    areas = boxes[:, 2] * boxes[:, 3] / 1e6
+    ratios = np.log(boxes[:, 3] / boxes[:, 2])
+    for values, low, high in ((areas, 0.1, 0.5), (ratios, math.log(3 / 4), math.log(4 / 3))):
+        uniform = (np.sort(values) - low) / (high - low)
+        # Kolmogorov-Smirnov: 1.95 / sqrt(n) is the bound at 0.1 %.
+        assert np.abs(uniform - np.arange(4000) / 4000).max() < 1.95 / math.sqrt(4000)
+
+
+def test_every_place_of_a_box_is_possible():
+    rng = np.random.default_rng(0)
+    tops = {sample_crop(4, 4, rng, (0.25, 0.25), (1, 1))[:2] for _ in range(300)}
+    assert tops == {(top, left) for top in range(3) for left in range(3)}
+
+
+@pytest.mark.parametrize("height, width, expected", [
+    (10, 1000, (0, 493, 10, 13)),  # too wide: 4/3 as wide as high, in the centre
+    (1000, 12, (492, 0, 16, 12)),  # too high: 3/4
+])  # fmt: skip
+def test_where_no_draw_fits_the_central_box_of_the_nearest_ratio_is_taken(height, width, expected):
+    assert sample_crop(height, width, np.random.default_rng(0), (0.9, 1.0), RATIO) == expected
+
+
+def torch_resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    torch = pytest.importorskip("torch")
+    batch = torch.from_numpy(image.astype(np.float64)).permute(2, 0, 1)[None]
+    resized = torch.nn.functional.interpolate(batch, size, mode="bicubic", antialias=True, align_corners=False)
+    return resized[0].permute(1, 2, 0).clamp(0, 255).numpy()
+
+
+@pytest.mark.parametrize("shape, size", [
+    ((37, 53, 3), (16, 16)), ((37, 53, 1), (64, 48)), ((50, 20, 4), (31, 17)), ((21, 22, 13), (8, 9)),
+    ((8, 8, 3), (32, 32)),
+])  # fmt: skip
+def test_resizing_agrees_with_torch_bicubic_antialias_within_rounding(shape, size):
+    image = mild_noise(*shape)
+    resized = resize(image, size)
+    assert resized.shape == (*size, shape[2]) and resized.dtype == np.uint8
+    # Pillow rounds after each of its two passes: a half each time, the first widened by the filter's negative lobes.
+    np.testing.assert_allclose(resized, torch_resize(image, size), atol=1.3)
+
+
+def test_a_random_crop_is_its_box_cut_out_and_then_resized():
+    image = mild_noise(60, 80, 3)
+    crop = random_resized_crop(image, np.random.default_rng(5), (24, 24), SCALE, RATIO)
+    top, left, height, width = sample_crop(60, 80, np.random.default_rng(5), SCALE, RATIO)
+    # What lies outside the box does not bleed in: the reference never sees it.
+    reference = torch_resize(image[top : top + height, left : left + width], (24, 24))
+    np.testing.assert_allclose(crop, reference, atol=1.3)
+
+
+@given(st.integers(1, 40), st.integers(0, 2**32))
+@settings(deadline=None)
+def test_a_square_picture_of_the_right_size_is_kept_whole_when_the_crop_is_full(side, seed):
+    image = noise(side, side, 1, seed=seed)
+    crop = random_resized_crop(image, np.random.default_rng(seed), (side, side), (1, 1), (1, 1))
+    np.testing.assert_array_equal(crop, image)
+
+
+def test_a_full_crop_of_an_oblong_picture_is_its_central_square():
+    image = noise(8, 12, 1)
+    crop = random_resized_crop(image, np.random.default_rng(0), (8, 8), (1, 1), (1, 1))
+    np.testing.assert_array_equal(crop, image[:, 2:10])
+
+
+@pytest.mark.parametrize("shape", [(500, 375, 3), (375, 500, 3), (256, 256, 3), (300, 257, 1)])
+def test_evaluation_resizes_the_shorter_side_to_256_and_takes_the_central_224(shape):
+    image = noise(*shape)
+    factor = 256 / min(shape[:2])
+    # torchvision: Resize(256) truncates the longer side; CenterCrop(224).
+    full = resize(image, tuple(256 if side == min(shape[:2]) else int(side * factor + 1e-9) for side in shape[:2]))
+    top, left = (full.shape[0] - 224) // 2, (full.shape[1] - 224) // 2
+    expected = full[top : top + 224, left : left + 224]
+    np.testing.assert_array_equal(resize_and_centre_crop(image, (224, 224), 0.875), expected)
+
+
+@given(sides, sides, st.sampled_from([(8, 8), (224, 224), (96, 32), (10, 70)]), st.sampled_from([1.0, 0.875, 0.95]))
+@settings(deadline=None, max_examples=60)
+def test_evaluation_always_gives_the_size_asked_for(height, width, size, eval_crop):
+    assert resize_and_centre_crop(noise(height, width, 1), size, eval_crop).shape == (*size, 1)
+
+
+def test_evaluation_keeps_the_aspect_when_the_size_is_oblong():
+    # A ramp along each axis: its slope after the crop is the scale along that axis.
+    height, width = 120, 300
+    ramp = np.zeros((height, width, 2), np.uint8)
+    ramp[..., 0], ramp[..., 1] = np.arange(height)[:, None] * 2, np.arange(width) * 0.8
+    crop = resize_and_centre_crop(ramp, (60, 100), 1.0).astype(float)
+    assert crop.shape == (60, 100, 2)
+    vertical = (crop[50, 50, 0] - crop[10, 50, 0]) / 40 / 2  # source pixels a target pixel
+    horizontal = (crop[30, 90, 1] - crop[30, 10, 1]) / 80 / 0.8
+    assert vertical == pytest.approx(2.0, rel=0.03) and horizontal == pytest.approx(2.0, rel=0.03)
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (32, 32, 3), (28, 36, 1)])
+def test_evaluation_sees_a_picture_of_the_right_size_whole_and_unchanged(shape):
+    image = noise(*shape)
+    np.testing.assert_array_equal(resize_and_centre_crop(image, shape[:2], 1.0), image)
+
+
+def test_four_channels_are_not_weighed_by_the_last():
+    image = np.full((20, 20, 4), 200, np.uint8)
+    image[::2, ::2, 3] = 0  # transparent pixels, if it were alpha
+    np.testing.assert_array_equal(resize(image, (10, 10))[..., :3], 200)

@@ -1,0 +1,91 @@
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mae_jax
+from configs import digits
+from mae_jax.errors import UserError
+from mae_jax.interop.weights import find_checkpoint, read_fitting_params, read_weights
+from mae_jax.models.mae import MAEConfig, init_params, make_bind
+from mae_jax.training.checkpoints import Checkpoints
+from mae_jax.training.state import TrainState
+
+CONFIG = digits.get_config()
+MODEL = MAEConfig(**CONFIG.model)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A workdir with checkpoints 1 and 12, of different parameters."""
+    path = tmp_path_factory.mktemp("workdir")
+    checkpoints = Checkpoints(path, CONFIG.checkpoint, CONFIG.to_dict())
+    for step in (1, 12):
+        params = init_params(MODEL, jax.random.key(step))
+        checkpoints.save(step, TrainState(jnp.int32(step), params, {"count": jnp.int32(step)}))
+    checkpoints.close()
+    return path
+
+
+def test_a_workdir_gives_its_newest_model_and_a_checkpoint_its_own(workdir):
+    images = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
+    for path, step in ((workdir, 12), (workdir / "checkpoints", 12), (workdir / "checkpoints" / "1", 1)):
+        model = mae_jax.load(path)
+        expected = make_bind(MODEL)(init_params(MODEL, jax.random.key(step))).encode(images)
+        np.testing.assert_array_equal(model.encode(images), expected)
+
+
+def test_a_loaded_model_reconstructs_and_encodes_as_documented(workdir):
+    model = mae_jax.load(str(workdir))
+    images = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
+    out = model(images, key=jax.random.key(1))
+    assert out.loss.shape == () and out.prediction.shape == (3, 16, 4)
+    assert out.mask.shape == out.ids_restore.shape == (3, 16)
+    assert model.encode(images).shape == (3, 17, 64)
+    noise = np.random.default_rng(0).uniform(size=(3, 16))
+    np.testing.assert_array_equal(
+        np.argsort(noise, 1)[:, :4], np.argsort(model(images, noise=noise).ids_restore)[:, :4]
+    )
+
+
+def test_a_checkpoint_that_was_moved_away_from_its_workdir_can_be_read(workdir, tmp_path):
+    shutil.copytree(workdir / "checkpoints" / "12", tmp_path / "12")
+    assert read_weights(tmp_path / "12").step == 12
+
+
+def test_a_checkpoint_that_is_not_complete_is_not_found(workdir, tmp_path):
+    shutil.copytree(workdir / "checkpoints" / "12", tmp_path / "checkpoints" / "20.orbax-checkpoint-tmp")
+    with pytest.raises(UserError, match="neither a workdir"):
+        find_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["config", "params"])
+def test_a_damaged_checkpoint_is_one_clear_error(workdir, tmp_path, damage):
+    copy = tmp_path / "12"
+    shutil.copytree(workdir / "checkpoints" / "12", copy)
+    for file in (copy / damage).rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:10])
+    with pytest.raises(UserError, match="cannot be read") as error:
+        read_weights(copy)
+    assert "\n" not in str(error.value)
+
+
+def test_a_path_without_a_model_is_a_clear_error(tmp_path):
+    with pytest.raises(UserError, match="neither a workdir"):
+        mae_jax.load(tmp_path)
+    with pytest.raises(UserError, match="does not exist"):
+        mae_jax.load(tmp_path / "nothing")
+
+
+def test_weights_of_another_model_are_refused_with_the_settings_that_differ(workdir):
+    other = digits.get_config()
+    other.model.update(width=32, patch_size=4)
+    expected = jax.eval_shape(lambda key: init_params(MAEConfig(**other.model), key), jax.random.key(0))
+    with pytest.raises(UserError) as error:
+        read_fitting_params(workdir, json.loads(json.dumps(other.to_dict())), expected)
+    assert "model.width=64 (here 32)" in str(error.value) and "model.patch_size=2 (here 4)" in str(error.value)
+    assert "depth" not in str(error.value)

@@ -1,0 +1,164 @@
+"""The command line as users see it: exit codes, one line for a mistake, the files of a workdir."""
+
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
+
+import mae_jax
+from mae_jax.data.augment import normalize
+from mae_jax.data.sources import Digits
+from tests.runs import TINY, losses, read_json, run
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["--config=configs/digit.py"], "configs/digits.py"),
+        (["--config=configs/digits.py", "--config.train.steps=many"], "train.steps=many"),
+        (["--config=configs/digits.py", "--config.data.batch_size=2000"], "batch_size=2000 is larger"),
+        (["--config=configs/digits.py", "--config.init_from=/nowhere"], "/nowhere does not exist"),
+        (["--config=configs/image_folder.py", "--config.data.path=/nowhere"], "data.path=/nowhere"),
+        (["--config=configs/cifar10.py", "--config.data.path=/nowhere"], "tfds build cifar10"),
+        (["--config=configs/reconstruct.py"], "--config.init_from="),
+    ],
+)
+def test_a_mistake_ends_with_code_2_and_one_line_before_anything_is_compiled(tmp_path, arguments, expected):
+    code, out, err = run(*arguments, f"--workdir={tmp_path}/run")
+    assert code == 2
+    errors = [line for line in err.splitlines() if line]
+    assert len(errors) == 1 and errors[0].startswith("error: ") and expected in errors[0]
+    assert "compiled" not in out and not (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Workdir and standard output of a short run that is complete."""
+    workdir = tmp_path_factory.mktemp("finished")
+    code, out, err = run(*TINY, "--config.train.steps=20", f"--workdir={workdir}", "--config.train.accumulate_steps=2")
+    assert code == 0, out + err
+    assert err == "", "nothing but mistakes belongs on standard error where there is no terminal"
+    return workdir, out
+
+
+def test_a_run_tells_what_will_run_how_it_goes_and_what_was_learnt(finished):
+    _, out = finished
+    for text in ("parameters", "encoder 4 + 1, decoder 16 + 1", "FLOP", "mesh", "MiB a device", "step 10/20",
+                 "images/s", "left", "random encoder", "k 20, temperature 0.07", "mean of the patch tokens"):  # fmt: skip
+        assert text in out, text
+
+
+def test_a_workdir_has_the_promised_files(finished):
+    workdir, _ = finished
+    config = read_json(workdir / "config.json")
+    assert config["model"]["width"] == 16 and config["train"]["accumulate_steps"] == 2
+    assert config["versions"]["jax"] and "git_commit" in config
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    training = [line for line in lines if "train/loss" in line]
+    assert [line["step"] for line in training] == [5, 10, 15, 20]
+    for name in ("train/learning_rate", "train/grad_norm", "images_per_second", "data_wait_fraction",
+                 "tflops_per_second"):  # fmt: skip
+        assert all(math.isfinite(line[name]) and line[name] >= 0 for line in training), name
+    assert training[-1]["train/learning_rate"] > 0
+    assert {"eval/loss", "eval/knn/top1", "eval/linear_probe/top1"} < lines[-1].keys()
+    result = read_json(workdir / "result.json")
+    for name in ("knn/top1", "linear_probe/top1", "random_encoder/knn/top1", "random_encoder/linear_probe/top1"):
+        assert 0 < result[name] <= 1
+    assert (workdir / "checkpoints" / "20").is_dir()
+    assert Image.open(workdir / "reconstructions" / "20.png").mode == "RGB"
+    assert list(workdir.glob("events.out.tfevents*"))
+
+
+def test_tensorboard_has_the_same_scalars_and_the_pictures(finished):
+    workdir, _ = finished
+    values = {}
+    for path in workdir.glob("events.out.tfevents*"):
+        data = path.read_bytes()
+        while data:  # records: length (8 bytes), its checksum (4), the event, its checksum (4)
+            length = int.from_bytes(data[:8], "little")
+            event = Event.FromString(data[12 : 12 + length])
+            values |= {(event.step, value.tag): value for value in event.summary.value}
+            data = data[16 + length :]
+    for step, loss in losses(workdir):
+        assert values[step, "train/loss"].simple_value == pytest.approx(loss, rel=1e-6)  # stored as float32
+    assert values[20, "reconstructions"].image.width > 400
+
+
+def test_the_finished_model_loads_in_python_and_has_the_reported_loss(finished):
+    workdir, _ = finished
+    model = mae_jax.load(workdir)
+    source = Digits("eval")
+    images = normalize(np.stack([source[i]["image"] for i in range(len(source))]), (0.305,), (0.376,))
+    loss = float(model(images, key=jax.random.key(0)).loss)
+    # Other masks than the evaluation's: the same expectation over 360 x 12 hidden patches.
+    assert loss == pytest.approx(read_json(workdir / "result.json")["eval/loss"], rel=0.05)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_step_and_what_to_try(tmp_path):
+    code, out, err = run(
+        *TINY, "--config.train.steps=60", f"--workdir={tmp_path}", "--config.optimizer.base_learning_rate=1e30",
+        "--config.optimizer.warmup_epochs=0.5", "--config.checkpoint.every_steps=1", "--config.train.log_every_steps=3",
+    )  # fmt: skip
+    assert code == 1
+    assert err.count("\n") == 1 and "is nan at step" in err.replace("inf", "nan")
+    assert "base_learning_rate" in err and "clip_norm" in err
+    at_step = int(err.split("at step ")[1].split(";")[0])
+    kept = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert kept[-1] < at_step and not (tmp_path / "result.json").exists()
+    model = mae_jax.load(tmp_path)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(nnx.state(model)))
+
+
+def make_pictures(folder, count, size=(40, 32), classes=2):
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        path = folder / f"class_{i % classes}" / f"{i}.{('png', 'jpg', 'webp', 'bmp', 'tiff', 'gif')[i % 6]}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(path)
+
+
+PICTURES = (
+    "--config=configs/image_folder.py", "--config.model.image_size=(32, 16)", "--config.model.patch_size=8",
+    "--config.model.width=16", "--config.model.depth=1", "--config.model.num_heads=2",
+    "--config.model.decoder_width=16", "--config.model.decoder_depth=1", "--config.model.decoder_num_heads=2",
+    "--config.data.batch_size=16", "--config.train.steps=8", "--config.train.log_every_steps=4",
+)  # fmt: skip
+
+
+def test_a_folder_of_pictures_trains_with_a_bad_picture_in_it_and_reader_processes(tmp_path):
+    make_pictures(tmp_path / "pictures", 120)
+    (tmp_path / "pictures" / "class_1" / "1.jpg").write_bytes(b"not a picture")
+    code, out, err = run(
+        *PICTURES, f"--config.data.path={tmp_path}/pictures", f"--workdir={tmp_path}/run",
+        "--config.data.num_workers=2", "--config.model.dtype=bfloat16", "--config.model.remat",
+    )  # fmt: skip
+    assert code == 0, out + err
+    assert "class_1/1.jpg" in err, "the bad picture is named in the log"
+    assert read_json(tmp_path / "run" / "result.json")["bad_images"] == 1
+
+
+def test_a_flat_folder_trains_without_labels_and_says_so(tmp_path):
+    make_pictures(tmp_path / "pictures", 40, classes=1)
+    code, out, err = run(*PICTURES, f"--config.data.path={tmp_path}/pictures/class_0", f"--workdir={tmp_path}/run")
+    assert code == 0, out + err
+    assert "no labels" in out
+    assert "knn/top1" not in read_json(tmp_path / "run" / "result.json")
+
+
+def test_reconstruct_draws_given_pictures_with_a_given_checkpoint(tmp_path, finished):
+    make_pictures(tmp_path / "pictures", 3)
+    code, out, err = run(
+        "--config=configs/reconstruct.py", f"--config.init_from={finished[0]}/checkpoints/20",
+        f"--config.data.path={tmp_path}/pictures", f"--workdir={tmp_path}/run",
+    )  # fmt: skip
+    assert code == 0, out + err
+    assert read_json(tmp_path / "run" / "result.json")["images"] == 3
+    picture = np.asarray(Image.open(tmp_path / "run" / "reconstructions" / "20.png"))
+    assert picture.shape[0] > 3 * 112 and picture.shape[1] > 4 * 112

@@ -1,0 +1,40 @@
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+from ml_collections import ConfigDict
+
+from mae_jax.errors import UserError
+from mae_jax.mesh import batch_parts, batch_sharding, make_mesh, parameter_shardings, put_batch
+
+ALL = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
+
+
+def test_the_data_axis_takes_all_devices_that_are_left():
+    assert dict(make_mesh(ALL).shape) == {"data": 8, "fsdp": 1, "tensor": 1}
+    assert batch_parts(make_mesh(ALL)) == 8
+
+
+@pytest.mark.parametrize(
+    "sizes", [dict(data=3, fsdp=1, tensor=1), dict(data=0, fsdp=1, tensor=1), dict(data=-1, fsdp=2, tensor=1)]
+)
+def test_sizes_that_do_not_fit_the_devices_are_refused(sizes):
+    with pytest.raises(UserError, match="mesh"):
+        make_mesh(ConfigDict(sizes))
+
+
+def test_each_device_gets_its_rows_of_a_batch_in_order():
+    mesh = make_mesh(ALL)
+    rows = np.arange(32).reshape(16, 2)
+    array = put_batch({"image": rows}, batch_sharding(mesh))["image"]
+    for device, shard in zip(
+        mesh.devices.flat, sorted(array.addressable_shards, key=lambda s: s.index[0]), strict=True
+    ):
+        assert shard.device == device
+        np.testing.assert_array_equal(shard.data, rows[shard.index])
+    assert all(shard.data.shape == (2, 2) for shard in array.addressable_shards)
+
+
+def test_parameters_are_whole_on_every_device():
+    shardings = parameter_shardings(make_mesh(ALL), {"encoder": {"kernel": np.zeros((8, 8))}})
+    assert jax.tree.leaves(shardings)[0].spec == PartitionSpec()
