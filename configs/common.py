@@ -52,7 +52,7 @@ def get_config() -> ml_collections.ConfigDict:
     data.num_workers = 0  # reader processes; 0: threads of the main process read
     data.prefetch_batches = 2  # batches held ready on the device, and as many more on the host
     data.on_bad_image = "replace"  # replace: by another, counted, an error above 1 %; raise: stop at the first
-    data.max_pixels = 178_956_970  # width x height above which a picture is refused (Pillow's own limit for bombs)
+    data.max_pixels = 178_956_970  # width x height above which a picture is refused; at most Pillow's own limit, this
 
     train = config.train = ml_collections.ConfigDict()
     train.epochs = 800.0  # of floor(examples / batch size) steps
@@ -62,7 +62,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     optimizer = config.optimizer = ml_collections.ConfigDict()
     optimizer.base_learning_rate = 1.5e-4  # at batch 256: the peak rate is this x batch_size / 256
-    optimizer.warmup_epochs = 40.0  # linear from 0
+    optimizer.warmup_epochs = 40.0  # linear from 0; a tenth of a run that is no longer than this
     optimizer.min_learning_rate = 0.0  # where the cosine ends
     optimizer.b1 = 0.9
     optimizer.b2 = 0.95

@@ -14,6 +14,7 @@ from mae_jax.models.mae import MAEConfig, check_mask_ratio
 # Least values of numeric settings; those that are None are not checked.
 AT_LEAST = {
     "data.batch_size": 1,
+    "data.seed": 0,
     "data.num_threads": 1,
     "data.num_workers": 0,
     "data.prefetch_batches": 1,

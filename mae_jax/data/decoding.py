@@ -10,9 +10,6 @@ from mae_jax.errors import UserError
 # What pictures for training come in. Pillow knows more formats, some of which start other programs (EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 
-# Pillow's own limit is one for the whole program, and warns at half of it; `max_pixels` takes its place.
-Image.MAX_IMAGE_PIXELS = None
-
 _ORIENTATION_TAG = 0x0112  # EXIF 2.3, section 4.6.4
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -39,7 +36,8 @@ def decode(data: bytes | np.ndarray, channels: int, max_pixels: int) -> np.ndarr
     Args:
       data: an encoded picture, or uint8 [h, w] or [h, w, c].
       channels: wanted; 1 or 3 for encoded pictures, any number for arrays.
-      max_pixels: width x height above which an encoded picture is refused, before it is decoded.
+      max_pixels: width x height above which an encoded picture is refused, before it is decoded. Pillow refuses
+        those above 178,956,970 on its own account.
 
     Raises:
       BadImage: empty, truncated, unknown or too large.
@@ -60,6 +58,8 @@ def decode(data: bytes | np.ndarray, channels: int, max_pixels: int) -> np.ndarr
             return _from_array(_to_eight_bits(picture), channels)
     except BadImage:
         raise
+    except Image.DecompressionBombError as error:
+        raise BadImage(f"absurdly large: {error}") from error
     except Image.UnidentifiedImageError as error:
         raise BadImage(f"not a picture in any of the formats {', '.join(FORMATS)}") from error
     except Exception as error:  # on damaged files, Pillow raises almost anything

@@ -102,8 +102,6 @@ def _hold_out(files: list[str], fraction: float, folder: Path) -> tuple[list[str
     A hash of each name decides, not data.seed: the parts are the same on every host and in every run, so that a
     later run never evaluates on what an earlier one learned from, and they hardly change when pictures are added.
     """
-    if not 0 < fraction < 1:
-        raise UserError(f"data.eval_fraction={fraction} must lie between 0 and 1, e.g. 0.1")
     if len(files) < 2:
         raise UserError(f"{folder} holds {len(files)} picture: at least 2 are needed, one to train and one to evaluate")
     count = min(len(files) - 1, max(1, round(fraction * len(files))))

@@ -59,21 +59,12 @@ def make_train_batches(
             f"data.batch_size={batch_size} is larger than the training data ({len(source)} pictures): "
             f"set data.batch_size to {len(source)} or less"
         )
-    for name in ("crop_scale", "crop_ratio"):
-        low, high = data_config[name]
-        if not 0 < low <= high or (name == "crop_scale" and high > 1):
-            limit = "0 < low <= high <= 1" if name == "crop_scale" else "0 < low <= high"
-            raise UserError(f"data.{name}=({low}, {high}): must be (low, high) with {limit}")
-    seed = data_config.seed
-    if seed < 0:
-        raise UserError(f"data.seed={seed} must not be negative")
-    order = Shuffled(len(source), seed)
-    crop = RandomCrop(tuple(image_size), tuple(data_config.crop_scale), tuple(data_config.crop_ratio), seed)
+    scale, ratio = tuple(data_config.crop_scale), tuple(data_config.crop_ratio)
     return _make_batches(
         source,
         data_config,
-        order=order,
-        transform=crop,
+        order=Shuffled(len(source), data_config.seed),
+        transform=RandomCrop(tuple(image_size), scale, ratio, data_config.seed),
         shape=(*image_size, channels),
         batch_size=batch_size,
         setting="data.batch_size",
@@ -104,14 +95,11 @@ def make_eval_batches(
     Raises:
       UserError: as `make_train_batches`.
     """
-    if not 0 < data_config.eval_crop <= 1:
-        raise UserError(f"data.eval_crop={data_config.eval_crop} must be above 0 and at most 1")
-    crop = CentreCrop(tuple(image_size), data_config.eval_crop)
     return _make_batches(
         source,
         data_config,
         order=InOrder(len(source)),
-        transform=crop,
+        transform=CentreCrop(tuple(image_size), data_config.eval_crop),
         shape=(*image_size, channels),
         batch_size=batch_size,
         setting="evaluate.batch_size",
@@ -143,8 +131,6 @@ def _make_batches(
         raise UserError(
             f"{setting}={batch_size} must be a positive multiple of the number of processes ({process_count})"
         )
-    if data_config.on_bad_image not in ("replace", "raise"):
-        raise UserError(f"data.on_bad_image={data_config.on_bad_image!r} must be 'replace' or 'raise'")
     rows = batch_size // process_count
     piece_size = max(size for size in range(1, min(rows, MAX_PIECE) + 1) if rows % size == 0)
     pieces_per_batch = rows // piece_size
@@ -183,7 +169,7 @@ def _threads_and_buffer(source: Source, data_config: ConfigDict, pieces_per_batc
     # More than two threads a core only contend for Python's lock; pictures that are in memory need no waiting for,
     # so that one thread does it all.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    useful = 1 if getattr(source, "in_memory", False) else 2 * cores
+    useful = 1 if getattr(source, "in_memory", False) else max(1, 2 * cores // readers)
     threads = max(0, min(data_config.num_threads, useful))
     return threads, max(ahead, threads)
 

@@ -13,6 +13,7 @@ class RandomSubset:
         chosen = np.random.default_rng(seed).permutation(len(source))[:count]
         self._indices = np.sort(chosen)
         self.num_classes, self.class_names = source.num_classes, source.class_names
+        self.in_memory = getattr(source, "in_memory", False)
 
     def __len__(self) -> int:
         return len(self._indices)

@@ -51,7 +51,8 @@ class MAEEvaluation:
     @property
     def labelled(self) -> bool:
         """Whether there are classes to measure features by."""
-        return self.train_source is not None and self.train_source.num_classes > 1
+        sources = (self.train_source, self.eval_source)
+        return all(source is not None and source.num_classes > 1 for source in sources)
 
     @property
     def protocol(self) -> str:

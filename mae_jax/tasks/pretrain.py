@@ -22,7 +22,7 @@ from mae_jax.models.mae import MAEConfig, init_params, make_bind
 from mae_jax.seeding import make_key
 from mae_jax.training.checkpoints import Checkpoints
 from mae_jax.training.loop import train
-from mae_jax.training.optimizers import make_optimizer, make_schedule
+from mae_jax.training.optimizers import fit_warmup, make_optimizer, make_schedule
 from mae_jax.training.reporting import Reporter, is_finished, provenance, write_json
 from mae_jax.training.signals import StopSignal
 from mae_jax.training.state import TrainState, abstract_state, create_state, make_init, shardings_of
@@ -45,7 +45,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
     evaluation = MAEEvaluation(config, model, mesh, train_source, eval_source)
     steps_per_epoch = max(1, len(train_source) // config.data.batch_size)
     total_steps = config.train.steps or max(1, round(config.train.epochs * steps_per_epoch))
-    warmup_steps = round(config.optimizer.warmup_epochs * steps_per_epoch)
+    warmup_steps = fit_warmup(round(config.optimizer.warmup_epochs * steps_per_epoch), total_steps)
     schedule = make_schedule(config.optimizer, config.data.batch_size, warmup_steps, total_steps)
     optimizer = make_optimizer(config.optimizer, schedule)
     init = make_init(functools.partial(init_params, model), optimizer)

@@ -10,14 +10,17 @@ def peak_learning_rate(settings: ConfigDict, batch_size: int) -> float:
     return settings.base_learning_rate * batch_size / 256
 
 
-def make_schedule(settings: ConfigDict, batch_size: int, warmup_steps: int, total_steps: int) -> optax.Schedule:
-    """Step -> learning rate: linear from 0 over the warm-up, then half a cosine down to the minimum, step by step.
+def fit_warmup(warmup_steps: int, total_steps: int) -> int:
+    """The warm-up that is used: the one asked for, or a tenth of the run if that would leave nothing to anneal.
 
-    A run that is shorter than its warm-up ends on the ramp.
+    So a recipe of hundreds of epochs can be tried for a few steps.
     """
+    return warmup_steps if warmup_steps < total_steps else total_steps // 10
+
+
+def make_schedule(settings: ConfigDict, batch_size: int, warmup_steps: int, total_steps: int) -> optax.Schedule:
+    """Step -> learning rate: linear from 0 over the warm-up, then half a cosine down to the minimum, step by step."""
     peak = peak_learning_rate(settings, batch_size)
-    if warmup_steps >= total_steps:
-        return optax.linear_schedule(0.0, peak, warmup_steps)
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, total_steps, settings.min_learning_rate)
 
 

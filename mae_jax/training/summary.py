@@ -42,8 +42,7 @@ def summarize(
         "data": f"{data.name}: {num_train:,} training and {num_eval:,} evaluation images",
         "batch": f"{data.batch_size}{parts}, {total_steps:,} steps = "
         f"{total_steps * data.batch_size / num_train:,.1f} passes over the data",
-        "schedule": f"peak rate {peak:.3g}, warm-up {warmup_steps:,} steps"
-        + (", longer than the run: the rate never reaches its peak" if warmup_steps >= total_steps else ""),
+        "schedule": f"peak rate {peak:.3g}, warm-up {warmup_steps:,} steps",
         "mesh": f"{axes} ({len(mesh.devices.flat)} x {devices[0].device_kind}, {jax.process_count()} process(es))",
     }
     return "\n".join(f"  {name:<9} {text}" for name, text in rows.items())

@@ -141,10 +141,3 @@ def test_pictures_beside_class_folders_are_an_error(tmp_path, write_pictures, op
     write_pictures(tmp_path, "cat/1.png", "stray.png")
     with pytest.raises(UserError, match=r"both pictures \(stray.png\) and folders of pictures \(cat\)"):
         open_folder(tmp_path, "train")
-
-
-@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1])
-def test_a_share_to_hold_out_outside_0_and_1_is_an_error(tmp_path, write_pictures, open_folder, fraction):
-    write_pictures(tmp_path, "1.png", "2.png")
-    with pytest.raises(UserError, match=f"data.eval_fraction={fraction} must lie between 0 and 1"):
-        open_folder(tmp_path, "train", eval_fraction=fraction)

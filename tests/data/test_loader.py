@@ -204,24 +204,17 @@ def test_what_is_read_ahead_is_bounded(make_config):
     ({"batch_size": 41}, r"data.batch_size=41 is larger than the training data \(40 pictures\)"),
     ({"batch_size": 13, "process_count": 2}, r"data.batch_size=13 must be a positive multiple .* processes \(2\)"),
     ({"batch_size": 0}, "data.batch_size=0 must be a positive multiple"),
-    ({"on_bad_image": "skip"}, "data.on_bad_image='skip' must be 'replace' or 'raise'"),
-    ({"crop_scale": (0.5, 1.5)}, r"data.crop_scale=\(0.5, 1.5\)"),
-    ({"crop_ratio": (2.0, 1.0)}, r"data.crop_ratio=\(2.0, 1.0\)"),
-    ({"seed": -1}, "data.seed=-1 must not be negative"),
 ])  # fmt: skip
-def test_settings_that_cannot_be_are_refused_at_once(batches, settings, message):
+def test_batch_sizes_that_cannot_be_are_refused_at_once(batches, settings, message):
     with pytest.raises(UserError, match=message):
         batches(0, **settings)
 
 
-def test_an_eval_crop_or_batch_size_that_cannot_be_is_refused_at_once(make_config):
+def test_an_evaluation_batch_that_processes_cannot_share_is_refused_at_once(make_config):
     config = make_config(name="synthetic")
     source = make_source(config, "eval", SIZE, 3)
     with pytest.raises(UserError, match="evaluate.batch_size=10 must be a positive multiple"):
         make_eval_batches(source, config, 10, SIZE, 3, process_count=3)
-    config.eval_crop = 1.1
-    with pytest.raises(UserError, match="data.eval_crop=1.1"):
-        make_eval_batches(source, config, 12, SIZE, 3)
 
 
 def test_the_device_is_always_given_size_batches_ahead():

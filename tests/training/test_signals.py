@@ -1,0 +1,67 @@
+import os
+import signal
+
+import pytest
+
+from mae_jax.training.signals import Stopped, StopSignal
+
+
+def send(number):
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_raises_stopped_and_gives_the_shells_exit_code(number, code):
+    with StopSignal() as stop:
+        with pytest.raises(Stopped):
+            send(number)
+        assert stop.exit_code() == code
+
+
+def test_a_deferred_signal_is_only_noted():
+    with StopSignal() as stop, stop.deferred():
+        assert stop.received is None
+        send(signal.SIGTERM)
+        assert stop.received == signal.SIGTERM
+
+
+def test_inside_a_deferred_part_another_may_be_stopped_at_once():
+    with StopSignal() as stop, stop.deferred():
+        with pytest.raises(Stopped), stop.deferred(False):
+            send(signal.SIGTERM)
+        send(signal.SIGTERM)  # deferred again
+        assert stop.received == signal.SIGTERM
+
+
+def test_after_a_deferred_part_signals_stop_at_once_again():
+    with StopSignal() as stop:
+        with stop.deferred():
+            pass
+        with pytest.raises(Stopped):
+            send(signal.SIGTERM)
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    with StopSignal() as stop, stop.deferred():
+        send(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+
+
+def test_a_second_sigterm_waits_like_the_first():
+    with StopSignal() as stop, stop.deferred():
+        send(signal.SIGTERM)
+        send(signal.SIGTERM)
+        assert stop.received == signal.SIGTERM
+
+
+def test_no_handler_that_catches_exceptions_mistakes_a_stop_for_an_error():
+    assert not issubclass(Stopped, Exception)
+
+
+def test_the_handlers_from_before_are_put_back_whatever_happens():
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    with pytest.raises(RuntimeError), StopSignal():
+        assert signal.getsignal(signal.SIGTERM) != before[signal.SIGTERM]
+        raise RuntimeError
+    assert {number: signal.getsignal(number) for number in before} == before
