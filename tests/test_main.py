@@ -62,11 +62,11 @@ def test_a_workdir_has_the_promised_files(finished):
     assert config["versions"]["jax"] and "git_commit" in config
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     training = [line for line in lines if "train/loss" in line]
-    assert [line["step"] for line in training] == [5, 10, 15, 20]
+    assert [line["step"] for line in training] == [1, 5, 10, 15, 20]
     for name in ("train/learning_rate", "train/grad_norm", "images_per_second", "data_wait_fraction",
                  "tflops_per_second"):  # fmt: skip
         assert all(math.isfinite(line[name]) and line[name] >= 0 for line in training), name
-    assert training[-1]["train/learning_rate"] > 0
+    assert training[0]["train/learning_rate"] == 0 < training[-1]["train/learning_rate"]
     assert {"eval/loss", "eval/knn/top1", "eval/linear_probe/top1"} < lines[-1].keys()
     result = read_json(workdir / "result.json")
     for name in ("knn/top1", "linear_probe/top1", "random_encoder/knn/top1", "random_encoder/linear_probe/top1"):

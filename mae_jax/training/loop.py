@@ -53,6 +53,7 @@ def train(
       step_fn: the compiled step, (state, batch, key) -> (state, scalars).
       batches: device batches from the state's step on.
       key: the run's key; the step derives its own from it and its number.
+      log_every_steps: steps between two reports; the first and the last step are reported too.
       evaluate: state -> scalars to report; called at every multiple of `evaluate_every_steps` but the last step.
 
     Raises:
@@ -104,7 +105,7 @@ def train(
             step += 1
             pending.append((step, scalars))
 
-            if step % log_every_steps == 0 or step == total_steps:
+            if step % log_every_steps == 0 or step in (1, total_steps):
                 scalars = look()
                 now = time.perf_counter()
                 reporter.training(step, scalars, seconds=now - clock, steps=step - clock_step, waited=waited)

@@ -36,7 +36,8 @@ class Reporter:
         self._tensorboard = SummaryWriter(str(self._workdir), purge_step=start_step + 1)
         self._bar = None
         if sys.stderr.isatty():
-            self._bar = tqdm(total=total_steps, initial=start_step, unit="step", dynamic_ncols=True)
+            layout = "{l_bar}{bar}| step {n_fmt}/{total_fmt}{postfix}"
+            self._bar = tqdm(total=total_steps, initial=start_step, bar_format=layout, dynamic_ncols=True)
 
     def line(self, text: str) -> None:
         """Prints a line (above the progress bar, if there is one)."""
@@ -57,15 +58,13 @@ class Reporter:
             "tflops_per_second": images_per_second * self._flops / 1e12,
         }
         self._write(step, {f"train/{name}": value for name, value in scalars.items()} | speed)
-        left = (self._total_steps - step) * seconds / steps
+        left = tqdm.format_interval((self._total_steps - step) * seconds / steps)
+        parts = (f"loss {scalars['loss']:.4f}", f"{images_per_second:,.0f} images/s", f"{left} left")
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {scalars['loss']:.4f}, {images_per_second:,.0f} images/s", refresh=False)
+            self._bar.set_postfix_str(", ".join(parts), refresh=False)
             self._bar.update(step - self._bar.n)
         else:
-            self.line(
-                f"step {step:>{len(str(self._total_steps))}}/{self._total_steps}  loss {scalars['loss']:.4f}  "
-                f"{images_per_second:,.0f} images/s  {tqdm.format_interval(left)} left"
-            )
+            self.line("  ".join((f"step {step:>{len(str(self._total_steps))}}/{self._total_steps}", *parts)))
 
     def scalars(self, step: int, scalars: dict[str, float], prefix: str = "") -> None:
         """Reports further scalars of a step, each under prefix + its name."""
