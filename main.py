@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
             config = CONFIG.value
             task = find_task(config.task)
             check(config)
-            workdir = Path(WORKDIR.value or f"runs/{config_path(sys.argv[1:]).stem}")
+            workdir = create_workdir(WORKDIR.value or f"runs/{config_path(sys.argv[1:]).stem}")
             logging.set_verbosity(logging.WARNING)  # the libraries' own chatter stays out of the run's lines
             task.run(config, workdir, stop)
         except UserError as error:
@@ -49,6 +49,14 @@ def main(argv: list[str]) -> None:
             fail(error, 1)
         except Stopped:
             sys.exit(stop.exit_code())
+
+
+def create_workdir(path: str) -> Path:
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir={path} cannot be created: {error.strerror}; choose another folder") from error
+    return Path(path)
 
 
 def fail(message: object, code: int) -> None:

@@ -18,10 +18,10 @@ def random_params(config: MAEConfig, seed: int = 0) -> dict:
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
-        name, normal = path[-1].key, rng.standard_normal(leaf.shape)
+        name, normal = path[-1].key, rng.standard_normal(leaf.shape, np.float32)
         if name == "kernel":
-            return (normal / math.sqrt(leaf.shape[-2])).astype(np.float32)
-        return (normal * 0.2 + (name == "scale")).astype(np.float32)
+            return normal / np.float32(math.sqrt(leaf.shape[-2]))
+        return normal * np.float32(0.2) + np.float32(name == "scale")
 
     return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(lambda: init_params(config, jax.random.key(0))))
 
@@ -215,26 +215,26 @@ def create_hf_model(params: dict, config: MAEConfig, tables: tuple[np.ndarray, n
     import torch
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-    model = ViTMAEForPreTraining(
-        ViTMAEConfig(
-            hidden_size=config.width,
-            num_hidden_layers=config.depth,
-            num_attention_heads=config.num_heads,
-            intermediate_size=int(config.mlp_ratio * config.width),
-            layer_norm_eps=config.norm_epsilon,
-            image_size=config.image_size[0],
-            patch_size=config.patch_size,
-            num_channels=config.channels,
-            decoder_num_attention_heads=config.decoder_num_heads,
-            decoder_hidden_size=config.decoder_width,
-            decoder_num_hidden_layers=config.decoder_depth,
-            decoder_intermediate_size=int(config.mlp_ratio * config.decoder_width),
-            mask_ratio=config.mask_ratio,
-            norm_pix_loss=config.normalize_targets,
-            attn_implementation="eager",
-        )
+    hf_config = ViTMAEConfig(
+        hidden_size=config.width,
+        num_hidden_layers=config.depth,
+        num_attention_heads=config.num_heads,
+        intermediate_size=int(config.mlp_ratio * config.width),
+        layer_norm_eps=config.norm_epsilon,
+        image_size=config.image_size[0],
+        patch_size=config.patch_size,
+        num_channels=config.channels,
+        decoder_num_attention_heads=config.decoder_num_heads,
+        decoder_hidden_size=config.decoder_width,
+        decoder_num_hidden_layers=config.decoder_depth,
+        decoder_intermediate_size=int(config.mlp_ratio * config.decoder_width),
+        mask_ratio=config.mask_ratio,
+        norm_pix_loss=config.normalize_targets,
+        attn_implementation="eager",
     )
+    with torch.device("meta"):  # no time for initial values that are replaced anyway
+        model = ViTMAEForPreTraining(hf_config)
     state = to_hf_state(params, config)
     state["vit.embeddings.position_embeddings"], state["decoder.decoder_pos_embed"] = (table[None] for table in tables)
-    model.load_state_dict({name: torch.tensor(value) for name, value in state.items()}, strict=True)
+    model.load_state_dict({name: torch.tensor(value) for name, value in state.items()}, strict=True, assign=True)
     return model

@@ -46,8 +46,10 @@ def test_the_imagenet_configs_have_the_papers_recipe_and_sizes(name, parameters)
 BAD_VALUES = {
     "data.batch_size": 0, "train.steps": 0, "train.epochs": 0.0, "train.accumulate_steps": 3,
     "optimizer.base_learning_rate": -1.0, "optimizer.b2": 1.0, "optimizer.clip_norm": 0.0, "checkpoint.keep": 0,
-    "evaluate.token": "cls", "evaluate.knn_temperature": 0.0, "data.crop_scale": (0.0, 1.0), "data.crop_ratio": (2.0, 1.0),
-    "data.mean": (0.5, 0.5), "data.std": (0.0,), "data.eval_crop": 1.5, "data.on_bad_image": "skip", "data.num_workers": -1,
+    "evaluate.token": "cls", "evaluate.knn_temperature": 0.0, "data.seed": -1,
+    "data.crop_scale": (0.5, 1.5), "data.crop_ratio": (2.0, 1.0),
+    "data.mean": (0.5, 0.5), "data.std": (0.0,), "data.eval_crop": 1.5, "data.on_bad_image": "skip",
+    "data.num_workers": -1, "data.eval_fraction": 1.0,
     "model.mask_ratio": 1.0, "model.mask_ratio ": 0.95, "model.patch_size": 3, "model.num_heads": 5,
     "model.decoder_num_heads": 3, "model.dtype": "float16", "model.image_size": "big", "model.depth": 0,
     "evaluate.mask_ratio": 1.5, "checkpoint.every_steps": 0, "train.log_every_steps": 0, "evaluate.every_steps": 0,
@@ -91,7 +93,7 @@ def test_a_right_command_line_passes():
 
 
 def test_a_config_that_sets_an_unknown_key_is_refused_with_the_nearest_name(tmp_path):
-    text = "from configs import common\ndef get_config():\n    c = common.get_config()\n    c.train.epoch = 3\n    return c\n"
+    text = "from configs import common\ndef get_config():\n    c = common.get_config()\n    c.train.epoch = 3\n"
     (tmp_path / "mine.py").write_text(text)
     with pytest.raises(UserError) as error:
         check_command_line([f"--config={tmp_path}/mine.py"])

@@ -38,11 +38,17 @@ def test_a_mistake_ends_with_code_2_and_one_line_before_anything_is_compiled(tmp
     assert "compiled" not in out and not (tmp_path / "run" / "result.json").exists()
 
 
+def test_a_workdir_that_cannot_be_made_is_a_mistake_too(tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = run("--config=configs/digits.py", f"--workdir={tmp_path}/file/run")
+    assert code == 2 and err.startswith("error: --workdir=") and err.count("\n") == 1
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """Workdir and standard output of a short run that is complete."""
     workdir = tmp_path_factory.mktemp("finished")
-    code, out, err = run(*TINY, "--config.train.steps=20", f"--workdir={workdir}", "--config.train.accumulate_steps=2")
+    code, out, err = run(*TINY, f"--workdir={workdir}", "--config.train.steps=20", "--config.train.accumulate_steps=2")
     assert code == 0, out + err
     assert err == "", "nothing but mistakes belongs on standard error where there is no terminal"
     return workdir, out
@@ -50,8 +56,10 @@ def finished(tmp_path_factory):
 
 def test_a_run_tells_what_will_run_how_it_goes_and_what_was_learnt(finished):
     _, out = finished
-    for text in ("parameters", "encoder 4 + 1, decoder 16 + 1", "FLOP", "mesh", "MiB a device", "step 10/20",
-                 "images/s", "left", "random encoder", "k 20, temperature 0.07", "mean of the patch tokens"):  # fmt: skip
+    for text in (
+        "parameters", "encoder 4 + 1, decoder 16 + 1", "FLOP", "mesh", "MiB a device", "step 10/20", "images/s", "left",
+        "random encoder", "k 20, temperature 0.07", "mean of the patch tokens",
+    ):  # fmt: skip
         assert text in out, text
 
 

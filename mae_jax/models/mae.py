@@ -210,7 +210,8 @@ class MaskedAutoencoder(nnx.Module):
         prediction = self.decoder(tokens, grid, masks.ids_restore)
         targets = normalize_patches(patches) if self.config.normalize_targets else patches
         error = jnp.mean((prediction - targets) ** 2, axis=-1)
-        counted = masks.mask if mask_ratio > 0 else jnp.ones_like(masks.mask)
+        some_hidden = masks.ids_keep.shape[1] < patches.shape[1]
+        counted = masks.mask if some_hidden else jnp.ones_like(masks.mask)
         example_loss = jnp.sum(error * counted, axis=1) / jnp.sum(counted, axis=1)
         return MAEOutput(jnp.mean(example_loss), prediction, masks.mask, masks.ids_restore, example_loss)
 

@@ -37,7 +37,6 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
     source = pictures or make_source(config.data, "eval", model.image_size, model.channels)
     evaluation = MAEEvaluation(config, model, make_mesh(config.mesh), None, source)
 
-    workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / "config.json", config.to_dict() | provenance())
     caption = f"{config.init_from}, step {weights.step:,}"
     picture = save_picture(

@@ -78,23 +78,22 @@ def train(
     with stop.deferred():
         while True:
             evaluation_due = evaluate_every_steps and 0 < step < total_steps and step % evaluate_every_steps == 0
-            save_due = step == total_steps or checkpoints.due(step) or stop.received
-            if evaluation_due or save_due:
+            save_due = step == total_steps or checkpoints.due(step)
+            if evaluation_due or save_due or stop.received:
                 look()
                 paused = time.perf_counter()
                 if evaluation_due and not reporter.has_evaluation(step):
-                    with (
-                        contextlib.suppress(Stopped),
-                        stop.deferred(False),
-                    ):  # cut short, it is made when the run goes on
+                    # An evaluation that a signal cuts short is made when the run goes on.
+                    with contextlib.suppress(Stopped), stop.deferred(False):
                         reporter.scalars(step, evaluate(state), prefix="eval/")
-                if save_due or stop.received:
+                stopping = stop.received  # looked at once, so that nothing is stopped without being saved
+                if save_due or stopping:
                     checkpoints.save(step, state)
+                if stopping:
+                    checkpoints.wait()
+                    reporter.line(f"stopped by a signal at step {step}; everything is saved, the same command goes on")
+                    raise Stopped
                 clock += time.perf_counter() - paused
-            if stop.received:
-                checkpoints.wait()
-                reporter.line(f"stopped by a signal at step {step}; everything is saved, the same command goes on")
-                raise Stopped
             if step == total_steps:
                 break
 

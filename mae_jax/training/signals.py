@@ -31,9 +31,16 @@ class StopSignal:
 
     @contextlib.contextmanager
     def deferred(self, value: bool = True):
-        """A context in which a signal waits until it is asked for; `deferred(False)` inside one lifts that again."""
-        before, self._deferred = self._deferred, value
+        """A context in which a signal waits until it is asked for; `deferred(False)` inside one lifts that again.
+
+        Raises:
+          Stopped: on entering `deferred(False)`, if a signal has been waiting.
+        """
+        before = self._deferred
         try:
+            self._deferred = value
+            if self.received is not None and not value:
+                raise Stopped
             yield
         finally:
             self._deferred = before

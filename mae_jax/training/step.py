@@ -38,7 +38,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         scalars = {
             "loss": loss,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "learning_rate": schedule(state.step),
             **scalars,
         }

@@ -60,7 +60,7 @@ def both_programs(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_loss_and_predictions_are_those_of_hugging_face(name):
     (loss, output, _), (theirs, _) = both_programs(name)
-    # 1e-5 is a few hundred roundings of float32, as two orders of summation through the blocks make them.
+    # 1e-5 is about a hundred roundings of float32; two orders of summation make about ten (1e-6).
     assert max_relative(loss, theirs.loss.detach()) < 1e-5
     assert max_relative(output.prediction, theirs.logits.detach()) < 1e-5
     np.testing.assert_array_equal(output.mask, theirs.mask)
@@ -73,7 +73,7 @@ def test_the_gradient_of_every_parameter_is_that_of_hugging_face(name):
     assert grads.keys() == their_grads.keys()
     for parameter, grad in grads.items():
         assert np.max(np.abs(grad)) > 0, parameter
-        assert max_relative(grad, their_grads[parameter]) < 1e-4, parameter
+        assert max_relative(grad, their_grads[parameter]) < 1e-5, parameter
 
 
 def test_the_conversion_of_weights_to_hugging_face_loses_nothing():
@@ -84,13 +84,14 @@ def test_the_conversion_of_weights_to_hugging_face_loses_nothing():
         np.testing.assert_array_equal(back[name], value, err_msg=name)
 
 
+@pytest.mark.slow
 def test_five_adamw_steps_end_where_those_of_pytorch_do():
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
     config = MODELS["rgb, normalised"]
     params, batches = random_params(config), [random_batch(config, 4, seed) for seed in range(5)]
     settings = get_config().optimizer
-    # Large enough for decay and update to show: without the decay the end differs by 1e-2.
+    # Large enough for decay and update to show: without the decay the losses soon part by 1e-3.
     settings.update(base_learning_rate=1e-2, weight_decay=0.5)
     schedule = make_schedule(settings, batch_size=256, warmup_steps=2, total_steps=8)
 
@@ -128,7 +129,7 @@ def test_five_adamw_steps_end_where_those_of_pytorch_do():
         if name.endswith("qkv/bias"):
             # The key's bias has no influence (softmax): its gradient is rounding noise, which Adam blows up to steps.
             value, expected = (np.delete(x, np.s_[len(x) // 3 : 2 * len(x) // 3]) for x in (value, expected))
-        assert max_relative(value, expected) < 1e-4, name
+        assert max_relative(value, expected) < 1e-5, name
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 
 from configs.common import get_config
 from mae_jax.models.mae import MAEConfig, init_params
-from mae_jax.training.optimizers import decays, make_optimizer, make_schedule, peak_learning_rate
+from mae_jax.training.optimizers import decays, fit_warmup, make_optimizer, make_schedule, peak_learning_rate
 
 
 def optimizer_settings(**changes):
@@ -36,11 +36,12 @@ def test_the_rate_starts_at_exactly_0_and_reaches_peak_and_minimum_at_their_step
     assert float(schedule(50)) == pytest.approx(1e-6, rel=1e-3)
 
 
-@pytest.mark.parametrize("total", [5, 39, 40])
-def test_a_run_shorter_than_its_warmup_stays_on_the_ramp(total):
-    schedule = make_schedule(optimizer_settings(), 256, 40, total)
-    for step in range(total + 1):
-        assert float(schedule(step)) == pytest.approx(1.5e-4 * step / 40, rel=1e-6)
+@pytest.mark.parametrize(("warmup", "total", "used"), [(40, 41, 40), (40, 40, 4), (40, 39, 3), (40, 5, 0), (1, 1, 0)])
+def test_a_warmup_that_leaves_nothing_to_anneal_becomes_a_tenth_of_the_run(warmup, total, used):
+    assert fit_warmup(warmup, total) == used
+    schedule = make_schedule(optimizer_settings(), 256, used, total)
+    assert float(schedule(used)) == pytest.approx(1.5e-4, rel=1e-6)
+    assert float(schedule(total)) == pytest.approx(0, abs=1e-10)
 
 
 @pytest.mark.parametrize(("batch_size", "peak"), [(256, 1.5e-4), (4096, 2.4e-3), (64, 3.75e-5)])

@@ -1,0 +1,258 @@
+"""The loop with a step that takes no time: its state is the list of batches that it has seen."""
+
+import itertools
+import os
+import signal
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from mae_jax.training.loop import NonFiniteLoss, train
+from mae_jax.training.signals import Stopped, StopSignal
+
+
+class State(NamedTuple):
+    step: int
+    seen: tuple[int, ...]
+
+
+class FakeCheckpoints:
+    """Notes what is saved in `events`, and keeps it in `saved`."""
+
+    def __init__(self, events, every_steps):
+        self.events, self.every_steps, self.saved, self.waited = events, every_steps, {}, False
+
+    def due(self, step):
+        return step > 0 and step % self.every_steps == 0
+
+    def latest_step(self):
+        return max(self.saved, default=None)
+
+    def save(self, step, state):
+        if step not in self.saved:
+            self.events.append(f"save {step}")
+            self.saved[step] = state
+            self.waited = False
+
+    def wait(self):
+        self.waited = True
+
+
+class FakeReporter:
+    def __init__(self, evaluated=()):
+        self.evaluated, self.logged, self.lines = dict.fromkeys(evaluated), [], []
+
+    def scalars(self, step, scalars, prefix=""):
+        self.evaluated[step] = {prefix + name: value for name, value in scalars.items()}
+
+    def training(self, step, scalars, *, seconds, steps, waited):
+        assert 0 <= waited <= seconds
+        self.logged.append((step, scalars, steps))
+
+    def line(self, text):
+        self.lines.append(text)
+
+    def has_evaluation(self, step):
+        return step in self.evaluated
+
+
+class Run:
+    """A run of the loop that can be watched. `losses`: step -> loss (or (loss, gradient norm)) other than 1.0."""
+
+    def __init__(self, *, start=None, total=10, every=3, log=2, evaluate=4, losses=None, evaluated=(), stop=None):
+        self.events = []
+        self.checkpoints, self.reporter = FakeCheckpoints(self.events, every), FakeReporter(evaluated)
+        self.start, self.total, self.log, self.every_evaluation = start or State(0, ()), total, log, evaluate
+        self.losses, self.stop = losses or {}, stop or StopSignal()
+        self.on_batch, self.on_evaluation = {}, lambda: None
+
+    def batches(self):
+        for index in itertools.count(self.start.step):
+            self.events.append(f"batch {index}")
+            self.on_batch.get(index, lambda: None)()
+            yield index
+
+    def step_fn(self, state, batch, key):
+        assert key == "key"
+        self.events.append(f"step {state.step + 1}")
+        loss, norm = np.broadcast_to(self.losses.get(state.step + 1, 1.0), 2).tolist()
+        return State(state.step + 1, (*state.seen, batch)), {"loss": loss, "grad_norm": norm}
+
+    def evaluate(self, state):
+        self.events.append(f"evaluate {state.step}")
+        self.on_evaluation()
+        self.events.append(f"evaluated {state.step}")
+        return {"batches": len(state.seen)}
+
+    def __call__(self):
+        with self.stop:
+            return train(
+                self.start, self.step_fn, self.batches(), "key",
+                total_steps=self.total, log_every_steps=self.log,
+                evaluate=self.evaluate, evaluate_every_steps=self.every_evaluation,
+                checkpoints=self.checkpoints, reporter=self.reporter, stop=self.stop,
+            )  # fmt: skip
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_the_order_is_evaluate_save_batch_step():
+    run = Run(total=5, every=2, evaluate=2)
+    run()
+    assert run.events == [
+        "batch 0", "step 1", "batch 1", "step 2",
+        "evaluate 2", "evaluated 2", "save 2", "batch 2", "step 3", "batch 3", "step 4",
+        "evaluate 4", "evaluated 4", "save 4", "batch 4", "step 5",
+        "save 5",
+    ]  # fmt: skip
+
+
+def test_a_state_that_is_saved_after_s_steps_has_seen_the_batches_below_s():
+    run = Run()
+    last = run()
+    assert last == State(10, tuple(range(10)))
+    assert run.checkpoints.saved == {step: State(step, tuple(range(step))) for step in (3, 6, 9, 10)}
+
+
+def test_a_resumed_run_sees_the_batches_that_the_saved_state_has_not():
+    first = Run(total=6)
+    first()
+    second = Run(start=first.checkpoints.saved[3])
+    assert second() == Run()()
+    assert next(event for event in second.events if event.startswith("batch")) == "batch 3"
+
+
+def test_the_last_state_is_on_disk_when_the_run_returns():
+    run = Run(total=4, every=100)
+    run()
+    assert run.checkpoints.saved.keys() == {4} and run.checkpoints.waited
+
+
+def test_a_run_at_its_last_step_takes_no_batch_and_makes_no_step():
+    run = Run(start=State(10, tuple(range(10))), evaluate=5)
+    assert run() == run.start
+    assert run.events == ["save 10"]
+
+
+def test_evaluations_fall_on_multiples_between_the_first_and_the_last_step():
+    run = Run(total=8, evaluate=4)
+    run()
+    assert run.reporter.evaluated == {4: {"eval/batches": 4}}
+    without = Run(total=8, evaluate=None)
+    without()
+    assert without.reporter.evaluated == {}
+
+
+def test_an_evaluation_that_was_reported_before_the_resume_is_not_made_again():
+    run = Run(start=State(4, (0, 1, 2, 3)), evaluated=[4])
+    run()
+    assert [event for event in run.events if event.startswith("evaluate ")] == ["evaluate 8"]
+
+
+def test_scalars_are_reported_at_multiples_and_at_the_first_and_last_step_each_over_the_steps_since():
+    run = Run(total=7, log=3, losses={3: 0.5, 7: 0.25})
+    run()
+    assert run.reporter.logged == [
+        (1, {"loss": 1, "grad_norm": 1}, 1), (3, {"loss": 0.5, "grad_norm": 0.5}, 2),
+        (6, {"loss": 1, "grad_norm": 1}, 3), (7, {"loss": 0.25, "grad_norm": 0.25}, 1),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [(np.nan, 1), (np.inf, 1), (1, np.nan), (1, np.inf)])
+@pytest.mark.parametrize(("log", "every"), [(1, 1), (7, 4), (100, 5), (100, 1)])
+def test_a_loss_or_gradient_that_is_no_number_stops_the_run_with_its_step_and_nothing_is_saved_from_it_on(
+    value, log, every
+):
+    run = Run(total=20, log=log, every=every, evaluate=None, losses={5: value, 6: np.nan, 7: 1.0})
+    with pytest.raises(NonFiniteLoss) as error:
+        run()
+    assert error.value.step == 5
+    name = "loss" if value[1] == 1 else "grad_norm"
+    assert f"train/{name} is {max(value) if np.inf in value else 'nan'} at step 5" in str(error.value)
+    last = 4 if every in (1, 4) else None
+    assert run.checkpoints.latest_step() == last
+    assert f"checkpoint {last} is the last good one" in str(error.value) or last is None
+    assert all(step < 5 for step, _, _ in run.reporter.logged)
+
+
+def test_a_loss_that_is_no_number_is_found_before_an_evaluation_of_what_it_left():
+    run = Run(log=100, every=100, evaluate=4, losses={4: np.nan})
+    with pytest.raises(NonFiniteLoss):
+        run()
+    assert not run.reporter.evaluated
+
+
+@pytest.mark.parametrize("batch", [0, 2, 3, 6, 9])
+def test_a_signal_while_a_batch_is_read_stops_after_that_step_with_everything_saved(batch):
+    run = Run()
+    run.on_batch[batch] = terminate
+    with pytest.raises(Stopped):
+        run()
+    step = batch + 1
+    assert run.checkpoints.latest_step() == step and run.checkpoints.waited
+    assert run.checkpoints.saved[step] == State(step, tuple(range(step)))
+    assert run.stop.exit_code() == 143
+    assert f"at step {step}" in run.reporter.lines[-1]
+    assert run.events[-1] == f"save {step}"
+
+
+def test_a_signal_cuts_an_evaluation_short_and_the_resumed_run_makes_it():
+    run = Run(every=100)
+    run.on_evaluation = terminate
+    with pytest.raises(Stopped):
+        run()
+    assert "evaluate 4" in run.events and "evaluated 4" not in run.events
+    assert run.checkpoints.saved == {4: State(4, (0, 1, 2, 3))} and run.checkpoints.waited
+    assert run.reporter.evaluated == {}
+    again = Run(start=run.checkpoints.saved[4])
+    assert again() == Run()()
+    assert again.reporter.evaluated.keys() == {4, 8}
+
+
+def test_a_signal_before_an_evaluation_does_not_wait_for_it():
+    run = Run()
+    run.on_batch[3] = terminate
+    with pytest.raises(Stopped):
+        run()
+    assert "evaluate 4" not in run.events
+
+
+def test_a_signal_between_any_two_looks_at_it_is_stopped_with_the_state_saved():
+    class SignalAtLook(StopSignal):
+        """The signal arrives just before the loop looks for the `look`-th time."""
+
+        look, looks = 0, 0
+        received = property(lambda self: self._look(), lambda self, value: None)
+
+        def _look(self):
+            self.looks += 1
+            return signal.SIGTERM if self.looks >= self.look else None
+
+    for look in range(1, 25):
+        run = Run(total=6, every=100, evaluate=None, stop=SignalAtLook())
+        run.stop.look = look
+        try:
+            run()
+        except Stopped:
+            assert run.checkpoints.saved, f"look {look}: {run.reporter.lines[-1]}"
+            assert f"at step {run.checkpoints.latest_step()};" in run.reporter.lines[-1]
+        else:
+            assert run.checkpoints.latest_step() == 6
+
+
+def test_the_handlers_defer_a_signal_that_comes_while_a_step_runs():
+    run = Run(total=3, every=100, evaluate=None)
+    make_step = run.step_fn
+
+    def step_fn(state, batch, key):
+        if state.step == 1:
+            terminate()
+        return make_step(state, batch, key)
+
+    run.step_fn = step_fn
+    with pytest.raises(Stopped):
+        run()
+    assert run.checkpoints.saved == {2: State(2, (0, 1))}
