@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from mae_jax.config import check, check_command_line, config_path
+from mae_jax.config import check, check_command_line, config_path, expand_paths
 from mae_jax.errors import UserError
 from mae_jax.tasks import find_task
 from mae_jax.training.loop import NonFiniteLoss
@@ -40,6 +40,7 @@ def main(argv: list[str]) -> None:
             config = CONFIG.value
             task = find_task(config.task)
             check(config)
+            expand_paths(config)
             workdir = create_workdir(WORKDIR.value or f"runs/{config_path(sys.argv[1:]).stem}")
             logging.set_verbosity(logging.WARNING)  # the libraries' own chatter stays out of the run's lines
             task.run(config, workdir, stop)
@@ -51,12 +52,13 @@ def main(argv: list[str]) -> None:
             sys.exit(stop.exit_code())
 
 
-def create_workdir(path: str) -> Path:
+def create_workdir(name: str) -> Path:
+    path = Path(name).expanduser()
     try:
-        Path(path).mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--workdir={path} cannot be created: {error.strerror}; choose another folder") from error
-    return Path(path)
+        raise UserError(f"--workdir={name} cannot be created: {error.strerror}; choose another folder") from error
+    return path
 
 
 def fail(message: object, code: int) -> None:

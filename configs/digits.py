@@ -12,7 +12,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = common.get_config()
     config.model.update(
         image_size=8, patch_size=2, channels=1,
-        width=64, depth=4, num_heads=4, decoder_width=64, decoder_depth=2, decoder_num_heads=4,
+        width=64, depth=4, num_heads=4, decoder_width=32, decoder_depth=2, decoder_num_heads=4,
         normalize_targets=False,  # a patch of 2 x 2 grey values has little left once normalised
         scan_unroll=4,  # blocks this small spend much of their time in the loop itself
     )  # fmt: skip
@@ -21,7 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
         crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=False,  # the whole digit, never mirrored
         eval_crop=1.0,
     )  # fmt: skip
-    config.train.update(epochs=100.0, log_every_steps=100)
-    config.optimizer.update(base_learning_rate=8e-3, warmup_epochs=5.0)
-    config.checkpoint.every_steps = 500
+    config.train.update(epochs=200.0, log_every_steps=200)
+    config.optimizer.update(base_learning_rate=4e-3, warmup_epochs=5.0)
+    config.checkpoint.every_steps = 1000
     return config

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,12 @@ def check(config: ml_collections.ConfigDict) -> None:
             )
         if key == "std" and not min(values) > 0:
             raise UserError(f"data.std={tuple(values)} must be above 0")
+
+
+def expand_paths(config: ml_collections.ConfigDict) -> None:
+    """Replaces a leading ~ of the paths among the settings, which shells leave alone in `--config.KEY=~/...`."""
+    config.init_from = config.init_from and os.path.expanduser(config.init_from)
+    config.data.path = config.data.path and os.path.expanduser(config.data.path)
 
 
 def get(config: Any, key: str) -> Any:

@@ -5,7 +5,7 @@ import ml_collections
 import pytest
 
 from configs import common, digits
-from mae_jax.config import check, check_command_line, flatten, from_dict, nearest
+from mae_jax.config import check, check_command_line, expand_paths, flatten, from_dict, nearest
 from mae_jax.errors import UserError
 from mae_jax.tasks import TASKS, find_task
 
@@ -111,6 +111,14 @@ def test_flatten_and_from_dict_survive_json():
     config = ml_collections.ConfigDict(dict(a=dict(b=(1, 2), c=None), d="x")).to_dict()
     assert flatten(config) == {"a.b": [1, 2], "a.c": None, "d": "x"}
     assert from_dict(json.loads(json.dumps(config))) == config
+
+
+def test_paths_may_start_at_home_and_may_be_missing(monkeypatch):
+    monkeypatch.setenv("HOME", "/somebody")
+    config = digits.get_config()
+    config.data.path = "~/pictures"
+    expand_paths(config)
+    assert config.data.path == "/somebody/pictures" and config.init_from is None
 
 
 def test_nothing_is_suggested_where_nothing_is_near():
