@@ -5,7 +5,8 @@
 Patches of 4 pixels (`--config.model.patch_size=4`) need a quarter of the tokens: the choice for a first look, and for a
 CPU. Sizes, mask ratio and targets are those of the CIFAR-10 example that many start from
 (github.com/IcarusWizard/MAE), which reports 89.8 % after fine-tuning where training from scratch gives 74.1 %
-(2,000 epochs at batch 4096). The base rate is higher than the paper's, since the batch is small.
+(2,000 epochs at batch 4096). The base rate is higher than the paper's, since the batch is small. Not run
+to its end here; README.md has a first look.
 """
 
 import ml_collections

@@ -21,7 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
         crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=False,  # the whole digit, never mirrored
         eval_crop=1.0,
     )  # fmt: skip
-    config.train.update(epochs=200.0, log_every_steps=200)
+    config.train.update(epochs=180.0, log_every_steps=200)
     config.optimizer.update(base_learning_rate=4e-3, warmup_epochs=5.0)
     config.checkpoint.every_steps = 1000
     return config

@@ -18,4 +18,5 @@ def logistic_regression_predict(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.filterwarnings("ignore", message="The number of unique classes")  # few examples a class are no mistake
         return LogisticRegression(C=c, max_iter=1000).fit(train, train_labels).predict(test)
