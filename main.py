@@ -4,7 +4,9 @@ Exit codes: 0 done; 1 the run failed; 2 a mistake in the command, the settings o
 with everything saved.
 """
 
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -49,15 +51,21 @@ def main(argv: list[str]) -> None:
         except NonFiniteLoss as error:
             fail(error, 1)
         except Stopped:
-            sys.exit(stop.exit_code())
+            # Everything is saved and closed. Not sys.exit: a signal in the middle of a compilation leaves objects
+            # behind on which the interpreter's own way out crashes.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(stop.exit_code())
 
 
 def create_workdir(name: str) -> Path:
     path = Path(name).expanduser()
     try:
         path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
     except OSError as error:
-        raise UserError(f"--workdir={name} cannot be created: {error.strerror}; choose another folder") from error
+        raise UserError(f"--workdir={name} cannot be written: {error.strerror}; choose another folder") from error
     return path
 
 

@@ -29,7 +29,8 @@ def get_config() -> ml_collections.ConfigDict:
     model.mask_ratio = 0.75  # share of the patches hidden from the encoder; int(L * (1 - ratio)) stay visible
     model.normalize_targets = True  # predict each patch's pixels normalised by its own mean and variance
     model.norm_epsilon = 1e-6  # of every LayerNorm
-    model.dtype = "float32"  # of the matrix products: float32 | bfloat16; everything else is float32
+    model.dtype = "float32"  # of the matrix products: float32 | bfloat16; everything else is float32 (JAX's default
+    # for float32 products is less than full precision on some accelerators: see jax_default_matmul_precision)
     model.remat = False  # recompute the blocks' activations in the backward pass: less memory, more time
     model.scan_unroll = 1  # blocks unrolled in one iteration of the scan over depth
 
@@ -84,6 +85,7 @@ def get_config() -> ml_collections.ConfigDict:
     evaluate.max_examples = placeholder(int)  # evaluation images used (a fixed random subset); None: all
     evaluate.knn_k = 20
     evaluate.knn_temperature = 0.07  # weight of a neighbour: exp(cosine / temperature)
+    evaluate.linear_probe = True  # on a CPU, with scikit-learn: minutes for a thousand classes and more
     evaluate.probe_c = 1.0  # inverse strength of the logistic regression's L2 penalty
     evaluate.pictures = 8  # reconstructions drawn
 

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,13 +10,12 @@ from typing import Any
 
 import ml_collections
 
-from mae_jax.errors import UserError
+from mae_jax.errors import UserError, first_line
 from mae_jax.models.mae import MAEConfig, check_mask_ratio
 
 # Least values of numeric settings; those that are None are not checked.
 AT_LEAST = {
     "data.batch_size": 1,
-    "data.seed": 0,
     "data.num_threads": 1,
     "data.num_workers": 0,
     "data.prefetch_batches": 1,
@@ -54,6 +54,19 @@ def check(config: ml_collections.ConfigDict) -> None:
     Raises:
       UserError: names the setting, its value and what it must be.
     """
+    for key, value in flatten(config.to_dict()).items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UserError(f"{key}={value} must be finite")
+    for key in ("data.crop_scale", "data.crop_ratio", "data.mean", "data.std"):
+        value = get(config, key)
+        if not value or not all(isinstance(number, int | float) for number in value):
+            raise UserError(f"{key}={tuple(value)} must be numbers, for example --config.{key}='(0.5, 1.0)'")
+        if "crop" in key and len(value) != 2:
+            raise UserError(f"{key}={tuple(value)} must be two numbers, (low, high)")
+    for key in ("seed", "data.seed"):
+        if not 0 <= get(config, key) < 2**32:
+            raise UserError(f"{key}={get(config, key)} is outside [0, 2^32)")
     for key, least in AT_LEAST.items():
         value = get(config, key)
         if value is not None and not value >= least:
@@ -79,10 +92,6 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"data.eval_crop={data.eval_crop} is outside (0, 1]")
     if not 0 < data.eval_fraction < 1:
         raise UserError(f"data.eval_fraction={data.eval_fraction} is outside (0, 1)")
-    if data.batch_size % config.train.accumulate_steps:
-        raise UserError(
-            f"train.accumulate_steps={config.train.accumulate_steps} does not divide data.batch_size={data.batch_size}"
-        )
     model = MAEConfig(**config.model)
     if config.evaluate.mask_ratio is not None:
         check_mask_ratio(config.evaluate.mask_ratio, model.num_patches, "evaluate.mask_ratio")
@@ -163,8 +172,13 @@ def check_command_line(arguments: list[str]) -> None:
     """
     path = config_path(arguments)
     spec = importlib.util.spec_from_file_location("checked_config", path)
+    if spec is None:
+        raise UserError(f"config {path} is not a Python file; give one of configs/*.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, ImportError) as error:
+        raise UserError(f"config {path} cannot be loaded: {first_line(error)}") from error
     if not hasattr(module, "get_config"):
         raise UserError(f"config {path} has no function get_config()")
     try:

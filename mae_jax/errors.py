@@ -6,3 +6,8 @@ class UserError(ValueError):
 
     `main.py` prints the message without a traceback and exits with code 2.
     """
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type's name if it has none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

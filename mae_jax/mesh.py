@@ -20,13 +20,15 @@ def make_mesh(settings: ConfigDict) -> Mesh:
     """The mesh of all devices with axes data, fsdp and tensor; at most one of the sizes may be -1: what is left.
 
     Raises:
-      UserError: if the sizes do not fit the number of devices, or ask for more than data parallelism.
+      UserError: if the sizes do not fit the number of devices, or ask for more than data parallelism in one process.
     """
     sizes = [settings[axis] for axis in AXES]
     text = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
     for axis in ("fsdp", "tensor"):
         if settings[axis] != 1:
             raise UserError(f"mesh.{axis}={settings[axis]}: only data parallelism is available; set mesh.{axis}=1")
+    if jax.process_count() > 1:
+        raise UserError(f"{jax.process_count()} processes: only runs of one process are available")
     devices = jax.devices()
     if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
         raise UserError(f"{text}: sizes are at least 1, and one of them may be -1")

@@ -44,10 +44,11 @@ def test_the_imagenet_configs_have_the_papers_recipe_and_sizes(name, parameters)
 
 
 BAD_VALUES = {
-    "data.batch_size": 0, "train.steps": 0, "train.epochs": 0.0, "train.accumulate_steps": 3,
-    "optimizer.base_learning_rate": -1.0, "optimizer.b2": 1.0, "optimizer.clip_norm": 0.0, "checkpoint.keep": 0,
-    "evaluate.token": "cls", "evaluate.knn_temperature": 0.0, "data.seed": -1,
-    "data.crop_scale": (0.5, 1.5), "data.crop_ratio": (2.0, 1.0),
+    "data.batch_size": 0, "train.steps": 0, "train.epochs": 0.0, "train.epochs ": float("inf"),
+    "optimizer.base_learning_rate": -1.0, "optimizer.base_learning_rate ": float("nan"), "optimizer.b2": 1.0,
+    "optimizer.clip_norm": 0.0, "checkpoint.keep": 0,
+    "evaluate.token": "cls", "evaluate.knn_temperature": 0.0, "data.seed": -1, "seed": 2**32,
+    "data.crop_scale": (0.5, 1.5), "data.crop_ratio": (2.0, 1.0), "data.crop_scale ": (0.2,), "data.std ": ("a",),
     "data.mean": (0.5, 0.5), "data.std": (0.0,), "data.eval_crop": 1.5, "data.on_bad_image": "skip",
     "data.num_workers": -1, "data.eval_fraction": 1.0,
     "model.mask_ratio": 1.0, "model.mask_ratio ": 0.95, "model.patch_size": 3, "model.num_heads": 5,
@@ -78,6 +79,7 @@ def test_a_value_out_of_range_is_one_line_that_names_it(key):
         (["--config=configs/digits.py", "--config.batch_size=5"], 'did you mean "data.batch_size"?'),
         (["--config", "configs/digits.py", "--noconfig.model.remta"], 'did you mean "model.remat"?'),
         (["--config=configs/digits.py", "--config.train=5"], "group of settings"),
+        (["--config=README.md"], "not a Python file"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_told_with_the_nearest_name(arguments, expected):

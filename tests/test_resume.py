@@ -1,14 +1,18 @@
 """Runs that are killed, stopped, finished or lengthened, started as users start them."""
 
 import json
+import os
 import random
+import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 
-from tests.runs import TINY, losses, read_checkpoint, read_json, run, start
+from tests.runs import ROOT, TINY, losses, read_checkpoint, read_json, run, start
 
 pytestmark = pytest.mark.slow
 ARGUMENTS = (*TINY, "--config.train.steps=60", "--config.checkpoint.every_steps=7", "--config.evaluate.every_steps=20")
@@ -76,6 +80,47 @@ def test_sigterm_saves_the_step_that_was_reached_exits_143_and_the_same_command_
     assert code == 0, out + err
     assert f"going on from checkpoint {stopped_at}" in out
     assert_same_end(tmp_path, unbroken)
+
+
+@pytest.mark.parametrize("moment", ["mesh ", "step 60/60"])
+def test_sigterm_while_compiling_or_while_measuring_at_the_end_exits_143_too(tmp_path, unbroken, moment):
+    process = start(*ARGUMENTS, f"--workdir={tmp_path}")
+    while moment not in process.stdout.readline():
+        assert process.poll() is None
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 143, out + err
+    assert "Traceback" not in err and "Fatal" not in err
+    code, out, err = run(*ARGUMENTS, f"--workdir={tmp_path}")
+    assert code == 0, out + err
+    assert_same_end(tmp_path, unbroken)
+
+
+def test_a_damaged_newest_checkpoint_is_one_line_that_says_how_to_use_the_one_before(tmp_path, unbroken):
+    shutil.copytree(unbroken, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    for file in (tmp_path / "run" / "checkpoints" / "60" / "params").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:10])
+    code, _, err = run(*ARGUMENTS, f"--workdir={tmp_path}/run")
+    assert code == 2 and err.count("\n") == 1 and "move it away" in err
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "60")
+    code, out, err = run(*ARGUMENTS, f"--workdir={tmp_path}/run")
+    assert code == 0, out + err
+    assert_same_end(tmp_path / "run", unbroken)
+
+
+def test_a_model_that_eight_devices_trained_loads_on_one_and_goes_on_there(tmp_path):
+    eight = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    code, out, err = run(*TINY, "--config.train.steps=4", f"--workdir={tmp_path}", **eight)
+    assert code == 0 and "data 8" in out, out + err
+    program = f"import mae_jax, jax.numpy as j; print(mae_jax.load('{tmp_path}').encode(j.ones((1, 8, 8, 1))).shape)"
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    loaded = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert loaded.stdout.strip() == "(1, 17, 16)", loaded.stderr
+    code, out, err = run(*TINY, "--config.train.steps=6", f"--workdir={tmp_path}")
+    assert code == 0 and "going on from checkpoint 4" in out, out + err
 
 
 def test_a_finished_run_says_so_and_changes_nothing(unbroken):

@@ -36,6 +36,8 @@ class ImageFolder:
         if eval_folder == train_folder:
             eval_folder = None
 
+        if has_train_folder and eval_folder is None:
+            _check_no_other_classes(root, train_split)
         skip = () if has_train_folder or eval_folder is None else (eval_folder.name,)
         files, class_names = _find_pictures(train_folder, skip)
         if eval_folder is None:
@@ -94,6 +96,17 @@ def _find_pictures(folder: Path, skip: tuple[str, ...] = ()) -> tuple[list[str],
             "move all pictures into class folders, or all into the folder itself"
         )
     return files, classes or None
+
+
+def _check_no_other_classes(root: Path, train_split: str):
+    """Refuses a folder where `train_split` looks like one class (trains, beside cars) and not like a split."""
+    for folder in sorted(root.iterdir()):
+        if folder.is_dir() and folder.name != train_split and not folder.name.startswith("."):
+            if any(name.lower().endswith(EXTENSIONS) for _, _, names in os.walk(folder) for name in names):
+                raise UserError(
+                    f"{root} holds pictures in {train_split} and in {folder.name}: is {train_split} a class or a "
+                    "split? Set data.train_split='' for a class; for a split, name the other one in data.eval_split"
+                )
 
 
 def _hold_out(files: list[str], fraction: float, folder: Path) -> tuple[list[str], list[str]]:

@@ -10,6 +10,7 @@ import logging
 import math
 import multiprocessing
 import os
+import signal
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -170,12 +171,13 @@ def _threads_and_buffer(source: Source, data_config: ConfigDict, pieces_per_batc
     # so that one thread does it all.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     useful = 1 if getattr(source, "in_memory", False) else max(1, 2 * cores // readers)
-    threads = max(0, min(data_config.num_threads, useful))
+    threads = min(data_config.num_threads, useful)
     return threads, max(ahead, threads)
 
 
 def _end_with_parent(worker_index: int, num_workers: int):
-    """Makes a worker process end when the main process was killed, which it would otherwise never notice."""
+    """Makes a worker process end when the main process was killed, and leaves a Ctrl-C to the main process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch():
         multiprocessing.parent_process().join()

@@ -1,5 +1,6 @@
 """What is measured on a masked autoencoder: its loss on unseen images, its pictures, and its features' worth."""
 
+import contextlib
 import functools
 from collections.abc import Iterator
 
@@ -76,11 +77,12 @@ class MAEEvaluation:
         )
 
     def picture(self, params: dict, caption: str) -> np.ndarray:
-        """Reconstructions of the first evaluation images, uint8 [height, width, 3]."""
-        count = min(self._config.evaluate.pictures, len(self.eval_source))
-        batch = next(iter(make_eval_batches(self.eval_source, self._config.data, count, *self._shape)))
-        shown = self._reconstruct(params, batch["image"], batch["index"])
-        images, found = jax.device_get(shown)
+        """Reconstructions of a few evaluation images, always the same, uint8 [height, width, 3]."""
+        shown = RandomSubset(self.eval_source, self._config.evaluate.pictures)
+        batches = make_eval_batches(shown, self._config.data, len(shown), *self._shape)
+        with contextlib.closing(batches):
+            batch = next(batches)
+        images, found = jax.device_get(self._reconstruct(params, batch["image"], batch["index"]))
         caption = f"{caption}; {self._mask_ratio:.0%} of the patches hidden"
         if self._model.normalize_targets:
             caption = f"{caption}; {TRUE_STATISTICS}"

@@ -22,7 +22,7 @@ def measure_features(
 
     Args:
       feature_fn: a device batch -> features [B, D].
-      settings: `evaluate.*`: knn_k, knn_temperature, probe_c.
+      settings: `evaluate.*`: knn_k, knn_temperature, linear_probe, probe_c.
     """
     train, train_labels = extract_features(feature_fn, train_batches)
     test, test_labels = extract_features(feature_fn, test_batches)
@@ -31,7 +31,7 @@ def measure_features(
         num_classes=num_classes, k=settings.knn_k, temperature=settings.knn_temperature,
     )  # fmt: skip
     scores = {"knn/top1": float(np.mean(neighbours == test_labels))}
-    if len(np.unique(train_labels)) > 1:
+    if settings.linear_probe and len(np.unique(train_labels)) > 1:
         probe = logistic_regression_predict(train, train_labels, test, c=settings.probe_c)
         scores["linear_probe/top1"] = float(np.mean(probe == test_labels))
     return scores
@@ -43,5 +43,5 @@ def describe_protocol(settings: ConfigDict, num_train: int, num_test: int) -> st
     return (
         f"features: {token} after the final norm, {num_train:,} training and {num_test:,} test images, centre crops; "
         f"k-NN: L2-normalised, cosine, k {settings.knn_k}, temperature {settings.knn_temperature}; "
-        f"linear probe: logistic regression, C {settings.probe_c}"
+        f"linear probe: {f'logistic regression, C {settings.probe_c}' if settings.linear_probe else 'left out'}"
     )

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from mae_jax.config import flatten, from_dict
-from mae_jax.errors import UserError
+from mae_jax.errors import UserError, first_line
 from mae_jax.models.mae import MAEConfig, MaskedAutoencoder, make_bind
 
 
@@ -47,13 +48,15 @@ def read_weights(path: str | Path) -> Weights:
     """
     checkpoint = find_checkpoint(path)
     try:
-        config = json.loads((checkpoint / "config" / "metadata").read_text())
-        with ocp.StandardCheckpointer() as checkpointer:
-            params = checkpointer.restore(checkpoint / "params")
+        about = json.loads((checkpoint / "about" / "metadata").read_text())
+        handler = ocp.PyTreeCheckpointHandler()
+        # As NumPy arrays, since the devices that wrote it may not be here.
+        names = handler.metadata(checkpoint / "params").tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), names)
+        params = handler.restore(checkpoint / "params", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
     except Exception as error:  # Orbax raises many types for a damaged checkpoint
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"checkpoint {checkpoint} cannot be read ({first_line}); take an earlier one") from error
-    return Weights(config, jax.tree.map(jax.device_get, params), int(checkpoint.name))
+        raise UserError(f"checkpoint {checkpoint} cannot be read ({first_line(error)}); take an earlier one") from error
+    return Weights(about["config"], params, about["step"])
 
 
 def load(path: str | Path) -> MaskedAutoencoder:

@@ -19,8 +19,8 @@ def forward_flops(config: MAEConfig) -> int:
     """One image's pass through encoder, decoder and prediction."""
     visible, patches = num_visible(config.num_patches, config.mask_ratio), config.num_patches
     width, decoder_width = config.width, config.decoder_width
-    encoder = config.depth * block_flops(1 + visible, width, int(config.mlp_ratio * width))
-    decoder = config.decoder_depth * block_flops(1 + patches, decoder_width, int(config.mlp_ratio * decoder_width))
+    encoder = config.depth * block_flops(1 + visible, width, config.mlp_width)
+    decoder = config.decoder_depth * block_flops(1 + patches, decoder_width, config.decoder_mlp_width)
     decoder_embed = 2 * (1 + visible) * width * decoder_width
     predict = 2 * patches * decoder_width * config.patch_dim
     return _patch_embed_flops(config) + encoder + decoder_embed + decoder + predict

@@ -17,7 +17,7 @@ from mae_jax.errors import UserError
 from mae_jax.models.masking import Mask, masks_from_noise, num_visible, random_masks, take_patches
 from mae_jax.models.patches import grid_size, patchify
 from mae_jax.models.positions import sincos_table
-from mae_jax.models.transformer import create_blocks, make_linear, make_norm, scan_blocks
+from mae_jax.models.transformer import Linear, create_blocks, make_norm, scan_blocks
 
 # The named encoders. tiny, small: DeiT (arXiv 2012.12877); base, large, huge: ViT (arXiv 2010.11929), as in the paper.
 SIZES = {
@@ -73,7 +73,7 @@ class MAEConfig:
             raise UserError(f"model.dtype={self.dtype!r} is not one of float32, bfloat16")
         if not self.norm_epsilon > 0:
             raise UserError(f"model.norm_epsilon={self.norm_epsilon} must be above 0")
-        if self.mlp_ratio * min(self.width, self.decoder_width) < 1:
+        if min(self.mlp_width, self.decoder_mlp_width) < 1:
             raise UserError(f"model.mlp_ratio={self.mlp_ratio} leaves the MLPs no hidden unit")
         if self.scan_unroll < 1:
             raise UserError(f"model.scan_unroll={self.scan_unroll} must be at least 1")
@@ -92,6 +92,16 @@ class MAEConfig:
     @property
     def num_patches(self) -> int:
         return self.grid[0] * self.grid[1]
+
+    @property
+    def mlp_width(self) -> int:
+        """Hidden units of the encoder's MLPs."""
+        return int(self.mlp_ratio * self.width)
+
+    @property
+    def decoder_mlp_width(self) -> int:
+        """Hidden units of the decoder's MLPs."""
+        return int(self.mlp_ratio * self.decoder_width)
 
     @property
     def patch_dim(self) -> int:
@@ -126,10 +136,10 @@ class Encoder(nnx.Module):
         def bias_init(key, shape, dtype):  # the released models' patch embedding keeps a convolution's default bias
             return jax.random.uniform(key, shape, dtype, -(config.patch_dim**-0.5), config.patch_dim**-0.5)
 
-        self.patch_embed = make_linear(config.patch_dim, config.width, dtype=dtype, bias_init=bias_init, rngs=rngs)
+        self.patch_embed = Linear(config.patch_dim, config.width, dtype=dtype, bias_init=bias_init, rngs=rngs)
         self.class_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, 1, config.width)))
         self.blocks = create_blocks(
-            config.depth, config.width, config.num_heads, int(config.mlp_ratio * config.width),
+            config.depth, config.width, config.num_heads, config.mlp_width,
             epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs,
         )  # fmt: skip
         self.norm = make_norm(config.width, config.norm_epsilon, rngs=rngs)
@@ -151,24 +161,24 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: MAEConfig, *, rngs: nnx.Rngs):
         self.config, dtype, width = config, jnp.dtype(config.dtype), config.decoder_width
-        self.embed = make_linear(config.width, width, dtype=dtype, rngs=rngs)
+        self.embed = Linear(config.width, width, dtype=dtype, rngs=rngs)
         self.mask_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, 1, width)))
         self.blocks = create_blocks(
-            config.decoder_depth, width, config.decoder_num_heads, int(config.mlp_ratio * width),
+            config.decoder_depth, width, config.decoder_num_heads, config.decoder_mlp_width,
             epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs,
         )  # fmt: skip
         self.norm = make_norm(width, config.norm_epsilon, rngs=rngs)
-        self.predict = make_linear(width, config.patch_dim, dtype=dtype, rngs=rngs)
+        self.predict = Linear(width, config.patch_dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: jax.Array, grid: tuple[int, int], ids_restore: jax.Array) -> jax.Array:
         """Decodes tokens [B, 1 + K, D] of K visible patches: predictions [B, L, p*p*C] in float32."""
         x = self.embed(tokens)
         b, n, d = x.shape
-        hidden = jnp.broadcast_to(self.mask_token[...].astype(x.dtype), (b, ids_restore.shape[1] + 1 - n, d))
+        hidden = jnp.broadcast_to(self.mask_token[...], (b, ids_restore.shape[1] + 1 - n, d))
         patches = take_patches(jnp.concatenate([x[:, 1:], hidden], axis=1), ids_restore)
         x = jnp.concatenate([x[:, :1], patches], axis=1) + jnp.asarray(sincos_table(grid, d))
         x = scan_blocks(self.blocks, x, remat=self.config.remat, unroll=self.config.scan_unroll)
-        return self.predict(self.norm(x[:, 1:])).astype(jnp.float32)
+        return self.predict(self.norm(x[:, 1:]))
 
 
 class MaskedAutoencoder(nnx.Module):

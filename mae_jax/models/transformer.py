@@ -8,9 +8,20 @@ from flax import nnx
 xavier_uniform = nnx.initializers.xavier_uniform()
 
 
-def make_linear(inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs, bias_init=nnx.initializers.zeros):
-    """A linear layer with Xavier-uniform kernel, as all of MAE's (FB); products in `dtype`, parameters in float32."""
-    return nnx.Linear(inputs, outputs, kernel_init=xavier_uniform, bias_init=bias_init, dtype=dtype, rngs=rngs)
+class Linear(nnx.Linear):
+    """A linear layer with Xavier-uniform kernel, as all of MAE's; the product in `dtype`, the bias and result float32.
+
+    (nnx.Linear adds the bias in `dtype`: its gradient, a sum over all tokens of a batch, would be a bfloat16 sum.)
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs, bias_init=nnx.initializers.zeros
+    ):
+        super().__init__(inputs, outputs, kernel_init=xavier_uniform, bias_init=bias_init, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # [..., inputs] -> [..., outputs]
+        product = jnp.dot(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        return product.astype(jnp.float32) + self.bias[...]
 
 
 def make_norm(width: int, epsilon: float, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -28,12 +39,13 @@ class Attention(nnx.Module):
     """Multi-head self-attention. q, k and v are one matrix, whose Xavier bound is sqrt(6 / 4D)."""
 
     def __init__(self, width: int, num_heads: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.num_heads = num_heads
-        self.qkv = make_linear(width, 3 * width, dtype=dtype, rngs=rngs)
-        self.out = make_linear(width, width, dtype=dtype, rngs=rngs)
+        self.num_heads, self.dtype = num_heads, dtype
+        self.qkv = Linear(width, 3 * width, dtype=dtype, rngs=rngs)
+        self.out = Linear(width, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:  # [b, n, d] -> [b, n, d]
-        q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b n h d", three=3, h=self.num_heads)
+        qkv = self.qkv(x).astype(self.dtype)
+        q, k, v = rearrange(qkv, "b n (three h d) -> three b n h d", three=3, h=self.num_heads)
         # Logits and softmax are float32 inside; the scale is 1 / sqrt(head width).
         x = jax.nn.dot_product_attention(q, k, v)
         return self.out(rearrange(x, "b n h d -> b n (h d)"))
@@ -43,8 +55,8 @@ class Mlp(nnx.Module):
     """Two linear layers with the exact (erf) GELU between them."""
 
     def __init__(self, width: int, hidden_width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.fc1 = make_linear(width, hidden_width, dtype=dtype, rngs=rngs)
-        self.fc2 = make_linear(hidden_width, width, dtype=dtype, rngs=rngs)
+        self.fc1 = Linear(width, hidden_width, dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(hidden_width, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:  # [b, n, d] -> [b, n, d]
         return self.fc2(exact_gelu(self.fc1(x)))

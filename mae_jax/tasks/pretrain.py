@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +22,9 @@ from mae_jax.models.flops import train_flops
 from mae_jax.models.mae import MAEConfig, init_params, make_bind
 from mae_jax.seeding import make_key
 from mae_jax.training.checkpoints import Checkpoints
-from mae_jax.training.loop import train
+from mae_jax.training.loop import NonFiniteLoss, train
 from mae_jax.training.optimizers import fit_warmup, make_optimizer, make_schedule
-from mae_jax.training.reporting import Reporter, is_finished, provenance, write_json
+from mae_jax.training.reporting import Reporter, check_not_beyond, keep_earlier_result, provenance, write_json
 from mae_jax.training.signals import StopSignal
 from mae_jax.training.state import TrainState, abstract_state, create_state, make_init, shardings_of
 from mae_jax.training.step import LossFn, compile_train_step, make_train_step, memory_in_bytes
@@ -52,16 +53,19 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
     abstract = abstract_state(init, mesh)
 
     # Where it stands.
-    checkpoints = Checkpoints(workdir, config.checkpoint, config.to_dict())
+    described = config.to_dict() | {"num_train_examples": len(train_source)}
+    checkpoints = Checkpoints(workdir, config.checkpoint, described)
     start_step = checkpoints.latest_step() or 0
     changed = checkpoints.changed_settings(start_step) if start_step else {}
-    if is_finished(workdir, start_step, total_steps):
+    check_not_beyond(workdir, start_step, total_steps)
+    if start_step == total_steps and (workdir / "result.json").exists():
         print(f"{workdir} is finished: all {total_steps} steps are done, result.json has the numbers")
         return
     batches = make_train_batches(
         train_source, config.data, model.image_size, model.channels,
         start_step=start_step, process_index=jax.process_index(), process_count=jax.process_count(),
     )  # fmt: skip
+    keep_earlier_result(workdir, start_step)
     write_json(workdir / "config.json", config.to_dict() | provenance())
     print(f"{config.data.name} -> {workdir}")
     print(
@@ -87,16 +91,19 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
         state = first_state(config, init, abstract, mesh)
     key = make_key(config.seed, "train")
     step_fn = make_train_step(make_loss_fn(config, model), optimizer, schedule, config.train.accumulate_steps)
-    step_fn = compile_and_tell(step_fn, abstract, config, model, key, mesh)
+    if start_step < total_steps:
+        step_fn = compile_and_tell(step_fn, abstract, config, model, key, mesh)
     reporter = Reporter(
         workdir, start_step=start_step, total_steps=total_steps, batch_size=config.data.batch_size,
         flops_per_image=train_flops(model),
     )  # fmt: skip
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        step = int(state.step)
+        step, scores = int(state.step), {"loss": evaluation.loss(state.params)}
+        if not math.isfinite(scores["loss"]):
+            checkpoints.set_aside(step)
+            raise NonFiniteLoss(step, "eval/loss", scores["loss"], checkpoints.latest_step())
         reporter.picture(step, "reconstructions", evaluation.picture(state.params, f"step {step:,}"))
-        scores = {"loss": evaluation.loss(state.params)}
         return scores | (evaluation.features(state.params) if evaluation.labelled else {})
 
     put = functools.partial(put_batch, sharding=batch_sharding(mesh))
@@ -111,13 +118,14 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
         scores = evaluate(state)
         if not reporter.has_evaluation(total_steps):  # it has if the run was killed after this line
             reporter.scalars(total_steps, scores, prefix="eval/")
-        result = {"step": total_steps, "eval/loss": scores.pop("loss"), "bad_images": len(batches.bad_images)} | scores
+        result = {"step": total_steps, "eval/loss": scores.pop("loss")} | scores
         if evaluation.labelled:
-            random_scores = evaluation.features(create_state(init, make_key(config.seed, "init"), mesh).params)
+            random_params = jax.jit(functools.partial(init_params, model))(make_key(config.seed, "init"))
+            random_scores = evaluation.features(random_params)
             result |= {f"random_encoder/{name}": value for name, value in random_scores.items()}
             result["protocol"] = evaluation.protocol
         write_json(workdir / "result.json", result)
-        reporter.line(describe_result(result, workdir))
+        reporter.line(describe_result(result, workdir, len(batches.bad_images)))
 
 
 def check_batch_size(config: ml_collections.ConfigDict, parts: int) -> None:
@@ -163,8 +171,8 @@ def compile_and_tell(step_fn, state: TrainState, config, model: MAEConfig, key: 
     return compiled
 
 
-def describe_result(result: dict, workdir: Path) -> str:
-    """What the run has learnt, as a person reads it."""
+def describe_result(result: dict, workdir: Path, bad_images: int) -> str:
+    """What the run has learnt, as a person reads it. `bad_images`: replaced since the run was last started."""
     lines = [f"done: {result['step']:,} steps, loss on unseen images {result['eval/loss']:.4f}"]
     if "protocol" in result:
         lines.append(f"what was learnt (top-1)      {'this encoder':>14}{'random encoder':>17}")
@@ -174,7 +182,7 @@ def describe_result(result: dict, workdir: Path) -> str:
         lines.append(result["protocol"])
     else:
         lines.append("the images have no labels: k-NN and the linear probe are left out")
-    if result["bad_images"]:
-        lines.append(f"{result['bad_images']} images could not be read and were replaced by others; the log names them")
+    if bad_images:
+        lines.append(f"{bad_images} images could not be read and were replaced by others; the log names them")
     lines.append(f"see {workdir}/reconstructions/{result['step']}.png and {workdir}/result.json")
     return "\n".join(lines)

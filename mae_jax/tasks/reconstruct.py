@@ -27,6 +27,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
     """
     if not config.init_from:
         raise UserError("init_from is not set: which model? For example --config.init_from=runs/digits")
+    if (workdir / "checkpoints").exists():
+        raise UserError(f"--workdir={workdir} belongs to a training run; choose another folder for the pictures")
     weights = read_weights(config.init_from)
     pictures = PictureFiles(config.data.path) if config.data.path else None
     trained = from_dict(weights.config)

@@ -1,5 +1,7 @@
 """Checkpoints of whole training states, by Orbax: written in the background, complete or not there at all."""
 
+import contextlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from mae_jax.config import flatten
-from mae_jax.errors import UserError
+from mae_jax.errors import UserError, first_line
 from mae_jax.training.state import TrainState
 
 # A run goes on only if these settings are as they were: they define the parameters, the objective, or one's place in
@@ -49,7 +51,7 @@ class Checkpoints:
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(state.params),
                 opt_state=ocp.args.StandardSave(state.opt_state),
-                config=ocp.args.JsonSave(self._config),
+                about=ocp.args.JsonSave({"step": step, "config": self._config}),
             ),
         )
 
@@ -59,23 +61,48 @@ class Checkpoints:
         Raises:
           UserError: if a setting that must not change has changed; it names the setting.
         """
-        saved = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore())).config
+        with self._readable(step):
+            saved = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about["config"]
         check_fits(saved, self._config, f"checkpoint {step} in {self._manager.directory}")
         return changed_settings(saved, self._config)
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
-        """The state of a saved step, laid out as `abstract` says."""
-        items = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(abstract.params), opt_state=ocp.args.StandardRestore(abstract.opt_state)
-            ),
+        """The state of a saved step, laid out as `abstract` says.
+
+        Raises:
+          UserError: if the checkpoint is damaged.
+        """
+        items = ocp.args.Composite(
+            params=ocp.args.StandardRestore(abstract.params), opt_state=ocp.args.StandardRestore(abstract.opt_state)
         )
+        with self._readable(step):
+            items = self._manager.restore(step, args=items)
         return TrainState(jax.device_put(jnp.int32(step), abstract.step.sharding), items.params, items.opt_state)
+
+    def set_aside(self, step: int) -> None:
+        """Moves a step whose loss was not finite to checkpoints_set_aside/, so that no run goes on from it."""
+        self.wait()
+        source = Path(self._manager.directory) / str(step)
+        if source.is_dir():
+            target = source.parent.with_name("checkpoints_set_aside") / str(step)
+            target.parent.mkdir(exist_ok=True)
+            shutil.rmtree(target, ignore_errors=True)
+            source.rename(target)
+            self._manager.reload()
 
     def wait(self) -> None:
         """Returns when everything is on disk."""
         self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _readable(self, step: int):
+        try:
+            yield
+        except Exception as error:  # Orbax raises many types for a damaged checkpoint
+            raise UserError(
+                f"checkpoint {self._manager.directory}/{step} cannot be read ({first_line(error)}); "
+                "move it away to go on from the one before it"
+            ) from error
 
     def close(self) -> None:
         """Waits, then frees the background threads."""

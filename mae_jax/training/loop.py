@@ -17,16 +17,16 @@ from mae_jax.training.reporting import Reporter
 from mae_jax.training.signals import Stopped, StopSignal
 from mae_jax.training.state import TrainState
 
+MAX_STEPS_AHEAD = 2
+
 
 class NonFiniteLoss(ArithmeticError):
     """The loss or the gradient stopped being a number. `step` counts from 1, as all steps that are reported."""
 
     def __init__(self, step: int, name: str, value: float, last_checkpoint: int | None):
-        kept = (
-            f"checkpoint {last_checkpoint} is the last good one" if last_checkpoint else "no checkpoint was saved yet"
-        )
+        kept = f"checkpoint {last_checkpoint} is the last good one" if last_checkpoint else "no good checkpoint exists"
         super().__init__(
-            f"train/{name} is {value} at step {step}; {kept}. Try a lower --config.optimizer.base_learning_rate, "
+            f"{name} is {value} at step {step}; {kept}. Try a lower --config.optimizer.base_learning_rate, "
             "--config.optimizer.clip_norm=1, a longer warm-up, or --config.model.dtype=float32; "
             "the same command with the change goes on from the last checkpoint"
         )
@@ -72,7 +72,9 @@ def train(
         for at_step, scalars in fetched:
             for name in ("loss", "grad_norm"):
                 if not np.isfinite(scalars[name]):
-                    raise NonFiniteLoss(at_step, name, float(scalars[name]), checkpoints.latest_step())
+                    if name == "loss":  # it is that of the state before the step, which may have been saved
+                        checkpoints.set_aside(at_step - 1)
+                    raise NonFiniteLoss(at_step, f"train/{name}", float(scalars[name]), checkpoints.latest_step())
         return {name: float(value) for name, value in scalars.items()}
 
     with stop.deferred():
@@ -97,6 +99,10 @@ def train(
             if step == total_steps:
                 break
 
+            # The host stays at most two steps ahead, which keeps the device busy: batches do not pile up in its memory,
+            # and a wait for data is one that the device feels.
+            if len(pending) >= MAX_STEPS_AHEAD:
+                jax.block_until_ready(pending[-MAX_STEPS_AHEAD])
             before = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - before
@@ -110,4 +116,6 @@ def train(
                 reporter.training(step, scalars, seconds=now - clock, steps=step - clock_step, waited=waited)
                 waited, clock, clock_step = 0.0, now, step
         checkpoints.wait()
+    if stop.received:  # while the last checkpoint was being written
+        raise Stopped
     return state

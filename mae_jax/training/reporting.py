@@ -108,23 +108,20 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def is_finished(workdir: Path, step: int, total_steps: int) -> bool:
-    """Whether the run in a workdir has reached its last step and written its result.
-
-    The result of a shorter run that is to be continued is kept as result.<steps>.json.
-
-    Raises:
-      UserError: if the run is beyond the steps that are asked for.
-    """
+def check_not_beyond(workdir: Path, step: int, total_steps: int) -> None:
+    """Raises UserError if the run in a workdir is beyond the steps that are asked for."""
     if step > total_steps:
         raise UserError(
             f"{workdir} is at step {step} already, beyond the {total_steps} steps of this command; "
             f"raise train.steps or train.epochs, or choose another --workdir"
         )
+
+
+def keep_earlier_result(workdir: Path, step: int) -> None:
+    """Renames the result of a shorter run that is continued from `step` to result.<step>.json."""
     result = workdir / "result.json"
-    if result.exists() and step < total_steps:
+    if result.exists():
         result.rename(workdir / f"result.{step}.json")
-    return result.exists()
 
 
 def write_atomically(path: Path, text: str) -> None:

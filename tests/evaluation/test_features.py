@@ -6,7 +6,7 @@ from mae_jax.evaluation.features import extract_features, pool
 from mae_jax.evaluation.probes import logistic_regression_predict
 from mae_jax.evaluation.representations import measure_features
 
-SETTINGS = ConfigDict(dict(knn_k=3, knn_temperature=0.07, probe_c=1.0))
+SETTINGS = ConfigDict(dict(knn_k=3, knn_temperature=0.07, linear_probe=True, probe_c=1.0))
 
 
 def batches(features, labels, size):

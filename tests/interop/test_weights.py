@@ -62,7 +62,7 @@ def test_a_checkpoint_that_is_not_complete_is_not_found(workdir, tmp_path):
         find_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["config", "params"])
+@pytest.mark.parametrize("damage", ["about", "params"])
 def test_a_damaged_checkpoint_is_one_clear_error(workdir, tmp_path, damage):
     copy = tmp_path / "12"
     shutil.copytree(workdir / "checkpoints" / "12", copy)

@@ -35,6 +35,9 @@ class FakeCheckpoints:
             self.saved[step] = state
             self.waited = False
 
+    def set_aside(self, step):
+        self.saved.pop(step, None)
+
     def wait(self):
         self.waited = True
 
@@ -172,7 +175,8 @@ def test_a_loss_or_gradient_that_is_no_number_stops_the_run_with_its_step_and_no
     assert error.value.step == 5
     name = "loss" if value[1] == 1 else "grad_norm"
     assert f"train/{name} is {max(value) if np.inf in value else 'nan'} at step 5" in str(error.value)
-    last = 4 if every in (1, 4) else None
+    # The loss of step 5 is that of the state after step 4: that one is not good either.
+    last = {"grad_norm": {1: 4, 4: 4}, "loss": {1: 3}}[name].get(every)
     assert run.checkpoints.latest_step() == last
     assert f"checkpoint {last} is the last good one" in str(error.value) or last is None
     assert all(step < 5 for step, _, _ in run.reporter.logged)
@@ -237,8 +241,9 @@ def test_a_signal_between_any_two_looks_at_it_is_stopped_with_the_state_saved():
         try:
             run()
         except Stopped:
-            assert run.checkpoints.saved, f"look {look}: {run.reporter.lines[-1]}"
-            assert f"at step {run.checkpoints.latest_step()};" in run.reporter.lines[-1]
+            assert run.checkpoints.saved and run.checkpoints.waited, f"look {look}"
+            if run.checkpoints.latest_step() < 6:
+                assert f"at step {run.checkpoints.latest_step()};" in run.reporter.lines[-1]
         else:
             assert run.checkpoints.latest_step() == 6
 

@@ -7,7 +7,8 @@ from PIL import Image
 from mae_jax.errors import UserError
 from mae_jax.training.reporting import (
     Reporter,
-    is_finished,
+    check_not_beyond,
+    keep_earlier_result,
     provenance,
     read_metrics,
     save_picture,
@@ -104,17 +105,9 @@ def test_tensorboard_gets_the_same_scalars_and_pictures(open_reporter, tmp_path)
     assert b"eval/loss" in events and b"reconstructions" in events and b"PNG" in events
 
 
-def test_a_run_is_finished_when_its_last_step_and_its_result_are_there(tmp_path):
-    assert not is_finished(tmp_path, 0, 10)
-    assert not is_finished(tmp_path, 10, 10)  # killed between the last step and the result
-    write_json(tmp_path / "result.json", {"step": 10})
-    assert is_finished(tmp_path, 10, 10)
-    assert json.loads((tmp_path / "result.json").read_text()) == {"step": 10}
-
-
 def test_the_result_of_a_run_that_is_made_longer_is_kept_under_another_name(tmp_path):
     write_json(tmp_path / "result.json", {"step": 10})
-    assert not is_finished(tmp_path, 10, 20)
+    keep_earlier_result(tmp_path, 10)
     assert not (tmp_path / "result.json").exists()
     assert json.loads((tmp_path / "result.10.json").read_text()) == {"step": 10}
 
@@ -122,7 +115,8 @@ def test_the_result_of_a_run_that_is_made_longer_is_kept_under_another_name(tmp_
 def test_a_run_beyond_the_steps_that_are_asked_for_is_refused_and_its_result_stays(tmp_path):
     write_json(tmp_path / "result.json", {"step": 10})
     with pytest.raises(UserError, match="step 10 already, beyond the 5 steps"):
-        is_finished(tmp_path, 10, 5)
+        check_not_beyond(tmp_path, 10, 5)
+    check_not_beyond(tmp_path, 10, 10)
     assert (tmp_path / "result.json").exists()
 
 
