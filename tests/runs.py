@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 ROOT = Path(__file__).parent.parent
+COMPILED = tempfile.TemporaryDirectory(prefix="compiled_")  # what one run has compiled, the next ones load
 TINY = (
     "--config=configs/digits.py",
     "--config.model.width=16", "--config.model.depth=2", "--config.model.num_heads=2",
@@ -21,7 +23,9 @@ TINY = (
 
 def start(*arguments: str, **environment: str) -> subprocess.Popen:
     """Starts main.py with one CPU device and no terminal."""
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"} | environment
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    env |= {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": COMPILED.name} | environment
+    env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
     command = [sys.executable, "main.py", *arguments]
     return subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 

@@ -84,7 +84,7 @@ def test_sigterm_saves_the_step_that_was_reached_exits_143_and_the_same_command_
 
 @pytest.mark.parametrize("moment", ["mesh ", "step 60/60"])
 def test_sigterm_while_compiling_or_while_measuring_at_the_end_exits_143_too(tmp_path, unbroken, moment):
-    process = start(*ARGUMENTS, f"--workdir={tmp_path}")
+    process = start(*ARGUMENTS, f"--workdir={tmp_path}", JAX_ENABLE_COMPILATION_CACHE="false")
     while moment not in process.stdout.readline():
         assert process.poll() is None
     time.sleep(0.3)
@@ -111,10 +111,10 @@ def test_a_damaged_newest_checkpoint_is_one_line_that_says_how_to_use_the_one_be
     assert_same_end(tmp_path / "run", unbroken)
 
 
-def test_a_model_that_eight_devices_trained_loads_on_one_and_goes_on_there(tmp_path):
-    eight = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    code, out, err = run(*TINY, "--config.train.steps=4", f"--workdir={tmp_path}", **eight)
-    assert code == 0 and "data 8" in out, out + err
+def test_a_model_that_two_devices_trained_loads_on_one_and_goes_on_there(tmp_path):
+    two = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    code, out, err = run(*TINY, "--config.train.steps=4", f"--workdir={tmp_path}", **two)
+    assert code == 0 and "data 2" in out, out + err
     program = f"import mae_jax, jax.numpy as j; print(mae_jax.load('{tmp_path}').encode(j.ones((1, 8, 8, 1))).shape)"
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     loaded = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=env, capture_output=True, text=True)

@@ -11,7 +11,7 @@ SIZES = dict(image_size=32, patch_size=4, width=64, depth=2, num_heads=4, decode
 
 @pytest.mark.parametrize("batch", [4, 64])
 def test_bfloat16_products_change_no_parameters_gradient_by_more_than_two_percent(batch):
-    """A product has 8 bits, a relative error of 0.4 %; what is summed over a batch must not add its rounding to that."""
+    """A product has 8 bits, a relative error of 0.4 %; sums over a batch must not add their rounding to that."""
     params = init_params(MAEConfig(**SIZES), jax.random.key(0))
     images = jax.random.normal(jax.random.key(1), (batch, 32, 32, 3))
 
