@@ -4,6 +4,7 @@
 
 The paper's 800 epochs: 85.4 % fine-tuned, 73.9 % linear probe (Table 1d), in about 42 hours on 64 V100
 (github.com/facebookresearch/mae, PRETRAIN.md); 15.4 hours on 128 TPU-v3 cores (Table 2).
+Written for accelerators, in bfloat16; not run to its end here.
 """
 
 import ml_collections

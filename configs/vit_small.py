@@ -4,6 +4,7 @@
 
 A size that the paper does not have; others report 49.7 % linear probe after 800 epochs
 (github.com/TonyLianLong/CrossMAE, issue 4).
+Written for accelerators, in bfloat16; not run to its end here.
 """
 
 import ml_collections
