@@ -1,6 +1,6 @@
 """scikit-learn's 1,797 handwritten digits (8 x 8 grey pixels): real data without a download, on a laptop's CPU.
 
-python main.py --config=configs/digits.py
+    python main.py --config=configs/digits.py
 
 Measured on 2 x86 cores (jax 0.10.2): 85 s; linear probe 95.8 % (random encoder 67.5 %), k-NN 93.6 % (49.2 %), on 360
 test digits, so that a point is three or four of them. Raw pixels: logistic regression 96.8 %, 20-NN 97.4 %.
