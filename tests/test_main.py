@@ -178,5 +178,9 @@ def test_reconstruct_draws_given_pictures_with_a_given_checkpoint(tmp_path, fini
     )  # fmt: skip
     assert code == 0, out + err
     assert read_json(tmp_path / "run" / "result.json")["images"] == 3
+    code, _, err = run(
+        "--config=configs/reconstruct.py", f"--config.init_from={finished[0]}", f"--workdir={finished[0]}"
+    )
+    assert code == 2 and "belongs to a training run" in err, "pictures must not take the place of a run's results"
     picture = np.asarray(Image.open(tmp_path / "run" / "reconstructions" / "20.png"))
     assert picture.shape[0] > 3 * 112 and picture.shape[1] > 4 * 112

@@ -141,3 +141,12 @@ def test_pictures_beside_class_folders_are_an_error(tmp_path, write_pictures, op
     write_pictures(tmp_path, "cat/1.png", "stray.png")
     with pytest.raises(UserError, match=r"both pictures \(stray.png\) and folders of pictures \(cat\)"):
         open_folder(tmp_path, "train")
+
+
+def test_a_folder_named_like_the_split_among_class_folders_is_an_error_with_a_way_out(
+    tmp_path, write_pictures, open_folder
+):
+    write_pictures(tmp_path, *(f"{name}/{i}.png" for name in ("bus", "car", "train") for i in range(2)))
+    with pytest.raises(UserError, match="pictures in train and in bus: is train a class"):
+        open_folder(tmp_path, "train")
+    assert open_folder(tmp_path, "train", train_split="").class_names == ["bus", "car", "train"]

@@ -41,6 +41,11 @@ def test_separable_classes_are_told_apart_and_shuffled_labels_are_not():
     train, test = (features[:200], labels[:200]), (features[200:], labels[200:])
     scores = measure_features(lambda b: b["image"], batches(*train, 64), batches(*test, 64), 4, SETTINGS)
     assert scores["knn/top1"] > 0.9 and scores["linear_probe/top1"] > 0.9
+    without = SETTINGS.copy_and_resolve_references()
+    without.linear_probe = False
+    assert measure_features(lambda b: b["image"], batches(*train, 64), batches(*test, 64), 4, without) == {
+        "knn/top1": scores["knn/top1"]
+    }
     chance = measure_features(
         lambda b: b["image"], batches(train[0], rng.permutation(train[1]), 64), batches(*test, 64), 4, SETTINGS
     )
