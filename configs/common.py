@@ -1,6 +1,7 @@
 """Every setting of mae_jax, exactly once: its value, its unit, and where the value comes from.
 
-The values are the paper's pre-training recipe (He et al. 2021, arXiv 2111.06377, Table 8) for ViT-B/16 on ImageNet-1k.
+The values are the paper's pre-training recipe (He et al. 2021, arXiv 2111.06377, Table 8) for ViT-B/16 on ImageNet-1k;
+what pre-training does not use is off, or what its own source has.
 Other configs start from here and state only what differs. Any setting can be changed on the command line:
 `--config.train.epochs=100`. `None` stands for "not set".
 """
@@ -11,8 +12,8 @@ from ml_collections.config_dict import FieldReference, placeholder
 
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
-    config.task = "pretrain"  # pretrain | reconstruct
-    config.seed = 0  # of the initial weights and of the masks
+    config.task = "pretrain"  # pretrain | classify | knn | logistic_regression | features | evaluate | reconstruct
+    config.seed = 0  # of the initial weights, and of masks, mixing and drop path
     config.init_from = placeholder(str)  # a workdir (its newest checkpoint) or one checkpoint step to take weights from
 
     model = config.model = ml_collections.ConfigDict()
@@ -35,7 +36,8 @@ def get_config() -> ml_collections.ConfigDict:
     model.scan_unroll = 1  # blocks unrolled in one iteration of the scan over depth
 
     data = config.data = ml_collections.ConfigDict()
-    data.name = "imagenet2012"  # digits | image_folder | synthetic | the name of a TFDS data set
+    data.name = "imagenet2012"  # digits | image_folder | synthetic | the name of a TFDS data set; tasks that only
+    # measure a checkpoint take None for the data that it was trained on
     data.path = placeholder(str)  # image_folder: its folder; TFDS: its data_dir (None: TFDS's own default)
     data.train_split = "train"  # TFDS split, or sub-folder of the image folder
     data.eval_split = "validation"
@@ -45,8 +47,20 @@ def get_config() -> ml_collections.ConfigDict:
     data.seed = 0  # of the order and of the random crops
     data.crop_scale = (0.2, 1.0)  # random resized crop: area kept, as a share of the picture's
     data.crop_ratio = (3 / 4, 4 / 3)  # random resized crop: width / height of the crop
+    data.crop_rule = "retry"  # a box beyond the picture: drawn again (retry) | cut to it (clip; the linear probe's)
     data.flip = True  # mirror half of the training images, left to right
+    data.color_jitter = 0.0  # brightness, contrast and saturation are scaled by factors from 1 - this to 1 + this
     data.eval_crop = 0.875  # evaluation: side of the centre crop / shorter side of the resized picture (224 / 256)
+    data.label_fraction = placeholder(float)  # share of each class's training pictures used; None: all
+    data.augmentation = "none"  # of the cropped training picture: none | rand_augment (arXiv 1909.13719)
+    data.rand_augment_ops = 2  # operations a picture, each applied with probability 1/2
+    data.rand_augment_magnitude = 9.0  # mean of their strength, of 10
+    data.rand_augment_magnitude_std = 0.5
+    data.erasing = 0.0  # classify: probability that a box of the picture becomes noise (arXiv 1708.04896)
+    data.mixup = 0.0  # classify: alpha of the Beta distribution of mixup's weights (arXiv 1710.09412); 0: off
+    data.cutmix = 0.0  # classify: alpha of cutmix (arXiv 1905.04899); 0: off
+    data.mix_probability = 1.0  # share of the pairs of pictures that are mixed
+    data.mix_switch_probability = 0.5  # share of them that cutmix takes, if both are on
     data.mean = (0.485, 0.456, 0.406)  # of each channel on [0, 1]; ImageNet's; one value serves all channels
     data.std = (0.229, 0.224, 0.225)
     data.num_threads = 16  # reader threads (in each worker process, if there are any)
@@ -55,20 +69,38 @@ def get_config() -> ml_collections.ConfigDict:
     data.on_bad_image = "replace"  # replace: by another, counted, an error above 1 %; raise: stop at the first
     data.max_pixels = 178_956_970  # width x height above which a picture is refused; at most Pillow's own limit, this
 
+    classifier = config.classifier = ml_collections.ConfigDict()  # what the task classify adds to the encoder
+    classifier.num_classes = placeholder(int)  # None: the data's
+    # What the head sees: mean_norm (the norm of the patch tokens' mean) | mean (of the normed patch tokens) |
+    # class (the normed class token) | attentive (a learned query attends to the normed patch tokens).
+    classifier.pool = "mean_norm"
+    # Last blocks that train, with the norm and the head: 0 (only the head), 0.5 (the last block's MLP), 1, 2, ...;
+    # None: everything, embeddings too.
+    classifier.trained_blocks = placeholder(float)
+    classifier.batch_norm = False  # BatchNorm without scale and bias before the linear layer (linear probe)
+    classifier.head_std = 2e-5  # standard deviation of the linear layer's initial kernel
+    classifier.drop_path = 0.0  # chance that a residual branch is left out: rises from 0 to this over the blocks
+    classifier.label_smoothing = 0.0  # share of a target that is spread evenly over all classes
+
     train = config.train = ml_collections.ConfigDict()
     train.epochs = 800.0  # of floor(examples / batch size) steps
     train.steps = placeholder(int)  # if set, counts instead of the epochs
     train.log_every_steps = 50
     train.accumulate_steps = 1  # parts that a batch is cut into, to save memory; the update is the whole batch's
+    train.ema_decay = placeholder(float)  # if set, a moving average of the weights is kept, evaluated and handed on
 
     optimizer = config.optimizer = ml_collections.ConfigDict()
+    optimizer.name = "adamw"  # adamw | lars (linear and attentive probes)
     optimizer.base_learning_rate = 1.5e-4  # at batch 256: the peak rate is this x batch_size / 256
     optimizer.warmup_epochs = 40.0  # linear from 0; a tenth of a run that is no longer than this
     optimizer.min_learning_rate = 0.0  # where the cosine ends
     optimizer.b1 = 0.9
     optimizer.b2 = 0.95
     optimizer.epsilon = 1e-8
-    optimizer.weight_decay = 0.05  # on kernels and the class and mask tokens; never on biases and norms
+    optimizer.weight_decay = 0.05  # on kernels; pre-training: also class and mask tokens; no biases, norms
+    optimizer.layer_decay = 1.0  # classify: a block's rate is this x that of the block after it (arXiv 2106.08254)
+    optimizer.momentum = 0.9  # lars
+    optimizer.trust_coefficient = 0.001  # lars: an update's norm / its weights' norm, at rate 1
     optimizer.clip_norm = placeholder(float)  # largest global norm of the gradient; None: no clipping (as the paper)
 
     checkpoint = config.checkpoint = ml_collections.ConfigDict()
@@ -85,8 +117,11 @@ def get_config() -> ml_collections.ConfigDict:
     evaluate.max_examples = placeholder(int)  # evaluation images used (a fixed random subset); None: all
     evaluate.knn_k = 20
     evaluate.knn_temperature = 0.07  # weight of a neighbour: exp(cosine / temperature)
-    evaluate.linear_probe = True  # on a CPU, with scikit-learn: minutes for a thousand classes and more
+    evaluate.knn_sweep_k = (1, 5, 10, 20, 50, 100, 200)  # task knn measures all pairs of these
+    evaluate.knn_sweep_temperature = (0.03, 0.07, 0.2)
+    evaluate.linear_probe = True  # while pre-training and after it: a logistic regression on the frozen features
     evaluate.probe_c = 1.0  # inverse strength of the logistic regression's L2 penalty
+    evaluate.probe_sweep_c = (0.01, 0.1, 1.0, 10.0)  # task logistic_regression measures all of these
     evaluate.pictures = 8  # reconstructions drawn
 
     mesh = config.mesh = ml_collections.ConfigDict()

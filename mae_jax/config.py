@@ -21,6 +21,12 @@ AT_LEAST = {
     "data.prefetch_batches": 1,
     "data.num_examples": 4,
     "data.max_pixels": 1,
+    "data.rand_augment_ops": 1,
+    "data.rand_augment_magnitude_std": 0,
+    "data.mixup": 0,
+    "data.cutmix": 0,
+    "classifier.num_classes": 2,
+    "classifier.head_std": 0,
     "train.steps": 1,
     "train.log_every_steps": 1,
     "train.accumulate_steps": 1,
@@ -41,11 +47,37 @@ AT_LEAST = {
 ABOVE_ZERO = (
     "train.epochs",
     "optimizer.epsilon",
+    "optimizer.trust_coefficient",
     "optimizer.clip_norm",
     "evaluate.knn_temperature",
     "evaluate.probe_c",
 )
-CHOICES = {"evaluate.token": ("mean", "class"), "data.on_bad_image": ("replace", "raise")}
+CHOICES = {
+    "classifier.pool": ("mean_norm", "mean", "class", "attentive"),
+    "data.augmentation": ("none", "rand_augment"),
+    "data.crop_rule": ("retry", "clip"),
+    "data.on_bad_image": ("replace", "raise"),
+    "evaluate.token": ("mean", "class"),
+    "optimizer.name": ("adamw", "lars"),
+}
+# [low, high] of settings that are shares or probabilities; those that are None are not checked.
+WITHIN = {
+    "data.color_jitter": (0, 1),
+    "data.rand_augment_magnitude": (0, 10),
+    "data.erasing": (0, 1),
+    "data.mix_probability": (0, 1),
+    "data.mix_switch_probability": (0, 1),
+    "optimizer.layer_decay": (0, 1),
+}
+# The same for [low, high).
+BELOW = {
+    "classifier.drop_path": (0, 1),
+    "classifier.label_smoothing": (0, 1),
+    "optimizer.b1": (0, 1),
+    "optimizer.b2": (0, 1),
+    "optimizer.momentum": (0, 1),
+    "train.ema_decay": (0, 1),
+}
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -77,10 +109,19 @@ def check(config: ml_collections.ConfigDict) -> None:
             raise UserError(f"{key}={value} must be above 0")
     for key, choices in CHOICES.items():
         if get(config, key) not in choices:
-            raise UserError(f"{key}={get(config, key)!r} is not one of {', '.join(choices)}")
-    for key in ("optimizer.b1", "optimizer.b2"):
-        if not 0 <= get(config, key) < 1:
-            raise UserError(f"{key}={get(config, key)} is outside [0, 1)")
+            value = get(config, key)
+            raise UserError(f"{key}={value!r} is not one of {', '.join(choices)}{nearest(str(value), choices)}")
+    for key, (low, high) in WITHIN.items():
+        if not low <= get(config, key) <= high:
+            raise UserError(f"{key}={get(config, key)} is outside [{low}, {high}]")
+    for key, (low, high) in BELOW.items():
+        value = get(config, key)
+        if value is not None and not low <= value < high:
+            raise UserError(f"{key}={value} is outside [{low}, {high})")
+    if config.data.label_fraction is not None and not 0 < config.data.label_fraction <= 1:
+        raise UserError(f"data.label_fraction={config.data.label_fraction} is outside (0, 1]")
+    _check_sweeps(config.evaluate)
+    _check_classifier(config)
     data = config.data
     low, high = data.crop_scale
     if not 0 < low <= high <= 1:
@@ -104,6 +145,30 @@ def check(config: ml_collections.ConfigDict) -> None:
             )
         if key == "std" and not min(values) > 0:
             raise UserError(f"data.std={tuple(values)} must be above 0")
+
+
+def _check_sweeps(evaluate: ml_collections.ConfigDict) -> None:
+    for name, above in (("knn_sweep_k", 1), ("knn_sweep_temperature", 0), ("probe_sweep_c", 0)):
+        values = tuple(evaluate[name])
+        numbers = values and all(isinstance(value, int | float) for value in values)
+        if not numbers or not (min(values) >= above if name == "knn_sweep_k" else min(values) > above):
+            raise UserError(f"evaluate.{name}={values} must be numbers {'of at least 1' if above else 'above 0'}")
+
+
+def _check_classifier(config: ml_collections.ConfigDict) -> None:
+    """What the settings of classify must be together."""
+    if config.task in ("pretrain", "classify") and config.data.name is None:
+        raise UserError("data.name is not set: which pictures? For example --config.data.name=image_folder")
+    if config.task != "classify":
+        return
+    trained, depth = config.classifier.trained_blocks, config.model.depth
+    if trained is not None and trained != 0.5 and not (trained >= 0 and trained == int(trained)):
+        raise UserError(f"classifier.trained_blocks={trained} is none of 0, 0.5, 1, 2, ..., {depth}")
+    if config.optimizer.name == "lars" and trained != 0:
+        raise UserError(
+            "optimizer.name=lars is for probes (its trust ratio would mix the blocks): "
+            "set classifier.trained_blocks=0 or optimizer.name=adamw"
+        )
 
 
 def expand_paths(config: ml_collections.ConfigDict) -> None:
