@@ -74,6 +74,7 @@ class MAEEvaluation:
             self._batches(self.eval_source),
             self.train_source.num_classes,
             self._config.evaluate,
+            self._mesh,
         )
 
     def picture(self, params: dict, caption: str) -> np.ndarray:

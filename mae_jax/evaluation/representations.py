@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mae_jax.evaluation.features import extract_features
@@ -17,18 +18,20 @@ def measure_features(
     test_batches: Iterator[dict],
     num_classes: int,
     settings: ConfigDict,
+    mesh: Mesh,
 ) -> dict[str, float]:
     """Top-1 accuracies {"knn/top1", "linear_probe/top1"} on the test batches, learnt from the training batches.
 
     Args:
       feature_fn: a device batch -> features [B, D].
       settings: `evaluate.*`: knn_k, knn_temperature, linear_probe, probe_c.
+      mesh: the devices that the training features are split over.
     """
     train, train_labels = extract_features(feature_fn, train_batches)
     test, test_labels = extract_features(feature_fn, test_batches)
     neighbours = knn_predict(
         train, train_labels, test,
-        num_classes=num_classes, k=settings.knn_k, temperature=settings.knn_temperature,
+        num_classes=num_classes, k=settings.knn_k, temperature=settings.knn_temperature, mesh=mesh,
     )  # fmt: skip
     scores = {"knn/top1": float(np.mean(neighbours == test_labels))}
     if settings.linear_probe and len(np.unique(train_labels)) > 1:

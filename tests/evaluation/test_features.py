@@ -1,5 +1,7 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mae_jax.evaluation.features import extract_features, pool
@@ -7,6 +9,7 @@ from mae_jax.evaluation.probes import logistic_regression_predict
 from mae_jax.evaluation.representations import measure_features
 
 SETTINGS = ConfigDict(dict(knn_k=3, knn_temperature=0.07, linear_probe=True, probe_c=1.0))
+MESH = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor"))
 
 
 def batches(features, labels, size):
@@ -39,15 +42,15 @@ def test_separable_classes_are_told_apart_and_shuffled_labels_are_not():
     labels = rng.integers(4, size=400)
     features = (4 * np.eye(4)[labels] + rng.normal(size=(400, 4))).astype(np.float32)
     train, test = (features[:200], labels[:200]), (features[200:], labels[200:])
-    scores = measure_features(lambda b: b["image"], batches(*train, 64), batches(*test, 64), 4, SETTINGS)
+    scores = measure_features(lambda b: b["image"], batches(*train, 64), batches(*test, 64), 4, SETTINGS, MESH)
     assert scores["knn/top1"] > 0.9 and scores["linear_probe/top1"] > 0.9
     without = SETTINGS.copy_and_resolve_references()
     without.linear_probe = False
-    assert measure_features(lambda b: b["image"], batches(*train, 64), batches(*test, 64), 4, without) == {
+    assert measure_features(lambda b: b["image"], batches(*train, 64), batches(*test, 64), 4, without, MESH) == {
         "knn/top1": scores["knn/top1"]
     }
     chance = measure_features(
-        lambda b: b["image"], batches(train[0], rng.permutation(train[1]), 64), batches(*test, 64), 4, SETTINGS
+        lambda b: b["image"], batches(train[0], rng.permutation(train[1]), 64), batches(*test, 64), 4, SETTINGS, MESH
     )
     assert chance["knn/top1"] < 0.45 and chance["linear_probe/top1"] < 0.45
 
