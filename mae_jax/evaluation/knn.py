@@ -34,7 +34,6 @@ def find_neighbours(train: np.ndarray, test: np.ndarray, k: int, mesh: Mesh) -> 
     """
     k = min(k, len(train))
     rows, block = put_rows(train, mesh, TRAIN_BLOCK)
-    rows = _unit_in_place(rows)
     queries, size = block_layout(len(test), 1, QUERY_BLOCK)
     cosine, ids = (np.empty((len(test), k), dtype) for dtype in (np.float32, np.int32))
     for start in range(0, len(test), size):
@@ -106,11 +105,6 @@ def _unit(x: jax.Array) -> jax.Array:
     return x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _unit_in_place(rows):
-    return _unit(rows)
-
-
 @functools.partial(jax.jit, static_argnames=("k", "block", "mesh"))
 def _search(rows, queries, count, k, block, mesh):
     axes = batch_sharding(mesh).spec
@@ -122,7 +116,8 @@ def _search(rows, queries, count, k, block, mesh):
         def search_block(best, numbered_block):
             number, block_rows = numbered_block
             start = first + number * block
-            cosine = jnp.matmul(queries, block_rows.T, precision="highest")
+            # A normalised copy of all rows would double their memory; that of a block is cheap, here too.
+            cosine = jnp.matmul(queries, _unit(block_rows).T, precision="highest")
             cosine = jnp.where(start + jnp.arange(block) < count, cosine, -jnp.inf)
             # top_k takes the earlier of equals: the best so far stand first, since their rows do.
             values, places = jax.lax.top_k(jnp.concatenate([best[0], cosine], axis=1), k)

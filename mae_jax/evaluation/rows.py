@@ -38,7 +38,7 @@ def put_rows(rows: np.ndarray, mesh: Mesh, largest: int) -> tuple[jax.Array, int
         start, stop, _ = index[0].indices(shape[0])
         shard = jnp.zeros((stop - start, *shape[1:]), rows.dtype, device=device)
         for at in range(start, min(stop, len(rows)), block):
-            shard = _write(shard, rows[at : min(at + block, stop)], at - start)
+            shard = _write(shard, rows[at : min(at + block, stop)], at - start).block_until_ready()
         return shard
 
     shards = [fill(*item) for item in sharding.addressable_devices_indices_map(shape).items()]
