@@ -21,6 +21,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from mae_jax.data.decoding import BadImage
+from mae_jax.data.rand_augment import make_augmentation
 from mae_jax.data.reading import CentreCrop, InOrder, PictureReader, PieceReader, RandomCrop, Shuffled, candidates
 from mae_jax.data.sources import Source
 from mae_jax.errors import UserError
@@ -42,7 +43,7 @@ def make_train_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> "Batches":
-    """Endless batches of shuffled, randomly cropped pictures, from step `start_step` on.
+    """Endless batches of shuffled, randomly cropped and augmented pictures, from step `start_step` on.
 
     Returns:
       Iterator of {"image": uint8 [b, h, w, c], "label": int32 [b], "index": int64 [b]} with b = data.batch_size /
@@ -60,12 +61,19 @@ def make_train_batches(
             f"data.batch_size={batch_size} is larger than the training data ({len(source)} pictures): "
             f"set data.batch_size to {len(source)} or less"
         )
-    scale, ratio = tuple(data_config.crop_scale), tuple(data_config.crop_ratio)
+    transform = RandomCrop(
+        tuple(image_size),
+        tuple(data_config.crop_scale),
+        tuple(data_config.crop_ratio),
+        data_config.seed,
+        data_config.crop_rule,
+        make_augmentation(data_config, channels),
+    )
     return _make_batches(
         source,
         data_config,
         order=Shuffled(len(source), data_config.seed),
-        transform=RandomCrop(tuple(image_size), scale, ratio, data_config.seed),
+        transform=transform,
         shape=(*image_size, channels),
         batch_size=batch_size,
         setting="data.batch_size",

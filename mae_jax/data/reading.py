@@ -47,15 +47,30 @@ class InOrder:
 
 
 class RandomCrop:
-    """The transform of training: (picture, place) -> a random resized crop, keyed by the place."""
+    """The transform of training: (picture, place) -> a random resized crop, augmented, both keyed by the place.
 
-    def __init__(self, size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float], seed: int):
+    Args:
+      size, scale, ratio, rule: as `random_resized_crop` takes them.
+      augment: what is then done to the crop: (uint8 [*size, c], generator) -> uint8 [*size, c]; None: nothing.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        scale: tuple[float, float],
+        ratio: tuple[float, float],
+        seed: int,
+        rule: str = "retry",
+        augment: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None,
+    ):
         self._size, self._scale, self._ratio, self._seed = size, scale, ratio, seed
+        self._rule, self._augment = rule, augment
 
     def __call__(self, image: np.ndarray, place: int) -> np.ndarray:
         # A counter-based generator: any two places have independent streams, and making one is cheap.
         rng = np.random.Generator(np.random.Philox(key=self._seed, counter=[0, 0, 0, place]))
-        return random_resized_crop(image, rng, self._size, self._scale, self._ratio)
+        crop = random_resized_crop(image, rng, self._size, self._scale, self._ratio, self._rule)
+        return crop if self._augment is None else self._augment(crop, rng)
 
 
 class CentreCrop:
@@ -91,9 +106,10 @@ class PictureReader:
         """Returns (uint8 [h, w, c], label) of picture `index`, or raises BadImage."""
         try:
             record = self.source[index]
-            return decode(record["image"], self._channels, self._max_pixels), record["label"]
         except OSError as error:  # the file has gone, may not be read, or lies on a faulty disk
             raise BadImage(error.strerror or str(error)) from error
+        try:
+            return decode(record["image"], self._channels, self._max_pixels), record["label"]
         except UserError as error:
             raise UserError(f"{self.source.name_of(index)}: {error}") from error
 

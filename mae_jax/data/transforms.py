@@ -37,18 +37,39 @@ def sample_crop(
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
+def sample_clipped_crop(
+    height: int, width: int, rng: np.random.Generator, scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    """Draws a box as `sample_crop` does, but once: sides that are longer than the picture's are cut to them.
+
+    The rule that the authors of MAE train their linear probe with. An area may be below `scale`, and a ratio beyond
+    `ratio`.
+    """
+    area = height * width * rng.uniform(*scale)
+    aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+    box_width = min(max(1, round(math.sqrt(area * aspect))), width)
+    box_height = min(max(1, round(math.sqrt(area / aspect))), height)
+    top = int(rng.integers(height - box_height + 1))
+    left = int(rng.integers(width - box_width + 1))
+    return top, left, box_height, box_width
+
+
+CROP_RULES = {"retry": sample_crop, "clip": sample_clipped_crop}  # data.crop_rule -> how the box is drawn
+
+
 def random_resized_crop(
     image: np.ndarray,
     rng: np.random.Generator,
     size: tuple[int, int],
     scale: tuple[float, float],
     ratio: tuple[float, float],
+    rule: str = "retry",
 ) -> np.ndarray:
-    """Cuts a random box out of `image` (uint8 [h, w, c]) and resizes it to uint8 [*size, c]; see `sample_crop`."""
+    """Cuts a random box out of `image` (uint8 [h, w, c]) and resizes it to uint8 [*size, c]; see CROP_RULES."""
     height, width, _ = image.shape
     if scale[0] == scale[1] == 1 and ratio[0] == ratio[1] == 1 and (height, width) == tuple(size) and height == width:
         return image  # the only possible box is the whole picture: no need to draw it
-    top, left, box_height, box_width = sample_crop(height, width, rng, scale, ratio)
+    top, left, box_height, box_width = CROP_RULES[rule](height, width, rng, scale, ratio)
     return resize(image[top : top + box_height, left : left + box_width], size)
 
 

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mae_jax.data.transforms import random_resized_crop, resize, resize_and_centre_crop, sample_crop
+from mae_jax.data.transforms import (
+    CROP_RULES,
+    random_resized_crop,
+    resize,
+    resize_and_centre_crop,
+    sample_clipped_crop,
+    sample_crop,
+)
 
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
 sides = st.integers(1, 700)
@@ -23,9 +30,9 @@ def mild_noise(*shape) -> np.ndarray:
 
 
 @settings(deadline=None, max_examples=300)
-@given(sides, sides, st.integers(0, 2**32))
-def test_a_sampled_box_lies_inside_the_picture(height, width, seed):
-    top, left, box_height, box_width = sample_crop(height, width, np.random.default_rng(seed), SCALE, RATIO)
+@given(sides, sides, st.integers(0, 2**32), st.sampled_from(sorted(CROP_RULES)))
+def test_a_sampled_box_lies_inside_the_picture(height, width, seed, rule):
+    top, left, box_height, box_width = CROP_RULES[rule](height, width, np.random.default_rng(seed), SCALE, RATIO)
     assert box_height >= 1 and box_width >= 1
     assert top >= 0 and left >= 0 and top + box_height <= height and left + box_width <= width
 
@@ -68,6 +75,25 @@ def test_where_no_draw_fits_the_central_box_of_the_nearest_ratio_is_taken(height
     assert sample_crop(height, width, np.random.default_rng(0), (0.9, 1.0), RATIO) == expected
 
 
+@settings(deadline=None)
+@given(st.integers(100, 700), st.integers(100, 700), st.integers(0, 2**32))
+def test_the_clipping_rule_cuts_the_first_draw_to_the_picture(height, width, seed):
+    rng = np.random.default_rng(seed)
+    area = height * width * (0.2 + 0.8 * rng.uniform())
+    aspect = (3 / 4) * (16 / 9) ** rng.uniform()
+    expected = min(round((area / aspect) ** 0.5), height), min(round((area * aspect) ** 0.5), width)
+    box = sample_clipped_crop(height, width, np.random.default_rng(seed), SCALE, RATIO)
+    np.testing.assert_allclose(box[2:], expected, atol=1)  # a half may be rounded either way
+    if expected[0] < height and expected[1] < width:  # it fits: both rules agree
+        assert box == sample_crop(height, width, np.random.default_rng(seed), SCALE, RATIO)
+
+
+def test_every_place_of_a_clipped_box_is_possible():
+    rng = np.random.default_rng(0)
+    boxes = {sample_clipped_crop(2, 50, rng, (0.36, 0.36), (1, 1)) for _ in range(1000)}  # 6 x 6, cut to 2 x 6
+    assert boxes == {(0, left, 2, 6) for left in range(45)}
+
+
 def torch_resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     torch = pytest.importorskip("torch")
     batch = torch.from_numpy(image.astype(np.float64)).permute(2, 0, 1)[None]
@@ -87,10 +113,11 @@ def test_resizing_agrees_with_torch_bicubic_antialias_within_rounding(shape, siz
     np.testing.assert_allclose(resized, torch_resize(image, size), atol=1.3)
 
 
-def test_a_random_crop_is_its_box_cut_out_and_then_resized():
+@pytest.mark.parametrize("rule", ["retry", "clip"])
+def test_a_random_crop_is_its_box_cut_out_and_then_resized(rule):
     image = mild_noise(60, 80, 3)
-    crop = random_resized_crop(image, np.random.default_rng(5), (24, 24), SCALE, RATIO)
-    top, left, height, width = sample_crop(60, 80, np.random.default_rng(5), SCALE, RATIO)
+    crop = random_resized_crop(image, np.random.default_rng(5), (24, 24), (0.9, 1.0), RATIO, rule)
+    top, left, height, width = CROP_RULES[rule](60, 80, np.random.default_rng(5), (0.9, 1.0), RATIO)
     # What lies outside the box does not bleed in: the reference never sees it.
     reference = torch_resize(image[top : top + height, left : left + width], (24, 24))
     np.testing.assert_allclose(crop, reference, atol=1.3)
