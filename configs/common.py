@@ -47,7 +47,9 @@ def get_config() -> ml_collections.ConfigDict:
     data.seed = 0  # of the order and of the random crops
     data.crop_scale = (0.2, 1.0)  # random resized crop: area kept, as a share of the picture's
     data.crop_ratio = (3 / 4, 4 / 3)  # random resized crop: width / height of the crop
-    data.crop_rule = "retry"  # a box beyond the picture: drawn again (retry) | cut to it (clip; the linear probe's)
+    # A box beyond the picture: drawn again (retry) | cut to it (clip; the paper's linear probe). centre: no random crop,
+    # but that of evaluation, always the same.
+    data.crop_rule = "retry"
     data.flip = True  # mirror half of the training images, left to right
     data.color_jitter = 0.0  # brightness, contrast and saturation are scaled by factors from 1 - this to 1 + this
     data.eval_crop = 0.875  # evaluation: side of the centre crop / shorter side of the resized picture (224 / 256)

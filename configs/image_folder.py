@@ -10,7 +10,7 @@ held out. Sized for one GPU or a patient CPU (2 shared cores: 11 to 20 images a 
 import ml_collections
 
 from configs import common
-from mae_jax.models.mae import SIZES
+from mae_jax.models.mae_config import SIZES
 
 
 def get_config() -> ml_collections.ConfigDict:

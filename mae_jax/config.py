@@ -55,7 +55,7 @@ ABOVE_ZERO = (
 CHOICES = {
     "classifier.pool": ("mean_norm", "mean", "class", "attentive"),
     "data.augmentation": ("none", "rand_augment"),
-    "data.crop_rule": ("retry", "clip"),
+    "data.crop_rule": ("retry", "clip", "centre"),
     "data.on_bad_image": ("replace", "raise"),
     "evaluate.token": ("mean", "class"),
     "optimizer.name": ("adamw", "lars"),

@@ -26,7 +26,8 @@ def test_every_config_passes_its_own_checks_and_names_a_task_and_its_command(nam
 def test_the_imagenet_configs_have_the_papers_recipe_and_sizes(name, parameters):
     import jax
 
-    from mae_jax.models.mae import MAEConfig, count_parameters, init_params
+    from mae_jax.models.mae import MAEConfig, init_params
+    from mae_jax.models.parameters import count_parameters
 
     config = importlib.import_module(f"configs.vit_{name}").get_config()
     model = MAEConfig(**config.model)

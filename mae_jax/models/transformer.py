@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import nnx
 
@@ -71,9 +72,11 @@ class Block(nnx.Module):
         self.norm2 = make_norm(width, epsilon, rngs=rngs)
         self.mlp = Mlp(width, mlp_width, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:  # [b, n, d] -> [b, n, d]
-        x = x + self.attention(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+    def __call__(self, x: jax.Array, branch_scales: jax.Array | None = None) -> jax.Array:
+        """Maps [b, n, d] to [b, n, d]; `branch_scales` [2, b] multiplies the two residual branches of each example."""
+        attention, mlp = (1, 1) if branch_scales is None else branch_scales[:, :, None, None]
+        x = x + attention * self.attention(self.norm1(x))
+        return x + mlp * self.mlp(self.norm2(x))
 
 
 def create_blocks(depth: int, width: int, num_heads: int, mlp_width: int, *, epsilon, dtype, rngs: nnx.Rngs) -> Block:
@@ -87,19 +90,48 @@ def create_blocks(depth: int, width: int, num_heads: int, mlp_width: int, *, eps
     return create(rngs)
 
 
-def scan_blocks(blocks: Block, x: jax.Array, *, remat: bool, unroll: int) -> jax.Array:
+def scan_blocks(
+    blocks: Block, x: jax.Array, *, remat: bool, unroll: int, branch_scales: jax.Array | None = None, frozen: int = 0
+) -> jax.Array:
     """Sends x [b, n, d] through stacked blocks one after the other; compile time does not grow with depth.
 
     Args:
       remat: recompute each block in the backward pass instead of keeping its activations.
       unroll: blocks in one iteration of the compiled loop.
+      branch_scales: [depth, 2, b], of drop path (`drop_path_scales`).
+      frozen: first blocks that pass no gradient to their parameters; if x needs none either, they cost no backward
+        pass.
     """
     graphdef, stacked = nnx.split(blocks)
+    depth = len(jax.tree.leaves(stacked)[0])
 
-    def apply_block(x, parameters):
-        return nnx.merge(graphdef, parameters)(x), None
+    def apply_block(x, inputs):
+        parameters, scales = inputs
+        return nnx.merge(graphdef, parameters)(x, scales), None
 
     if remat:
         apply_block = jax.checkpoint(apply_block, prevent_cse=False)
-    x, _ = jax.lax.scan(apply_block, x, stacked, unroll=unroll)
-    return x
+
+    def part(first: int, last: int):
+        return jax.tree.map(lambda leaf: leaf[first:last], (stacked, branch_scales))
+
+    def run(x, inputs):
+        if len(jax.tree.leaves(inputs)[0]) == 1:  # no loop, whose backward pass would enter frozen parts of the block
+            return apply_block(x, jax.tree.map(lambda leaf: leaf[0], inputs))[0]
+        return jax.lax.scan(apply_block, x, inputs, unroll=unroll)[0]
+
+    if frozen == 0:
+        return jax.lax.scan(apply_block, x, (stacked, branch_scales), unroll=unroll)[0]
+    x = run(x, jax.lax.stop_gradient(part(0, frozen)))
+    return x if frozen == depth else run(x, part(frozen, depth))
+
+
+def drop_path_scales(keys: jax.Array, rates: np.ndarray) -> jax.Array:
+    """Random factors of the residual branches, [depth, 2, b] for keys [b] and rates [depth].
+
+    A branch is left out with its block's rate, and divided by 1 - rate otherwise, which keeps its mean: stochastic
+    depth (Huang et al. 2016, arXiv 1603.09382), drawn for each example and branch.
+    """
+    draws = jax.vmap(lambda key: jax.random.uniform(key, (len(rates), 2)), out_axes=-1)(keys)
+    rates = jnp.asarray(rates, jnp.float32)[:, None, None]
+    return (draws >= rates) / (1 - rates)

@@ -5,7 +5,7 @@ import importlib
 from mae_jax.config import nearest
 from mae_jax.errors import UserError
 
-TASKS = ("pretrain", "reconstruct")
+TASKS = ("pretrain", "classify", "knn", "logistic_regression", "features", "evaluate", "reconstruct")
 
 
 def find_task(name: str):

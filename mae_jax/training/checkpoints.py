@@ -16,12 +16,18 @@ from mae_jax.training.state import TrainState
 
 # A run goes on only if these settings are as they were: they define the parameters, the objective, or one's place in
 # the data. Compute settings among them may differ.
-FIXED = ("task", "seed", "model.", "data.name", "data.batch_size", "data.seed")
+FIXED = (
+    "task", "seed", "model.", "classifier.", "data.name", "data.batch_size", "data.seed", "data.label_fraction",
+    "optimizer.name", "train.ema_decay",
+)  # fmt: skip
 FREE = ("model.dtype", "model.remat", "model.scan_unroll")
 
 
 class Checkpoints:
-    """The checkpoints/ folder of a workdir: a folder for each saved step, with params, opt_state and the config."""
+    """The checkpoints/ folder of a workdir: a folder for each saved step.
+
+    In it lie params, opt_state, about (the step and the config), and what the state has of frozen, statistics, average.
+    """
 
     def __init__(self, workdir: Path, settings: ConfigDict, config: dict[str, Any]):
         """Opens or creates the folder. `config` is the run's resolved config, saved with each step."""
@@ -46,14 +52,9 @@ class Checkpoints:
         """Starts saving; returns when the state has been copied and may change. A step that is saved is left alone."""
         if step == self.latest_step():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                opt_state=ocp.args.StandardSave(state.opt_state),
-                about=ocp.args.JsonSave({"step": step, "config": self._config}),
-            ),
-        )
+        items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
+        items["about"] = ocp.args.JsonSave({"step": step, "config": self._config})
+        self._manager.save(step, args=ocp.args.Composite(**items))
 
     def changed_settings(self, step: int) -> dict[str, tuple[Any, Any]]:
         """Settings that differ from those of a saved step: {key: (then, now)}.
@@ -72,12 +73,11 @@ class Checkpoints:
         Raises:
           UserError: if the checkpoint is damaged.
         """
-        items = ocp.args.Composite(
-            params=ocp.args.StandardRestore(abstract.params), opt_state=ocp.args.StandardRestore(abstract.opt_state)
-        )
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in _items(abstract).items()}
         with self._readable(step):
-            items = self._manager.restore(step, args=items)
-        return TrainState(jax.device_put(jnp.int32(step), abstract.step.sharding), items.params, items.opt_state)
+            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        values = {name: restored[name] for name in items}
+        return abstract._replace(step=jax.device_put(jnp.int32(step), abstract.step.sharding), **values)
 
     def set_aside(self, step: int) -> None:
         """Moves a step whose loss was not finite to checkpoints_set_aside/, so that no run goes on from it."""
@@ -107,6 +107,12 @@ class Checkpoints:
     def close(self) -> None:
         """Waits, then frees the background threads."""
         self._manager.close()
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """The trees of a state, each an item of the checkpoint, without the empty ones."""
+    trees = {name: tree for name, tree in state._asdict().items() if name != "step"}
+    return {name: tree for name, tree in trees.items() if name == "opt_state" or tree}
 
 
 def changed_settings(saved: dict, config: dict) -> dict[str, tuple[Any, Any]]:

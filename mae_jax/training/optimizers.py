@@ -1,8 +1,11 @@
-"""AdamW, its learning-rate schedule, and which parameters decay."""
+"""AdamW and LARS, their learning-rate schedule, which parameters decay, and which learn more slowly."""
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
+
+TOKENS = ("class_token", "mask_token")
 
 
 def peak_learning_rate(settings: ConfigDict, batch_size: int) -> float:
@@ -24,21 +27,75 @@ def make_schedule(settings: ConfigDict, batch_size: int, warmup_steps: int, tota
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, total_steps, settings.min_learning_rate)
 
 
-def decays(params: dict) -> dict:
-    """True for every parameter with weight decay: kernels and the class and mask tokens, not biases and norms.
+def decays(params: dict, *, tokens: bool) -> dict:
+    """True for every parameter with weight decay: kernels, and if `tokens` the class and mask tokens.
 
-    Decided by name, because a stack of blocks gives every parameter one more axis.
+    Pre-training decays the tokens, fine-tuning does not; biases, norms and position tables never decay. Decided by
+    name, because a stack of blocks gives every parameter one more axis.
     """
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: path[-1].key in ("kernel", "class_token", "mask_token"), params
+    names = ("kernel", *TOKENS) if tokens else ("kernel",)
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in names, params)
+
+
+def layer_scales(params: dict, layer_decay: float) -> dict:
+    """Factor of each parameter's learning rate, with the layer ids of BEiT (Bao et al. 2021, arXiv 2106.08254).
+
+    Of `depth` blocks, the embeddings are layer 0, block i is layer i + 1, the final norm and the head are layer
+    depth + 1, whose factor is 1; each layer below has `layer_decay` times the one above it. Stacked blocks get a vector
+    over their leading axis. If only the last blocks are among `params`, these have the factors that they always have.
+    """
+    stacks = jax.tree.leaves(params.get("encoder", {}).get("blocks", {}))
+    depth = len(stacks[0]) if stacks else 0  # embeddings are here only if all blocks are
+
+    def scale(path, leaf):
+        part, name = path[0].key, path[1].key
+        if part != "encoder" or name == "norm":
+            return jnp.ones(())
+        if name == "blocks":
+            factors = layer_decay ** jnp.arange(len(leaf), 0, -1, dtype=jnp.float32)
+            return factors.reshape(-1, *[1] * (leaf.ndim - 1))
+        return jnp.float32(layer_decay ** (depth + 1))
+
+    return jax.tree_util.tree_map_with_path(scale, params)
+
+
+def make_optimizer(
+    settings: ConfigDict, schedule: optax.Schedule, *, decay_tokens: bool = True
+) -> optax.GradientTransformation:
+    """AdamW or LARS, after clipping by the gradient's global norm and with layer-wise rates, if set.
+
+    Clipping and layer-wise rates have no state, so that a run may turn them on or off when it goes on.
+    """
+    mask = lambda params: decays(params, tokens=decay_tokens)  # noqa: E731
+    inner = _lars(settings, schedule, mask) if settings.name == "lars" else _adamw(settings, schedule, mask)
+    clip = optax.identity() if settings.clip_norm is None else optax.clip_by_global_norm(settings.clip_norm)
+
+    def update(grads, state, params):
+        grads, _ = clip.update(grads, clip.init(params))
+        updates, state = inner.update(grads, state, params)
+        if settings.layer_decay != 1:
+            updates = jax.tree.map(jnp.multiply, updates, layer_scales(params, settings.layer_decay))
+        return updates, state
+
+    return optax.GradientTransformation(inner.init, update)
+
+
+def _adamw(settings: ConfigDict, schedule: optax.Schedule, mask) -> optax.GradientTransformation:
+    """AdamW with decoupled decay, p -= rate x decay x p (as PyTorch's)."""
+    return optax.adamw(
+        schedule, b1=settings.b1, b2=settings.b2, eps=settings.epsilon, weight_decay=settings.weight_decay, mask=mask
     )
 
 
-def make_optimizer(settings: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """AdamW with decoupled decay, p -= rate x decay x p (as PyTorch's), after clipping by the global norm if set."""
-    adamw = optax.adamw(
-        schedule, b1=settings.b1, b2=settings.b2, eps=settings.epsilon, weight_decay=settings.weight_decay, mask=decays
+def _lars(settings: ConfigDict, schedule: optax.Schedule, mask) -> optax.GradientTransformation:
+    """LARS (You et al. 2017, arXiv 1708.03888) in the order of MoCo v3's: the rate comes after the momentum.
+
+    (optax.lars has the rate inside the momentum, which differs while the rate changes.) Decay and trust ratio are for
+    kernels, not for biases.
+    """
+    return optax.chain(
+        optax.add_decayed_weights(settings.weight_decay, mask=mask),
+        optax.masked(optax.scale_by_trust_ratio(trust_coefficient=settings.trust_coefficient), mask),
+        optax.trace(decay=settings.momentum),
+        optax.scale_by_learning_rate(schedule),
     )
-    if settings.clip_norm is None:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), adamw)

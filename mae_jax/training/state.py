@@ -6,25 +6,48 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 
 from mae_jax.mesh import parameter_shardings
+from mae_jax.models.parameters import join
+
+
+class Variables(NamedTuple):
+    """A model's values: nested dicts of float32 arrays."""
+
+    params: dict[str, Any]  # those that train
+    frozen: dict[str, Any] = {}  # parameters that stay as they are
+    statistics: dict[str, Any] = {}  # running statistics of BatchNorm
 
 
 class TrainState(NamedTuple):
     """Everything that a checkpoint holds. There is no random state: keys derive from the seed and the step."""
 
     step: jax.Array  # int32 scalar: updates done
-    params: dict[str, Any]  # nested dict of float32 arrays
+    params: dict[str, Any]  # nested dict of float32 arrays that train
     opt_state: optax.OptState
+    frozen: dict[str, Any] = {}  # parameters that stay as they are
+    statistics: dict[str, Any] = {}  # running statistics of BatchNorm
+    average: dict[str, Any] = {}  # moving average of `params`, if one is kept
+
+    def variables(self) -> dict[str, Any]:
+        """All that the model needs, in one nested dict; of the moving average if there is one."""
+        return join(self.frozen, self.average or self.params, self.statistics)
 
 
-def make_init(init_params: Callable[[jax.Array], dict], optimizer: optax.GradientTransformation):
+def make_init(
+    init_variables: Callable[[jax.Array], Variables],
+    optimizer: optax.GradientTransformation,
+    *,
+    keep_average: bool = False,
+) -> Callable[[jax.Array], TrainState]:
     """A function key -> TrainState at step 0."""
 
     def init(key: jax.Array) -> TrainState:
-        params = init_params(key)
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+        params, frozen, statistics = init_variables(key)
+        average = jax.tree.map(jnp.copy, params) if keep_average else {}
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), frozen, statistics, average)
 
     return init
 
@@ -39,6 +62,23 @@ def abstract_state(init: Callable[[jax.Array], TrainState], mesh: Mesh) -> Train
 def create_state(init: Callable[[jax.Array], TrainState], key: jax.Array, mesh: Mesh) -> TrainState:
     """The state at step 0, every array created where it will live."""
     return jax.jit(init, out_shardings=shardings_of(abstract_state(init, mesh)))(key)
+
+
+def start_from(state: TrainState, values: Variables) -> TrainState:
+    """Replaces a state's parameters and statistics by those that `values` has of them."""
+
+    def replace(tree: dict, new: dict) -> dict:
+        flat = flatten_dict(tree)
+        for path, value in flatten_dict(new).items():
+            flat[path] = jax.device_put(value, flat[path].sharding)
+        return unflatten_dict(flat)
+
+    return state._replace(
+        params=replace(state.params, values.params),
+        frozen=replace(state.frozen, values.frozen),
+        statistics=replace(state.statistics, values.statistics),
+        average=replace(state.average, values.params) if state.average else {},
+    )
 
 
 def shardings_of(tree) -> NamedSharding:

@@ -1,6 +1,7 @@
 """The training step: one compiled call that takes a state and a batch to the next state."""
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +11,26 @@ from jax.sharding import Mesh
 from mae_jax.mesh import batch_sharding, replicated
 from mae_jax.training.state import TrainState, shardings_of
 
-# (params, batch, keys [B]) -> (mean loss over the batch, further scalars to report)
-LossFn = Callable[[dict, dict, jax.Array], tuple[jax.Array, dict]]
+STATISTICS_MOMENTUM = 0.1  # share of a batch in the running statistics of BatchNorm
+
+
+class LossDetails(NamedTuple):
+    """What a loss function returns besides the mean loss."""
+
+    scalars: dict[str, jax.Array] = {}  # further means over the batch, to report
+    statistics: dict[str, Any] = {}  # the batch's statistics, for the running ones
+
+
+# (params, frozen params, batch, keys [B]) -> (mean loss over the batch, details)
+LossFn = Callable[[dict, dict, dict, jax.Array], tuple[jax.Array, LossDetails]]
 
 
 def make_train_step(
-    loss_fn: LossFn, optimizer: optax.GradientTransformation, schedule: optax.Schedule, accumulate_steps: int = 1
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    accumulate_steps: int = 1,
+    ema_decay: float | None = None,
 ) -> Callable[[TrainState, dict, jax.Array], tuple[TrainState, dict]]:
     """A pure function (state, batch, key) -> (state, scalars).
 
@@ -23,7 +38,9 @@ def make_train_step(
     the batch is cut and wherever it lies.
 
     Args:
-      accumulate_steps: parts that the batch is cut into; their gradients are averaged before the one update.
+      accumulate_steps: parts that the batch is cut into; their gradients are averaged before the one update, and so are
+        their statistics.
+      ema_decay: of the moving average of the parameters, if the state has one.
     """
 
     def train_step(state: TrainState, batch: dict, key: jax.Array) -> tuple[TrainState, dict]:
@@ -31,33 +48,35 @@ def make_train_step(
         keys = jax.random.split(jax.random.fold_in(key, state.step), size)
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
         if accumulate_steps == 1:
-            (loss, scalars), grads = grad_fn(state.params, batch, keys)
+            (loss, details), grads = grad_fn(state.params, state.frozen, batch, keys)
         else:
-            (loss, scalars), grads = _accumulate(grad_fn, state.params, batch, keys, accumulate_steps)
+            (loss, details), grads = _accumulate(grad_fn, state, batch, keys, accumulate_steps)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        statistics = optax.incremental_update(details.statistics, state.statistics, STATISTICS_MOMENTUM)
+        average = optax.incremental_update(params, state.average, 1 - ema_decay) if state.average else {}
         scalars = {
             "loss": loss,
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": schedule(state.step),
-            **scalars,
+            **details.scalars,
         }
-        return TrainState(state.step + 1, params, opt_state), scalars
+        return TrainState(state.step + 1, params, opt_state, state.frozen, statistics, average), scalars
 
     return train_step
 
 
-def _accumulate(grad_fn, params, batch, keys, parts: int):
+def _accumulate(grad_fn, state: TrainState, batch, keys, parts: int):
     """The mean of grad_fn over `parts` equal parts of the batch, one after the other."""
 
     def cut(x):  # rows i, i + parts, ... form part i, so that every device keeps the rows it has
         return jnp.moveaxis(x.reshape(len(x) // parts, parts, *x.shape[1:]), 1, 0)
 
     def add_part(total, part):
-        return jax.tree.map(jnp.add, total, grad_fn(params, *part)), None
+        return jax.tree.map(jnp.add, total, grad_fn(state.params, state.frozen, *part)), None
 
     cut_batch = jax.tree.map(cut, (batch, keys))
-    shapes = jax.eval_shape(grad_fn, params, *jax.tree.map(lambda x: x[0], cut_batch))
+    shapes = jax.eval_shape(grad_fn, state.params, state.frozen, *jax.tree.map(lambda x: x[0], cut_batch))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     total, _ = jax.lax.scan(add_part, zeros, cut_batch)
     return jax.tree.map(lambda x: x / parts, total)

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from mae_jax.models.flops import forward_flops, train_flops
-from mae_jax.models.mae import SIZES, MAEConfig, init_params, make_bind
+from mae_jax.models.mae import MAEConfig, init_params, make_bind
+from mae_jax.models.mae_config import SIZES
 
 
 def xla_flops(config: MAEConfig, transform, batch: int = 2) -> float:

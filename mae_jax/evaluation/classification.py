@@ -1,0 +1,105 @@
+"""How well a classifier does: exact counts over a data set, class by class, and its confusions."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+
+class Predictions(NamedTuple):
+    """What a classifier said of N examples."""
+
+    label: np.ndarray  # [N] the right class
+    predicted: np.ndarray  # [N] the class with the largest logit
+    rank: np.ndarray  # [N] classes that the classifier held to be likelier than the right one: 0 is a hit
+    loss: np.ndarray  # [N] float32: cross-entropy
+
+
+def predict(logits_fn: Callable[[dict], jax.Array], batches: Iterator[dict]) -> Predictions:
+    """Collects the predictions for every example of an evaluation run.
+
+    Args:
+      logits_fn: a device batch -> logits [B, K].
+      batches: device batches with "label" [B] and "weight" [B]; rows of weight 0 are padding and left out.
+    """
+    found = []
+    for batch in batches:
+        found.append((batch["weight"], *_judge(logits_fn(batch), batch["label"])))
+        if len(found) > 2:  # the device is kept busy, but not far ahead
+            found[-3] = jax.device_get(found[-3])
+    weight, label, predicted, rank, loss = (np.concatenate(part) for part in zip(*jax.device_get(found), strict=True))
+    real = weight > 0
+    return Predictions(label[real], predicted[real], rank[real], loss[real])
+
+
+@jax.jit
+def _judge(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, ...]:
+    own = jnp.take_along_axis(logits, label[:, None], axis=1)
+    # Of equal logits the first one counts as larger, as in argmax.
+    earlier = jnp.arange(logits.shape[1]) < label[:, None]
+    rank = jnp.sum((logits > own) | ((logits == own) & earlier), axis=1)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+    return label, jnp.argmax(logits, axis=1), rank, loss
+
+
+def summarize_predictions(found: Predictions) -> dict[str, float]:
+    """{"loss", "top1", "top5"}: means over all examples."""
+    return {
+        "loss": float(np.mean(found.loss, dtype=np.float64)),
+        "top1": float(np.mean(found.rank < 1)),
+        "top5": float(np.mean(found.rank < 5)),
+    }
+
+
+def confusion_matrix(found: Predictions, num_classes: int) -> np.ndarray:
+    """Counts [K, K] int64: row = right class, column = predicted class."""
+    flat = found.label.astype(np.int64) * num_classes + found.predicted
+    return np.bincount(flat, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def class_table(confusions: np.ndarray, class_names: list[str]) -> list[dict]:
+    """A row for each class: {"class", "images", "recall", "precision", "often_taken_for"}; None where 0 / 0."""
+    rows = []
+    for index, name in enumerate(class_names):
+        hits, images, predicted = (int(x) for x in (confusions[index, index], confusions[index].sum(),
+                                                   confusions[:, index].sum()))  # fmt: skip
+        others = np.where(np.arange(len(confusions)) == index, 0, confusions[index])
+        rows.append(
+            {
+                "class": name,
+                "images": images,
+                "recall": hits / images if images else None,
+                "precision": hits / predicted if predicted else None,
+                "often_taken_for": class_names[int(np.argmax(others))] if others.any() else None,
+            }
+        )
+    return rows
+
+
+def draw_confusion_matrix(confusions: np.ndarray, class_names: list[str], title: str) -> np.ndarray:
+    """A picture uint8 [height, width, 3] of the matrix; each row is coloured by its shares, up to 20 classes have
+    numbers and names."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here, since matplotlib takes a second
+    from matplotlib.figure import Figure
+
+    shares = confusions / np.maximum(confusions.sum(axis=1, keepdims=True), 1)
+    small = len(confusions) <= 20
+    side = max(5.0, 0.5 * len(confusions)) if small else 8.0
+    figure = Figure(figsize=(side + 1.5, side), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    figure.colorbar(picture, ax=axes, label="share of the right class's images")
+    axes.set(xlabel="predicted class", ylabel="right class", title=title)
+    if small:
+        ticks = range(len(class_names))
+        axes.set_xticks(ticks, class_names, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(ticks, class_names)
+        for row, column in zip(*np.nonzero(confusions), strict=True):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, f"{confusions[row, column]:,}", ha="center", va="center", color=color, fontsize=8)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

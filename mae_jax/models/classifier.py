@@ -1,0 +1,191 @@
+"""A classifier: the encoder of all patches, a pool, and a linear layer.
+
+Fine-tuning, linear, partial and attentive probes differ in what trains and how tokens are pooled (paper, section 4.3,
+appendix A).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+
+from mae_jax.errors import UserError
+from mae_jax.models.encoder import Encoder, patches_of
+from mae_jax.models.mae_config import MAEConfig
+from mae_jax.models.parameters import split_trained
+from mae_jax.models.transformer import Linear
+
+POOLS = ("mean_norm", "mean", "class", "attentive")
+BATCH_NORM_EPSILON = 1e-6  # as in the paper's linear probe
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierConfig:
+    """Everything that defines the model: the encoder's settings, and `classifier.*` with the same meaning.
+
+    Raises:
+      UserError: if the values do not make a model.
+    """
+
+    encoder: MAEConfig
+    num_classes: int
+    pool: str = "mean_norm"
+    trained_blocks: float | None = None
+    batch_norm: bool = False
+    head_std: float = 2e-5
+    drop_path: float = 0.0
+
+    def __post_init__(self):
+        trained, depth = self.trained_blocks, self.encoder.depth
+        if trained is not None and trained != 0.5 and trained not in range(depth + 1):
+            raise UserError(f"classifier.trained_blocks={trained} is none of 0, 0.5, 1, 2, ..., {depth} (the depth)")
+        if self.num_classes < 2:
+            raise UserError(f"classifier.num_classes={self.num_classes} must be at least 2")
+
+    @property
+    def frozen_blocks(self) -> int:
+        """First blocks that do not train at all."""
+        return 0 if self.trained_blocks is None else self.encoder.depth - math.ceil(self.trained_blocks)
+
+    @property
+    def drop_path_rates(self) -> tuple[float, ...] | None:
+        """[depth] rates, rising linearly from 0 to `drop_path` at the last block; frozen blocks have none."""
+        if not self.drop_path:
+            return None
+        rates = np.linspace(0, self.drop_path, self.encoder.depth)
+        return tuple(float(rate) * (block >= self.frozen_blocks) for block, rate in enumerate(rates))
+
+
+def make_classifier_config(model: Mapping, classifier: Mapping) -> ClassifierConfig:
+    """The config of the settings `model.*` and `classifier.*`; the number of classes must have been filled in."""
+    names = [field.name for field in dataclasses.fields(ClassifierConfig) if field.name != "encoder"]
+    return ClassifierConfig(MAEConfig(**model), **{name: classifier[name] for name in names})
+
+
+class BatchNorm(nnx.Module):
+    """Normalises each of D features, without scale and bias, by statistics over a batch or by running ones.
+
+    In training the statistics are those of the whole batch that the compiled step sees: of all devices together.
+    """
+
+    def __init__(self, width: int):
+        self.mean = nnx.BatchStat(jnp.zeros(width))
+        self.variance = nnx.BatchStat(jnp.ones(width))
+
+    def __call__(self, x: jax.Array, training: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Normalises [B, D]; also returns the batch's mean and unbiased variance, for the running statistics."""
+        if not training:
+            return (x - self.mean[...]) * jax.lax.rsqrt(self.variance[...] + BATCH_NORM_EPSILON), {}
+        mean, variance = jnp.mean(x, axis=0), jnp.var(x, axis=0)
+        unbiased = variance * (len(x) / max(len(x) - 1, 1))
+        return (x - mean) * jax.lax.rsqrt(variance + BATCH_NORM_EPSILON), {"mean": mean, "variance": unbiased}
+
+
+class AttentivePool(nnx.Module):
+    """One learned query attends to all patch tokens: multi-head cross-attention without projection of its output.
+
+    The attentive probe of Chen et al. 2022 (CAE, arXiv 2202.03026) in the light form of El-Nouby et al. 2024 (AIM,
+    arXiv 2401.08541).
+    """
+
+    def __init__(self, width: int, num_heads: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.num_heads, self.dtype = num_heads, dtype
+        self.query = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, 1, width)))
+        self.key = Linear(width, width, dtype=dtype, rngs=rngs)
+        self.value = Linear(width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:  # [b, n, d] -> [b, d]
+        query = jnp.broadcast_to(self.query[...], (len(tokens), 1, tokens.shape[-1]))
+        heads = (query, self.key(tokens), self.value(tokens))
+        q, k, v = (rearrange(x.astype(self.dtype), "b n (h d) -> b n h d", h=self.num_heads) for x in heads)
+        return rearrange(jax.nn.dot_product_attention(q, k, v), "b 1 h d -> b (h d)").astype(jnp.float32)
+
+
+class Head(nnx.Module):
+    """What stands between encoder and logits: the pool (if learned), BatchNorm (if asked for), the linear layer."""
+
+    def __init__(self, config: ClassifierConfig, *, rngs: nnx.Rngs):
+        encoder, dtype = config.encoder, jnp.dtype(config.encoder.dtype)
+        pool = AttentivePool(encoder.width, encoder.num_heads, dtype=dtype, rngs=rngs)
+        self.pool = pool if config.pool == "attentive" else None
+        self.batch_norm = BatchNorm(encoder.width) if config.batch_norm else None
+        self.linear = Linear(encoder.width, config.num_classes, dtype=jnp.dtype("float32"), rngs=rngs)
+        self.linear.kernel[...] = config.head_std * jax.random.normal(rngs.params(), self.linear.kernel.shape)
+
+
+class Classifier(nnx.Module):
+    """`model(images)` gives logits, `model.encode(images)` the encoder's tokens.
+
+    A forward pass has two halves. `represent` is all that comes before the first part that trains when the encoder is
+    frozen, so that a probe can run it once; `classify` is the rest.
+    """
+
+    def __init__(self, config: ClassifierConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.encoder = Encoder(
+            config.encoder, learned_positions=True, frozen_blocks=config.frozen_blocks,
+            drop_path=config.drop_path_rates, rngs=rngs,
+        )  # fmt: skip
+        self.head = Head(config, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Logits [B, K] of images [B, H, W, C], normalised.
+
+        Raises:
+          UserError: for images whose shape does not fit the model.
+        """
+        return self.classify(self.represent(images))[0]
+
+    def encode(self, images: jax.Array) -> jax.Array:
+        """Tokens of images [B, H, W, C]: [B, 1 + L, D], class token first, after the final norm."""
+        return self.encoder(*patches_of(images, self.config.encoder))
+
+    def represent(self, images: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+        """Images [B, H, W, C] to [B, D], or to patch tokens [B, L, D] for the attentive pool.
+
+        With `keys` [B], one for each example, drop path is at work.
+        """
+        tokens = self.encoder.before_norm(*patches_of(images, self.config.encoder), keys=keys)
+        match self.config.pool:
+            case "class":
+                return self.encoder.norm(tokens[:, 0])
+            case "mean":
+                return jnp.mean(self.encoder.norm(tokens[:, 1:]), axis=1)
+            case "mean_norm":
+                return jnp.mean(tokens[:, 1:], axis=1)
+            case "attentive":
+                return self.encoder.norm(tokens[:, 1:])
+
+    def classify(self, x: jax.Array, *, training: bool = False) -> tuple[jax.Array, dict]:
+        """Logits [B, K] of what `represent` returns, and in training the batch's statistics as a nested dict."""
+        statistics = {}
+        if self.config.pool == "mean_norm":
+            x = self.encoder.norm(x)
+        if self.head.pool is not None:
+            x = self.head.pool(x)
+        if self.head.batch_norm is not None:
+            x, statistics = self.head.batch_norm(x, training)
+            statistics = {"head": {"batch_norm": statistics}}
+        return self.head.linear(x), statistics
+
+
+def init_classifier(config: ClassifierConfig, key: jax.Array) -> tuple[dict, dict]:
+    """Initial parameters, and the running statistics of BatchNorm (empty without it), as nested dicts."""
+    params, statistics = nnx.state(Classifier(config, rngs=nnx.Rngs(key)), nnx.Param, nnx.BatchStat)
+    return nnx.to_pure_dict(params), nnx.to_pure_dict(statistics)
+
+
+def split_classifier(config: ClassifierConfig, params: dict) -> tuple[dict, dict]:
+    """The parameters that train and those that stay as they are; `join(frozen, trained)` undoes it."""
+    return split_trained(params, config.trained_blocks, norm_trains=config.pool == "mean_norm")
+
+
+def make_bind_classifier(config: ClassifierConfig) -> Callable[[dict], Classifier]:
+    """A pure function from parameters and statistics (one nested dict) to the model that has them."""
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: Classifier(config, rngs=nnx.Rngs(0))))
+    return lambda variables: nnx.merge(graphdef, variables)

@@ -1,0 +1,100 @@
+"""The encoder: a Vision Transformer on those patches that it is shown."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mae_jax.errors import UserError
+from mae_jax.models.mae_config import MAEConfig
+from mae_jax.models.masking import take_patches
+from mae_jax.models.patches import grid_size, patchify
+from mae_jax.models.positions import sincos_table
+from mae_jax.models.transformer import Linear, create_blocks, drop_path_scales, make_norm, scan_blocks
+
+
+class Encoder(nnx.Module):
+    """ViT on the visible patches.
+
+    Args:
+      learned_positions: the position table [1 + L, D] is a parameter that begins as the sine-cosine table, as in
+        fine-tuning; without it the table is a formula, as in pre-training.
+      frozen_blocks: first blocks that pass no gradient on.
+      drop_path: [depth] rates; None: none.
+    """
+
+    def __init__(
+        self,
+        config: MAEConfig,
+        *,
+        rngs: nnx.Rngs,
+        learned_positions: bool = False,
+        frozen_blocks: int = 0,
+        drop_path: tuple[float, ...] | None = None,
+    ):
+        self.config, dtype = config, jnp.dtype(config.dtype)
+        self.frozen_blocks, self.drop_path = frozen_blocks, drop_path
+
+        def bias_init(key, shape, dtype):  # the released models' patch embedding keeps a convolution's default bias
+            return jax.random.uniform(key, shape, dtype, -(config.patch_dim**-0.5), config.patch_dim**-0.5)
+
+        self.patch_embed = Linear(config.patch_dim, config.width, dtype=dtype, bias_init=bias_init, rngs=rngs)
+        self.class_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, 1, config.width)))
+        self.positions = nnx.Param(jnp.array(sincos_table(config.grid, config.width))) if learned_positions else None
+        self.blocks = create_blocks(
+            config.depth, config.width, config.num_heads, config.mlp_width,
+            epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs,
+        )  # fmt: skip
+        self.norm = make_norm(config.width, config.norm_epsilon, rngs=rngs)
+
+    def __call__(self, patches: jax.Array, grid: tuple[int, int], ids_keep: jax.Array | None = None) -> jax.Array:
+        """Encodes patches [B, L, p*p*C], or only those in ids_keep [B, K]: tokens [B, 1 + L or K, D], class first."""
+        return self.norm(self.before_norm(patches, grid, ids_keep))
+
+    def before_norm(
+        self,
+        patches: jax.Array,
+        grid: tuple[int, int],
+        ids_keep: jax.Array | None = None,
+        keys: jax.Array | None = None,
+    ) -> jax.Array:
+        """The tokens before the final norm. With `keys` [B], one for each example, drop path is at work."""
+        table = self._position_table(grid)
+        positions = table[1:]
+        if ids_keep is not None:
+            patches, positions = take_patches(patches, ids_keep), take_patches(positions, ids_keep)
+        x = self.patch_embed(patches) + positions
+        class_token = self.class_token[...]
+        if self.positions is not None:  # the formula's row for the class token is zero
+            class_token = class_token + table[0]
+        class_token = jnp.broadcast_to(class_token, (len(x), 1, self.config.width))
+        x = jnp.concatenate([class_token, x], axis=1)
+        scales = None
+        if keys is not None and self.drop_path is not None:
+            scales = drop_path_scales(keys, np.asarray(self.drop_path))
+        return scan_blocks(
+            self.blocks, x, remat=self.config.remat, unroll=self.config.scan_unroll,
+            branch_scales=scales, frozen=self.frozen_blocks,
+        )  # fmt: skip
+
+    def _position_table(self, grid: tuple[int, int]) -> jax.Array:
+        if self.positions is None:
+            return jnp.asarray(sincos_table(grid, self.config.width))
+        if grid != self.config.grid:
+            raise UserError(
+                f"the model has learned positions for {self.config.grid} patches, the images have {grid}: "
+                "give images of the model's size"
+            )
+        return self.positions[...]
+
+
+def patches_of(images: jax.Array, config: MAEConfig) -> tuple[jax.Array, tuple[int, int]]:
+    """Patches [B, L, p*p*C] of images [B, H, W, C], and their (rows, columns) grid.
+
+    Raises:
+      UserError: for images whose shape does not fit the model.
+    """
+    if images.ndim != 4 or images.shape[-1] != config.channels:
+        raise UserError(f"images of shape {images.shape}: the model takes [batch, height, width, {config.channels}]")
+    grid = grid_size(images.shape[1:3], config.patch_size)
+    return patchify(jnp.asarray(images, jnp.float32), config.patch_size), grid

@@ -1,0 +1,104 @@
+"""The settings that define a model, and the named sizes."""
+
+import dataclasses
+
+from mae_jax.errors import UserError
+from mae_jax.models.masking import num_visible
+from mae_jax.models.patches import grid_size
+
+# The named encoders. tiny, small: DeiT (arXiv 2012.12877); base, large, huge: ViT (arXiv 2010.11929), as in the paper.
+SIZES = {
+    "tiny": dict(width=192, depth=12, num_heads=3, patch_size=16),
+    "small": dict(width=384, depth=12, num_heads=6, patch_size=16),
+    "base": dict(width=768, depth=12, num_heads=12, patch_size=16),
+    "large": dict(width=1024, depth=24, num_heads=16, patch_size=16),
+    "huge": dict(width=1280, depth=32, num_heads=16, patch_size=14),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MAEConfig:
+    """Everything that defines the model; the settings `model.*` of configs/common.py, with the same meaning.
+
+    Raises:
+      UserError: if the values do not make a model.
+    """
+
+    image_size: int | tuple[int, int] = 224
+    patch_size: int = 16
+    channels: int = 3
+    width: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    decoder_width: int = 512
+    decoder_depth: int = 8
+    decoder_num_heads: int = 16
+    mask_ratio: float = 0.75
+    normalize_targets: bool = True
+    norm_epsilon: float = 1e-6
+    dtype: str = "float32"
+    remat: bool = False
+    scan_unroll: int = 1
+
+    def __post_init__(self):
+        size = self.image_size
+        size = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, tuple | list) else ()
+        if len(size) != 2 or not all(isinstance(side, int) for side in size):
+            raise UserError(f"model.image_size={self.image_size!r} is neither an integer nor (height, width)")
+        object.__setattr__(self, "image_size", size)
+        for name in ("channels", "width", "depth", "num_heads", "decoder_width", "decoder_depth", "decoder_num_heads"):
+            if getattr(self, name) < 1:
+                raise UserError(f"model.{name}={getattr(self, name)} must be at least 1")
+        for name, scale in (("width", "num_heads"), ("decoder_width", "decoder_num_heads")):
+            width, heads = getattr(self, name), getattr(self, scale)
+            if width % heads:
+                raise UserError(f"model.{scale}={heads} does not divide model.{name}={width}; change one of them")
+            if width % 4:
+                raise UserError(f"model.{name}={width} must be a multiple of 4 (2-D sine-cosine positions)")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise UserError(f"model.dtype={self.dtype!r} is not one of float32, bfloat16")
+        if not self.norm_epsilon > 0:
+            raise UserError(f"model.norm_epsilon={self.norm_epsilon} must be above 0")
+        if min(self.mlp_width, self.decoder_mlp_width) < 1:
+            raise UserError(f"model.mlp_ratio={self.mlp_ratio} leaves the MLPs no hidden unit")
+        if self.scan_unroll < 1:
+            raise UserError(f"model.scan_unroll={self.scan_unroll} must be at least 1")
+        if self.normalize_targets and self.patch_dim == 1:
+            raise UserError(
+                "model.normalize_targets needs patches of more than one value (one value has no variance); "
+                "set model.normalize_targets=False or a larger model.patch_size"
+            )
+        check_mask_ratio(self.mask_ratio, self.num_patches, "model.mask_ratio")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return grid_size(self.image_size, self.patch_size)
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def mlp_width(self) -> int:
+        """Hidden units of the encoder's MLPs."""
+        return int(self.mlp_ratio * self.width)
+
+    @property
+    def decoder_mlp_width(self) -> int:
+        """Hidden units of the decoder's MLPs."""
+        return int(self.mlp_ratio * self.decoder_width)
+
+    @property
+    def patch_dim(self) -> int:
+        """Values in a patch: p * p * C."""
+        return self.patch_size**2 * self.channels
+
+
+def check_mask_ratio(mask_ratio: float, num_patches: int, name: str = "mask_ratio") -> None:
+    """Raises UserError unless 0 <= mask_ratio < 1 and at least one of the patches stays visible."""
+    if not 0 <= mask_ratio < 1:
+        raise UserError(f"{name}={mask_ratio} is outside [0, 1)")
+    if num_visible(num_patches, mask_ratio) < 1:
+        raise UserError(f"{name}={mask_ratio} leaves none of {num_patches} patches visible; lower it")

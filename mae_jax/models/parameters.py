@@ -1,0 +1,75 @@
+"""Parameter trees: nested dicts of arrays, in which stacked blocks have a leading [depth] axis."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+
+def count_parameters(parameters) -> int:
+    """Number of values in a tree of arrays (or of their shapes)."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(parameters))
+
+
+def join(*trees: dict) -> dict:
+    """Merges nested dicts. Arrays that several have are parts of stacked blocks, and are put one after the other."""
+    parts: dict[tuple, list] = {}
+    for tree in trees:
+        for path, leaf in flatten_dict(tree).items():
+            parts.setdefault(path, []).append(leaf)
+    return unflatten_dict({path: leaves[0] if len(leaves) == 1 else _stack(leaves) for path, leaves in parts.items()})
+
+
+def _stack(leaves: list):
+    return (np if all(isinstance(leaf, np.ndarray) for leaf in leaves) else jnp).concatenate(leaves)
+
+
+def split_trained(params: dict, trained_blocks: float | None, norm_trains: bool) -> tuple[dict, dict]:
+    """Splits a classifier's parameters {"encoder": ..., "head": ...} into (trained, frozen).
+
+    `join(frozen, trained)` undoes it.
+
+    Args:
+      trained_blocks: how many last blocks train; 0.5: the second half of the last one, its norm and MLP (paper, section
+        4.3); None: everything does, the embeddings too.
+      norm_trains: whether the encoder's final norm trains even if no block does.
+    """
+    if trained_blocks is None:
+        return params, {}
+    trained, frozen = {}, {}
+    for path, leaf in flatten_dict(params).items():
+        part, *rest = path
+        if part == "encoder" and rest[0] == "blocks":
+            first = len(leaf) - _trained_rows(rest[1], trained_blocks)
+            if first > 0:
+                frozen[path] = leaf[:first]
+            if first < len(leaf):
+                trained[path] = leaf[first:]
+        elif part == "head" or (rest[0] == "norm" and (norm_trains or trained_blocks > 0)):
+            trained[path] = leaf
+        else:
+            frozen[path] = leaf
+    return unflatten_dict(trained), unflatten_dict(frozen)
+
+
+def _trained_rows(layer: str, trained_blocks: float) -> int:
+    """Blocks of which a layer trains."""
+    return 0 if trained_blocks == 0.5 and layer in ("norm1", "attention") else math.ceil(trained_blocks)
+
+
+def resize_positions(table, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> np.ndarray:
+    """Resizes a position table [1 + L, D] in 2-D to another (rows, columns) grid; the class token's row stays.
+
+    Bicubic without antialiasing, as PyTorch's `interpolate(mode="bicubic", align_corners=False)`, which the released
+    fine-tuning code uses.
+    """
+    table = np.asarray(table, np.float32)
+    if old_grid == new_grid:
+        return table
+    width = table.shape[1]
+    resized = jax.image.resize(
+        table[1:].reshape(*old_grid, width), (*new_grid, width), method="cubic-pytorch", antialias=False
+    )
+    return np.concatenate([table[:1], np.asarray(resized).reshape(-1, width)])

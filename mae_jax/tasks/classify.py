@@ -1,0 +1,253 @@
+"""Classification: fine-tuning, and linear, partial and attentive probes, of a checkpoint's encoder or from scratch.
+
+What makes the one or the other are settings: `classifier.trained_blocks`, `.pool`, `.batch_norm`, the optimizer, and
+what happens to the pictures (`data.*`).
+"""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from mae_jax.data.arrays import ArrayBatches, eval_array_batches
+from mae_jax.data.augment import normalize
+from mae_jax.data.loader import make_eval_batches, make_train_batches, prefetch_to_device
+from mae_jax.data.mixing import soft_targets
+from mae_jax.data.sources import make_source
+from mae_jax.data.subset import Labelled, RandomSubset, StratifiedSubset
+from mae_jax.data.supervised import augment, augmentations
+from mae_jax.errors import UserError
+from mae_jax.evaluation.classification import predict, summarize_predictions
+from mae_jax.evaluation.features import extract_features
+from mae_jax.interop.transfer import describe_start, resolve_model, starting_params
+from mae_jax.interop.weights import Weights
+from mae_jax.mesh import batch_parts, batch_sharding, make_mesh, put_batch
+from mae_jax.models.classifier import (
+    ClassifierConfig,
+    init_classifier,
+    make_bind_classifier,
+    make_classifier_config,
+    split_classifier,
+)
+from mae_jax.models.flops import classifier_train_flops, classify_flops, represent_flops
+from mae_jax.models.mae_config import MAEConfig
+from mae_jax.models.parameters import count_parameters, join
+from mae_jax.training.reporting import Reporter
+from mae_jax.training.run import HostBatches, run_training
+from mae_jax.training.signals import StopSignal
+from mae_jax.training.state import TrainState, Variables
+from mae_jax.training.step import LossDetails
+from mae_jax.training.summary import si
+
+KEPT_FEATURES_GIB = 8  # a frozen encoder's output for all images is kept if it takes no more than this
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> None:
+    """Trains a classifier as `config` says; see `run_training`.
+
+    Raises:
+      UserError: for pictures without labels, and checkpoints that do not fit.
+    """
+    mesh = make_mesh(config.mesh)
+    weights = resolve_model(config, workdir)
+    run_training(config, workdir, stop, Classification(config, mesh, weights), mesh)
+
+
+class Classification:
+    """The classifier as `run_training` wants it (training.run.Trainee)."""
+
+    decay_tokens = False
+
+    def __init__(self, config: ml_collections.ConfigDict, mesh: Mesh, weights: Weights | None):
+        self._config, self._mesh, self._weights = config, mesh, weights
+        data, encoder = config.data, MAEConfig(**config.model)
+        sources = [make_source(data, split, encoder.image_size, encoder.channels) for split in ("train", "eval")]
+        train_source, eval_source = (Labelled(source, data) for source in sources)
+        if data.label_fraction is not None:
+            train_source = StratifiedSubset(train_source, data.label_fraction, data.seed)
+        self._train_source = train_source
+        self._eval_source = RandomSubset(eval_source, config.evaluate.max_examples or len(eval_source))
+        self._set_num_classes()
+        self._model = model = make_classifier_config(config.model, config.classifier)
+        self._bind = make_bind_classifier(model)
+        self.num_train, self.num_eval = len(self._train_source), len(self._eval_source)
+        self.mixes_pairs = data.mixup > 0 or data.cutmix > 0
+        parts = batch_parts(mesh)
+        self._eval_batch_size = -(-config.evaluate.batch_size // parts) * parts
+        self._statistics_shapes = jax.eval_shape(self.init, jax.random.key(0)).statistics
+
+        # Where the encoder is frozen and the pictures stay the same, its output is computed once.
+        shape = (*model.encoder.image_size, model.encoder.channels)
+        image = jax.ShapeDtypeStruct((1, *shape), jnp.uint8)
+        variables = jax.eval_shape(lambda key: join(*self.init(key)), jax.random.key(0))
+        self._representation = jax.eval_shape(self._represent, variables, image).shape[1:]
+        size = 4 * int(np.prod(self._representation)) * (self.num_train + self.num_eval)
+        constant = config.classifier.trained_blocks == 0 and not augmentations(data)
+        self._keeps_features = constant and size <= KEPT_FEATURES_GIB * 2**30
+        self._kept: dict[str, dict[str, np.ndarray]] = {}
+
+        b = data.batch_size
+        self.batch = {"label": jax.ShapeDtypeStruct((b,), jnp.int32)}
+        if self._keeps_features:
+            self.batch["feature"] = jax.ShapeDtypeStruct((b, *self._representation), jnp.float32)
+            self.train_flops = 3 * classify_flops(model)
+        else:
+            self.batch["image"] = jax.ShapeDtypeStruct((b, *shape), jnp.uint8)
+            self.train_flops = classifier_train_flops(model)
+
+    def _set_num_classes(self) -> None:
+        classifier, found = self._config.classifier, self._train_source.num_classes
+        if classifier.num_classes is None:
+            classifier.num_classes = found
+        if classifier.num_classes < found:
+            raise UserError(
+                f"classifier.num_classes={classifier.num_classes}, but the data have {found} classes; "
+                f"leave it out, or set it to {found} or more"
+            )
+
+    def init(self, key: jax.Array) -> Variables:
+        params, statistics = init_classifier(self._model, key)
+        return Variables(*split_classifier(self._model, params), statistics)
+
+    def start(self) -> Variables | None:
+        if self._weights is None:
+            return None
+        params = starting_params(self._weights, self._model)
+        head = dict(params.pop("head", {}))
+        statistics = {"head": {"batch_norm": head.pop("batch_norm")}} if "batch_norm" in head else {}
+        params |= {"head": head} if head else {}
+        return Variables(*split_classifier(self._model, params), statistics)
+
+    def describe(self, variables: Variables) -> dict[str, str]:
+        model, encoder, data = self._model, self._model.encoder, self._config.data
+        trained, frozen = count_parameters(variables.params), count_parameters(variables.frozen)
+        height, width = encoder.image_size
+        if self._weights is not None:
+            start = describe_start(self._weights, model, self._config)
+        else:
+            start = self._config.init_from or "random weights (init_from is not set)"
+        rows = {
+            "encoder": f"{encoder.depth} blocks x {encoder.width}, {encoder.num_heads} heads",
+            "start": start,
+            "trains": f"{_what_trains(model)}: {trained:,} of {trained + frozen:,} parameters",
+            "head": f"{_POOLS[model.pool]}{', BatchNorm' if model.batch_norm else ''}, {model.num_classes} classes",
+            "images": f"{height} x {width} x {encoder.channels}, patch {encoder.patch_size}: "
+            f"{encoder.num_patches} patches",
+            "augment": ", ".join(augmentations(data)) or "nothing",
+            "compute": f"{si(represent_flops(model) + classify_flops(model))}FLOP forward, "
+            f"{si(self.train_flops)}FLOP a training image, {encoder.dtype} products",
+        }
+        if self._keeps_features:
+            size = 4 * int(np.prod(self._representation)) * (self.num_train + self.num_eval)
+            rows["features"] = f"of the frozen encoder, computed once: {size / 2**20:,.1f} MiB"
+        return rows
+
+    def loss_fn(self, params: dict, frozen: dict, batch: dict, keys: jax.Array) -> tuple[jax.Array, LossDetails]:
+        """Cross-entropy with soft targets; each example's key decides what happens to it."""
+        config, model = self._config, self._model
+        # A training step uses the batch's own statistics; the running ones only complete the model.
+        unused = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), self._statistics_shapes)
+        classifier = self._bind(join(frozen, params, unused))
+        targets = soft_targets(batch["label"], model.num_classes, config.classifier.label_smoothing)
+        if self._keeps_features:
+            x = batch["feature"]
+        else:
+            augment_keys, drop_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+            images, targets = augment(config.data, augment_keys, batch["image"], targets)
+            trains_blocks = config.classifier.trained_blocks != 0
+            x = classifier.represent(images, drop_keys if trains_blocks else None)
+        logits, statistics = classifier.classify(x, training=True)
+        loss = -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1))
+        return loss, LossDetails(statistics=statistics)
+
+    def batches(self, state: TrainState, start_step: int) -> HostBatches:
+        config, encoder = self._config, self._model.encoder
+        if not self._keeps_features:
+            return make_train_batches(
+                self._train_source, config.data, encoder.image_size, encoder.channels,
+                start_step=start_step, process_index=jax.process_index(), process_count=jax.process_count(),
+            )  # fmt: skip
+        variables = state.variables()
+        for split, source in (("train", self._train_source), ("eval", self._eval_source)):
+            represent = functools.partial(self._represent_batch, variables)
+            features, labels = extract_features(represent, self._eval_pictures(source), len(source))
+            self._kept[split] = {"feature": features, "label": labels}
+        return ArrayBatches(self._kept["train"], config.data.batch_size, seed=config.data.seed, start_step=start_step)
+
+    def _represent(self, variables: dict, images: jax.Array) -> jax.Array:
+        data = self._config.data
+        return self._bind(variables).represent(normalize(images, data.mean, data.std))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _represent_batch(self, variables: dict, batch: dict) -> jax.Array:
+        return self._represent(variables, batch["image"])
+
+    def evaluate(self, state: TrainState, reporter: Reporter) -> dict[str, float]:
+        if self._keeps_features:
+            batches = self._to_device(eval_array_batches(self._kept["eval"], self._eval_batch_size))
+        else:
+            batches = self._eval_pictures(self._eval_source)
+        logits_fn = functools.partial(self._logits, state.variables())
+        return summarize_predictions(predict(logits_fn, batches))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _logits(self, variables: dict, batch: dict) -> jax.Array:
+        x = batch["feature"] if self._keeps_features else self._represent(variables, batch["image"])
+        return self._bind(variables).classify(x)[0]
+
+    def _eval_pictures(self, source):
+        encoder = self._model.encoder
+        return self._to_device(
+            make_eval_batches(
+                source,
+                self._config.data,
+                self._eval_batch_size,
+                encoder.image_size,
+                encoder.channels,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            )  # fmt: skip
+        )
+
+    def _to_device(self, batches):
+        put = functools.partial(put_batch, sharding=batch_sharding(self._mesh))
+        return prefetch_to_device(batches, put, self._config.data.prefetch_batches)
+
+    def result(self, state: TrainState, scores: dict[str, float]) -> tuple[dict[str, Any], list[str]]:
+        model = self._model
+        protocol = (
+            f"trained: {_what_trains(model)}; head: {_POOLS[model.pool]}"
+            f"{', BatchNorm' if model.batch_norm else ''}; {self.num_train:,} training and {self.num_eval:,} test "
+            f"images, centre crops; {'the moving average of the weights' if state.average else 'the last weights'}"
+        )
+        result = {f"eval/{name}": value for name, value in scores.items()} | {"protocol": protocol}
+        line = (
+            f"done: {int(state.step):,} steps; top-1 {scores['top1']:.2%}, top-5 {scores['top5']:.2%}, "
+            f"loss {scores['loss']:.4f} on {self.num_eval:,} images"
+        )
+        return result, [line, protocol]
+
+
+_POOLS = {
+    "mean_norm": "mean of the patch tokens, then a norm",
+    "mean": "mean of the normed patch tokens",
+    "class": "the normed class token",
+    "attentive": "attention of a learned query to the normed patch tokens",
+}
+
+
+def _what_trains(model: ClassifierConfig) -> str:
+    match model.trained_blocks:
+        case None:
+            return "everything"
+        case 0:
+            return "the head"
+        case 0.5:
+            return "the last block's MLP, norm and head"
+        case blocks:
+            return f"the last {int(blocks)} of {model.encoder.depth} blocks, norm and head"
