@@ -4,6 +4,8 @@ import hashlib
 import os
 from pathlib import Path
 
+import numpy as np
+
 from mae_jax.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -61,9 +63,15 @@ class ImageFolder:
 
     def __getitem__(self, index: int) -> dict:
         file = self._files[index]
-        label = self._label_of[file.split(os.sep, 1)[0]] if self._label_of else -1
         with open(os.path.join(self._folder, file), "rb") as stream:
-            return {"image": stream.read(), "label": label}
+            return {"image": stream.read(), "label": self._label(file)}
+
+    def _label(self, file: str) -> int:
+        return self._label_of[file.split(os.sep, 1)[0]] if self._label_of else -1
+
+    def labels(self) -> np.ndarray:
+        """int64 [n]: the labels of all pictures, -1: none; from their folders' names."""
+        return np.asarray([self._label(file) for file in self._files], np.int64)
 
     def name_of(self, index: int) -> str:
         return os.path.join(self._folder, self._files[index])

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from mae_jax.data.image_folder import EXTENSIONS
 from mae_jax.errors import UserError
 
@@ -30,6 +32,9 @@ class PictureFiles:
 
     def __getitem__(self, index: int) -> dict:
         return {"image": self._files[index].read_bytes(), "label": -1}
+
+    def labels(self) -> np.ndarray:
+        return np.full(len(self), -1, np.int64)
 
     def name_of(self, index: int) -> str:
         return str(self._files[index])

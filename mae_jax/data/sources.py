@@ -1,8 +1,8 @@
 """Sources of pictures: random-access objects that give one picture and its label by index.
 
 A source has `len(source)`, `source[i] -> {"image": uint8 [h, w, c] or encoded bytes, "label": int}` (-1: none),
-`num_classes` (0: unlabelled), `class_names` (or None) and `name_of(i)`, what a person would call picture i.
-Sources can be pickled, because reader processes get a copy.
+`num_classes` (0: unlabelled), `class_names` (or None), `labels()`, those of all pictures without decoding any, and
+`name_of(i)`, what a person would call picture i. Sources can be pickled, because reader processes get a copy.
 """
 
 from typing import Protocol
@@ -24,6 +24,10 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict: ...
+
+    def labels(self) -> np.ndarray:
+        """int64 [n], n = len(self): the labels of all pictures, -1: none."""
+        ...
 
     def name_of(self, index: int) -> str: ...
 
@@ -80,6 +84,9 @@ class Digits:
     def __getitem__(self, index: int) -> dict:
         return {"image": self._images[index], "label": self._labels[index]}
 
+    def labels(self) -> np.ndarray:
+        return np.asarray(self._labels, np.int64)
+
     def name_of(self, index: int) -> str:
         return f"digits {self._split} #{index}"
 
@@ -115,6 +122,9 @@ class Synthetic:
         noise = self._NOISE * rng.standard_normal(self._shape, np.float32)
         image = 127.5 + contrast * wave[..., None] + noise
         return {"image": np.clip(np.round(image), 0, 255).astype(np.uint8), "label": label}
+
+    def labels(self) -> np.ndarray:
+        return np.arange(self._length, dtype=np.int64) % self.num_classes
 
     def name_of(self, index: int) -> str:
         return f"synthetic {self._split} #{index}"

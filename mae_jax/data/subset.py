@@ -1,17 +1,17 @@
-"""A part of a source."""
+"""Parts of a source, and a source whose labels can be relied on."""
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from mae_jax.data.sources import Source
+from mae_jax.errors import UserError
 
 
-class RandomSubset:
-    """`count` examples of a source, the same random ones each time, in the source's order; all if it has no more."""
+class _Subset:
+    """The examples of a source at `indices` (int [n]), in the source's order."""
 
-    def __init__(self, source: Source, count: int, seed: int = 0):
-        self._source = source
-        chosen = np.random.default_rng(seed).permutation(len(source))[:count]
-        self._indices = np.sort(chosen)
+    def __init__(self, source: Source, indices: np.ndarray):
+        self._source, self._indices = source, np.sort(indices)
         self.num_classes, self.class_names = source.num_classes, source.class_names
         self.in_memory = getattr(source, "in_memory", False)
 
@@ -21,5 +21,91 @@ class RandomSubset:
     def __getitem__(self, index: int) -> dict:
         return self._source[int(self._indices[index])]
 
+    def labels(self) -> np.ndarray:
+        """int64 [n]: the labels of all examples, -1: none."""
+        return self._source.labels()[self._indices]
+
     def name_of(self, index: int) -> str:
         return self._source.name_of(int(self._indices[index]))
+
+
+class RandomSubset(_Subset):
+    """`count` examples of a source, the same random ones each time, in the source's order; all if it has no more."""
+
+    def __init__(self, source: Source, count: int, seed: int = 0):
+        super().__init__(source, np.random.default_rng(seed).permutation(len(source))[:count])
+
+
+class StratifiedSubset(_Subset):
+    """The same share of each class of a source, the same random examples each time, in the source's order.
+
+    Args:
+      source: labelled.
+      fraction: share in (0, 1] of each class; its count is rounded, but at least 1.
+      seed: of the choice.
+
+    Raises:
+      UserError: the source has no labels.
+    """
+
+    def __init__(self, source: Source, fraction: float, seed: int = 0):
+        if source.num_classes < 2:
+            raise UserError(
+                f"data.label_fraction={fraction} takes a share of each class, but the pictures have no labels: "
+                "leave it unset, or use labelled data"
+            )
+        labels, rng = source.labels(), np.random.default_rng(seed)
+        chosen = []
+        for label in np.unique(labels):  # -1 too, where labels are missing: to refuse it is Labelled's matter
+            members = np.flatnonzero(labels == label)
+            chosen.append(rng.permutation(members)[: max(1, round(fraction * len(members)))])
+        super().__init__(source, np.concatenate(chosen))
+
+
+class Labelled:
+    """A source for tasks that need labels: checks that there are classes, and each label as it is read.
+
+    Args:
+      source: to check.
+      data_config: the group `data` that it was made from, for messages.
+
+    Raises:
+      UserError: at once, if there are fewer than 2 classes; on reading, for a label outside [0, num_classes).
+    """
+
+    def __init__(self, source: Source, data_config: ConfigDict):
+        if source.num_classes < 2:
+            raise UserError(_no_labels(source, data_config))
+        self._source = source
+        self.num_classes, self.class_names = source.num_classes, source.class_names
+        self.in_memory = getattr(source, "in_memory", False)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict:
+        record = self._source[index]
+        if not 0 <= record["label"] < self.num_classes:
+            raise UserError(
+                f"{self.name_of(index)} has the label {record['label']}, which is outside [0, {self.num_classes}): "
+                "choose a split whose pictures are all labelled"
+            )
+        return record
+
+    def labels(self) -> np.ndarray:
+        """int64 [n]: the labels of all examples, not checked."""
+        return self._source.labels()
+
+    def name_of(self, index: int) -> str:
+        return self._source.name_of(index)
+
+
+def _no_labels(source: Source, data_config: ConfigDict) -> str:
+    found = f"the pictures, such as {source.name_of(0)}, "
+    found += "are all of one class" if source.num_classes else "have no labels"
+    if data_config.name == "image_folder":
+        return (
+            f"data.path={data_config.path}: {found}, but this task needs classes: put those of each class into a "
+            "folder of its own (train/cat/1.jpg, train/dog/1.jpg, ...)"
+        )
+    return f"data.name={data_config.name}: {found}, but this task needs classes: choose labelled data"

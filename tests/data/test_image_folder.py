@@ -2,6 +2,7 @@
 
 import pickle
 
+import numpy as np
 import pytest
 
 from mae_jax.data.sources import make_source
@@ -34,12 +35,14 @@ def test_class_folders_give_labels_in_the_order_of_their_names(tmp_path, write_p
     assert labels(train) == [0, 1, 1, 2]
     assert labels(evaluation) == [0, 2]  # of train's names, though there is no "cat" here
     assert train[3]["image"] == (tmp_path / "train/dog/1.png").read_bytes()
+    assert train.labels().tolist() == [0, 1, 1, 2] and train.labels().dtype == np.int64
 
 
 def test_a_flat_folder_is_unlabelled(tmp_path, write_pictures, open_folder):
     write_pictures(tmp_path, *(f"{i}.png" for i in range(10)))
     train = open_folder(tmp_path, "train")
     assert (train.num_classes, train.class_names, labels(train)) == (0, None, [-1] * 9)
+    assert train.labels().tolist() == [-1] * 9
 
 
 def test_every_extension_counts_in_any_case_and_hidden_files_do_not(tmp_path, write_pictures, open_folder):

@@ -37,6 +37,15 @@ def test_digits_are_grey_uint8_with_their_names(make_config):
     assert source.num_classes == 10 and source.class_names[7] == "7"
 
 
+@pytest.mark.parametrize("name", ["digits", "synthetic"])
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_all_labels_are_those_of_the_pictures_one_by_one(make_config, name, split):
+    source = make_source(make_config(name=name), split, (8, 8), 1)
+    found = source.labels()
+    assert found.dtype == np.int64
+    np.testing.assert_array_equal(found, arrays(source)[1])
+
+
 @pytest.mark.parametrize("size, channels", [((8, 8), 1), ((32, 48), 3), ((16, 16), 13)])
 def test_synthetic_pictures_have_the_size_and_channels_asked_for(make_config, size, channels):
     source = make_source(make_config(name="synthetic"), "train", size, channels)

@@ -6,8 +6,10 @@ import pickle
 import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
+from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
+from mae_jax.data import tfds_source
 from mae_jax.data.decoding import decode
 from mae_jax.data.sources import make_source
 from mae_jax.errors import UserError
@@ -110,6 +112,16 @@ def test_among_several_labels_tfdss_own_choice_counts_and_then_the_name_label(tm
     assert open_tiny(path=str(tmp_path / "a")).num_classes == 3
     prepare(tmp_path / "b", features, {"train": 1}, supervised=("image", "breed"))
     assert open_tiny(path=str(tmp_path / "b")).num_classes == 9
+
+
+def test_all_labels_are_read_without_decoding_a_picture(tmp_path, open_tiny, monkeypatch):
+    prepare(tmp_path / "a", {"image": IMAGE, "label": LABEL}, {"train": 11})
+    prepare(tmp_path / "b", {"image": IMAGE}, {"train": 4})
+    monkeypatch.setattr(tfds_source, "_LABELS_AT_ONCE", 4)
+    monkeypatch.setattr(Image, "open", None)
+    labelled, unlabelled = (open_tiny(path=str(tmp_path / name)) for name in "ab")
+    assert labelled.labels().tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1] and labelled.labels().dtype == np.int64
+    assert unlabelled.labels().tolist() == [-1] * 4
 
 
 def test_a_source_can_be_pickled(tmp_path, open_tiny):
