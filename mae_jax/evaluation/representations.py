@@ -35,7 +35,9 @@ def measure_features(
     )  # fmt: skip
     scores = {"knn/top1": float(np.mean(neighbours == test_labels))}
     if settings.linear_probe and len(np.unique(train_labels)) > 1:
-        probe = logistic_regression_predict(train, train_labels, test, c=settings.probe_c)
+        probe = logistic_regression_predict(
+            train, train_labels, test, num_classes=num_classes, c=settings.probe_c, mesh=mesh
+        )
         scores["linear_probe/top1"] = float(np.mean(probe == test_labels))
     return scores
 
