@@ -22,7 +22,16 @@ from ml_collections import ConfigDict
 
 from mae_jax.data.decoding import BadImage
 from mae_jax.data.rand_augment import make_augmentation
-from mae_jax.data.reading import CentreCrop, InOrder, PictureReader, PieceReader, RandomCrop, Shuffled, candidates
+from mae_jax.data.reading import (
+    Augmented,
+    CentreCrop,
+    InOrder,
+    PictureReader,
+    PieceReader,
+    RandomCrop,
+    Shuffled,
+    candidates,
+)
 from mae_jax.data.sources import Source
 from mae_jax.errors import UserError
 
@@ -43,7 +52,7 @@ def make_train_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> "Batches":
-    """Endless batches of shuffled, randomly cropped and augmented pictures, from step `start_step` on.
+    """Endless batches of shuffled, cropped and augmented pictures, from step `start_step` on.
 
     Returns:
       Iterator of {"image": uint8 [b, h, w, c], "label": int32 [b], "index": int64 [b]} with b = data.batch_size /
@@ -61,14 +70,14 @@ def make_train_batches(
             f"data.batch_size={batch_size} is larger than the training data ({len(source)} pictures): "
             f"set data.batch_size to {len(source)} or less"
         )
-    transform = RandomCrop(
-        tuple(image_size),
-        tuple(data_config.crop_scale),
-        tuple(data_config.crop_ratio),
-        data_config.seed,
-        data_config.crop_rule,
-        make_augmentation(data_config, channels),
-    )
+    size, scale, ratio = tuple(image_size), tuple(data_config.crop_scale), tuple(data_config.crop_ratio)
+    if data_config.crop_rule == "centre":
+        transform = CentreCrop(size, data_config.eval_crop)
+    else:
+        transform = RandomCrop(size, scale, ratio, data_config.seed, data_config.crop_rule)
+    augment = make_augmentation(data_config, channels)
+    if augment:
+        transform = Augmented(transform, augment, data_config.seed)
     return _make_batches(
         source,
         data_config,

@@ -47,12 +47,7 @@ class InOrder:
 
 
 class RandomCrop:
-    """The transform of training: (picture, place) -> a random resized crop, augmented, both keyed by the place.
-
-    Args:
-      size, scale, ratio, rule: as `random_resized_crop` takes them.
-      augment: what is then done to the crop: (uint8 [*size, c], generator) -> uint8 [*size, c]; None: nothing.
-    """
+    """The transform of training: (picture, place) -> a random resized crop, keyed by the place."""
 
     def __init__(
         self,
@@ -61,16 +56,13 @@ class RandomCrop:
         ratio: tuple[float, float],
         seed: int,
         rule: str = "retry",
-        augment: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None,
     ):
-        self._size, self._scale, self._ratio, self._seed = size, scale, ratio, seed
-        self._rule, self._augment = rule, augment
+        self._size, self._scale, self._ratio, self._seed, self._rule = size, scale, ratio, seed, rule
 
     def __call__(self, image: np.ndarray, place: int) -> np.ndarray:
         # A counter-based generator: any two places have independent streams, and making one is cheap.
         rng = np.random.Generator(np.random.Philox(key=self._seed, counter=[0, 0, 0, place]))
-        crop = random_resized_crop(image, rng, self._size, self._scale, self._ratio, self._rule)
-        return crop if self._augment is None else self._augment(crop, rng)
+        return random_resized_crop(image, rng, self._size, self._scale, self._ratio, self._rule)
 
 
 class CentreCrop:
@@ -81,6 +73,23 @@ class CentreCrop:
 
     def __call__(self, image: np.ndarray, place: int) -> np.ndarray:
         return resize_and_centre_crop(image, self._size, self._eval_crop)
+
+
+class Augmented:
+    """A transform and then an augmentation, (uint8 [h, w, c], generator) -> uint8 [h, w, c], keyed by the place."""
+
+    def __init__(
+        self,
+        transform: Callable[[np.ndarray, int], np.ndarray],
+        augment: Callable[[np.ndarray, np.random.Generator], np.ndarray],
+        seed: int,
+    ):
+        self._transform, self._augment, self._seed = transform, augment, seed
+
+    def __call__(self, image: np.ndarray, place: int) -> np.ndarray:
+        # The third number sets it apart from the stream of the crop.
+        rng = np.random.Generator(np.random.Philox(key=self._seed, counter=[0, 0, 1, place]))
+        return self._augment(self._transform(image, place), rng)
 
 
 def candidates(index: int, length: int) -> Iterator[int]:

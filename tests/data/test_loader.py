@@ -16,7 +16,7 @@ from mae_jax.data.loader import make_eval_batches, make_train_batches, prefetch_
 from mae_jax.data.rand_augment import RandAugment
 from mae_jax.data.reading import RandomCrop
 from mae_jax.data.sources import make_source
-from mae_jax.data.transforms import resize, sample_clipped_crop
+from mae_jax.data.transforms import resize, resize_and_centre_crop, sample_clipped_crop
 from mae_jax.errors import UserError
 
 SIZE = (8, 8)
@@ -145,7 +145,15 @@ def test_a_picture_is_augmented_after_the_crop_and_both_follow_from_the_place_al
         rng = np.random.Generator(np.random.Philox(key=7, counter=[0, 0, 0, 24 + row]))
         top, left, height, width = sample_clipped_crop(12, 12, rng, (0.2, 1.0), (3 / 4, 4 / 3))
         crop = resize(source[index]["image"][top : top + height, left : left + width], SIZE)
+        rng = np.random.Generator(np.random.Philox(key=7, counter=[0, 0, 1, 24 + row]))
         np.testing.assert_array_equal(batch["image"][row], augment(crop, rng))
+
+
+def test_the_centre_crop_of_evaluation_can_be_trained_on(batches, make_config):
+    source = make_source(make_config(name="synthetic", num_examples=40), "train", (12, 12), 3)
+    for batch in batches(4, crop_rule="centre", eval_crop=0.8):
+        expected = [resize_and_centre_crop(source[i]["image"], SIZE, 0.8) for i in batch["index"]]
+        np.testing.assert_array_equal(batch["image"], expected)
 
 
 def test_neither_processes_nor_threads_nor_restarts_change_augmented_batches(batches):
