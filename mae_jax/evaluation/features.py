@@ -1,6 +1,6 @@
 """Frozen features of a data set."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +12,44 @@ def pool(tokens: jax.Array, token: str) -> jax.Array:
     return tokens[:, 0] if token == "class" else jnp.mean(tokens[:, 1:], axis=1)
 
 
-def extract_features(feature_fn: Callable[[dict], jax.Array], batches: Iterator[dict]) -> tuple[np.ndarray, np.ndarray]:
-    """Features [N, D] (float32) and labels [N] of every example of an evaluation run, in order.
+def extract_features(
+    feature_fn: Callable[[dict], jax.Array], batches: Iterable[dict], count: int, out: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features [N, D] (float32) and labels [N] (int64) of every example of an evaluation run, in order.
+
+    A batch's features are fetched while the next one's are computed, straight into their place.
 
     Args:
       feature_fn: a device batch -> features [B, D].
       batches: device batches with "label" and "weight"; rows of weight 0 are padding and left out.
+      count: N, the number of examples in the batches.
+      out: where the features go, [N, D], such as a file mapped by `np.lib.format.open_memmap`; None: new memory.
+
+    Raises:
+      ValueError: if the batches have more or fewer examples than `count`, or `out` is for another number of them.
     """
-    features, labels = [], []
-    for batch in batches:
-        real = np.asarray(batch["weight"]) > 0
-        features.append(np.asarray(feature_fn(batch), np.float32)[real])
-        labels.append(np.asarray(batch["label"])[real])
-    return np.concatenate(features), np.concatenate(labels)
+    if out is not None and len(out) != count:
+        raise ValueError(f"out has {len(out):,} rows for {count:,} examples; give it one row an example")
+    labels, done = np.empty(count, np.int64), 0
+    for found, label, weight in _one_ahead((feature_fn(batch), batch["label"], batch["weight"]) for batch in batches):
+        if out is None:
+            out = np.empty((count, found.shape[1]), np.float32)
+        real = np.asarray(weight) > 0
+        end = done + np.count_nonzero(real)
+        if end > count:
+            raise ValueError(f"the batches have more than {count:,} examples; count must be their number")
+        out[done:end], labels[done:end] = np.asarray(found)[real], np.asarray(label)[real]
+        done = end
+    if done != count or out is None:
+        raise ValueError(f"the batches have {done:,} examples; count={count:,} must be their number, at least 1")
+    return out, labels
+
+
+def _one_ahead(items: Iterable) -> Iterator:
+    """The same items, each handed on only after the next one was made: two are in flight on the device, no more."""
+    items = iter(items)
+    for item in items:
+        for following in items:
+            yield item
+            item = following
+        yield item

@@ -67,11 +67,13 @@ class MAEEvaluation:
         return float(loss / weight)
 
     def features(self, params: dict) -> dict[str, float]:
-        """Top-1 of k-NN and of a linear probe on the encoder's frozen features (see `measure_features`)."""
+        """Top-1 of k-NN and of a linear probe on the encoder's frozen features, and RankMe (see `measure_features`)."""
         return measure_features(
             functools.partial(self._features, params),
             self._batches(self.train_source),
             self._batches(self.eval_source),
+            len(self.train_source),
+            len(self.eval_source),
             self.train_source.num_classes,
             self._config.evaluate,
             self._mesh,

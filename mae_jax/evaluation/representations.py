@@ -1,6 +1,6 @@
-"""What frozen features are worth: k-NN and a linear probe, from one extraction."""
+"""What frozen features are worth: k-NN, a linear probe and their rank, from one extraction."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 
 import jax
 import numpy as np
@@ -10,30 +10,35 @@ from ml_collections import ConfigDict
 from mae_jax.evaluation.features import extract_features
 from mae_jax.evaluation.knn import knn_predict
 from mae_jax.evaluation.probes import logistic_regression_predict
+from mae_jax.evaluation.rankme import rankme
 
 
 def measure_features(
     feature_fn: Callable[[dict], jax.Array],
-    train_batches: Iterator[dict],
-    test_batches: Iterator[dict],
+    train_batches: Iterable[dict],
+    test_batches: Iterable[dict],
+    num_train: int,
+    num_test: int,
     num_classes: int,
     settings: ConfigDict,
     mesh: Mesh,
 ) -> dict[str, float]:
-    """Top-1 accuracies {"knn/top1", "linear_probe/top1"} on the test batches, learnt from the training batches.
+    """{"knn/top1", "linear_probe/top1"} on the test batches, learnt from the training batches, and the latter's "rankme".
 
     Args:
       feature_fn: a device batch -> features [B, D].
+      num_train: number of examples in the training batches.
+      num_test: number of examples in the test batches.
       settings: `evaluate.*`: knn_k, knn_temperature, linear_probe, probe_c.
       mesh: the devices that the training features are split over.
     """
-    train, train_labels = extract_features(feature_fn, train_batches)
-    test, test_labels = extract_features(feature_fn, test_batches)
+    train, train_labels = extract_features(feature_fn, train_batches, num_train)
+    test, test_labels = extract_features(feature_fn, test_batches, num_test)
     neighbours = knn_predict(
         train, train_labels, test,
         num_classes=num_classes, k=settings.knn_k, temperature=settings.knn_temperature, mesh=mesh,
     )  # fmt: skip
-    scores = {"knn/top1": float(np.mean(neighbours == test_labels))}
+    scores = {"knn/top1": float(np.mean(neighbours == test_labels)), "rankme": rankme(train)}
     if settings.linear_probe and len(np.unique(train_labels)) > 1:
         probe = logistic_regression_predict(
             train, train_labels, test, num_classes=num_classes, c=settings.probe_c, mesh=mesh
@@ -48,5 +53,6 @@ def describe_protocol(settings: ConfigDict, num_train: int, num_test: int) -> st
     return (
         f"features: {token} after the final norm, {num_train:,} training and {num_test:,} test images, centre crops; "
         f"k-NN: L2-normalised, cosine, k {settings.knn_k}, temperature {settings.knn_temperature}; "
-        f"linear probe: {f'logistic regression, C {settings.probe_c}' if settings.linear_probe else 'left out'}"
+        f"linear probe: {f'logistic regression, C {settings.probe_c}' if settings.linear_probe else 'left out'}; "
+        f"RankMe: of the training features"
     )

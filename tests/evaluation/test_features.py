@@ -1,10 +1,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mae_jax.evaluation.features import extract_features, pool
+from mae_jax.evaluation.rankme import rankme
 from mae_jax.evaluation.representations import measure_features
 
 SETTINGS = ConfigDict(dict(knn_k=3, knn_temperature=0.07, linear_probe=True, probe_c=1.0))
@@ -31,24 +33,72 @@ def test_the_mean_is_over_patch_tokens_only_and_class_is_the_first_token():
 
 def test_every_example_gives_one_feature_in_order_and_padding_gives_none():
     features, labels = np.arange(14, dtype=np.float32).reshape(7, 2), np.arange(7)
-    ours, our_labels = extract_features(lambda batch: batch["image"] * 2, batches(features, labels, 3))
+    ours, our_labels = extract_features(lambda batch: batch["image"] * 2, batches(features, labels, 3), 7)
     np.testing.assert_array_equal(ours, features * 2)
     np.testing.assert_array_equal(our_labels, labels)
+    assert ours.dtype == np.float32
+
+
+def test_features_can_go_straight_to_a_file(tmp_path):
+    features, labels = np.arange(14, dtype=np.float32).reshape(7, 2), np.arange(7)
+    out = np.lib.format.open_memmap(tmp_path / "features.npy", "w+", np.float32, (7, 2))
+    assert extract_features(lambda batch: batch["image"], batches(features, labels, 3), 7, out)[0] is out
+    out.flush()
+    np.testing.assert_array_equal(np.load(tmp_path / "features.npy"), features)
+
+
+@pytest.mark.parametrize("count", [0, 6, 8])
+def test_a_count_that_is_not_the_batches_is_refused(count):
+    with pytest.raises(ValueError, match=f"{count}.*must be their number"):
+        extract_features(lambda batch: batch["image"], batches(np.zeros((7, 2)), np.zeros(7), 3), count)
+
+
+def test_memory_for_another_number_of_examples_is_refused():
+    with pytest.raises(ValueError, match="5 rows for 7 examples"):
+        extract_features(lambda batch: batch["image"], [], 7, np.empty((5, 2)))
+
+
+def test_a_batch_is_fetched_after_the_next_one_was_started_and_before_the_one_after():
+    events = []
+
+    class Result:
+        shape = (2, 1)
+
+        def __init__(self, number):
+            self.number = number
+
+        def __array__(self, dtype=None, copy=None):
+            events.append(f"fetch {self.number}")
+            return np.zeros((2, 1), np.float32)
+
+    def feature_fn(batch):
+        events.append(f"start {batch['number']}")
+        return Result(batch["number"])
+
+    four = (dict(number=i, label=np.zeros(2), weight=np.ones(2)) for i in range(4))
+    extract_features(feature_fn, four, 8)
+    assert events == [
+        "start 0", "start 1", "fetch 0", "start 2", "fetch 1", "start 3", "fetch 2", "fetch 3",
+    ]  # fmt: skip
 
 
 def test_separable_classes_are_told_apart_and_shuffled_labels_are_not():
     rng = np.random.default_rng(0)
     labels = rng.integers(4, size=400)
     features = (4 * np.eye(4)[labels] + rng.normal(size=(400, 4))).astype(np.float32)
-    train, test = (features[:200], labels[:200]), (features[200:], labels[200:])
-    scores = measure_features(lambda b: b["image"], batches(*train, 64), batches(*test, 64), 4, SETTINGS, MESH)
+    test = features[200:], labels[200:]
+
+    def measure(train_labels, settings=SETTINGS):
+        train = features[:200], train_labels
+        return measure_features(
+            lambda b: b["image"], batches(*train, 64), batches(*test, 64), 200, 200, 4, settings, MESH
+        )
+
+    scores = measure(labels[:200])
     assert scores["knn/top1"] > 0.9 and scores["linear_probe/top1"] > 0.9
+    assert scores["rankme"] == rankme(features[:200])
     without = SETTINGS.copy_and_resolve_references()
     without.linear_probe = False
-    assert measure_features(lambda b: b["image"], batches(*train, 64), batches(*test, 64), 4, without, MESH) == {
-        "knn/top1": scores["knn/top1"]
-    }
-    chance = measure_features(
-        lambda b: b["image"], batches(train[0], rng.permutation(train[1]), 64), batches(*test, 64), 4, SETTINGS, MESH
-    )
+    assert measure(labels[:200], without) == {name: scores[name] for name in ("knn/top1", "rankme")}
+    chance = measure(rng.permutation(labels[:200]))
     assert chance["knn/top1"] < 0.45 and chance["linear_probe/top1"] < 0.45

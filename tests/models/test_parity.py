@@ -11,8 +11,8 @@ from configs.common import get_config
 from mae_jax.models.mae import MAEConfig, make_bind
 from mae_jax.models.positions import sincos_table
 from mae_jax.training.optimizers import make_optimizer, make_schedule
-from mae_jax.training.state import make_init
-from mae_jax.training.step import make_train_step
+from mae_jax.training.state import Variables, make_init
+from mae_jax.training.step import LossDetails, make_train_step
 from tests.reference import (
     create_hf_model,
     from_hf_state,
@@ -95,12 +95,12 @@ def test_five_adamw_steps_end_where_those_of_pytorch_do():
     settings.update(base_learning_rate=1e-2, weight_decay=0.5)
     schedule = make_schedule(settings, batch_size=256, warmup_steps=2, total_steps=8)
 
-    def loss_fn(params, batch, keys):
-        return make_bind(config)(params)(batch["image"], noise=batch["noise"]).loss, {}
+    def loss_fn(params, frozen, batch, keys):
+        return make_bind(config)(params)(batch["image"], noise=batch["noise"]).loss, LossDetails()
 
     optimizer = make_optimizer(settings, schedule)
     step = jax.jit(make_train_step(loss_fn, optimizer, schedule))
-    state = make_init(lambda _: jax.tree.map(jnp.asarray, params), optimizer)(jax.random.key(0))
+    state = make_init(lambda _: Variables(jax.tree.map(jnp.asarray, params)), optimizer)(jax.random.key(0))
 
     tables = [loop_positions(*config.grid, width).astype(np.float32) for width in (config.width, config.decoder_width)]
     model = create_hf_model(params, config, tables)

@@ -11,7 +11,7 @@ from configs.common import get_config
 from mae_jax.errors import UserError
 from mae_jax.mesh import AXES
 from mae_jax.training.checkpoints import Checkpoints, check_fits
-from mae_jax.training.state import TrainState, abstract_state, create_state, make_init
+from mae_jax.training.state import TrainState, Variables, abstract_state, create_state, make_init
 
 OPTIMIZER = optax.adamw(0.1, mask={"a": {"kernel": True, "bias": False}})
 
@@ -20,7 +20,7 @@ def init_params(key):
     return {"a": {"kernel": jax.random.normal(key, (300, 400)), "bias": jnp.linspace(-1e-30, 1e30, 7)}}
 
 
-INIT = make_init(init_params, OPTIMIZER)
+INIT = make_init(lambda key: Variables(init_params(key)), OPTIMIZER)
 
 
 def make_device_mesh(devices: int) -> Mesh:

@@ -61,7 +61,7 @@ def test_the_default_recipe_is_the_papers():
 
 def test_exactly_kernels_and_tokens_decay():
     model = MAEConfig(8, 4, 1, 8, 2, 2, 2.0, 8, 1, 2)
-    mask = decays(jax.eval_shape(lambda: init_params(model, jax.random.key(0))))
+    mask = decays(jax.eval_shape(lambda: init_params(model, jax.random.key(0))), tokens=True)
     decayed = {"/".join(e.key for e in path) for path, value in jax.tree_util.tree_leaves_with_path(mask) if value}
     blocks = ("attention/out", "attention/qkv", "mlp/fc1", "mlp/fc2")
     assert decayed == {

@@ -12,8 +12,8 @@ from mae_jax.mesh import AXES, batch_sharding, put_batch
 from mae_jax.models.mae import MAEConfig
 from mae_jax.tasks.pretrain import make_loss_fn
 from mae_jax.training.optimizers import make_optimizer, make_schedule
-from mae_jax.training.state import abstract_state, create_state, make_init
-from mae_jax.training.step import compile_train_step, make_train_step
+from mae_jax.training.state import Variables, abstract_state, create_state, make_init
+from mae_jax.training.step import LossDetails, compile_train_step, make_train_step
 from tests.reference import random_params
 
 BATCH, KEY = 16, 5
@@ -40,10 +40,10 @@ def images(step: int) -> dict:
     return {"image": np.random.default_rng(step).integers(0, 256, (BATCH, 8, 8, 1), np.uint8)}
 
 
-def train(loss_fn, init, optimizer, schedule, *, devices=1, parts=1, steps=1, same_batch=False):
+def train(loss_fn, init_params, optimizer, schedule, *, devices=1, parts=1, steps=1, same_batch=False):
     """(last state, scalars of each step) of a few compiled steps."""
     mesh = make_device_mesh(devices)
-    init = make_init(init, optimizer)
+    init = make_init(lambda key: Variables(init_params(key)), optimizer)
     step_fn = make_train_step(loss_fn, optimizer, schedule, parts)
     state, key = create_state(init, jax.random.key(0), mesh), jax.random.key(KEY)
     compiled = compile_train_step(step_fn, abstract_state(init, mesh), images(0), key, mesh)
@@ -117,9 +117,9 @@ def test_the_masks_of_a_batch_change_from_step_to_step(eight_steps):
     assert abs(second["loss"] / first["loss"] - 1) > 1e-3
 
 
-def tell_keys(params, batch, keys):
+def tell_keys(params, frozen, batch, keys):
     """A loss that reports its keys."""
-    return jnp.sum(params["w"] * jnp.mean(batch["image"])), {"keys": jax.random.key_data(keys)}
+    return jnp.sum(params["w"] * jnp.mean(batch["image"])), LossDetails({"keys": jax.random.key_data(keys)})
 
 
 @pytest.mark.parametrize("devices", [1, 8])
@@ -133,9 +133,9 @@ def test_each_example_of_each_step_has_a_key_of_its_own_whatever_the_devices(dev
 
 def test_each_part_of_a_batch_has_the_keys_and_images_of_its_rows():
     # The loss pairs each row's pixel with its key, so that a row with another's key shows.
-    def pair(params, batch, keys):
+    def pair(params, frozen, batch, keys):
         weights = jax.vmap(jax.random.uniform)(keys)
-        return jnp.mean(params["w"][0] * weights * batch["image"][:, 0, 0, 0]), {}
+        return jnp.mean(params["w"][0] * weights * batch["image"][:, 0, 0, 0]), LossDetails()
 
     _, (scalars,) = train(pair, lambda _: {"w": jnp.ones(1)}, optax.sgd(0.1), lambda _: 0.1, parts=4)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(KEY), 0), BATCH)
@@ -147,9 +147,9 @@ def test_each_part_of_a_batch_has_the_keys_and_images_of_its_rows():
 def test_a_step_is_traced_once_and_takes_the_state_it_gave(devices):
     traced = []
 
-    def loss_fn(params, batch, keys):
+    def loss_fn(params, frozen, batch, keys):
         traced.append(1)
-        return tell_keys(params, batch, keys)
+        return tell_keys(params, frozen, batch, keys)
 
     state, _ = train(loss_fn, lambda _: {"w": jnp.ones(3)}, optax.adam(0.1), lambda _: 0.1, devices=devices, steps=3)
     assert len(traced) == 1 and int(state.step) == 3
@@ -157,7 +157,7 @@ def test_a_step_is_traced_once_and_takes_the_state_it_gave(devices):
 
 def test_the_memory_of_the_old_state_is_given_to_the_new_one():
     mesh, optimizer = make_device_mesh(1), optax.adam(0.1)
-    init = make_init(lambda _: {"w": jnp.ones(3)}, optimizer)
+    init = make_init(lambda _: Variables({"w": jnp.ones(3)}), optimizer)
     state, key = create_state(init, jax.random.key(0), mesh), jax.random.key(KEY)
     step_fn = make_train_step(tell_keys, optimizer, lambda _: 0.1)
     compiled = compile_train_step(step_fn, abstract_state(init, mesh), images(0), key, mesh)
@@ -170,7 +170,7 @@ def test_each_device_holds_its_share_of_the_batch_and_a_whole_copy_of_the_state(
     mesh = make_device_mesh(8)
     batch = put_batch(images(0), batch_sharding(mesh))
     assert [s.data.shape[0] for s in batch["image"].addressable_shards] == [BATCH // 8] * 8
-    init = make_init(lambda _: {"w": jnp.ones((8, 3))}, optax.adam(0.1))
+    init = make_init(lambda _: Variables({"w": jnp.ones((8, 3))}), optax.adam(0.1))
     state = create_state(init, jax.random.key(0), mesh)
     for leaf in jax.tree.leaves(state):
         assert [s.data.shape for s in leaf.addressable_shards] == [leaf.shape] * 8
