@@ -23,7 +23,7 @@ def measure_features(
     settings: ConfigDict,
     mesh: Mesh,
 ) -> dict[str, float]:
-    """{"knn/top1", "linear_probe/top1"} on the test batches, learnt from the training batches, and the latter's "rankme".
+    """{"knn/top1", "linear_probe/top1"} on the test batches, learnt from the training ones, and "rankme" of the latter.
 
     Args:
       feature_fn: a device batch -> features [B, D].
@@ -54,5 +54,5 @@ def describe_protocol(settings: ConfigDict, num_train: int, num_test: int) -> st
         f"features: {token} after the final norm, {num_train:,} training and {num_test:,} test images, centre crops; "
         f"k-NN: L2-normalised, cosine, k {settings.knn_k}, temperature {settings.knn_temperature}; "
         f"linear probe: {f'logistic regression, C {settings.probe_c}' if settings.linear_probe else 'left out'}; "
-        f"RankMe: of the training features"
+        "RankMe: of the training features"
     )

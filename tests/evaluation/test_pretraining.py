@@ -39,7 +39,8 @@ def test_the_loss_counts_every_image_once_for_any_batch_size_and_number_of_devic
 
 def test_features_are_the_same_on_eight_devices(params):
     one, eight = (make_evaluation(devices, max_train_examples=300)[0] for devices in (1, 8))
-    assert one.features(params) == eight.features(params)
+    # Accuracies are the same to the last image; RankMe is as exact as float32 features.
+    assert one.features(params) == pytest.approx(eight.features(params), rel=1e-6)
 
 
 def test_the_mask_ratio_of_the_evaluation_can_be_set_apart_from_the_models(params):
