@@ -47,8 +47,8 @@ def get_config() -> ml_collections.ConfigDict:
     data.seed = 0  # of the order and of the random crops
     data.crop_scale = (0.2, 1.0)  # random resized crop: area kept, as a share of the picture's
     data.crop_ratio = (3 / 4, 4 / 3)  # random resized crop: width / height of the crop
-    # A box beyond the picture: drawn again (retry) | cut to it (clip; the paper's linear probe). centre: no random crop,
-    # but that of evaluation, always the same.
+    # A random box beyond the picture: drawn again (retry) | cut to it (clip; the paper's linear probe). centre: no
+    # random crop, but that of evaluation, always the same.
     data.crop_rule = "retry"
     data.flip = True  # mirror half of the training images, left to right
     data.color_jitter = 0.0  # brightness, contrast and saturation are scaled by factors from 1 - this to 1 + this
@@ -115,12 +115,14 @@ def get_config() -> ml_collections.ConfigDict:
     evaluate.mask_ratio = placeholder(float)  # of the evaluation's losses and pictures; None: the model's
     evaluate.batch_size = 256  # images, over all devices
     evaluate.token = "mean"  # features: mean (of the patch tokens) | class (the class token), after the final norm
-    evaluate.max_train_examples = 50_000  # training images (a fixed random subset) that k-NN and the probe learn from
+    # Training images (a fixed random subset) that k-NN and the probe learn from while pre-training; None: all.
+    evaluate.max_train_examples = 50_000
     evaluate.max_examples = placeholder(int)  # evaluation images used (a fixed random subset); None: all
     evaluate.knn_k = 20
     evaluate.knn_temperature = 0.07  # weight of a neighbour: exp(cosine / temperature)
     evaluate.knn_sweep_k = (1, 5, 10, 20, 50, 100, 200)  # task knn measures all pairs of these
     evaluate.knn_sweep_temperature = (0.03, 0.07, 0.2)
+    evaluate.random_encoder = True  # tasks knn and logistic_regression: measure one with random weights beside it
     evaluate.linear_probe = True  # while pre-training and after it: a logistic regression on the frozen features
     evaluate.probe_c = 1.0  # inverse strength of the logistic regression's L2 penalty
     evaluate.probe_sweep_c = (0.01, 0.1, 1.0, 10.0)  # task logistic_regression measures all of these

@@ -16,4 +16,5 @@ from configs import common
 def get_config() -> ml_collections.ConfigDict:
     config = common.get_config()
     config.task = "reconstruct"
+    config.data.name = None  # the checkpoint's
     return config

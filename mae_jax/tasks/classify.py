@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 
 from mae_jax.data.arrays import ArrayBatches, eval_array_batches
 from mae_jax.data.augment import normalize
-from mae_jax.data.loader import make_eval_batches, make_train_batches, prefetch_to_device
+from mae_jax.data.device import evaluation_batch_size, evaluation_batches, to_devices
+from mae_jax.data.loader import make_train_batches
 from mae_jax.data.mixing import soft_targets
 from mae_jax.data.sources import make_source
 from mae_jax.data.subset import Labelled, RandomSubset, StratifiedSubset
@@ -26,7 +27,7 @@ from mae_jax.evaluation.classification import predict, summarize_predictions
 from mae_jax.evaluation.features import extract_features
 from mae_jax.interop.transfer import describe_start, resolve_model, starting_params
 from mae_jax.interop.weights import Weights
-from mae_jax.mesh import batch_parts, batch_sharding, make_mesh, put_batch
+from mae_jax.mesh import make_mesh
 from mae_jax.models.classifier import (
     ClassifierConfig,
     init_classifier,
@@ -77,8 +78,6 @@ class Classification:
         self._bind = make_bind_classifier(model)
         self.num_train, self.num_eval = len(self._train_source), len(self._eval_source)
         self.mixes_pairs = data.mixup > 0 or data.cutmix > 0
-        parts = batch_parts(mesh)
-        self._eval_batch_size = -(-config.evaluate.batch_size // parts) * parts
         self._statistics_shapes = jax.eval_shape(self.init, jax.random.key(0)).statistics
 
         # Where the encoder is frozen and the pictures stay the same, its output is computed once.
@@ -189,7 +188,10 @@ class Classification:
 
     def evaluate(self, state: TrainState, reporter: Reporter) -> dict[str, float]:
         if self._keeps_features:
-            batches = self._to_device(eval_array_batches(self._kept["eval"], self._eval_batch_size))
+            config = self._config
+            size = evaluation_batch_size(config.evaluate.batch_size, self._mesh)
+            arrays = eval_array_batches(self._kept["eval"], size)
+            batches = to_devices(arrays, self._mesh, config.data.prefetch_batches)
         else:
             batches = self._eval_pictures(self._eval_source)
         logits_fn = functools.partial(self._logits, state.variables())
@@ -201,22 +203,9 @@ class Classification:
         return self._bind(variables).classify(x)[0]
 
     def _eval_pictures(self, source):
-        encoder = self._model.encoder
-        return self._to_device(
-            make_eval_batches(
-                source,
-                self._config.data,
-                self._eval_batch_size,
-                encoder.image_size,
-                encoder.channels,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-            )  # fmt: skip
-        )
-
-    def _to_device(self, batches):
-        put = functools.partial(put_batch, sharding=batch_sharding(self._mesh))
-        return prefetch_to_device(batches, put, self._config.data.prefetch_batches)
+        config, encoder = self._config, self._model.encoder
+        size = config.evaluate.batch_size
+        return evaluation_batches(source, config.data, size, encoder.image_size, encoder.channels, self._mesh)
 
     def result(self, state: TrainState, scores: dict[str, float]) -> tuple[dict[str, Any], list[str]]:
         model = self._model

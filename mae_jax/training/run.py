@@ -1,7 +1,6 @@
 """A run, from its settings or its newest checkpoint to its result. What is trained is the task's affair."""
 
 import contextlib
-import functools
 import math
 import time
 from collections.abc import Iterator
@@ -12,9 +11,9 @@ import jax
 import ml_collections
 from jax.sharding import Mesh
 
-from mae_jax.data.loader import prefetch_to_device
+from mae_jax.data.device import to_devices
 from mae_jax.errors import UserError
-from mae_jax.mesh import batch_parts, batch_sharding, put_batch
+from mae_jax.mesh import batch_parts
 from mae_jax.seeding import make_key
 from mae_jax.training.checkpoints import Checkpoints
 from mae_jax.training.loop import NonFiniteLoss, train
@@ -132,11 +131,10 @@ def run_training(
 
     with contextlib.closing(checkpoints), contextlib.closing(reporter):
         batches = trainee.batches(state, start_step)
-        put = functools.partial(put_batch, sharding=batch_sharding(mesh))
         wanted = ({name: batch[name] for name in trainee.batch} for batch in batches)
         with contextlib.closing(batches):
             state = train(
-                state, step_fn, prefetch_to_device(wanted, put, config.data.prefetch_batches), key,
+                state, step_fn, to_devices(wanted, mesh, config.data.prefetch_batches), key,
                 total_steps=total_steps, log_every_steps=config.train.log_every_steps,
                 evaluate=evaluate, evaluate_every_steps=config.evaluate.every_steps,
                 checkpoints=checkpoints, reporter=reporter, stop=stop,

@@ -1,0 +1,15 @@
+"""Attentive probe of the quickstart's encoder: a learned query pools the frozen encoder's patch tokens.
+
+python main.py --config=configs/attentive_probe_digits.py --config.init_from=runs/digits
+"""
+
+import ml_collections
+
+from configs import linear_probe_digits
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = linear_probe_digits.get_config()
+    config.classifier.pool = "attentive"
+    config.optimizer.update(name="adamw", base_learning_rate=4e-3, b2=0.999, weight_decay=0.1)
+    return config

@@ -1,0 +1,21 @@
+"""Fine-tunes ViT-H/14 on ImageNet-1k with the recipe of the released models.
+
+    python main.py --config=configs/finetune_vit_huge.py --config.init_from=runs/vit_huge --config.data.path=DATA_DIR
+
+Values as in finetune_vit_base.py; the authors report 86.9 %. Written for accelerators, in bfloat16; not run
+here.
+"""
+
+import ml_collections
+
+from configs import finetune_vit_base
+from mae_jax.models.mae_config import SIZES
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = finetune_vit_base.get_config()
+    config.model.update(SIZES["huge"], remat=True)
+    config.classifier.drop_path = 0.3
+    config.train.epochs = 50.0
+    config.optimizer.update(base_learning_rate=1e-3, layer_decay=0.75)
+    return config

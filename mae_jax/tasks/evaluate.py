@@ -1,0 +1,99 @@
+"""Evaluation of any checkpoint on a whole split: an autoencoder's loss and pictures, a classifier's accuracy."""
+
+import csv
+import io
+from pathlib import Path
+
+import jax
+import ml_collections
+
+from mae_jax.data.augment import normalize
+from mae_jax.data.device import evaluation_batches
+from mae_jax.data.sources import make_source
+from mae_jax.data.subset import Labelled, RandomSubset
+from mae_jax.errors import UserError
+from mae_jax.evaluation.classification import (
+    class_table,
+    confusion_matrix,
+    draw_confusion_matrix,
+    predict,
+    summarize_predictions,
+)
+from mae_jax.interop.weights import Weights, make_bind_of
+from mae_jax.mesh import make_mesh
+from mae_jax.models.mae_config import MAEConfig
+from mae_jax.tasks.checkpoint import open_checkpoint
+from mae_jax.tasks.reconstruct import reconstruct
+from mae_jax.training.reporting import provenance, save_picture, write_atomically, write_json
+from mae_jax.training.signals import StopSignal
+
+SHOWN_CLASSES = 20  # rows of the class table that are printed
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> None:
+    """Measures `config.init_from` on the evaluation split, every image once; writes result.json.
+
+    Raises:
+      UserError: without a checkpoint, or for data that do not fit it.
+    """
+    weights, config = open_checkpoint(config, workdir)
+    measure = evaluate_classifier if weights.config["task"] == "classify" else evaluate_autoencoder
+    measure(weights, config, workdir)
+
+
+def evaluate_autoencoder(weights: Weights, config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """The masked loss, and pictures."""
+    model = MAEConfig(**config.model)
+    reconstruct(weights, config, workdir, make_source(config.data, "eval", model.image_size, model.channels))
+
+
+def evaluate_classifier(weights: Weights, config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Loss, top-1 and top-5; classes.csv; confusion_matrix.png."""
+    model, data, mesh = MAEConfig(**config.model), config.data, make_mesh(config.mesh)
+    source = Labelled(make_source(data, "eval", model.image_size, model.channels), data)
+    num_classes = config.classifier.num_classes
+    if source.num_classes != num_classes:
+        raise UserError(
+            f"{config.init_from} tells {num_classes} classes apart, but data.name={data.name} has "
+            f"{source.num_classes}; choose data with the same classes"
+        )
+    source = RandomSubset(source, config.evaluate.max_examples or len(source))
+    names = source.class_names or [str(label) for label in range(num_classes)]
+    write_json(workdir / "config.json", config.to_dict() | provenance())
+
+    bind, variables = make_bind_of(weights.config), jax.device_put(weights.params)
+    logits = jax.jit(lambda variables, images: bind(variables)(normalize(images, data.mean, data.std)))
+    batches = evaluation_batches(source, data, config.evaluate.batch_size, model.image_size, model.channels, mesh)
+    found = predict(lambda batch: logits(variables, batch["image"]), batches)
+
+    scores, confusions = summarize_predictions(found), confusion_matrix(found, num_classes)
+    rows = class_table(confusions, names)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(workdir / "classes.csv", text.getvalue())
+    title = f"{config.init_from}, step {weights.step:,}: top-1 {scores['top1']:.2%} of {len(source):,} images"
+    save_picture(workdir / "confusion_matrix.png", draw_confusion_matrix(confusions, names, title))
+    result = {"step": weights.step} | {f"eval/{name}": value for name, value in scores.items()}
+    write_json(workdir / "result.json", result | {"images": len(source), "correct": int((found.rank < 1).sum())})
+    print(describe_classes(rows))
+    print(
+        f"top-1 {scores['top1']:.2%}, top-5 {scores['top5']:.2%}, loss {scores['loss']:.4f} on {len(source):,} images"
+    )
+    print(f"see {workdir}/confusion_matrix.png and {workdir}/classes.csv")
+
+
+def describe_classes(rows: list[dict]) -> str:
+    """The class table as text; of many classes those with the lowest recall."""
+    shown = rows
+    if len(rows) > SHOWN_CLASSES:
+        shown = sorted(rows, key=lambda row: 1.0 if row["recall"] is None else row["recall"])[:SHOWN_CLASSES]
+    lines = [f"{'class':<24}{'images':>8}{'recall':>9}{'precision':>11}  often taken for"]
+    for row in shown:
+        recall, precision = ("-" if row[n] is None else f"{row[n]:.1%}" for n in ("recall", "precision"))
+        name, other = row["class"][:23], row["often_taken_for"] or ""
+        lines.append(f"{name:<24}{row['images']:>8,}{recall:>9}{precision:>11}  {other}")
+    if len(shown) < len(rows):
+        lines.append(f"(the {len(shown)} of {len(rows):,} classes with the lowest recall; classes.csv has all)")
+    return "\n".join(lines)
