@@ -3,8 +3,8 @@
     python main.py --config=configs/finetune_vit_base.py --config.init_from=runs/vit_base --config.data.path=DATA_DIR
 
 Values are those of the authors' code (github.com/facebookresearch/mae, FINETUNE.md), which differ from Table 9 of the
-paper; they report 83.6 % (mean of four seeds 83.57 %). Mixing draws its weight for each pair of pictures instead of once
-for each batch. Written for accelerators, in bfloat16; not run here.
+paper; they report 83.6 % (mean of four seeds 83.57 %). Mixing draws its weight for each pair of pictures instead of
+once for each batch. Written for accelerators, in bfloat16; not run here.
 """
 
 import ml_collections

@@ -2,8 +2,8 @@
 
     python main.py --config=configs/finetune_vit_large.py --config.init_from=runs/vit_large --config.data.path=DATA_DIR
 
-Values as in finetune_vit_base.py; the authors report 85.9 % (mean of four seeds 85.87 %). Written for accelerators, in bfloat16; not run
-here.
+Values as in finetune_vit_base.py; the authors report 85.9 % (mean of four seeds 85.87 %).
+Written for accelerators, in bfloat16; not run here.
 """
 
 import ml_collections

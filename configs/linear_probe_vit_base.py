@@ -1,10 +1,11 @@
 """Linear probe of ViT-B/16 on ImageNet-1k: the frozen encoder's class token, BatchNorm, a linear layer (paper, A.1).
 
-    python main.py --config=configs/linear_probe_vit_base.py --config.init_from=runs/vit_base --config.data.path=DATA_DIR
+    python main.py --config=configs/linear_probe_vit_base.py --config.init_from=runs/vit_base \\
+        --config.data.path=DATA_DIR
 
-The recipe of the paper's Table 10 and the authors' code, with which they report 68.0 % (67.8 % for the released weights).
-BatchNorm's statistics are those of the whole batch, over all devices; the authors' are of 512 images on each GPU. Written
-for accelerators, in bfloat16; not run here.
+The recipe of the paper's Table 10 and the authors' code, with which they report 68.0 % (67.8 % for the released
+weights). BatchNorm's statistics are those of the whole batch, over all devices; the authors' are of 512 images on each
+GPU. Written for accelerators, in bfloat16; not run here.
 """
 
 import ml_collections

@@ -1,9 +1,10 @@
 """Linear probe of ViT-L/16 on ImageNet-1k.
 
-    python main.py --config=configs/linear_probe_vit_large.py --config.init_from=runs/vit_large --config.data.path=DATA_DIR
+    python main.py --config=configs/linear_probe_vit_large.py --config.init_from=runs/vit_large \\
+        --config.data.path=DATA_DIR
 
-The recipe of linear_probe_vit_base.py; the authors report 75.8 % (76.0 % for the released weights), and that 50 epochs are enough. Written
-for accelerators, in bfloat16; not run here.
+The recipe of linear_probe_vit_base.py; the authors report 75.8 % (76.0 % for the released weights), and that 50
+epochs are enough. Written for accelerators, in bfloat16; not run here.
 """
 
 import ml_collections

@@ -14,7 +14,12 @@ from mae_jax.models.mae import MAEConfig, init_params
 
 
 def random_params(config: MAEConfig, seed: int = 0) -> dict:
-    """Random values for every parameter, biases and norms too, so that no term of the model hides behind a zero."""
+    """Random values for every parameter of the autoencoder."""
+    return random_like(jax.eval_shape(lambda: init_params(config, jax.random.key(0))), seed)
+
+
+def random_like(shapes: dict, seed: int = 0) -> dict:
+    """Random values for parameters, biases and norms too, so that no term of a model hides behind a zero."""
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
@@ -23,7 +28,7 @@ def random_params(config: MAEConfig, seed: int = 0) -> dict:
             return normal / np.float32(math.sqrt(leaf.shape[-2]))
         return normal * np.float32(0.2) + np.float32(name == "scale")
 
-    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(lambda: init_params(config, jax.random.key(0))))
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def random_batch(config: MAEConfig, batch: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
