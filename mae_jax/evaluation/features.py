@@ -20,7 +20,7 @@ def extract_features(
     A batch's features are fetched while the next one's are computed, straight into their place.
 
     Args:
-      feature_fn: a device batch -> features [B, D].
+      feature_fn: a device batch -> features [B, D], or tokens [B, L, D].
       batches: device batches with "label" and "weight"; rows of weight 0 are padding and left out.
       count: N, the number of examples in the batches.
       out: where the features go, [N, D], such as a file mapped by `np.lib.format.open_memmap`; None: new memory.
@@ -33,7 +33,7 @@ def extract_features(
     labels, done = np.empty(count, np.int64), 0
     for found, label, weight in _one_ahead((feature_fn(batch), batch["label"], batch["weight"]) for batch in batches):
         if out is None:
-            out = np.empty((count, found.shape[1]), np.float32)
+            out = np.empty((count, *found.shape[1:]), np.float32)
         real = np.asarray(weight) > 0
         end = done + np.count_nonzero(real)
         if end > count:

@@ -53,6 +53,15 @@ def classify_flops(config: ClassifierConfig) -> int:
     return pool + 2 * encoder.width * config.num_classes
 
 
+def classify_train_flops(config: ClassifierConfig) -> int:
+    """One representation's pass through the head and back, to the representation itself only if that can learn."""
+    if config.trained_blocks != 0 or config.pool == "mean_norm":
+        return 3 * classify_flops(config)
+    width, attentive = config.encoder.width, config.pool == "attentive"
+    from_input = 2 * config.encoder.num_patches * width * 2 * width if attentive else 2 * width * config.num_classes
+    return 3 * classify_flops(config) - from_input
+
+
 def classifier_train_flops(config: ClassifierConfig) -> int:
     """One image's forward pass, and the backward pass (2 x forward) of that which trains."""
     encoder, tokens = config.encoder, 1 + config.encoder.num_patches
@@ -62,7 +71,7 @@ def classifier_train_flops(config: ClassifierConfig) -> int:
         trained = 2 * mlp_flops(tokens, encoder.width, encoder.mlp_width)
     else:
         trained = 2 * int(config.trained_blocks) * block_flops(tokens, encoder.width, encoder.mlp_width)
-    return represent_flops(config) + trained + 3 * classify_flops(config)
+    return represent_flops(config) + trained + classify_train_flops(config)
 
 
 def _patch_embed_flops(config: MAEConfig, patches: int) -> int:

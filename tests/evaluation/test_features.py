@@ -39,6 +39,12 @@ def test_every_example_gives_one_feature_in_order_and_padding_gives_none():
     assert ours.dtype == np.float32
 
 
+def test_a_feature_may_be_many_tokens():
+    tokens, labels = np.arange(84, dtype=np.float32).reshape(7, 12), np.arange(7)
+    ours, _ = extract_features(lambda batch: batch["image"].reshape(-1, 3, 4), batches(tokens, labels, 3), 7)
+    np.testing.assert_array_equal(ours, tokens.reshape(7, 3, 4))
+
+
 def test_features_can_go_straight_to_a_file(tmp_path):
     features, labels = np.arange(14, dtype=np.float32).reshape(7, 2), np.arange(7)
     out = np.lib.format.open_memmap(tmp_path / "features.npy", "w+", np.float32, (7, 2))

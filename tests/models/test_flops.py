@@ -4,9 +4,18 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mae_jax.models.flops import forward_flops, train_flops
+from mae_jax.models.classifier import ClassifierConfig, init_classifier, make_bind_classifier, split_classifier
+from mae_jax.models.flops import (
+    classifier_train_flops,
+    classify_flops,
+    classify_train_flops,
+    forward_flops,
+    represent_flops,
+    train_flops,
+)
 from mae_jax.models.mae import MAEConfig, init_params, make_bind
 from mae_jax.models.mae_config import SIZES
+from mae_jax.models.parameters import join
 
 
 def xla_flops(config: MAEConfig, transform, batch: int = 2) -> float:
@@ -40,3 +49,53 @@ def test_a_training_step_takes_the_operations_that_xla_counts():
     config = MAEConfig(width=384, depth=3, num_heads=6, decoder_width=256, decoder_depth=2, decoder_num_heads=4,
                        scan_unroll=3)  # fmt: skip
     assert train_flops(config) == pytest.approx(xla_flops(config, jax.grad), rel=0.02)
+
+
+def xla_classifier_flops(config: ClassifierConfig, transform, batch: int = 2) -> float:
+    """Operations of one image that XLA counts in transform(loss of the trained parameters)."""
+
+    def loss(trained, frozen, images):
+        model = make_bind_classifier(config)(join(frozen, trained))
+        return jnp.sum(model.classify(model.represent(images))[0] ** 2)
+
+    shapes = jax.eval_shape(lambda: init_classifier(config, jax.random.key(0))[0])
+    trained, frozen = jax.eval_shape(lambda params: split_classifier(config, params), shapes)
+    images = jax.ShapeDtypeStruct((batch, *config.encoder.image_size, config.encoder.channels), jnp.float32)
+    analysis = jax.jit(transform(loss)).lower(trained, frozen, images).compile().cost_analysis()
+    return analysis["flops"] / batch
+
+
+WIDE = MAEConfig(112, 16, 3, 384, 3, 6, scan_unroll=3)
+
+
+@pytest.mark.parametrize("pool", ["mean_norm", "attentive"])
+def test_a_classifiers_forward_pass_takes_the_operations_that_xla_counts(pool):
+    config = ClassifierConfig(WIDE, 100, pool=pool)
+    expected = xla_classifier_flops(config, lambda loss: loss)
+    assert represent_flops(config) + classify_flops(config) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("trained_blocks", [None, 0, 0.5, 1, 2])
+def test_a_classifiers_training_step_takes_the_operations_that_xla_counts(trained_blocks):
+    config = ClassifierConfig(WIDE, 100, trained_blocks=trained_blocks)
+    assert classifier_train_flops(config) == pytest.approx(xla_classifier_flops(config, jax.grad), rel=0.02)
+
+
+@pytest.mark.parametrize("pool", ["class", "attentive"])
+def test_a_probes_training_step_takes_the_operations_that_xla_counts(pool):
+    config = ClassifierConfig(WIDE, 1000, pool=pool, trained_blocks=0)
+    assert classifier_train_flops(config) == pytest.approx(xla_classifier_flops(config, jax.grad), rel=0.02)
+
+
+@pytest.mark.parametrize("pool", ["mean_norm", "attentive"])
+def test_a_probes_step_on_kept_features_takes_the_operations_that_xla_counts(pool):
+    config = ClassifierConfig(WIDE, 5000, pool=pool, trained_blocks=0)
+
+    def loss(trained, frozen, features):
+        return jnp.sum(make_bind_classifier(config)(join(frozen, trained)).classify(features)[0] ** 2)
+
+    shapes = jax.eval_shape(lambda: init_classifier(config, jax.random.key(0))[0])
+    trained, frozen = jax.eval_shape(lambda params: split_classifier(config, params), shapes)
+    features = jax.ShapeDtypeStruct((8, 384) if pool == "mean_norm" else (8, 49, 384), jnp.float32)
+    found = jax.jit(jax.grad(loss)).lower(trained, frozen, features).compile().cost_analysis()["flops"] / 8
+    assert classify_train_flops(config) == pytest.approx(found, rel=0.02)
