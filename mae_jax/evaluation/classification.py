@@ -38,9 +38,9 @@ def predict(logits_fn: Callable[[dict], jax.Array], batches: Iterator[dict]) -> 
 @jax.jit
 def _judge(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, ...]:
     own = jnp.take_along_axis(logits, label[:, None], axis=1)
-    # Of equal logits the first one counts as larger, as in argmax.
+    # Of equal logits the first one counts as larger, as in argmax. Logits that are no numbers are never a hit.
     earlier = jnp.arange(logits.shape[1]) < label[:, None]
-    rank = jnp.sum((logits > own) | ((logits == own) & earlier), axis=1)
+    rank = jnp.sum(~((logits < own) | ((logits == own) & ~earlier)), axis=1)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
     return label, jnp.argmax(logits, axis=1), rank, loss
 

@@ -1,15 +1,49 @@
 """Frozen features of a data set."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
+from jax.sharding import Mesh
+
+from mae_jax.data.augment import normalize
+from mae_jax.data.device import evaluation_batches
+from mae_jax.data.sources import Source
+from mae_jax.models.mae_config import MAEConfig
 
 
 def pool(tokens: jax.Array, token: str) -> jax.Array:
     """One feature an image from tokens [B, 1 + L, D] (class token first): "class": it, "mean": the patches' mean."""
     return tokens[:, 0] if token == "class" else jnp.mean(tokens[:, 1:], axis=1)
+
+
+class FeatureExtractor:
+    """Computes one feature an image, on all devices: `extractor(variables, source)` for one encoder after another.
+
+    Args:
+      bind: variables -> a model with `encode`.
+      config: groups data (how pictures are prepared) and evaluate (token, batch_size).
+    """
+
+    def __init__(self, bind: Callable[[dict], object], model: MAEConfig, config: ml_collections.ConfigDict, mesh: Mesh):
+        self._bind, self._model, self._config, self._mesh = bind, model, config, mesh
+
+    def __call__(self, variables: dict, source: Source, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Features [N, D] and labels [N] of a source; see `extract_features`."""
+        size = self._config.evaluate.batch_size
+        batches = evaluation_batches(
+            source, self._config.data, size, self._model.image_size, self._model.channels, self._mesh
+        )
+        return extract_features(functools.partial(self._features, variables), batches, len(source), out)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _features(self, variables: dict, batch: dict) -> jax.Array:
+        data = self._config.data
+        tokens = self._bind(variables).encode(normalize(batch["image"], data.mean, data.std))
+        return pool(tokens, self._config.evaluate.token)
 
 
 def extract_features(

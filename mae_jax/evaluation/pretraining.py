@@ -11,13 +11,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mae_jax.data.augment import denormalize, normalize
-from mae_jax.data.loader import make_eval_batches, prefetch_to_device
+from mae_jax.data.device import evaluation_batches
+from mae_jax.data.loader import make_eval_batches
 from mae_jax.data.sources import Source
 from mae_jax.data.subset import RandomSubset
-from mae_jax.evaluation.features import pool
+from mae_jax.evaluation.features import FeatureExtractor
 from mae_jax.evaluation.reconstructions import TRUE_STATISTICS, draw_reconstructions, reconstruct
 from mae_jax.evaluation.representations import describe_protocol, measure_features
-from mae_jax.mesh import batch_parts, batch_sharding, put_batch
 from mae_jax.models.mae import MAEConfig, make_bind
 from mae_jax.seeding import make_key
 
@@ -42,12 +42,13 @@ class MAEEvaluation:
         self._config, self._model, self._mesh = config, model, mesh
         self._bind = make_bind(model)
         self.eval_source = RandomSubset(eval_source, config.evaluate.max_examples or len(eval_source))
-        self.train_source = train_source and RandomSubset(train_source, config.evaluate.max_train_examples)
+        self.train_source = train_source and RandomSubset(
+            train_source, config.evaluate.max_train_examples or len(train_source)
+        )
         self._mask_ratio = model.mask_ratio if config.evaluate.mask_ratio is None else config.evaluate.mask_ratio
         # Each image's mask comes from the seed and the image's index: the same in every evaluation.
         self._key = make_key(config.seed, "evaluate")
-        parts = batch_parts(mesh)
-        self._batch_size = -(-config.evaluate.batch_size // parts) * parts
+        self._extractor = FeatureExtractor(self._bind, model, config, mesh)
 
     @property
     def labelled(self) -> bool:
@@ -68,16 +69,8 @@ class MAEEvaluation:
 
     def features(self, params: dict) -> dict[str, float]:
         """Top-1 of k-NN and of a linear probe on the encoder's frozen features, and RankMe (see `measure_features`)."""
-        return measure_features(
-            functools.partial(self._features, params),
-            self._batches(self.train_source),
-            self._batches(self.eval_source),
-            len(self.train_source),
-            len(self.eval_source),
-            self.train_source.num_classes,
-            self._config.evaluate,
-            self._mesh,
-        )
+        extract = functools.partial(self._extractor, params)
+        return measure_features(extract, self.train_source, self.eval_source, self._config.evaluate, self._mesh)
 
     def picture(self, params: dict, caption: str) -> np.ndarray:
         """Reconstructions of a few evaluation images, always the same, uint8 [height, width, 3]."""
@@ -96,12 +89,8 @@ class MAEEvaluation:
         return self._model.image_size, self._model.channels
 
     def _batches(self, source: Source) -> Iterator[dict]:
-        batches = make_eval_batches(
-            source, self._config.data, self._batch_size, *self._shape,
-            process_index=jax.process_index(), process_count=jax.process_count(),
-        )  # fmt: skip
-        put = functools.partial(put_batch, sharding=batch_sharding(self._mesh))
-        return prefetch_to_device(batches, put, self._config.data.prefetch_batches)
+        config = self._config
+        return evaluation_batches(source, config.data, config.evaluate.batch_size, *self._shape, self._mesh)
 
     def _images(self, images: jax.Array) -> jax.Array:
         return normalize(images, self._config.data.mean, self._config.data.std)
@@ -114,11 +103,6 @@ class MAEEvaluation:
     def _loss_sums(self, params, batch):
         output = self._output(params, self._images(batch["image"]), batch["index"])
         return jnp.stack([jnp.sum(output.example_loss * batch["weight"]), jnp.sum(batch["weight"])])
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def _features(self, params, batch):
-        tokens = self._bind(params).encode(self._images(batch["image"]))
-        return pool(tokens, self._config.evaluate.token)
 
     @functools.partial(jax.jit, static_argnums=0)
     def _reconstruct(self, params, images, index):

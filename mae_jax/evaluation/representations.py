@@ -1,39 +1,33 @@
 """What frozen features are worth: k-NN, a linear probe and their rank, from one extraction."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mae_jax.evaluation.features import extract_features
+from mae_jax.data.sources import Source
 from mae_jax.evaluation.knn import knn_predict
 from mae_jax.evaluation.probes import logistic_regression_predict
 from mae_jax.evaluation.rankme import rankme
 
 
 def measure_features(
-    feature_fn: Callable[[dict], jax.Array],
-    train_batches: Iterable[dict],
-    test_batches: Iterable[dict],
-    num_train: int,
-    num_test: int,
-    num_classes: int,
+    extract: Callable[[Source], tuple[np.ndarray, np.ndarray]],
+    train_source: Source,
+    test_source: Source,
     settings: ConfigDict,
     mesh: Mesh,
 ) -> dict[str, float]:
-    """{"knn/top1", "linear_probe/top1"} on the test batches, learnt from the training ones, and "rankme" of the latter.
+    """{"knn/top1", "linear_probe/top1"} on the test source, learnt from the training one, and "rankme" of the latter.
 
     Args:
-      feature_fn: a device batch -> features [B, D].
-      num_train: number of examples in the training batches.
-      num_test: number of examples in the test batches.
+      extract: a source -> features [N, D] and labels [N].
       settings: `evaluate.*`: knn_k, knn_temperature, linear_probe, probe_c.
       mesh: the devices that the training features are split over.
     """
-    train, train_labels = extract_features(feature_fn, train_batches, num_train)
-    test, test_labels = extract_features(feature_fn, test_batches, num_test)
+    (train, train_labels), (test, test_labels) = extract(train_source), extract(test_source)
+    num_classes = train_source.num_classes
     neighbours = knn_predict(
         train, train_labels, test,
         num_classes=num_classes, k=settings.knn_k, temperature=settings.knn_temperature, mesh=mesh,
@@ -47,12 +41,17 @@ def measure_features(
     return scores
 
 
+def describe_features(settings: ConfigDict, num_train: int, num_test: int) -> str:
+    """What the features are, for people."""
+    token = "the class token" if settings.token == "class" else "mean of the patch tokens"
+    return f"features: {token} after the final norm, {num_train:,} training and {num_test:,} test images, centre crops"
+
+
 def describe_protocol(settings: ConfigDict, num_train: int, num_test: int) -> str:
     """One line that says how `measure_features` measures."""
-    token = "the class token" if settings.token == "class" else "mean of the patch tokens"
+    probe = f"logistic regression, C {settings.probe_c}" if settings.linear_probe else "left out"
     return (
-        f"features: {token} after the final norm, {num_train:,} training and {num_test:,} test images, centre crops; "
+        f"{describe_features(settings, num_train, num_test)}; "
         f"k-NN: L2-normalised, cosine, k {settings.knn_k}, temperature {settings.knn_temperature}; "
-        f"linear probe: {f'logistic regression, C {settings.probe_c}' if settings.linear_probe else 'left out'}; "
-        "RankMe: of the training features"
+        f"linear probe: {probe}; RankMe: of the training features"
     )
