@@ -10,6 +10,12 @@ import mae_jax
 from configs import digits
 from mae_jax.errors import UserError
 from mae_jax.interop.weights import find_checkpoint, read_fitting_params, read_weights
+from mae_jax.models.classifier import (
+    init_classifier,
+    make_bind_classifier,
+    make_classifier_config,
+    split_classifier,
+)
 from mae_jax.models.mae import MAEConfig, init_params, make_bind
 from mae_jax.training.checkpoints import Checkpoints
 from mae_jax.training.state import TrainState
@@ -71,6 +77,67 @@ def test_a_damaged_checkpoint_is_one_clear_error(workdir, tmp_path, damage):
             file.write_bytes(file.read_bytes()[:10])
     with pytest.raises(UserError, match="cannot be read") as error:
         read_weights(copy)
+    assert "\n" not in str(error.value)
+
+
+def save_classifier(path, config, *, average=False):
+    """A workdir with a checkpoint of step 5; returns (model's config, parameters, statistics) that were saved."""
+    model = make_classifier_config(config.model, config.classifier)
+    params, statistics = init_classifier(model, jax.random.key(3))
+    statistics["head"]["batch_norm"]["mean"] += 0.5
+    trained, frozen = split_classifier(model, params)
+    state = TrainState(jnp.int32(5), trained, {"count": jnp.int32(5)}, frozen, statistics)
+    if average:
+        state = state._replace(average=jax.tree.map(lambda leaf: leaf + 1, trained))
+    checkpoints = Checkpoints(path, config.checkpoint, config.to_dict())
+    checkpoints.save(5, state)
+    checkpoints.close()
+    return model, params, statistics
+
+
+def classifier_config():
+    config = digits.get_config()
+    config.task = "classify"
+    config.classifier.update(num_classes=10, pool="class", trained_blocks=1.0, batch_norm=True)
+    return config
+
+
+def test_a_classifier_is_put_together_from_its_frozen_and_trained_parts(tmp_path):
+    model, params, statistics = save_classifier(tmp_path, classifier_config())
+    weights = read_weights(tmp_path)
+    expected = {"encoder": params["encoder"], "head": params["head"] | statistics["head"]}
+    assert jax.tree.structure(weights.params) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, weights.params, expected)
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(weights.params))
+    images = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
+    loaded = mae_jax.load(tmp_path)
+    np.testing.assert_array_equal(loaded(images), make_bind_classifier(model)(expected)(images))
+    assert loaded(images).shape == (3, 10) and loaded.encode(images).shape == (3, 17, 64)
+
+
+def test_the_moving_average_stands_for_the_parameters_where_there_is_one(tmp_path):
+    _, params, _ = save_classifier(tmp_path, classifier_config(), average=True)
+    found = read_weights(tmp_path).params
+    np.testing.assert_array_equal(found["head"]["linear"]["kernel"], params["head"]["linear"]["kernel"] + 1)
+    expected = np.array(params["encoder"]["blocks"]["mlp"]["fc1"]["kernel"])
+    expected[3] += 1  # the last block trains, the others have no average
+    np.testing.assert_array_equal(found["encoder"]["blocks"]["mlp"]["fc1"]["kernel"], expected)
+    np.testing.assert_array_equal(found["encoder"]["positions"], params["encoder"]["positions"])
+
+
+def test_a_classifier_cannot_be_pre_trained_further(tmp_path):
+    save_classifier(tmp_path, classifier_config())
+    expected = jax.eval_shape(lambda key: init_params(MODEL, key), jax.random.key(0))
+    with pytest.raises(UserError, match="is a classifier without a decoder"):
+        read_fitting_params(tmp_path, CONFIG.to_dict(), expected)
+
+
+def test_a_checkpoint_without_an_encoder_is_refused_in_one_line(tmp_path):
+    checkpoints = Checkpoints(tmp_path, CONFIG.checkpoint, CONFIG.to_dict())
+    checkpoints.save(1, TrainState(jnp.int32(1), {"decoder": {"kernel": jnp.ones(3)}}, {"count": jnp.int32(1)}))
+    checkpoints.close()
+    with pytest.raises(UserError, match="holds no encoder, only decoder") as error:
+        read_weights(tmp_path)
     assert "\n" not in str(error.value)
 
 

@@ -85,6 +85,22 @@ def test_every_bit_comes_back_though_steps_overwrite_the_buffers_while_the_save_
         assert_same_bits(restored, expected)
 
 
+@pytest.mark.parametrize("devices", [1, 8])
+def test_frozen_parameters_running_statistics_and_moving_average_come_back_too(open_checkpoints, devices):
+    def init_variables(key):
+        frozen = {"a": {"kernel": jax.random.normal(key, (3, 2))}}  # the first rows of a stack, whose last ones train
+        return Variables(init_params(key), frozen, {"b": {"mean": jnp.arange(5.0), "variance": jnp.ones(5)}})
+
+    init = make_init(init_variables, OPTIMIZER, keep_average=True)
+    state = create_state(init, jax.random.key(1), make_device_mesh(1))
+    state = state._replace(average=jax.tree.map(lambda leaf: leaf + 1, state.params))
+    checkpoints = open_checkpoints()
+    checkpoints.save(7, state)
+    checkpoints.wait()
+    restored = checkpoints.restore(7, abstract_state(init, make_device_mesh(devices)))
+    assert_same_bits(restored, copy(state._replace(step=jnp.int32(7))))
+
+
 def test_a_state_saved_on_one_device_is_restored_onto_eight(open_checkpoints, new_state):
     checkpoints = open_checkpoints()
     checkpoints.save(3, new_state)
