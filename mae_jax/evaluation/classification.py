@@ -83,6 +83,7 @@ def draw_confusion_matrix(confusions: np.ndarray, class_names: list[str], title:
     """A picture uint8 [height, width, 3] of the matrix; each row is coloured by its shares, up to 20 classes have
     numbers and names."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # here, since matplotlib takes a second
+    from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
     shares = confusions / np.maximum(confusions.sum(axis=1, keepdims=True), 1)
@@ -91,7 +92,9 @@ def draw_confusion_matrix(confusions: np.ndarray, class_names: list[str], title:
     figure = Figure(figsize=(side + 1.5, side), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    # Of many classes, square roots, so that rare confusions are seen too.
+    scale = PowerNorm(1.0 if small else 0.5, vmin=0, vmax=1)
+    picture = axes.imshow(shares, cmap="Blues", norm=scale, interpolation="nearest")
     figure.colorbar(picture, ax=axes, label="share of the right class's images")
     axes.set(xlabel="predicted class", ylabel="right class", title=title)
     if small:

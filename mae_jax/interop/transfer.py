@@ -6,7 +6,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from mae_jax.interop.weights import Weights, find_checkpoint, read_config, read_weights
+from mae_jax.interop.weights import Weights, find_checkpoint, has_checkpoint, read_config, read_weights
 from mae_jax.models.classifier import ClassifierConfig, make_classifier_config
 from mae_jax.models.mae_config import MAEConfig
 from mae_jax.models.parameters import resize_positions
@@ -25,7 +25,7 @@ def resolve_model(config: ml_collections.ConfigDict, workdir: Path) -> Weights |
     Raises:
       UserError: if there is no readable checkpoint, or it holds no encoder.
     """
-    if any((workdir / "checkpoints").glob("[0-9]*")):
+    if has_checkpoint(workdir):
         weights, trained = None, read_config(find_checkpoint(workdir))[0]
     elif config.init_from:
         weights = read_weights(config.init_from)

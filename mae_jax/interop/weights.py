@@ -45,6 +45,12 @@ def find_checkpoint(path: str | Path) -> Path:
     return folder / str(max(steps))
 
 
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether a workdir has a complete checkpoint."""
+    folder = workdir / "checkpoints"
+    return folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir())
+
+
 def read_config(checkpoint: Path) -> tuple[dict[str, Any], int]:
     """The resolved config of the run that wrote a checkpoint, with tuples as they were, and the checkpoint's step.
 

@@ -170,7 +170,7 @@ class Classifier(nnx.Module):
             x = self.head.pool(x)
         if self.head.batch_norm is not None:
             x, statistics = self.head.batch_norm(x, training)
-            statistics = {"head": {"batch_norm": statistics}}
+            statistics = {"head": {"batch_norm": statistics}} if training else {}
         return self.head.linear(x), statistics
 
 

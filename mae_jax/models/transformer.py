@@ -116,12 +116,10 @@ def scan_blocks(
         return jax.tree.map(lambda leaf: leaf[first:last], (stacked, branch_scales))
 
     def run(x, inputs):
-        if len(jax.tree.leaves(inputs)[0]) == 1:  # no loop, whose backward pass would enter frozen parts of the block
-            return apply_block(x, jax.tree.map(lambda leaf: leaf[0], inputs))[0]
         return jax.lax.scan(apply_block, x, inputs, unroll=unroll)[0]
 
     if frozen == 0:
-        return jax.lax.scan(apply_block, x, (stacked, branch_scales), unroll=unroll)[0]
+        return run(x, (stacked, branch_scales))
     x = run(x, jax.lax.stop_gradient(part(0, frozen)))
     return x if frozen == depth else run(x, part(frozen, depth))
 

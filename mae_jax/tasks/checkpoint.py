@@ -7,6 +7,7 @@ import ml_collections
 
 from mae_jax.errors import UserError
 from mae_jax.interop.weights import Weights, read_weights
+from mae_jax.training.reporting import keep_earlier_measurement
 
 # Settings of `data` that the command decides; how pictures are prepared is the checkpoint's.
 READING = ("num_threads", "num_workers", "prefetch_batches", "on_bad_image", "max_pixels", "label_fraction")
@@ -27,6 +28,7 @@ def open_checkpoint(config: ml_collections.ConfigDict, workdir: Path) -> tuple[W
     if (workdir / "checkpoints").exists():
         raise UserError(f"--workdir={workdir} belongs to a training run; choose another folder for what is measured")
     weights = read_weights(config.init_from)
+    keep_earlier_measurement(workdir)
     asked, trained = config.to_dict(), weights.config
     data = asked["data"] | trained["data"] | _taken(asked["data"])
     groups = {"model": asked["model"] | trained["model"], "data": data}

@@ -35,7 +35,7 @@ from mae_jax.models.classifier import (
     make_classifier_config,
     split_classifier,
 )
-from mae_jax.models.flops import classifier_train_flops, classify_flops, represent_flops
+from mae_jax.models.flops import classifier_train_flops, classify_flops, classify_train_flops, represent_flops
 from mae_jax.models.mae_config import MAEConfig
 from mae_jax.models.parameters import count_parameters, join
 from mae_jax.training.reporting import Reporter
@@ -94,7 +94,7 @@ class Classification:
         self.batch = {"label": jax.ShapeDtypeStruct((b,), jnp.int32)}
         if self._keeps_features:
             self.batch["feature"] = jax.ShapeDtypeStruct((b, *self._representation), jnp.float32)
-            self.train_flops = 3 * classify_flops(model)
+            self.train_flops = classify_train_flops(model)
         else:
             self.batch["image"] = jax.ShapeDtypeStruct((b, *shape), jnp.uint8)
             self.train_flops = classifier_train_flops(model)

@@ -1,6 +1,7 @@
 """What a run tells: lines or a progress bar, metrics.jsonl, TensorBoard, pictures, config.json and result.json."""
 
 import importlib.metadata
+import itertools
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from mae_jax.errors import UserError
 
+WATCHED = ("knn/top1", "linear_probe/top1", "rankme", "top1")  # of the last evaluation, shown beside the progress
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "pillow")
 
 
@@ -34,6 +36,7 @@ class Reporter:
         self._evaluated = {line["step"] for line in lines if any(name.startswith("eval/") for name in line)}
         self._file = path.open("a")
         self._tensorboard = SummaryWriter(str(self._workdir), purge_step=start_step + 1)
+        self._watched = ""
         self._bar = None
         if sys.stderr.isatty():
             layout = "{l_bar}{bar}| step {n_fmt}/{total_fmt}{postfix}"
@@ -59,7 +62,8 @@ class Reporter:
         }
         self._write(step, {f"train/{name}": value for name, value in scalars.items()} | speed)
         left = tqdm.format_interval((self._total_steps - step) * seconds / steps)
-        parts = (f"loss {scalars['loss']:.4f}", f"{images_per_second:,.0f} images/s", f"{left} left")
+        parts = [f"loss {scalars['loss']:.4f}", f"{images_per_second:,.0f} images/s", f"{left} left"]
+        parts += [self._watched] if self._watched else []
         if self._bar is not None:
             self._bar.set_postfix_str(", ".join(parts), refresh=False)
             self._bar.update(step - self._bar.n)
@@ -67,7 +71,9 @@ class Reporter:
             self.line("  ".join((f"step {step:>{len(str(self._total_steps))}}/{self._total_steps}", *parts)))
 
     def scalars(self, step: int, scalars: dict[str, float], prefix: str = "") -> None:
-        """Reports further scalars of a step, each under prefix + its name."""
+        """Reports further scalars of a step, each under prefix + its name; scores stay in the progress line."""
+        found = (f"{name} {scalars[name]:.4g}" for name in WATCHED if name in scalars)
+        self._watched = "  ".join(found) or self._watched
         scalars = {prefix + name: float(value) for name, value in scalars.items()}
         self._write(step, scalars)
         self.line(f"step {step}  " + "  ".join(f"{name} {value:.4f}" for name, value in scalars.items()))
@@ -122,6 +128,14 @@ def keep_earlier_result(workdir: Path, step: int) -> None:
     result = workdir / "result.json"
     if result.exists():
         result.rename(workdir / f"result.{step}.json")
+
+
+def keep_earlier_measurement(workdir: Path) -> None:
+    """Renames the result of an earlier measurement to result.1.json, or the next number that is free."""
+    result = workdir / "result.json"
+    if result.exists():
+        number = next(n for n in itertools.count(1) if not (workdir / f"result.{n}.json").exists())
+        result.rename(workdir / f"result.{number}.json")
 
 
 def write_atomically(path: Path, text: str) -> None:

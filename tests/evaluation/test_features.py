@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,10 +97,9 @@ def test_separable_classes_are_told_apart_and_shuffled_labels_are_not():
     test = features[200:], labels[200:]
 
     def measure(train_labels, settings=SETTINGS):
-        train = features[:200], train_labels
-        return measure_features(
-            lambda b: b["image"], batches(*train, 64), batches(*test, 64), 200, 200, 4, settings, MESH
-        )
+        known = {"train": (features[:200], train_labels), "test": test}
+        sources = (SimpleNamespace(split=split, num_classes=4) for split in known)
+        return measure_features(lambda source: known[source.split], *sources, settings, MESH)
 
     scores = measure(labels[:200])
     assert scores["knn/top1"] > 0.9 and scores["linear_probe/top1"] > 0.9

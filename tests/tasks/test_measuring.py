@@ -1,0 +1,177 @@
+import csv
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+
+import mae_jax
+from configs import digits
+from mae_jax.data.augment import normalize
+from mae_jax.data.sources import Digits
+from tests.runs import read_json, run
+from tests.tasks.conftest import mistake, run_task
+
+pytestmark = pytest.mark.slow
+
+
+def digits_split(split):
+    """(normalised images, labels) of the digits."""
+    source, data = Digits(split), digits.get_config().data
+    images = np.stack([source[i]["image"] for i in range(len(source))])
+    return normalize(images, data.mean, data.std), source.labels()
+
+
+@pytest.fixture(scope="module")
+def frozen(pretrained):
+    """{split: (features, labels)}, made with the Python API."""
+    encode = jax.jit(lambda images: mae_jax.load(pretrained).encode(images)[:, 1:].mean(axis=1))
+    return {s: (np.asarray(encode(images)), labels) for s in ("train", "eval") for images, labels in [digits_split(s)]}
+
+
+@pytest.fixture(scope="module")
+def features(pretrained, tmp_path_factory):
+    return run_task("features", tmp_path_factory.mktemp("runs") / "features", init_from=str(pretrained))
+
+
+def test_features_on_disk_are_the_encoders(features, frozen):
+    for split, (expected, labels) in frozen.items():
+        found = np.load(features / f"{split}_features.npy")
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)  # batches of another size
+        np.testing.assert_array_equal(np.load(features / f"{split}_labels.npy"), labels)
+    assert read_json(features / "result.json")["train_features"] == [1437, 16]
+    assert not list(features.glob("*.tmp"))
+
+
+def test_knn_of_one_neighbour_is_scikit_learns_and_the_sweep_has_every_pair(pretrained, frozen, tmp_path, capsys):
+    workdir = run_task("knn", tmp_path / "knn", init_from=str(pretrained), evaluate__knn_sweep_k=(1, 7))
+    result = read_json(workdir / "result.json")
+    sweep = {(row["k"], row["temperature"]): row["top1"] for row in result["sweep"]}
+    assert sweep.keys() == {(k, t) for k in (1, 7, 20) for t in (0.03, 0.07, 0.2)}
+    unit = {s: (x / np.linalg.norm(x, axis=1, keepdims=True), y) for s, (x, y) in frozen.items()}
+    expected = KNeighborsClassifier(1).fit(*unit["train"]).score(*unit["eval"])
+    assert sweep[1, 0.07] == pytest.approx(expected, abs=1.5 / 360)  # a tie in float32 may fall the other way
+    assert result["knn/top1"] == sweep[20, 0.07] and result["knn/best_top1"] == max(sweep.values())
+    assert 0 < result["random_encoder/knn/top1"] < 1
+    assert "T 0.07" in capsys.readouterr().out
+
+
+def test_logistic_regression_is_scikit_learns(pretrained, frozen, tmp_path):
+    settings = dict(evaluate__probe_sweep_c=(0.1,), evaluate__random_encoder=False)
+    workdir = run_task("logistic_regression", tmp_path, init_from=str(pretrained), **settings)
+    result = read_json(workdir / "result.json")
+    probe = LogisticRegression(C=0.1, max_iter=5000, tol=1e-6).fit(*frozen["train"])
+    found = {row["c"]: row["top1"] for row in result["sweep"]}
+    assert found[0.1] == pytest.approx(probe.score(*frozen["eval"]), abs=1.5 / 360)
+    assert result["logistic_regression/top1"] == found[1.0]
+    assert not any(name.startswith("random") for name in result)
+
+
+def test_an_earlier_measurement_is_kept(pretrained, tmp_path):
+    for token in ("mean", "class"):
+        run_task("features", tmp_path, init_from=str(pretrained), evaluate__token=token)
+    assert "mean of" in read_json(tmp_path / "result.1.json")["protocol"]
+    assert "class token" in read_json(tmp_path / "result.json")["protocol"]
+
+
+def test_evaluating_an_autoencoder_gives_the_loss_that_its_run_reported_and_pictures(pretrained, tmp_path):
+    workdir = run_task("evaluate", tmp_path, init_from=str(pretrained))
+    expected = read_json(pretrained / "result.json")["eval/loss"]
+    assert read_json(workdir / "result.json")["eval/loss"] == pytest.approx(expected, rel=1e-6)
+    assert (workdir / "reconstructions" / "40.png").exists()
+
+
+@pytest.fixture(scope="module")
+def evaluated(finetuned, tmp_path_factory):
+    """The workdir of an evaluation of a classifier on eight devices, with a last batch that is not full."""
+    workdir = tmp_path_factory.mktemp("runs") / "evaluated"
+    return run_task("evaluate", workdir, init_from=str(finetuned), evaluate__batch_size=100)
+
+
+def test_evaluating_a_classifier_gives_the_numbers_that_its_run_reported(evaluated, finetuned):
+    found, expected = read_json(evaluated / "result.json"), read_json(finetuned / "result.json")
+    assert found["images"] == 360 and found["correct"] == round(360 * expected["eval/top1"])
+    for name in ("eval/top1", "eval/top5"):
+        assert found[name] == expected[name]
+    assert found["eval/loss"] == pytest.approx(expected["eval/loss"], rel=1e-5)
+
+
+def test_counts_are_the_same_on_one_device_and_are_those_of_the_python_api(evaluated, finetuned, tmp_path):
+    code, out, err = run(
+        "--config=configs/evaluate.py", f"--config.init_from={finetuned}", f"--workdir={tmp_path}",
+        "--config.evaluate.batch_size=64",
+    )  # fmt: skip
+    assert code == 0, err
+    ours, theirs = read_json(tmp_path / "result.json"), read_json(evaluated / "result.json")
+    assert (ours["correct"], ours["images"], ours["eval/top5"]) == (
+        theirs["correct"], theirs["images"], theirs["eval/top5"],
+    )  # fmt: skip
+    assert (tmp_path / "classes.csv").read_text() == (evaluated / "classes.csv").read_text()
+    images, labels = digits_split("eval")
+    predicted = np.asarray(jax.jit(mae_jax.load(finetuned).__call__)(images)).argmax(axis=1)
+    assert ours["correct"] == np.sum(predicted == labels)
+    assert "often taken for" in out and "top-1" in out
+
+
+def test_a_classifiers_class_table_and_picture_are_written(evaluated):
+    rows = list(csv.DictReader((evaluated / "classes.csv").open()))
+    assert [row["class"] for row in rows] == [str(digit) for digit in range(10)]
+    assert sum(int(row["images"]) for row in rows) == 360
+    hits = sum(float(row["recall"]) * int(row["images"]) for row in rows)
+    assert round(hits) == read_json(evaluated / "result.json")["correct"]
+    assert Image.open(evaluated / "confusion_matrix.png").size[0] > 300
+
+
+def test_features_of_a_classifier_are_those_of_its_encoder(finetuned, tmp_path):
+    workdir = run_task("features", tmp_path, init_from=str(finetuned))
+    images, _ = digits_split("eval")
+    model = mae_jax.load(finetuned)
+    expected = jax.jit(lambda images: model.encode(images)[:, 1:].mean(axis=1))(images)
+    np.testing.assert_allclose(np.load(workdir / "eval_features.npy"), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_other_data_can_be_named(finetuned, pretrained, tmp_path):
+    settings = dict(data__name="synthetic", data__num_examples=64)
+    result = read_json(run_task("evaluate", tmp_path / "a", init_from=str(finetuned), **settings) / "result.json")
+    assert result["images"] == 16
+    result = read_json(run_task("features", tmp_path / "b", init_from=str(pretrained), **settings) / "result.json")
+    assert result["train_features"] == [64, 16]
+
+
+def test_data_with_other_classes_than_the_classifiers_are_refused(finetuned, tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for number in range(4):
+            Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(tmp_path / "pictures" / name / f"{number}.png")
+    settings = dict(data__name="image_folder", data__path=str(tmp_path / "pictures"))
+    message = mistake("evaluate", tmp_path / "run", init_from=str(finetuned), **settings)
+    assert "10 classes" in message and "has 2" in message
+
+
+@pytest.mark.parametrize("name", ["knn", "logistic_regression", "features", "evaluate"])
+def test_what_is_measured_must_be_named_and_lie_elsewhere(name, pretrained, tmp_path):
+    assert "init_from is not set" in mistake(name, tmp_path / "run")
+    before = (pretrained / "result.json").read_text()
+    with pytest.raises(mae_jax.errors.UserError, match="belongs to a training run"):
+        run_task(name, pretrained, init_from=str(pretrained))
+    assert (pretrained / "result.json").read_text() == before
+
+
+def test_reconstructions_of_a_classifier_are_refused(finetuned, tmp_path):
+    assert "no decoder" in mistake("reconstruct", tmp_path / "run", init_from=str(finetuned))
+
+
+def test_pre_training_is_watched(pretrained):
+    lines = [json.loads(line) for line in (pretrained / "metrics.jsonl").read_text().splitlines()]
+    watched = [line for line in lines if "eval/loss" in line]
+    assert [line["step"] for line in watched] == [20, 40]
+    for line in watched:
+        assert {"eval/knn/top1", "eval/linear_probe/top1", "eval/rankme"} < line.keys()
+        assert 1 <= line["eval/rankme"] <= 16
+    events = b"".join(path.read_bytes() for path in pretrained.glob("events.out.tfevents*"))
+    assert b"eval/rankme" in events and b"eval/knn/top1" in events
