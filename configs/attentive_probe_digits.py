@@ -11,5 +11,5 @@ from configs import linear_probe_digits
 def get_config() -> ml_collections.ConfigDict:
     config = linear_probe_digits.get_config()
     config.classifier.pool = "attentive"
-    config.optimizer.update(name="adamw", base_learning_rate=1e-3, b2=0.999, weight_decay=0.1)
+    config.optimizer.update(name="adamw", base_learning_rate=1e-2, b2=0.999, weight_decay=0.1)
     return config

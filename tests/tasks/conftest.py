@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from mae_jax.config import check
 from mae_jax.errors import UserError
@@ -24,11 +25,12 @@ def compile_once():
     """Many runs here have the same programs: what one has compiled, the next ones load."""
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = [getattr(jax.config, name) for name in names]
-    for name, value in zip(names, (COMPILED.name, 0.1), strict=True):
-        jax.config.update(name, value)
-    yield
-    for name, value in zip(names, before, strict=True):
-        jax.config.update(name, value)
+    for values in ((COMPILED.name, 0.1), before):
+        for name, value in zip(names, values, strict=True):
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()  # it looks at its settings once
+        if values is not before:
+            yield
 
 
 def run_task(name: str, workdir: Path, **settings) -> Path:
@@ -52,14 +54,14 @@ def mistake(name: str, workdir: Path, **settings) -> str:
     return str(error.value)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def pretrained(compile_once, tmp_path_factory) -> Path:
     """The workdir of a pre-training run, evaluated twice."""
     workdir = tmp_path_factory.mktemp("runs") / "pretrained"
     return run_task("digits", workdir, train__steps=40, evaluate__every_steps=20)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def finetuned(pretrained, tmp_path_factory) -> Path:
     """The workdir of a fine-tuning run with a moving average."""
     workdir = tmp_path_factory.mktemp("runs") / "finetuned"
