@@ -36,7 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.scan_unroll = 1  # blocks unrolled in one iteration of the scan over depth
 
     data = config.data = ml_collections.ConfigDict()
-    data.name = "imagenet2012"  # digits | image_folder | synthetic | the name of a TFDS data set; tasks that only
+    data.name = FieldReference("imagenet2012", field_type=str)  # digits | image_folder | synthetic | the name of a TFDS data set; tasks that only
     # measure a checkpoint take None for the data that it was trained on
     data.path = placeholder(str)  # image_folder: its folder; TFDS: its data_dir (None: TFDS's own default)
     data.train_split = "train"  # TFDS split, or sub-folder of the image folder
@@ -116,7 +116,7 @@ def get_config() -> ml_collections.ConfigDict:
     evaluate.batch_size = 256  # images, over all devices
     evaluate.token = "mean"  # features: mean (of the patch tokens) | class (the class token), after the final norm
     # Training images (a fixed random subset) that k-NN and the probe learn from while pre-training; None: all.
-    evaluate.max_train_examples = 50_000
+    evaluate.max_train_examples = FieldReference(50_000, field_type=int)
     evaluate.max_examples = placeholder(int)  # evaluation images used (a fixed random subset); None: all
     evaluate.knn_k = 20
     evaluate.knn_temperature = 0.07  # weight of a neighbour: exp(cosine / temperature)

@@ -11,7 +11,8 @@ from typing import Any
 import ml_collections
 
 from mae_jax.errors import UserError, first_line
-from mae_jax.models.mae import MAEConfig, check_mask_ratio
+from mae_jax.models.classifier import POOLS
+from mae_jax.models.mae_config import MAEConfig, check_mask_ratio
 
 # Least values of numeric settings; those that are None are not checked.
 AT_LEAST = {
@@ -53,7 +54,7 @@ ABOVE_ZERO = (
     "evaluate.probe_c",
 )
 CHOICES = {
-    "classifier.pool": ("mean_norm", "mean", "class", "attentive"),
+    "classifier.pool": tuple(POOLS),
     "data.augmentation": ("none", "rand_augment"),
     "data.crop_rule": ("retry", "clip", "centre"),
     "data.on_bad_image": ("replace", "raise"),
@@ -136,29 +137,43 @@ def check(config: ml_collections.ConfigDict) -> None:
     model = MAEConfig(**config.model)
     if config.evaluate.mask_ratio is not None:
         check_mask_ratio(config.evaluate.mask_ratio, model.num_patches, "evaluate.mask_ratio")
+    check_channels(data, model.channels)
+
+
+def check_channels(data: ml_collections.ConfigDict, channels: int) -> None:
+    """Raises UserError unless the settings of `data` fit pictures with this many channels."""
     for key in ("mean", "std"):
         values = data[key]
-        if len(values) not in (1, model.channels):
+        if len(values) not in (1, channels):
             raise UserError(
-                f"data.{key} has {len(values)} values for model.channels={model.channels}; "
+                f"data.{key} has {len(values)} values for model.channels={channels}; "
                 f"give one value, or one for each channel, for example --config.data.{key}='(0.5,)'"
             )
         if key == "std" and not min(values) > 0:
             raise UserError(f"data.std={tuple(values)} must be above 0")
+    if data.augmentation == "rand_augment" and channels not in (1, 3):
+        raise UserError(
+            f"data.augmentation=rand_augment takes pictures of 1 or 3 channels, not model.channels={channels}; "
+            "set data.augmentation=none"
+        )
 
 
 def _check_sweeps(evaluate: ml_collections.ConfigDict) -> None:
     for name, above in (("knn_sweep_k", 1), ("knn_sweep_temperature", 0), ("probe_sweep_c", 0)):
         values = tuple(evaluate[name])
-        numbers = values and all(isinstance(value, int | float) for value in values)
+        kinds = int if name == "knn_sweep_k" else int | float
+        numbers = values and all(isinstance(value, kinds) for value in values)
         if not numbers or not (min(values) >= above if name == "knn_sweep_k" else min(values) > above):
-            raise UserError(f"evaluate.{name}={values} must be numbers {'of at least 1' if above else 'above 0'}")
+            kind = "whole numbers of at least 1" if above else "numbers above 0"
+            raise UserError(f"evaluate.{name}={values} must be {kind}, for example --config.evaluate.{name}='(1, 10)'")
 
 
 def _check_classifier(config: ml_collections.ConfigDict) -> None:
     """What the settings of classify must be together."""
     if config.task in ("pretrain", "classify") and config.data.name is None:
         raise UserError("data.name is not set: which pictures? For example --config.data.name=image_folder")
+    if config.task == "pretrain" and config.optimizer.name == "lars":
+        raise UserError("optimizer.name=lars is for probes of a frozen encoder; set optimizer.name=adamw")
     if config.task != "classify":
         return
     trained, depth = config.classifier.trained_blocks, config.model.depth

@@ -1,5 +1,7 @@
 """Parts of a source, and a source whose labels can be relied on."""
 
+import contextlib
+
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -70,7 +72,8 @@ class Labelled:
       data_config: the group `data` that it was made from, for messages.
 
     Raises:
-      UserError: at once, if there are fewer than 2 classes; on reading, for a label outside [0, num_classes).
+      UserError: at once, if there are fewer than 2 classes; on reading, for a label outside [0, num_classes). The first
+        example is read at once, since of some splits no label is known.
     """
 
     def __init__(self, source: Source, data_config: ConfigDict):
@@ -79,6 +82,8 @@ class Labelled:
         self._source = source
         self.num_classes, self.class_names = source.num_classes, source.class_names
         self.in_memory = getattr(source, "in_memory", False)
+        with contextlib.suppress(OSError):  # a file that cannot be read is the loader's affair
+            self[0]
 
     def __len__(self) -> int:
         return len(self._source)

@@ -34,7 +34,10 @@ def augment(
 
 
 def augmentations(data_config: ConfigDict) -> list[str]:
-    """What happens to a training picture, on the host or the device, for people; empty: it is the same each time."""
+    """What happens to a training picture, on the host or the device, for people; empty: it is the same each time.
+
+    (Erasing and mixing are for classifiers only, and off elsewhere.)
+    """
     names = [f"random crop {data_config.crop_scale}"] if data_config.crop_rule != "centre" else []
     names += ["flip"] if data_config.flip else []
     names += ["RandAugment"] if data_config.augmentation == "rand_augment" else []

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from mae_jax.evaluation.features import one_ahead
+
 
 class Predictions(NamedTuple):
     """What a classifier said of N examples."""
@@ -25,12 +27,9 @@ def predict(logits_fn: Callable[[dict], jax.Array], batches: Iterator[dict]) -> 
       logits_fn: a device batch -> logits [B, K].
       batches: device batches with "label" [B] and "weight" [B]; rows of weight 0 are padding and left out.
     """
-    found = []
-    for batch in batches:
-        found.append((batch["weight"], *_judge(logits_fn(batch), batch["label"])))
-        if len(found) > 2:  # the device is kept busy, but not far ahead
-            found[-3] = jax.device_get(found[-3])
-    weight, label, predicted, rank, loss = (np.concatenate(part) for part in zip(*jax.device_get(found), strict=True))
+    judged = one_ahead((batch["weight"], *_judge(logits_fn(batch), batch["label"])) for batch in batches)
+    found = [jax.device_get(parts) for parts in judged]
+    weight, label, predicted, rank, loss = (np.concatenate(part) for part in zip(*found, strict=True))
     real = weight > 0
     return Predictions(label[real], predicted[real], rank[real], loss[real])
 

@@ -65,7 +65,7 @@ def extract_features(
     if out is not None and len(out) != count:
         raise ValueError(f"out has {len(out):,} rows for {count:,} examples; give it one row an example")
     labels, done = np.empty(count, np.int64), 0
-    for found, label, weight in _one_ahead((feature_fn(batch), batch["label"], batch["weight"]) for batch in batches):
+    for found, label, weight in one_ahead((feature_fn(batch), batch["label"], batch["weight"]) for batch in batches):
         if out is None:
             out = np.empty((count, *found.shape[1:]), np.float32)
         real = np.asarray(weight) > 0
@@ -79,7 +79,7 @@ def extract_features(
     return out, labels
 
 
-def _one_ahead(items: Iterable) -> Iterator:
+def one_ahead(items: Iterable) -> Iterator:
     """The same items, each handed on only after the next one was made: two are in flight on the device, no more."""
     items = iter(items)
     for item in items:

@@ -15,7 +15,7 @@ from mae_jax.data.device import evaluation_batches
 from mae_jax.data.loader import make_eval_batches
 from mae_jax.data.sources import Source
 from mae_jax.data.subset import RandomSubset
-from mae_jax.evaluation.features import FeatureExtractor
+from mae_jax.evaluation.features import FeatureExtractor, one_ahead
 from mae_jax.evaluation.reconstructions import TRUE_STATISTICS, draw_reconstructions, reconstruct
 from mae_jax.evaluation.representations import describe_protocol, measure_features
 from mae_jax.models.mae import MAEConfig, make_bind
@@ -63,8 +63,8 @@ class MAEEvaluation:
 
     def loss(self, params: dict) -> float:
         """The masked loss, averaged over all evaluation images."""
-        sums = [self._loss_sums(params, batch) for batch in self._batches(self.eval_source)]
-        loss, weight = np.sum(jax.device_get(sums), axis=0, dtype=np.float64)
+        sums = one_ahead(self._loss_sums(params, batch) for batch in self._batches(self.eval_source))
+        loss, weight = np.sum([np.asarray(pair) for pair in sums], axis=0, dtype=np.float64)
         return float(loss / weight)
 
     def features(self, params: dict) -> dict[str, float]:

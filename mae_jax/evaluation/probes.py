@@ -96,8 +96,8 @@ def _fit(rows, targets, weights, count, c, mean, scale, num_classes, block, mesh
         return optax.apply_updates(params, updates), state, step + 1, jnp.where(lower, 0, stalled + 1)
 
     zeros = dict(w=jnp.zeros((rows.shape[1], num_classes)), b=jnp.zeros(num_classes))
-    params, _, steps, _ = jax.lax.while_loop(unfinished, step, (zeros, optimizer.init(zeros), 0, 0))
-    return original(params) | dict(steps=steps)
+    params, *_ = jax.lax.while_loop(unfinished, step, (zeros, optimizer.init(zeros), 0, 0))
+    return original(params)
 
 
 def _make_data_loss(rows, targets, weights, block, mesh):

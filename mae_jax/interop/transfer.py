@@ -6,7 +6,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from mae_jax.interop.weights import Weights, find_checkpoint, has_checkpoint, read_config, read_weights
+from mae_jax.interop.weights import Weights, find_checkpoint, has_checkpoint, pin_checkpoint, read_config, read_weights
 from mae_jax.models.classifier import ClassifierConfig, make_classifier_config
 from mae_jax.models.mae_config import MAEConfig
 from mae_jax.models.parameters import resize_positions
@@ -14,13 +14,14 @@ from mae_jax.models.positions import sincos_table
 
 # Settings of `model` that a run chooses for itself; the others are the checkpoint's.
 OWN_MODEL_SETTINGS = ("image_size", "dtype", "remat", "scan_unroll")
+ENCODER_SETTINGS = ("patch_size", "channels", "width", "depth", "num_heads", "mlp_ratio", "norm_epsilon")
 
 
-def resolve_model(config: ml_collections.ConfigDict, workdir: Path) -> Weights | None:
+def resolve_model(config: ml_collections.ConfigDict, workdir: Path) -> tuple[Weights | None, list[str]]:
     """Sets the encoder's sizes in `config` to those of the checkpoint that the run goes on from, or begins with.
 
     Returns:
-      The weights to begin with, if the run begins and has `init_from`.
+      The weights to begin with, if the run begins and has `init_from`; and a line for each setting that was changed.
 
     Raises:
       UserError: if there is no readable checkpoint, or it holds no encoder.
@@ -28,15 +29,21 @@ def resolve_model(config: ml_collections.ConfigDict, workdir: Path) -> Weights |
     if has_checkpoint(workdir):
         weights, trained = None, read_config(find_checkpoint(workdir))[0]
     elif config.init_from:
-        weights = read_weights(config.init_from)
+        weights = read_weights(pin_checkpoint(config.init_from, workdir))
         trained = weights.config
     else:
-        return None
-    config.model.update({name: value for name, value in trained["model"].items() if name not in OWN_MODEL_SETTINGS})
-    return weights
+        return None, []
+    sizes = {name: value for name, value in trained["model"].items() if name not in OWN_MODEL_SETTINGS}
+    changed = [
+        f"model.{name} is {value!r}, the checkpoint's, not {config.model[name]!r}"
+        for name, value in sizes.items()
+        if value != config.model[name] and name in ENCODER_SETTINGS
+    ]
+    config.model.update(sizes)
+    return weights, changed
 
 
-def starting_params(weights: Weights, model: ClassifierConfig) -> dict[str, Any]:
+def starting_params(weights: Weights, model: ClassifierConfig, class_names: list[str] | None = None) -> dict[str, Any]:
     """What a classifier takes over from a checkpoint, as one nested dict: the encoder, and a head of the same kind.
 
     A position table for another grid is resized in 2-D: of a pre-trained model the sine-cosine table that it was
@@ -46,34 +53,46 @@ def starting_params(weights: Weights, model: ClassifierConfig) -> dict[str, Any]
     table = params["encoder"].get("positions")
     table = sincos_table(old.grid, old.width) if table is None else table
     encoder = params["encoder"] | {"positions": resize_positions(table, old.grid, model.encoder.grid)}
-    if keeps_head(weights, model):
+    if keeps_head(weights, model, class_names):
         return {"encoder": encoder, "head": params["head"]}
-    if model.pool == "mean_norm":  # this norm follows the pool, so it belongs to the head, and is new
+    if model.pool == "mean_norm" and not _pooled_before_norm(weights):  # this norm belongs to the head, and is new
         norm = encoder["norm"]
         encoder["norm"] = {"scale": np.ones_like(norm["scale"]), "bias": np.zeros_like(norm["bias"])}
     return {"encoder": encoder}
 
 
-def keeps_head(weights: Weights, model: ClassifierConfig) -> bool:
-    """Whether the checkpoint has a head of the kind that `model` has."""
+def _pooled_before_norm(weights: Weights) -> bool:
+    return weights.config["task"] == "classify" and weights.config["classifier"]["pool"] == "mean_norm"
+
+
+def keeps_head(weights: Weights, model: ClassifierConfig, class_names: list[str] | None = None) -> bool:
+    """Whether the checkpoint has a head of the kind that `model` has, for classes of the same names (if known)."""
     trained = weights.config
     if trained["task"] != "classify":
         return False
     old = make_classifier_config(trained["model"], trained["classifier"])
+    known = trained.get("class_names")
+    if class_names and known and tuple(known) != tuple(class_names):
+        return False
     return all(getattr(old, name) == getattr(model, name) for name in ("num_classes", "pool", "batch_norm"))
 
 
-def describe_start(weights: Weights, model: ClassifierConfig, config: ml_collections.ConfigDict) -> str:
+def describe_start(
+    weights: Weights,
+    model: ClassifierConfig,
+    config: ml_collections.ConfigDict,
+    class_names: list[str] | None = None,
+) -> str:
     """What a classifier begins with, and what differs from the run that trained it, for people."""
     old = weights.config
     text = f"{config.init_from}, step {weights.step:,} ({old['task']})"
-    if keeps_head(weights, model):
+    if keeps_head(weights, model, class_names):
         text += ", with its head"
     elif old["task"] == "classify" and old["classifier"]["num_classes"] != model.num_classes:
         classes = old["classifier"]["num_classes"]
         text += f"; a new head: the checkpoint's has {classes} classes, the data have {model.num_classes}"
     elif old["task"] == "classify":
-        text += "; a new head: the checkpoint's has another pool or norm"
+        text += "; a new head: the checkpoint's has other classes, or another pool or norm"
     old_grid = MAEConfig(**old["model"]).grid
     if old_grid != model.encoder.grid:
         text += f"; positions resized from {old_grid[0]} x {old_grid[1]} patches"

@@ -51,6 +51,23 @@ def has_checkpoint(workdir: Path) -> bool:
     return folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir())
 
 
+def pin_checkpoint(init_from: str, workdir: Path) -> Path:
+    """The checkpoint that a run begins with, the same when it is started again before its own first checkpoint.
+
+    (The run in `init_from` may have gone on in between.) It is noted in the workdir's init_from.json.
+    """
+    note = workdir / "init_from.json"
+    if note.exists():
+        noted = json.loads(note.read_text())
+        if noted["init_from"] == init_from and Path(noted["checkpoint"]).is_dir():
+            return Path(noted["checkpoint"])
+    checkpoint = find_checkpoint(init_from)
+    temporary = note.with_name(note.name + ".tmp")
+    temporary.write_text(json.dumps({"init_from": init_from, "checkpoint": str(checkpoint)}) + "\n")
+    temporary.replace(note)
+    return checkpoint
+
+
 def read_config(checkpoint: Path) -> tuple[dict[str, Any], int]:
     """The resolved config of the run that wrote a checkpoint, with tuples as they were, and the checkpoint's step.
 

@@ -20,7 +20,12 @@ from mae_jax.models.mae_config import MAEConfig
 from mae_jax.models.parameters import split_trained
 from mae_jax.models.transformer import Linear
 
-POOLS = ("mean_norm", "mean", "class", "attentive")
+POOLS = {  # what the head sees
+    "mean_norm": "mean of the patch tokens, then a norm",
+    "mean": "mean of the normed patch tokens",
+    "class": "the normed class token",
+    "attentive": "attention of a learned query to the normed patch tokens",
+}
 BATCH_NORM_EPSILON = 1e-6  # as in the paper's linear probe
 
 
@@ -44,6 +49,8 @@ class ClassifierConfig:
         trained, depth = self.trained_blocks, self.encoder.depth
         if trained is not None and trained != 0.5 and trained not in range(depth + 1):
             raise UserError(f"classifier.trained_blocks={trained} is none of 0, 0.5, 1, 2, ..., {depth} (the depth)")
+        if self.pool not in POOLS:
+            raise UserError(f"classifier.pool={self.pool!r} is not one of {', '.join(POOLS)}")
         if self.num_classes < 2:
             raise UserError(f"classifier.num_classes={self.num_classes} must be at least 2")
 

@@ -14,6 +14,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
+from mae_jax.config import check_channels
 from mae_jax.data.arrays import ArrayBatches, eval_array_batches
 from mae_jax.data.augment import normalize
 from mae_jax.data.device import evaluation_batch_size, evaluation_batches, to_devices
@@ -29,6 +30,7 @@ from mae_jax.interop.transfer import describe_start, resolve_model, starting_par
 from mae_jax.interop.weights import Weights
 from mae_jax.mesh import make_mesh
 from mae_jax.models.classifier import (
+    POOLS,
     ClassifierConfig,
     init_classifier,
     make_bind_classifier,
@@ -55,8 +57,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
       UserError: for pictures without labels, and checkpoints that do not fit.
     """
     mesh = make_mesh(config.mesh)
-    weights = resolve_model(config, workdir)
-    run_training(config, workdir, stop, Classification(config, mesh, weights), mesh)
+    weights, changed = resolve_model(config, workdir)
+    check_channels(config.data, config.model.channels)
+    run_training(config, workdir, stop, Classification(config, mesh, weights, changed), mesh)
 
 
 class Classification:
@@ -64,8 +67,8 @@ class Classification:
 
     decay_tokens = False
 
-    def __init__(self, config: ml_collections.ConfigDict, mesh: Mesh, weights: Weights | None):
-        self._config, self._mesh, self._weights = config, mesh, weights
+    def __init__(self, config: ml_collections.ConfigDict, mesh: Mesh, weights: Weights | None, changed: list[str]):
+        self._config, self._mesh, self._weights, self._changed = config, mesh, weights, changed
         data, encoder = config.data, MAEConfig(**config.model)
         sources = [make_source(data, split, encoder.image_size, encoder.channels) for split in ("train", "eval")]
         train_source, eval_source = (Labelled(source, data) for source in sources)
@@ -77,6 +80,8 @@ class Classification:
         self._model = model = make_classifier_config(config.model, config.classifier)
         self._bind = make_bind_classifier(model)
         self.num_train, self.num_eval = len(self._train_source), len(self._eval_source)
+        self.facts = {"class_names": train_source.class_names}
+        self._start = self._describe_start()
         self.mixes_pairs = data.mixup > 0 or data.cutmix > 0
         self._statistics_shapes = jax.eval_shape(self.init, jax.random.key(0)).statistics
 
@@ -85,9 +90,9 @@ class Classification:
         image = jax.ShapeDtypeStruct((1, *shape), jnp.uint8)
         variables = jax.eval_shape(lambda key: join(*self.init(key)), jax.random.key(0))
         self._representation = jax.eval_shape(self._represent, variables, image).shape[1:]
-        size = 4 * int(np.prod(self._representation)) * (self.num_train + self.num_eval)
+        self._features_size = 4 * int(np.prod(self._representation)) * (self.num_train + self.num_eval)
         constant = config.classifier.trained_blocks == 0 and not augmentations(data)
-        self._keeps_features = constant and size <= KEPT_FEATURES_GIB * 2**30
+        self._keeps_features = constant and self._features_size <= KEPT_FEATURES_GIB * 2**30
         self._kept: dict[str, dict[str, np.ndarray]] = {}
 
         b = data.batch_size
@@ -116,25 +121,31 @@ class Classification:
     def start(self) -> Variables | None:
         if self._weights is None:
             return None
-        params = starting_params(self._weights, self._model)
+        weights, self._weights = self._weights, None  # not held in memory while it trains
+        params = starting_params(weights, self._model, self.facts["class_names"])
         head = dict(params.pop("head", {}))
         statistics = {"head": {"batch_norm": head.pop("batch_norm")}} if "batch_norm" in head else {}
         params |= {"head": head} if head else {}
         return Variables(*split_classifier(self._model, params), statistics)
 
+    def _describe_start(self) -> str:
+        if self._weights is not None:
+            text = describe_start(self._weights, self._model, self._config, self.facts["class_names"])
+        elif self._config.init_from:
+            text = self._config.init_from
+        else:
+            text = "random weights (init_from is not set)"
+        return "; ".join([text, *self._changed])
+
     def describe(self, variables: Variables) -> dict[str, str]:
         model, encoder, data = self._model, self._model.encoder, self._config.data
         trained, frozen = count_parameters(variables.params), count_parameters(variables.frozen)
         height, width = encoder.image_size
-        if self._weights is not None:
-            start = describe_start(self._weights, model, self._config)
-        else:
-            start = self._config.init_from or "random weights (init_from is not set)"
         rows = {
             "encoder": f"{encoder.depth} blocks x {encoder.width}, {encoder.num_heads} heads",
-            "start": start,
+            "start": self._start,
             "trains": f"{_what_trains(model)}: {trained:,} of {trained + frozen:,} parameters",
-            "head": f"{_POOLS[model.pool]}{', BatchNorm' if model.batch_norm else ''}, {model.num_classes} classes",
+            "head": f"{POOLS[model.pool]}{', BatchNorm' if model.batch_norm else ''}, {model.num_classes} classes",
             "images": f"{height} x {width} x {encoder.channels}, patch {encoder.patch_size}: "
             f"{encoder.num_patches} patches",
             "augment": ", ".join(augmentations(data)) or "nothing",
@@ -142,8 +153,7 @@ class Classification:
             f"{si(self.train_flops)}FLOP a training image, {encoder.dtype} products",
         }
         if self._keeps_features:
-            size = 4 * int(np.prod(self._representation)) * (self.num_train + self.num_eval)
-            rows["features"] = f"of the frozen encoder, computed once: {size / 2**20:,.1f} MiB"
+            rows["features"] = f"of the frozen encoder, computed once: {self._features_size / 2**20:,.1f} MiB"
         return rows
 
     def loss_fn(self, params: dict, frozen: dict, batch: dict, keys: jax.Array) -> tuple[jax.Array, LossDetails]:
@@ -210,7 +220,7 @@ class Classification:
     def result(self, state: TrainState, scores: dict[str, float]) -> tuple[dict[str, Any], list[str]]:
         model = self._model
         protocol = (
-            f"trained: {_what_trains(model)}; head: {_POOLS[model.pool]}"
+            f"trained: {_what_trains(model)}; head: {POOLS[model.pool]}"
             f"{', BatchNorm' if model.batch_norm else ''}; {self.num_train:,} training and {self.num_eval:,} test "
             f"images, centre crops; {'the moving average of the weights' if state.average else 'the last weights'}"
         )
@@ -220,14 +230,6 @@ class Classification:
             f"loss {scores['loss']:.4f} on {self.num_eval:,} images"
         )
         return result, [line, protocol]
-
-
-_POOLS = {
-    "mean_norm": "mean of the patch tokens, then a norm",
-    "mean": "mean of the normed patch tokens",
-    "class": "the normed class token",
-    "attentive": "attention of a learned query to the normed patch tokens",
-}
 
 
 def _what_trains(model: ClassifierConfig) -> str:

@@ -9,7 +9,7 @@ import ml_collections
 
 from mae_jax.data.augment import normalize
 from mae_jax.data.device import evaluation_batches
-from mae_jax.data.sources import make_source
+from mae_jax.data.sources import Source, make_source
 from mae_jax.data.subset import Labelled, RandomSubset
 from mae_jax.errors import UserError
 from mae_jax.evaluation.classification import (
@@ -20,9 +20,9 @@ from mae_jax.evaluation.classification import (
     summarize_predictions,
 )
 from mae_jax.interop.weights import Weights, make_bind_of
-from mae_jax.mesh import make_mesh
+from mae_jax.mesh import make_mesh, replicated
 from mae_jax.models.mae_config import MAEConfig
-from mae_jax.tasks.checkpoint import open_checkpoint
+from mae_jax.tasks.checkpoint import open_checkpoint, write_measurement
 from mae_jax.tasks.reconstruct import reconstruct
 from mae_jax.training.reporting import provenance, save_picture, write_atomically, write_json
 from mae_jax.training.signals import StopSignal
@@ -52,16 +52,11 @@ def evaluate_classifier(weights: Weights, config: ml_collections.ConfigDict, wor
     model, data, mesh = MAEConfig(**config.model), config.data, make_mesh(config.mesh)
     source = Labelled(make_source(data, "eval", model.image_size, model.channels), data)
     num_classes = config.classifier.num_classes
-    if source.num_classes != num_classes:
-        raise UserError(
-            f"{config.init_from} tells {num_classes} classes apart, but data.name={data.name} has "
-            f"{source.num_classes}; choose data with the same classes"
-        )
+    names = class_names_of(weights, source, config)
     source = RandomSubset(source, config.evaluate.max_examples or len(source))
-    names = source.class_names or [str(label) for label in range(num_classes)]
     write_json(workdir / "config.json", config.to_dict() | provenance())
 
-    bind, variables = make_bind_of(weights.config), jax.device_put(weights.params)
+    bind, variables = make_bind_of(weights.config), jax.device_put(weights.params, replicated(mesh))
     logits = jax.jit(lambda variables, images: bind(variables)(normalize(images, data.mean, data.std)))
     batches = evaluation_batches(source, data, config.evaluate.batch_size, model.image_size, model.channels, mesh)
     found = predict(lambda batch: logits(variables, batch["image"]), batches)
@@ -76,12 +71,34 @@ def evaluate_classifier(weights: Weights, config: ml_collections.ConfigDict, wor
     title = f"{config.init_from}, step {weights.step:,}: top-1 {scores['top1']:.2%} of {len(source):,} images"
     save_picture(workdir / "confusion_matrix.png", draw_confusion_matrix(confusions, names, title))
     result = {"step": weights.step} | {f"eval/{name}": value for name, value in scores.items()}
-    write_json(workdir / "result.json", result | {"images": len(source), "correct": int((found.rank < 1).sum())})
+    write_measurement(workdir, config, result | {"images": len(source), "correct": int((found.rank < 1).sum())})
     print(describe_classes(rows))
     print(
         f"top-1 {scores['top1']:.2%}, top-5 {scores['top5']:.2%}, loss {scores['loss']:.4f} on {len(source):,} images"
     )
     print(f"see {workdir}/confusion_matrix.png and {workdir}/classes.csv")
+
+
+def class_names_of(weights: Weights, source: Source, config: ml_collections.ConfigDict) -> list[str]:
+    """A name for each class of a classifier.
+
+    Raises:
+      UserError: if the pictures' classes are not the classifier's.
+    """
+    num_classes, known, found = config.classifier.num_classes, weights.config.get("class_names"), source.class_names
+    if source.num_classes > num_classes:
+        raise UserError(
+            f"{config.init_from} tells {num_classes} classes apart, but data.name={config.data.name} has "
+            f"{source.num_classes}; choose data with the same classes"
+        )
+    for ours, theirs in zip(known or (), found or (), strict=False):
+        if ours != theirs:
+            raise UserError(
+                f"data.name={config.data.name} has the class {theirs!r} where {config.init_from} was trained with "
+                f"{ours!r}; choose data with the same classes"
+            )
+    names = list(known or found or ())
+    return names + [f"class {label}" for label in range(len(names), num_classes)]
 
 
 def describe_classes(rows: list[dict]) -> str:

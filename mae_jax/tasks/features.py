@@ -6,37 +6,40 @@ import ml_collections
 import numpy as np
 
 from mae_jax.evaluation.representations import describe_features
+from mae_jax.tasks.checkpoint import write_measurement
 from mae_jax.tasks.frozen import FrozenEncoder
-from mae_jax.training.reporting import write_json
 from mae_jax.training.signals import StopSignal
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> None:
     """Writes {train,eval}_features.npy [N, D] float32, {train,eval}_labels.npy [N], and result.json.
 
-    Each file is whole when it has its name. Features go to the disk as they come, so that they need no memory.
+    Files get their names when all are whole. Features go to the disk as they come, so that they need no memory; labels
+    of pictures without any are -1.
 
     Raises:
       UserError: without a checkpoint.
     """
-    frozen = FrozenEncoder(config, workdir)
-    result = {"step": frozen.step}
+    frozen = FrozenEncoder(config, workdir, labelled=False)
+    result, written = {"step": frozen.step}, []
     for split, source in (("train", frozen.train_source), ("eval", frozen.eval_source)):
-        features_path, labels_path = workdir / f"{split}_features.npy", workdir / f"{split}_labels.npy"
-        temporary = workdir / f"{split}_features.npy.tmp"
         shape = (len(source), frozen.model.width)
-        out = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
-        _, labels = frozen.extract(source, out)
+        features, labels = (workdir / f"{split}_{kind}.npy" for kind in ("features", "labels"))
+        out = np.lib.format.open_memmap(_temporary(features), mode="w+", dtype=np.float32, shape=shape)
+        _, found = frozen.extract(source, out)
         out.flush()
-        del out
-        temporary.replace(features_path)
-        temporary = labels_path.with_name(labels_path.name + ".tmp")
-        with temporary.open("wb") as file:
-            np.save(file, labels)
-        temporary.replace(labels_path)
+        with _temporary(labels).open("wb") as file:
+            np.save(file, found)
+        written += [features, labels]
         result[f"{split}_features"] = list(shape)
-        print(f"{features_path}: {shape[0]:,} x {shape[1]}")
+    for path in written:
+        _temporary(path).replace(path)
+        print(f"wrote {path}")
     result["class_names"] = frozen.train_source.class_names
     result["protocol"] = describe_features(frozen.config.evaluate, len(frozen.train_source), len(frozen.eval_source))
-    write_json(workdir / "result.json", result)
+    write_measurement(workdir, frozen.config, result)
     print(result["protocol"])
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(path.name + ".tmp")

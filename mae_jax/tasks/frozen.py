@@ -8,11 +8,11 @@ import jax
 import ml_collections
 import numpy as np
 
-from mae_jax.data.sources import Source, make_source
+from mae_jax.data.sources import make_source
 from mae_jax.data.subset import Labelled, RandomSubset, StratifiedSubset
 from mae_jax.evaluation.features import FeatureExtractor
 from mae_jax.interop.weights import make_bind_of
-from mae_jax.mesh import make_mesh
+from mae_jax.mesh import make_mesh, replicated
 from mae_jax.models.mae import MAEConfig, init_params, make_bind
 from mae_jax.seeding import make_key
 from mae_jax.tasks.checkpoint import open_checkpoint
@@ -22,42 +22,39 @@ from mae_jax.training.reporting import provenance, write_json
 class FrozenEncoder:
     """A checkpoint's encoder, and the pictures that it is measured on.
 
+    Args:
+      labelled: whether the pictures must have labels.
+
     Raises:
-      UserError: without a checkpoint, or for pictures without labels.
+      UserError: without a checkpoint, or without the labels that are needed.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, workdir: Path):
-        weights, self.config = open_checkpoint(config, workdir)
-        config = self.config
-        self.model, self.mesh = MAEConfig(**config.model), make_mesh(config.mesh)
-        self.step = weights.step
-        self._weights = weights
-        train, evaluation = (self._source(split) for split in ("train", "eval"))
+    def __init__(self, config: ml_collections.ConfigDict, workdir: Path, labelled: bool = True):
+        self._weights, self.config = open_checkpoint(config, workdir)
+        config, settings = self.config, self.config.evaluate
+        self.model, self.mesh, self.step = MAEConfig(**config.model), make_mesh(config.mesh), self._weights.step
+        size, channels = self.model.image_size, self.model.channels
+        train, evaluation = (make_source(config.data, split, size, channels) for split in ("train", "eval"))
+        if labelled:
+            train, evaluation = Labelled(train, config.data), Labelled(evaluation, config.data)
         if config.data.label_fraction is not None:
             train = StratifiedSubset(train, config.data.label_fraction, config.data.seed)
-        settings = config.evaluate
         self.train_source = RandomSubset(train, settings.max_train_examples or len(train))
         self.eval_source = RandomSubset(evaluation, settings.max_examples or len(evaluation))
+        self.num_classes = train.num_classes
         write_json(workdir / "config.json", config.to_dict() | provenance())
 
-    def _source(self, split: str) -> Source:
-        data = self.config.data
-        return Labelled(make_source(data, split, self.model.image_size, self.model.channels), data)
+    @functools.cached_property
+    def extract(self) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+        """(source, out=None) -> features [N, D] and labels [N] of a source, the features in `out` if it is given."""
+        bind = make_bind_of(self._weights.config | {"model": self.config.model.to_dict()})
+        return self._extractor(bind, jax.device_put(self._weights.params, replicated(self.mesh)))
 
-    @property
-    def num_classes(self) -> int:
-        return self.train_source.num_classes
-
-    def extract(self, source: Source, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Features [N, D] and labels [N] of a source; into `out`, if given."""
-        variables = jax.device_put(self._weights.params)
-        return self._extract(make_bind_of(self._weights.config), variables, source, out)
-
-    def extract_random(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
+    @functools.cached_property
+    def extract_random(self) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
         """The same of an encoder of this size with random weights."""
-        init = jax.jit(functools.partial(init_params, self.model))
-        return self._extract(make_bind(self.model), init(make_key(self.config.seed, "init")), source)
+        init = jax.jit(functools.partial(init_params, self.model), out_shardings=replicated(self.mesh))
+        return self._extractor(make_bind(self.model), init(make_key(self.config.seed, "init")))
 
-    def _extract(self, bind: Callable, variables: dict, source: Source, out: np.ndarray | None = None):
-        extractor = FeatureExtractor(bind, self.model, self.config, self.mesh)
-        return extractor(variables, source, out)
+    def _extractor(self, bind: Callable, variables: dict) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+        return functools.partial(FeatureExtractor(bind, self.model, self.config, self.mesh), variables)

@@ -8,8 +8,8 @@ import numpy as np
 from mae_jax.evaluation.knn import knn_sweep
 from mae_jax.evaluation.rankme import rankme
 from mae_jax.evaluation.representations import describe_features
+from mae_jax.tasks.checkpoint import write_measurement
 from mae_jax.tasks.frozen import FrozenEncoder
-from mae_jax.training.reporting import write_json
 from mae_jax.training.signals import StopSignal
 
 
@@ -45,7 +45,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
         print(f"an encoder with random weights: top-1 {random_scores['knn/top1']:.2%}")
     protocol = describe_features(settings, len(frozen.train_source), len(frozen.eval_source))
     protocol = f"{protocol}; k-NN: L2-normalised, cosine; best: the best pair on the test images themselves"
-    write_json(workdir / "result.json", result | {"sweep": sweep, "protocol": protocol})
+    write_measurement(workdir, frozen.config, result | {"sweep": sweep, "protocol": protocol})
     print(f"{protocol}\nsee {workdir}/result.json")
 
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from mae_jax.evaluation.probes import class_scores, fit_logistic_regression
 from mae_jax.evaluation.representations import describe_features
+from mae_jax.tasks.checkpoint import write_measurement
 from mae_jax.tasks.frozen import FrozenEncoder
-from mae_jax.training.reporting import write_json
 from mae_jax.training.signals import StopSignal
 
 
@@ -45,5 +45,5 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
         print(f"an encoder with random weights, C {row['c']}: top-1 {row['top1']:.2%}  top-5 {row['top5']:.2%}")
     protocol = describe_features(settings, len(frozen.train_source), len(frozen.eval_source))
     protocol = f"{protocol}; multinomial logistic regression by L-BFGS; best: the best C on the test images themselves"
-    write_json(workdir / "result.json", result | {"sweep": sweep, "protocol": protocol})
+    write_measurement(workdir, frozen.config, result | {"sweep": sweep, "protocol": protocol})
     print(f"{protocol}\nsee {workdir}/result.json")

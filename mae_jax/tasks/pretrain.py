@@ -13,9 +13,10 @@ from jax.sharding import Mesh
 from mae_jax.data.augment import color_jitter, normalize, random_flip
 from mae_jax.data.loader import Batches, make_train_batches
 from mae_jax.data.sources import make_source
+from mae_jax.data.supervised import augmentations
 from mae_jax.evaluation.pretraining import MAEEvaluation
-from mae_jax.interop.weights import read_fitting_params
-from mae_jax.mesh import make_mesh
+from mae_jax.interop.weights import pin_checkpoint, read_fitting_params
+from mae_jax.mesh import make_mesh, replicated
 from mae_jax.models.flops import forward_flops, train_flops
 from mae_jax.models.mae import MAEConfig, init_params, make_bind
 from mae_jax.models.masking import num_visible
@@ -42,7 +43,7 @@ class Pretraining:
     mixes_pairs = False
 
     def __init__(self, config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh):
-        self._config, self._workdir = config, workdir
+        self._config, self._workdir, self._mesh = config, workdir, mesh
         self._model = model = MAEConfig(**config.model)
         self._train_source = make_source(config.data, "train", model.image_size, model.channels)
         eval_source = make_source(config.data, "eval", model.image_size, model.channels)
@@ -53,14 +54,17 @@ class Pretraining:
             "image": jax.ShapeDtypeStruct((config.data.batch_size, *model.image_size, model.channels), jnp.uint8)
         }
         self.loss_fn = make_loss_fn(config, model)
+        self.facts = {}
 
     def init(self, key: jax.Array) -> Variables:
         return Variables(init_params(self._model, key))
 
     def start(self) -> Variables | None:
-        path = self._config.init_from
+        if not self._config.init_from:
+            return None
+        path = pin_checkpoint(self._config.init_from, self._workdir)
         expected = jax.eval_shape(functools.partial(init_params, self._model), jax.random.key(0))
-        return Variables(read_fitting_params(path, self._config, expected)) if path else None
+        return Variables(read_fitting_params(path, self._config, expected))
 
     def describe(self, variables: Variables) -> dict[str, str]:
         model, params = self._model, variables.params
@@ -73,6 +77,7 @@ class Pretraining:
             f"{count_parameters(params['decoder']):,} parameters",
             "images": f"{height} x {width} x {model.channels}, patch {model.patch_size}: {model.num_patches} patches, "
             f"{visible} visible (mask ratio {model.mask_ratio})",
+            "augment": ", ".join(augmentations(self._config.data)) or "nothing",
             "tokens": f"encoder {visible} + 1, decoder {model.num_patches} + 1",
             "compute": f"{si(forward_flops(model))}FLOP forward, {si(train_flops(model))}FLOP a training image, "
             f"{model.dtype} products",
@@ -95,7 +100,7 @@ class Pretraining:
     def result(self, state: TrainState, scores: dict[str, float]) -> tuple[dict[str, Any], list[str]]:
         result = {"eval/loss": scores["loss"]} | {name: value for name, value in scores.items() if name != "loss"}
         if self._evaluation.labelled:
-            init = jax.jit(functools.partial(init_params, self._model))
+            init = jax.jit(functools.partial(init_params, self._model), out_shardings=replicated(self._mesh))
             random_scores = self._evaluation.features(init(make_key(self._config.seed, "init")))
             result |= {f"random_encoder/{name}": value for name, value in random_scores.items()}
             result["protocol"] = self._evaluation.protocol

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 import ml_collections
 
 from mae_jax.data.pictures import PictureFiles
@@ -9,9 +10,9 @@ from mae_jax.data.sources import Source, make_source
 from mae_jax.errors import UserError
 from mae_jax.evaluation.pretraining import MAEEvaluation
 from mae_jax.interop.weights import Weights
-from mae_jax.mesh import make_mesh
+from mae_jax.mesh import make_mesh, replicated
 from mae_jax.models.mae_config import MAEConfig, check_mask_ratio
-from mae_jax.tasks.checkpoint import open_checkpoint
+from mae_jax.tasks.checkpoint import open_checkpoint, write_measurement
 from mae_jax.training.reporting import provenance, save_picture, write_json
 from mae_jax.training.signals import StopSignal
 
@@ -44,13 +45,13 @@ def reconstruct(weights: Weights, config: ml_collections.ConfigDict, workdir: Pa
     model = MAEConfig(**config.model)
     if config.evaluate.mask_ratio is not None:
         check_mask_ratio(config.evaluate.mask_ratio, model.num_patches, "evaluate.mask_ratio")
-    evaluation = MAEEvaluation(config, model, make_mesh(config.mesh), None, source)
+    mesh = make_mesh(config.mesh)
+    evaluation = MAEEvaluation(config, model, mesh, None, source)
+    params = jax.device_put(weights.params, replicated(mesh))
     write_json(workdir / "config.json", config.to_dict() | provenance())
     caption = f"{config.init_from}, step {weights.step:,}"
-    picture = save_picture(
-        workdir / "reconstructions" / f"{weights.step}.png", evaluation.picture(weights.params, caption)
-    )
-    result = {"step": weights.step, "eval/loss": evaluation.loss(weights.params), "images": len(evaluation.eval_source)}
-    write_json(workdir / "result.json", result)
+    picture = save_picture(workdir / "reconstructions" / f"{weights.step}.png", evaluation.picture(params, caption))
+    result = {"step": weights.step, "eval/loss": evaluation.loss(params), "images": len(evaluation.eval_source)}
+    write_measurement(workdir, config, result)
     print(f"loss of the hidden patches, mean over {result['images']:,} images: {result['eval/loss']:.4f}")
     print(f"see {picture}")

@@ -18,7 +18,7 @@ from mae_jax.training.state import TrainState
 # the data. Compute settings among them may differ.
 FIXED = (
     "task", "seed", "model.", "classifier.", "data.name", "data.batch_size", "data.seed", "data.label_fraction",
-    "optimizer.name", "train.ema_decay",
+    "optimizer.name", "train.ema_decay", "class_names",
 )  # fmt: skip
 FREE = ("model.dtype", "model.remat", "model.scan_unroll")
 
@@ -116,9 +116,9 @@ def _items(state: TrainState) -> dict[str, Any]:
 
 
 def changed_settings(saved: dict, config: dict) -> dict[str, tuple[Any, Any]]:
-    """Settings that differ: {key: (saved value, present value)}; one that only one side knows is None on the other."""
+    """Settings that differ: {key: (saved value, present value)}; those that did not exist when it was saved do not."""
     old, new = flatten(saved), flatten(config)
-    return {key: (old.get(key), new.get(key)) for key in old | new if old.get(key) != new.get(key)}
+    return {key: (value, new.get(key)) for key, value in old.items() if value != new.get(key)}
 
 
 def check_fits(saved: dict, config: dict, name: str) -> None:

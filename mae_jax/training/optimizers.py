@@ -67,7 +67,7 @@ def make_optimizer(
     Clipping and layer-wise rates have no state, so that a run may turn them on or off when it goes on.
     """
     mask = lambda params: decays(params, tokens=decay_tokens)  # noqa: E731
-    inner = _lars(settings, schedule, mask) if settings.name == "lars" else _adamw(settings, schedule, mask)
+    inner = _lars(settings, schedule) if settings.name == "lars" else _adamw(settings, schedule, mask)
     clip = optax.identity() if settings.clip_norm is None else optax.clip_by_global_norm(settings.clip_norm)
 
     def update(grads, state, params):
@@ -87,12 +87,16 @@ def _adamw(settings: ConfigDict, schedule: optax.Schedule, mask) -> optax.Gradie
     )
 
 
-def _lars(settings: ConfigDict, schedule: optax.Schedule, mask) -> optax.GradientTransformation:
+def _lars(settings: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
     """LARS (You et al. 2017, arXiv 1708.03888) in the order of MoCo v3's: the rate comes after the momentum.
 
     (optax.lars has the rate inside the momentum, which differs while the rate changes.) Decay and trust ratio are for
-    kernels, not for biases.
+    matrices and the attentive pool's query, not for biases and norms.
     """
+
+    def mask(params):
+        return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
     return optax.chain(
         optax.add_decayed_weights(settings.weight_decay, mask=mask),
         optax.masked(optax.scale_by_trust_ratio(trust_coefficient=settings.trust_coefficient), mask),

@@ -130,10 +130,10 @@ def keep_earlier_result(workdir: Path, step: int) -> None:
         result.rename(workdir / f"result.{step}.json")
 
 
-def keep_earlier_measurement(workdir: Path) -> None:
-    """Renames the result of an earlier measurement to result.1.json, or the next number that is free."""
+def keep_earlier_measurement(workdir: Path, new: dict[str, Any]) -> None:
+    """Renames an earlier result that is not the new one to result.1.json, or the next number that is free."""
     result = workdir / "result.json"
-    if result.exists():
+    if result.exists() and json.loads(result.read_text()) != json.loads(json.dumps(new)):
         number = next(n for n in itertools.count(1) if not (workdir / f"result.{n}.json").exists())
         result.rename(workdir / f"result.{number}.json")
 

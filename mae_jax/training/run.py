@@ -42,6 +42,7 @@ class Trainee(Protocol):
     decay_tokens: bool  # whether class and mask tokens have weight decay
     mixes_pairs: bool  # whether rows 2i and 2i + 1 of a batch are mixed
     batch: dict[str, jax.ShapeDtypeStruct]  # what the step takes
+    facts: dict[str, Any]  # saved with the config in each checkpoint
 
     def init(self, key: jax.Array) -> Variables:
         """Random variables; jax.jit compiles it."""
@@ -87,15 +88,16 @@ def run_training(
     abstract = abstract_state(init, mesh)
 
     # Where it stands.
-    described = config.to_dict() | {"num_train_examples": trainee.num_train}
+    described = config.to_dict() | {"num_train_examples": trainee.num_train} | trainee.facts
     checkpoints = Checkpoints(workdir, config.checkpoint, described)
-    start_step = checkpoints.latest_step() or 0
-    changed = checkpoints.changed_settings(start_step) if start_step else {}
+    saved_step = checkpoints.latest_step()
+    start_step = saved_step or 0
+    changed = {} if saved_step is None else checkpoints.changed_settings(saved_step)
     check_not_beyond(workdir, start_step, total_steps)
     if start_step == total_steps and (workdir / "result.json").exists():
         print(f"{workdir} is finished: all {total_steps} steps are done, result.json has the numbers")
         return
-    starting_values = None if start_step else trainee.start()
+    starting_values = trainee.start() if saved_step is None else None
     keep_earlier_result(workdir, start_step)
     write_json(workdir / "config.json", config.to_dict() | provenance())
     print(f"{config.data.name} -> {workdir}")
@@ -105,12 +107,13 @@ def run_training(
         print(f"  changed   {key} was {then!r} up to step {start_step}, is now {now!r}")
 
     # Run it.
-    if start_step:
-        state = checkpoints.restore(start_step, abstract)
-        print(f"going on from checkpoint {start_step}", flush=True)
+    if saved_step is not None:
+        state = checkpoints.restore(saved_step, abstract)
+        print(f"going on from checkpoint {saved_step}", flush=True)
     else:
         state = create_state(init, make_key(config.seed, "init"), mesh)
         state = start_from(state, starting_values) if starting_values else state
+        del starting_values
     key = make_key(config.seed, "train")
     step_fn = make_train_step(
         trainee.loss_fn, optimizer, schedule, config.train.accumulate_steps, config.train.ema_decay

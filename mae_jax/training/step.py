@@ -69,8 +69,12 @@ def make_train_step(
 def _accumulate(grad_fn, state: TrainState, batch, keys, parts: int):
     """The mean of grad_fn over `parts` equal parts of the batch, one after the other."""
 
-    def cut(x):  # rows i, i + parts, ... form part i, so that every device keeps the rows it has
-        return jnp.moveaxis(x.reshape(len(x) // parts, parts, *x.shape[1:]), 1, 0)
+    def cut(x):
+        # Runs of rows go to the parts in turn, so that every device keeps the rows that it has; pairs where there can
+        # be pairs, since rows 2i and 2i + 1 may be mixed.
+        run = 2 if len(x) % (2 * parts) == 0 else 1
+        runs = x.reshape(len(x) // (run * parts), parts, run, *x.shape[1:])
+        return jnp.moveaxis(runs, 1, 0).reshape(parts, len(x) // parts, *x.shape[1:])
 
     def add_part(total, part):
         return jax.tree.map(jnp.add, total, grad_fn(state.params, state.frozen, *part)), None

@@ -51,7 +51,7 @@ def classifier(tmp_path_factory):
 def begin(config, path, workdir):
     """(model, weights) of a run with this config that begins with a checkpoint."""
     config.init_from = str(path)
-    weights = resolve_model(config, workdir)
+    weights, _ = resolve_model(config, workdir)
     return make_classifier_config(config.model, config.classifier), weights
 
 
@@ -71,13 +71,14 @@ def test_a_run_that_goes_on_has_the_sizes_of_its_own_checkpoint_and_begins_with_
     config = small()
     config.model.width = 768
     config.init_from = str(autoencoder[0])
-    assert resolve_model(config, classifier[0]) is None
+    weights, changed = resolve_model(config, classifier[0])
+    assert weights is None and changed == ["model.width is 16, the checkpoint's, not 768"]
     assert config.model.width == 16
 
 
 def test_without_a_checkpoint_the_config_stays_as_it_is(tmp_path):
     config, before = small(), small()
-    assert resolve_model(config, tmp_path) is None
+    assert resolve_model(config, tmp_path) == (None, [])
     assert config.to_dict() == before.to_dict()
 
 
@@ -140,8 +141,11 @@ def test_a_head_of_the_same_kind_is_kept_with_its_statistics(classifier, tmp_pat
     ("changes", "text"),
     [
         ({"num_classes": 3, "batch_norm": True}, "a new head: the checkpoint's has 10 classes, the data have 3"),
-        ({"batch_norm": False}, "a new head: the checkpoint's has another pool or norm"),
-        ({"batch_norm": True, "pool": "mean"}, "a new head: the checkpoint's has another pool or norm"),
+        ({"batch_norm": False}, "a new head: the checkpoint's has other classes, or another pool or norm"),
+        (
+            {"batch_norm": True, "pool": "mean"},
+            "a new head: the checkpoint's has other classes, or another pool or norm",
+        ),
     ],
 )
 def test_a_head_of_another_kind_is_new_and_the_reason_is_told(classifier, tmp_path, changes, text):

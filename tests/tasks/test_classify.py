@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -110,8 +111,9 @@ def test_another_resolution_resizes_the_positions_and_says_so(pretrained, tmp_pa
     assert leaves(tmp_path)["['encoder']['positions']"].shape == (1 + 6 * 4, 16)
 
 
-def test_the_encoders_sizes_are_the_checkpoints(pretrained, tmp_path):
+def test_the_encoders_sizes_are_the_checkpoints_and_this_is_told(pretrained, tmp_path, capsys):
     run_task("finetune_digits", tmp_path, init_from=str(pretrained), model__width=64, model__depth=3, train__steps=1)
+    assert "model.depth is 2, the checkpoint's, not 3" in capsys.readouterr().out
     model = read_json(tmp_path / "config.json")["model"]
     assert (model["width"], model["depth"]) == (16, 2)
 
@@ -122,6 +124,25 @@ def test_the_head_of_a_classifier_is_kept_if_it_fits_and_else_a_new_one_is_told(
     settings = dict(init_from=str(finetuned), train__steps=1, classifier__num_classes=12)
     run_task("finetune_digits", tmp_path / "other", **settings)
     assert "a new head: the checkpoint's has 10 classes, the data have 12" in capsys.readouterr().out
+
+
+def test_a_classifier_may_have_more_classes_than_the_data_and_is_evaluated_on_them(finetuned, tmp_path):
+    settings = dict(init_from=str(finetuned), train__steps=1, classifier__num_classes=12)
+    workdir = run_task("finetune_digits", tmp_path / "more", **settings)
+    result = read_json(run_task("evaluate", tmp_path / "evaluated", init_from=str(workdir)) / "result.json")
+    assert result["eval/top1"] == read_json(workdir / "result.json")["eval/top1"]
+
+
+def test_a_run_that_is_started_again_before_its_first_checkpoint_begins_with_the_same_weights(pretrained, tmp_path):
+    moving, workdir = shutil.copytree(pretrained, tmp_path / "moving"), tmp_path / "run"
+    settings = dict(init_from=str(moving), train__steps=1, optimizer__base_learning_rate=0.0)
+    run_task("linear_probe_digits", workdir, **settings)
+    first = read_json(workdir / "result.json")
+    for name in ("checkpoints", "result.json"):
+        shutil.rmtree(workdir / name) if name == "checkpoints" else (workdir / name).unlink()
+    run_task("digits", moving, train__steps=41)  # the other run goes on
+    run_task("linear_probe_digits", workdir, **settings)
+    assert read_json(workdir / "result.json") == first
 
 
 def test_a_share_of_the_labels_is_taken_of_each_class(pretrained, tmp_path, capsys):

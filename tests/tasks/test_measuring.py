@@ -12,6 +12,7 @@ import mae_jax
 from configs import digits
 from mae_jax.data.augment import normalize
 from mae_jax.data.sources import Digits
+from mae_jax.errors import UserError
 from tests.runs import read_json, run
 from tests.tasks.conftest import mistake, run_task
 
@@ -71,11 +72,21 @@ def test_logistic_regression_is_scikit_learns(pretrained, frozen, tmp_path):
     assert not any(name.startswith("random") for name in result)
 
 
-def test_an_earlier_measurement_is_kept(pretrained, tmp_path):
-    for token in ("mean", "class"):
+def test_an_earlier_measurement_is_kept_and_says_what_was_measured(pretrained, tmp_path):
+    for token in ("mean", "mean", "class"):
         run_task("features", tmp_path, init_from=str(pretrained), evaluate__token=token)
-    assert "mean of" in read_json(tmp_path / "result.1.json")["protocol"]
-    assert "class token" in read_json(tmp_path / "result.json")["protocol"]
+    first, last = (read_json(tmp_path / name) for name in ("result.1.json", "result.json"))
+    assert "mean of" in first["protocol"] and "class token" in last["protocol"]
+    assert first["measured"]["init_from"] == str(pretrained) and first["measured"]["data.name"] == "digits"
+    assert not (tmp_path / "result.2.json").exists()
+
+
+def test_a_measurement_that_is_refused_leaves_the_earlier_one(pretrained, tmp_path):
+    run_task("evaluate", tmp_path, init_from=str(pretrained))
+    before = (tmp_path / "result.json").read_text()
+    with pytest.raises(UserError, match="mask_ratio=0.99"):
+        run_task("evaluate", tmp_path, init_from=str(pretrained), evaluate__mask_ratio=0.99)
+    assert (tmp_path / "result.json").read_text() == before
 
 
 def test_evaluating_an_autoencoder_gives_the_loss_that_its_run_reported_and_pictures(pretrained, tmp_path):
@@ -134,12 +145,27 @@ def test_features_of_a_classifier_are_those_of_its_encoder(finetuned, tmp_path):
     np.testing.assert_allclose(np.load(workdir / "eval_features.npy"), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_other_data_can_be_named(finetuned, pretrained, tmp_path):
-    settings = dict(data__name="synthetic", data__num_examples=64)
-    result = read_json(run_task("evaluate", tmp_path / "a", init_from=str(finetuned), **settings) / "result.json")
-    assert result["images"] == 16
-    result = read_json(run_task("features", tmp_path / "b", init_from=str(pretrained), **settings) / "result.json")
-    assert result["train_features"] == [64, 16]
+def test_other_data_can_be_named_on_the_command_line(pretrained, tmp_path):
+    code, _, err = run(
+        "--config=configs/features.py", f"--config.init_from={pretrained}", f"--workdir={tmp_path}",
+        "--config.data.name=synthetic", "--config.data.num_examples=64", "--config.evaluate.max_train_examples=40",
+    )  # fmt: skip
+    assert code == 0, err
+    result = read_json(tmp_path / "result.json")
+    assert result["train_features"] == [40, 16] and result["eval_features"] == [16, 16]
+
+
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        (dict(model__mask_ratio=0.5), "model.mask_ratio=0.5 is 0.75 in the checkpoint"),
+        (dict(data__eval_crop=0.5), "data.eval_crop=0.5 is 1.0 in the checkpoint"),
+        (dict(data__path="/nowhere"), "--config.data.name=image_folder"),
+        (dict(evaluate__knn_sweep_k=(1.5,)), "knn_sweep_k=(1.5,) must be whole numbers"),
+    ],
+)
+def test_a_setting_that_would_be_ignored_is_refused(pretrained, tmp_path, settings, expected):
+    assert expected in mistake("knn", tmp_path / "run", init_from=str(pretrained), **settings)
 
 
 def test_data_with_other_classes_than_the_classifiers_are_refused(finetuned, tmp_path):
@@ -150,14 +176,25 @@ def test_data_with_other_classes_than_the_classifiers_are_refused(finetuned, tmp
             Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(tmp_path / "pictures" / name / f"{number}.png")
     settings = dict(data__name="image_folder", data__path=str(tmp_path / "pictures"))
     message = mistake("evaluate", tmp_path / "run", init_from=str(finetuned), **settings)
-    assert "10 classes" in message and "has 2" in message
+    assert "the class 'cat'" in message and "trained with '0'" in message
+
+
+def test_features_need_no_labels(pretrained, tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "pictures").mkdir()
+    for number in range(20):
+        Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(tmp_path / "pictures" / f"{number}.png")
+    settings = dict(data__name="image_folder", data__path=str(tmp_path / "pictures"))
+    workdir = run_task("features", tmp_path / "run", init_from=str(pretrained), **settings)
+    assert np.load(workdir / "train_features.npy").shape == (18, 16)
+    np.testing.assert_array_equal(np.load(workdir / "eval_labels.npy"), [-1, -1])
 
 
 @pytest.mark.parametrize("name", ["knn", "logistic_regression", "features", "evaluate"])
 def test_what_is_measured_must_be_named_and_lie_elsewhere(name, pretrained, tmp_path):
     assert "init_from is not set" in mistake(name, tmp_path / "run")
     before = (pretrained / "result.json").read_text()
-    with pytest.raises(mae_jax.errors.UserError, match="belongs to a training run"):
+    with pytest.raises(UserError, match="belongs to a training run"):
         run_task(name, pretrained, init_from=str(pretrained))
     assert (pretrained / "result.json").read_text() == before
 

@@ -211,6 +211,7 @@ def test_unchanged_settings_fit_though_json_has_no_tuples(open_checkpoints, new_
     assert open_checkpoints(config).changed_settings(2) == {}
 
 
-def test_a_setting_that_only_one_side_knows_does_not_fit_either():
-    with pytest.raises(UserError, match="model.new=None.*model.new=3"):
-        check_fits({"model": {"width": 8}}, {"model": {"width": 8, "new": 3}}, "checkpoint 1")
+def test_a_setting_that_is_gone_does_not_fit_and_one_that_is_new_since_does():
+    with pytest.raises(UserError, match="model.old=3.*model.old=None"):
+        check_fits({"model": {"width": 8, "old": 3}}, {"model": {"width": 8}}, "checkpoint 1")
+    check_fits({"model": {"width": 8}}, {"model": {"width": 8, "new": 3}}, "checkpoint 1")

@@ -143,6 +143,18 @@ def test_each_part_of_a_batch_has_the_keys_and_images_of_its_rows():
     assert scalars["loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
+def test_rows_that_may_be_mixed_stay_together_in_the_parts_of_a_batch():
+    def pair(params, frozen, batch, keys):
+        pixel = batch["image"][:, 0, 0, 0].astype(jnp.float32)
+        return jnp.mean(params["w"][0] * pixel[0::2] * pixel[1::2]), LossDetails()
+
+    losses = []
+    for parts in (1, 2, 4):
+        _, (scalars,) = train(pair, lambda _: {"w": jnp.ones(1)}, optax.sgd(0.1), lambda _: 0.1, parts=parts)
+        losses.append(float(scalars["loss"]))
+    assert losses[1:] == pytest.approx(losses[:1] * 2, rel=1e-6)
+
+
 @pytest.mark.parametrize("devices", [1, 8])
 def test_a_step_is_traced_once_and_takes_the_state_it_gave(devices):
     traced = []
