@@ -13,7 +13,8 @@ from mae_jax.training.reporting import keep_earlier_measurement, write_json
 
 # Settings that the command may decide; the others of `model` and `data` are the checkpoint's.
 READING = (
-    "num_threads", "num_workers", "prefetch_batches", "on_bad_image", "max_pixels", "batch_size", "seed", "label_fraction",
+    "num_threads", "num_workers", "prefetch_batches", "on_bad_image", "max_pixels",
+    "batch_size", "seed", "label_fraction",
 )  # fmt: skip
 PLACE = ("name", "path", "train_split", "eval_split", "eval_fraction", "num_examples")
 COMPUTE = ("dtype", "remat", "scan_unroll")
@@ -43,9 +44,8 @@ def open_checkpoint(config: ml_collections.ConfigDict, workdir: Path) -> tuple[W
     for group, allowed in (("model", COMPUTE), ("data", READING + PLACE)):
         for key, value in _changed(asked[group], usual[group]).items():
             if key not in allowed and value != trained[group].get(key):
-                raise UserError(
-                    f"{group}.{key}={value!r} is {trained[group].get(key)!r} in the checkpoint and cannot be changed here"
-                )
+                own = trained[group].get(key)
+                raise UserError(f"{group}.{key}={value!r} is {own!r} in the checkpoint and cannot be changed here")
     if trained["task"] == "classify":
         groups["classifier"] = trained["classifier"]
     return weights, ml_collections.ConfigDict(asked | groups)
