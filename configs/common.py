@@ -36,10 +36,9 @@ def get_config() -> ml_collections.ConfigDict:
     model.scan_unroll = 1  # blocks unrolled in one iteration of the scan over depth
 
     data = config.data = ml_collections.ConfigDict()
-    data.name = FieldReference(
-        "imagenet2012", field_type=str
-    )  # digits | image_folder | synthetic | the name of a TFDS data set; tasks that only
-    # measure a checkpoint take None for the data that it was trained on
+    # digits | image_folder | synthetic | the name of a TFDS data set; tasks that only measure a checkpoint take None for
+    # the data that it was trained on.
+    data.name = FieldReference("imagenet2012", field_type=str)
     data.path = placeholder(str)  # image_folder: its folder; TFDS: its data_dir (None: TFDS's own default)
     data.train_split = "train"  # TFDS split, or sub-folder of the image folder
     data.eval_split = "validation"
