@@ -36,7 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.scan_unroll = 1  # blocks unrolled in one iteration of the scan over depth
 
     data = config.data = ml_collections.ConfigDict()
-    # digits | image_folder | synthetic | the name of a TFDS data set; tasks that only measure a checkpoint take None for
+    # digits | image_folder | synthetic | the name of a TFDS data set; tasks that measure a checkpoint take None for
     # the data that it was trained on.
     data.name = FieldReference("imagenet2012", field_type=str)
     data.path = placeholder(str)  # image_folder: its folder; TFDS: its data_dir (None: TFDS's own default)
