@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import sys
 from types import FrameType
 
 
@@ -21,11 +22,13 @@ class StopSignal:
         self._old_handlers = {}
 
     def __enter__(self) -> "StopSignal":
+        self._old_hook, sys.unraisablehook = sys.unraisablehook, self._report_unraisable
         for number in (signal.SIGTERM, signal.SIGINT):
             self._old_handlers[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_):
+        sys.unraisablehook = self._old_hook
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
 
@@ -44,6 +47,11 @@ class StopSignal:
             yield
         finally:
             self._deferred = before
+
+    def _report_unraisable(self, unraisable) -> None:
+        """In a callback of the garbage collector nothing can be raised: `received` stops the run at its next look."""
+        if unraisable.exc_type is not Stopped:
+            self._old_hook(unraisable)
 
     def exit_code(self) -> int:
         """128 + the signal's number, as shells have it: 143 for SIGTERM, 130 for Ctrl-C."""

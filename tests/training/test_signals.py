@@ -1,5 +1,6 @@
 import os
 import signal
+import sys
 
 import pytest
 
@@ -65,3 +66,23 @@ def test_the_handlers_from_before_are_put_back_whatever_happens():
         assert signal.getsignal(signal.SIGTERM) != before[signal.SIGTERM]
         raise RuntimeError
     assert {number: signal.getsignal(number) for number in before} == before
+
+
+def test_a_signal_during_garbage_collection_is_noted_without_a_word_and_other_errors_there_are_told(monkeypatch):
+    class Raises:
+        def __init__(self, action):
+            self.action = action
+
+        def __del__(self):
+            self.action()
+
+    def fail():
+        raise ValueError
+
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: told.append(unraisable.exc_type))
+    with StopSignal() as stop:
+        for action in (lambda: signal.raise_signal(signal.SIGTERM), fail):
+            raises = Raises(action)
+            del raises
+        assert stop.received == signal.SIGTERM and told == [ValueError]

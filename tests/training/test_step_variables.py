@@ -25,7 +25,7 @@ BIND = make_bind_classifier(MODEL)
 @functools.cache
 def start() -> Variables:
     shapes, statistics = jax.eval_shape(lambda: init_classifier(MODEL, jax.random.key(0)))
-    statistics = jax.tree.map(lambda s: jnp.zeros(s.shape), statistics)
+    statistics = jax.tree.map(lambda s: np.zeros(s.shape, np.float32), statistics)
     statistics["head"]["batch_norm"]["variance"] += 1
     return Variables(*split_classifier(MODEL, random_like(shapes)), statistics)
 
@@ -108,7 +108,8 @@ def test_statistics_of_parts_are_averaged_and_enter_the_running_ones_once_a_step
     state = train(devices=devices, parts=2, steps=2)[-1]
     mean, variance = np.zeros(WIDTH), np.ones(WIDTH)
     for step in range(2):
-        halves = [batch(step)["feature"][part::2].astype(np.float64) for part in range(2)]
+        pairs = batch(step)["feature"].astype(np.float64).reshape(-1, 2, 2, WIDTH)  # the parts take them in turn
+        halves = [pairs[:, part].reshape(-1, WIDTH) for part in range(2)]
         mean = 0.9 * mean + 0.1 * np.mean([half.mean(0) for half in halves], axis=0)
         variance = 0.9 * variance + 0.1 * np.mean([half.var(0, ddof=1) for half in halves], axis=0)
     np.testing.assert_allclose(running(state)["mean"], mean, rtol=1e-5, atol=1e-6)
