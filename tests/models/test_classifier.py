@@ -57,7 +57,7 @@ def test_logits_of_the_class_token_are_those_of_hugging_face():
 
 
 def test_the_tokens_of_all_patches_are_those_of_hugging_face():
-    import torch
+    torch = pytest.importorskip("torch")
 
     params, images, reference, _, _ = hugging_face()
     with torch.no_grad():
