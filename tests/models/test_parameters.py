@@ -142,8 +142,8 @@ def step_flops(trained_blocks: float | None) -> float:
 def test_frozen_blocks_cost_no_backward_pass():
     block = block_flops(65, 128, 512)
     embed = 2 * 64 * 192 * 128
-    # Norms, softmax and GELU, which the formula leaves out, are 3 to 6 percent of blocks this narrow; the backward pass of
-    # one more block would be 33 percent or more.
+    # Norms, softmax and GELU, which the formula leaves out, are 3 to 6 percent of blocks this narrow; the backward pass
+    # of one more block would be 33 percent or more.
     assert step_flops(0) == pytest.approx(embed + 4 * block, rel=0.1)
     assert step_flops(0.5) - step_flops(0) == pytest.approx(2 * (2 * 65 * 128 * 2 * 512), rel=0.1)
     assert step_flops(1) - step_flops(0) == pytest.approx(2 * block, rel=0.1)
