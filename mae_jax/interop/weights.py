@@ -57,7 +57,7 @@ def pin_checkpoint(init_from: str, workdir: Path) -> Path:
     (The run in `init_from` may have gone on in between.) It is noted in the workdir's init_from.json.
     """
     note = workdir / "init_from.json"
-    if note.exists():
+    if note.exists() and (workdir / "config.json").exists():  # without it, that run was refused before it began
         noted = json.loads(note.read_text())
         if noted["init_from"] == init_from and Path(noted["checkpoint"]).is_dir():
             return Path(noted["checkpoint"])

@@ -21,7 +21,7 @@ COMPUTE = ("dtype", "remat", "scan_unroll")
 
 
 def open_checkpoint(config: ml_collections.ConfigDict, workdir: Path) -> tuple[Weights, ml_collections.ConfigDict]:
-    """Reads `config.init_from`; returns it, and the config with the model and the data that fit it.
+    """Reads `config.init_from`; returns its weights, and the config with the model and the data that fit it.
 
     The pictures are the checkpoint's own, or those that `data.name` and its companions say; they are prepared as the
     checkpoint's were. Masks come from the checkpoint's seed, unless another one is asked for.
@@ -48,6 +48,7 @@ def open_checkpoint(config: ml_collections.ConfigDict, workdir: Path) -> tuple[W
                 raise UserError(f"{group}.{key}={value!r} is {own!r} in the checkpoint and cannot be changed here")
     if trained["task"] == "classify":
         groups["classifier"] = trained["classifier"]
+    weights = weights._replace(config=trained | {"model": groups["model"]})
     return weights, ml_collections.ConfigDict(asked | groups)
 
 

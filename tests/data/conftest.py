@@ -1,6 +1,7 @@
 """Settings and small pictures for the tests of the data."""
 
 import io
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,10 @@ import pytest
 from PIL import Image
 
 from configs.common import get_config
+from mae_jax.data.loader import make_train_batches
+from mae_jax.data.sources import make_source
+
+SIZE = (8, 8)  # of the synthetic pictures in batches
 
 
 @pytest.fixture
@@ -23,6 +28,30 @@ def make_config():
         return data
 
     return make
+
+
+@pytest.fixture
+def batches(make_config):
+    """Returns a function (number of batches, settings, where) -> that many training batches of synthetic pictures."""
+
+    def make(count, *, start_step=0, process_index=0, process_count=1, **settings):
+        config = make_config(**{"name": "synthetic", "num_examples": 40, "batch_size": 12, **settings})
+        source = make_source(config, "train", (12, 12), 3)
+        iterator = make_train_batches(source, config, SIZE, 3, start_step=start_step, process_index=process_index,
+                                      process_count=process_count)  # fmt: skip
+        result = list(itertools.islice(iterator, count))
+        iterator.close()
+        return result
+
+    return make
+
+
+def assert_same(left: list[dict], right: list[dict]):
+    assert len(left) == len(right)
+    for one, other in zip(left, right, strict=True):
+        assert one.keys() == other.keys()
+        for key in one:
+            np.testing.assert_array_equal(one[key], other[key], err_msg=key)
 
 
 def picture_bytes(seed: int, height: int = 20, width: int = 24, file_format: str = "PNG") -> bytes:

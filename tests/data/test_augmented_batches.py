@@ -1,0 +1,67 @@
+"""Batches of augmented pictures: what decides them, and that nothing else does."""
+
+import numpy as np
+import pytest
+
+from mae_jax.data import loader
+from mae_jax.data.loader import make_train_batches
+from mae_jax.data.rand_augment import RandAugment
+from mae_jax.data.sources import make_source
+from mae_jax.data.transforms import resize, resize_and_centre_crop, sample_clipped_crop
+from mae_jax.errors import UserError
+from tests.data.conftest import SIZE, assert_same
+
+AUGMENTED = {"augmentation": "rand_augment", "rand_augment_ops": 3, "crop_rule": "clip"}
+
+
+def test_augmentation_changes_the_pictures_and_not_their_order(batches):
+    augmented, plain = batches(4, augmentation="rand_augment"), batches(4)
+    same = []
+    for one, other in zip(augmented, plain, strict=True):
+        for key in ("label", "index"):
+            np.testing.assert_array_equal(one[key], other[key])
+        same.extend((one["image"] == other["image"]).all(axis=(1, 2, 3)))
+    assert 0.1 < np.mean(same) < 0.6  # neither of two operations is applied to a quarter, and some change nothing
+
+
+def test_a_picture_is_augmented_after_the_crop_and_both_follow_from_the_place_alone(make_config):
+    config = make_config(name="synthetic", num_examples=40, batch_size=12, mean=(0.5,), seed=7, **AUGMENTED)
+    source = make_source(config, "train", (12, 12), 3)
+    iterator = make_train_batches(source, config, SIZE, 3, start_step=2)
+    batch = next(iterator)
+    iterator.close()
+    augment = RandAugment(3, 9.0, 0.5, (128, 128, 128))
+    for row, index in enumerate(batch["index"]):
+        rng = np.random.Generator(np.random.Philox(key=7, counter=[0, 0, 0, 24 + row]))
+        top, left, height, width = sample_clipped_crop(12, 12, rng, (0.2, 1.0), (3 / 4, 4 / 3))
+        crop = resize(source[index]["image"][top : top + height, left : left + width], SIZE)
+        rng = np.random.Generator(np.random.Philox(key=7, counter=[0, 0, 1, 24 + row]))
+        np.testing.assert_array_equal(batch["image"][row], augment(crop, rng))
+
+
+def test_the_centre_crop_of_evaluation_can_be_trained_on(batches, make_config):
+    source = make_source(make_config(name="synthetic", num_examples=40), "train", (12, 12), 3)
+    for batch in batches(4, crop_rule="centre", eval_crop=0.8):
+        expected = [resize_and_centre_crop(source[i]["image"], SIZE, 0.8) for i in batch["index"]]
+        np.testing.assert_array_equal(batch["image"], expected)
+
+
+def test_neither_processes_nor_threads_nor_restarts_change_augmented_batches(batches):
+    whole = batches(6, **AUGMENTED)
+    assert_same(batches(4, start_step=2, num_threads=1, **AUGMENTED), whole[2:])
+    shares = [batches(6, process_index=i, process_count=2, **AUGMENTED) for i in range(2)]
+    joined = [{key: np.concatenate([one[key], two[key]]) for key in one} for one, two in zip(*shares, strict=True)]
+    assert_same(joined, whole)
+
+
+def test_augmentation_of_channels_that_it_cannot_see_is_refused_at_once(make_config):
+    config = make_config(name="synthetic", batch_size=12, augmentation="rand_augment", mean=(0.5,))
+    with pytest.raises(UserError, match="model.channels=4: data.augmentation=rand_augment works on 1 or 3 channels"):
+        make_train_batches(make_source(config, "train", SIZE, 4), config, SIZE, 4)
+
+
+@pytest.mark.slow
+def test_worker_processes_do_not_change_augmented_batches(batches, monkeypatch):
+    whole = batches(6, **AUGMENTED)
+    monkeypatch.setattr(loader, "MAX_PIECE", 4)
+    assert_same(batches(6, num_workers=2, **AUGMENTED), whole)
