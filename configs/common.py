@@ -12,9 +12,14 @@ from ml_collections.config_dict import FieldReference, placeholder
 
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
-    config.task = "pretrain"  # pretrain | classify | knn | logistic_regression | features | evaluate | reconstruct
+    # pretrain | classify | knn | logistic_regression | features | evaluate | reconstruct | export
+    config.task = "pretrain"
     config.seed = 0  # of the initial weights, and of masks, mixing and drop path
-    config.init_from = placeholder(str)  # a workdir (its newest checkpoint) or one checkpoint step to take weights from
+    # Weights to begin with: a workdir (its newest checkpoint) or one checkpoint step; a facebookresearch/mae .pth; a
+    # Hugging Face or timm folder or file; hf://owner/name.
+    config.init_from = placeholder(str)
+    config.format = placeholder(str)  # export: huggingface | facebook | timm
+    config.encoder_only = False  # export: leave the decoder, or the head, out
 
     model = config.model = ml_collections.ConfigDict()
     model.image_size = FieldReference(224, field_type=object)  # pixels: one int, or (height, width)
@@ -24,14 +29,22 @@ def get_config() -> ml_collections.ConfigDict:
     model.depth = 12  # encoder blocks
     model.num_heads = 12
     model.mlp_ratio = 4.0  # hidden width of the MLPs / token width, encoder and decoder
+    model.mlp_width = placeholder(int)  # hidden width of the encoder's MLPs; None: mlp_ratio x width
+    model.decoder_mlp_width = placeholder(int)
     model.decoder_width = 512
     model.decoder_depth = 8
     model.decoder_num_heads = 16
     model.mask_ratio = 0.75  # share of the patches hidden from the encoder; int(L * (1 - ratio)) stay visible
     model.normalize_targets = True  # predict each patch's pixels normalised by its own mean and variance
+    # Of the tokens: sincos (a fixed formula, as in the paper) | learned (parameters that begin as the formula; a
+    # classifier's always are).
+    model.positions = "sincos"
+    model.activation = "gelu"  # of the MLPs; the exact one (gelu_tanh, relu, ...: models/transformer.py lists them)
+    model.qkv_bias = True  # whether queries, keys and values have a bias
     model.norm_epsilon = 1e-6  # of every LayerNorm
     model.dtype = "float32"  # of the matrix products: float32 | bfloat16; everything else is float32 (JAX's default
     # for float32 products is less than full precision on some accelerators: see jax_default_matmul_precision)
+    model.attention = "xla"  # xla | cudnn (fused; NVIDIA GPUs, with dtype bfloat16)
     model.remat = False  # recompute the blocks' activations in the backward pass: less memory, more time
     model.scan_unroll = 1  # blocks unrolled in one iteration of the scan over depth
 

@@ -54,8 +54,7 @@ def decode(data: bytes | np.ndarray, channels: int, max_pixels: int) -> np.ndarr
             if picture.width * picture.height > max_pixels:
                 raise BadImage(f"{picture.width} x {picture.height} pixels are more than data.max_pixels={max_pixels}")
             picture.load()
-            picture = _upright(picture)
-            return _from_array(_to_eight_bits(picture), channels)
+            return to_array(picture, channels)
     except BadImage:
         raise
     except Image.DecompressionBombError as error:
@@ -64,6 +63,11 @@ def decode(data: bytes | np.ndarray, channels: int, max_pixels: int) -> np.ndarr
         raise BadImage(f"not a picture in any of the formats {', '.join(FORMATS)}") from error
     except Exception as error:  # on damaged files, Pillow raises almost anything
         raise BadImage(f"damaged: {error}" if str(error) else f"damaged: {type(error).__name__}") from error
+
+
+def to_array(picture: Image.Image, channels: int) -> np.ndarray:
+    """uint8 [h, w, channels] of a loaded picture of any mode, turned as its EXIF orientation says; see `decode`."""
+    return _from_array(_to_eight_bits(_upright(picture)), channels)
 
 
 def _from_array(image: np.ndarray, channels: int) -> np.ndarray:

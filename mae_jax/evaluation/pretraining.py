@@ -16,9 +16,10 @@ from mae_jax.data.loader import make_eval_batches
 from mae_jax.data.sources import Source
 from mae_jax.data.subset import RandomSubset
 from mae_jax.evaluation.features import FeatureExtractor, one_ahead
-from mae_jax.evaluation.reconstructions import TRUE_STATISTICS, draw_reconstructions, reconstruct
+from mae_jax.evaluation.reconstructions import TRUE_STATISTICS, draw_reconstructions
 from mae_jax.evaluation.representations import describe_protocol, measure_features
 from mae_jax.models.mae import MAEConfig, make_bind
+from mae_jax.models.reconstruction import reconstruct
 from mae_jax.seeding import make_key
 
 
@@ -108,7 +109,8 @@ class MAEEvaluation:
     def _reconstruct(self, params, images, index):
         images = self._images(images)
         output = self._output(params, images, index)
-        found = reconstruct(images, output, self._model.patch_size, self._model.normalize_targets)
+        model = self._model
+        found = reconstruct(images, output.prediction, output.mask, model.patch_size, model.normalize_targets)
         to_display = functools.partial(denormalize, mean=self._config.data.mean, std=self._config.data.std)
         found = found._replace(prediction=to_display(found.prediction), pasted=to_display(found.pasted))
         return to_display(images), found

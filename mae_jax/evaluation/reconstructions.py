@@ -1,41 +1,13 @@
 """Pictures of reconstructions: original, masked, predicted, and predicted with the visible patches pasted in."""
 
-from typing import NamedTuple
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mae_jax.models.mae import MAEOutput, denormalize_patches
-from mae_jax.models.patches import grid_size, patchify, unpatchify
+from mae_jax.models.reconstruction import Reconstructions
 
 GREY = 0.5  # of hidden patches, on [0, 1]
 HEADINGS = ("original", "masked", "prediction", "prediction + visible")
 TRUE_STATISTICS = "each predicted patch is drawn with the true patch's mean and variance (normalised targets)"
-
-
-class Reconstructions(NamedTuple):
-    """Images [B, H, W, C] in the model's normalised units, except `visible`."""
-
-    prediction: jax.Array
-    pasted: jax.Array  # the prediction with the visible patches replaced by the true ones
-    visible: jax.Array  # [B, H, W, 1]: 1 where the encoder saw the pixel
-
-
-def reconstruct(images: jax.Array, output: MAEOutput, patch_size: int, normalized_targets: bool) -> Reconstructions:
-    """Turns a model's predictions for images [B, H, W, C] into images.
-
-    With normalised targets a prediction lacks each patch's mean and variance; those of the true patch are used, which
-    a model at work would not know. Pictures drawn so must say it (`TRUE_STATISTICS`).
-    """
-    grid = grid_size(images.shape[1:3], patch_size)
-    patches = patchify(images, patch_size)
-    prediction = denormalize_patches(output.prediction, patches) if normalized_targets else output.prediction
-    hidden = output.mask[:, :, None]
-    pasted = prediction * hidden + patches * (1 - hidden)
-    visible = jnp.broadcast_to(1 - hidden, (*hidden.shape[:2], patch_size**2))
-    return Reconstructions(*(unpatchify(x, patch_size, grid) for x in (prediction, pasted, visible)))
 
 
 def draw_reconstructions(images: np.ndarray, found: Reconstructions, caption: str) -> np.ndarray:

@@ -5,6 +5,7 @@ appendix A).
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 
@@ -15,10 +16,10 @@ from einops import rearrange
 from flax import nnx
 
 from mae_jax.errors import UserError
-from mae_jax.models.encoder import Encoder, patches_of
+from mae_jax.models.encoder import Encoder, EncoderOutput, patches_of
 from mae_jax.models.mae_config import MAEConfig
 from mae_jax.models.parameters import split_trained
-from mae_jax.models.transformer import Linear
+from mae_jax.models.transformer import Linear, Record
 
 POOLS = {  # what the head sees
     "mean_norm": "mean of the patch tokens, then a norm",
@@ -128,6 +129,8 @@ class Head(nnx.Module):
 class Classifier(nnx.Module):
     """`model(images)` gives logits, `model.encode(images)` the encoder's tokens.
 
+    Images of any size that the patch size divides are accepted: the learned positions are resized.
+
     A forward pass has two halves. `represent` is all that comes before the first part that trains when the encoder is
     frozen, so that a probe can run it once; `classify` is the rest.
     """
@@ -139,6 +142,7 @@ class Classifier(nnx.Module):
             drop_path=config.drop_path_rates, rngs=rngs,
         )  # fmt: skip
         self.head = Head(config, rngs=rngs)
+        self.processor = None  # turns pictures into images for this model; set by `mae_jax.load`
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Logits [B, K] of images [B, H, W, C], normalised.
@@ -148,16 +152,23 @@ class Classifier(nnx.Module):
         """
         return self.classify(self.represent(images))[0]
 
-    def encode(self, images: jax.Array) -> jax.Array:
-        """Tokens of images [B, H, W, C]: [B, 1 + L, D], class token first, after the final norm."""
-        return self.encoder(*patches_of(images, self.config.encoder))
+    def encode(
+        self, images: jax.Array, *, output_hidden_states: bool = False, output_attentions: bool = False
+    ) -> jax.Array | EncoderOutput:
+        """Tokens of images [B, H, W, C]: [B, 1 + L, D], class token first, after the final norm.
+
+        If more is asked for, an EncoderOutput with that of each block.
+        """
+        record = Record(output_hidden_states, output_attentions)
+        features, recorded = self.encoder(*patches_of(images, self.config.encoder), record=record)
+        return EncoderOutput(features, *recorded) if any(record) else features
 
     def represent(self, images: jax.Array, keys: jax.Array | None = None) -> jax.Array:
         """Images [B, H, W, C] to [B, D], or to patch tokens [B, L, D] for the attentive pool.
 
         With `keys` [B], one for each example, drop path is at work.
         """
-        tokens = self.encoder.before_norm(*patches_of(images, self.config.encoder), keys=keys)
+        tokens, _ = self.encoder.before_norm(*patches_of(images, self.config.encoder), keys=keys)
         match self.config.pool:
             case "class":
                 return self.encoder.norm(tokens[:, 0])
@@ -192,7 +203,17 @@ def split_classifier(config: ClassifierConfig, params: dict) -> tuple[dict, dict
     return split_trained(params, config.trained_blocks, norm_trains=config.pool == "mean_norm")
 
 
+@functools.lru_cache(maxsize=16)
+def _split(config: ClassifierConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: Classifier(config, rngs=nnx.Rngs(0))))
+
+
+def abstract_variables(config: ClassifierConfig) -> dict:
+    """Shapes and types of parameters and statistics as one nested dict."""
+    return nnx.to_pure_dict(_split(config)[1])
+
+
 def make_bind_classifier(config: ClassifierConfig) -> Callable[[dict], Classifier]:
     """A pure function from parameters and statistics (one nested dict) to the model that has them."""
-    graphdef, _ = nnx.split(nnx.eval_shape(lambda: Classifier(config, rngs=nnx.Rngs(0))))
+    graphdef, _ = _split(config)
     return lambda variables: nnx.merge(graphdef, variables)

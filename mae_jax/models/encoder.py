@@ -1,5 +1,7 @@
 """The encoder: a Vision Transformer on those patches that it is shown."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +11,26 @@ from mae_jax.errors import UserError
 from mae_jax.models.mae_config import MAEConfig
 from mae_jax.models.masking import take_patches
 from mae_jax.models.patches import grid_size, patchify
-from mae_jax.models.positions import sincos_table
-from mae_jax.models.transformer import Linear, create_blocks, drop_path_scales, make_norm, scan_blocks
+from mae_jax.models.positions import resize_positions, sincos_table
+from mae_jax.models.transformer import (
+    Linear,
+    Record,
+    Recorded,
+    create_blocks,
+    drop_path_scales,
+    make_norm,
+    scan_blocks,
+)
+
+
+class EncoderOutput(NamedTuple):
+    """What `encode` returns if more than the features is asked for; None what was not asked for."""
+
+    features: jax.Array  # [B, 1 + K, D], class token first, after the final norm; K = L without a mask
+    hidden_states: jax.Array | None = None  # [depth + 1, B, 1 + K, D], before the final norm
+    attentions: jax.Array | None = None  # [depth, B, heads, 1 + K, 1 + K]
+    mask: jax.Array | None = None  # [B, L]; 1 = hidden
+    ids_restore: jax.Array | None = None  # [B, L]
 
 
 class Encoder(nnx.Module):
@@ -18,7 +38,7 @@ class Encoder(nnx.Module):
 
     Args:
       learned_positions: the position table [1 + L, D] is a parameter that begins as the sine-cosine table, as in
-        fine-tuning; without it the table is a formula, as in pre-training.
+        fine-tuning, whatever `config.positions` says. Without it the table is a formula, as in pre-training.
       frozen_blocks: first blocks that pass no gradient on.
       drop_path: [depth] rates; None: none.
     """
@@ -40,16 +60,21 @@ class Encoder(nnx.Module):
 
         self.patch_embed = Linear(config.patch_dim, config.width, dtype=dtype, bias_init=bias_init, rngs=rngs)
         self.class_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, 1, config.width)))
-        self.positions = nnx.Param(jnp.array(sincos_table(config.grid, config.width))) if learned_positions else None
-        self.blocks = create_blocks(
-            config.depth, config.width, config.num_heads, config.mlp_width,
-            epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs,
-        )  # fmt: skip
+        learned = learned_positions or config.positions == "learned"
+        self.positions = nnx.Param(jnp.array(sincos_table(config.grid, config.width))) if learned else None
+        self.blocks = create_blocks(config.depth, config.blocks, rngs=rngs)
         self.norm = make_norm(config.width, config.norm_epsilon, rngs=rngs)
 
-    def __call__(self, patches: jax.Array, grid: tuple[int, int], ids_keep: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        patches: jax.Array,
+        grid: tuple[int, int],
+        ids_keep: jax.Array | None = None,
+        record: Record = Record(),  # noqa: B008 - an immutable tuple
+    ) -> tuple[jax.Array, Recorded]:
         """Encodes patches [B, L, p*p*C], or only those in ids_keep [B, K]: tokens [B, 1 + L or K, D], class first."""
-        return self.norm(self.before_norm(patches, grid, ids_keep))
+        tokens, recorded = self.before_norm(patches, grid, ids_keep, record=record)
+        return self.norm(tokens), recorded
 
     def before_norm(
         self,
@@ -57,9 +82,10 @@ class Encoder(nnx.Module):
         grid: tuple[int, int],
         ids_keep: jax.Array | None = None,
         keys: jax.Array | None = None,
-    ) -> jax.Array:
+        record: Record = Record(),  # noqa: B008 - an immutable tuple
+    ) -> tuple[jax.Array, Recorded]:
         """The tokens before the final norm. With `keys` [B], one for each example, drop path is at work."""
-        table = self._position_table(grid)
+        table = position_table(self.positions, self.config.grid, grid, self.config.width)
         positions = table[1:]
         if ids_keep is not None:
             patches, positions = take_patches(patches, ids_keep), take_patches(positions, ids_keep)
@@ -74,27 +100,31 @@ class Encoder(nnx.Module):
             scales = drop_path_scales(keys, np.asarray(self.drop_path))
         return scan_blocks(
             self.blocks, x, remat=self.config.remat, unroll=self.config.scan_unroll,
-            branch_scales=scales, frozen=self.frozen_blocks,
+            branch_scales=scales, frozen=self.frozen_blocks, record=record,
         )  # fmt: skip
 
-    def _position_table(self, grid: tuple[int, int]) -> jax.Array:
-        if self.positions is None:
-            return jnp.asarray(sincos_table(grid, self.config.width))
-        if grid != self.config.grid:
-            raise UserError(
-                f"the model has learned positions for {self.config.grid} patches, the images have {grid}: "
-                "give images of the model's size"
-            )
-        return self.positions[...]
+
+def position_table(
+    learned: nnx.Param | None, own_grid: tuple[int, int], grid: tuple[int, int], width: int
+) -> jax.Array:
+    """The position table [1 + L, width] for images of a (rows, columns) grid.
+
+    Without a learned table it is computed for that grid; a learned one, of the model's own grid, is resized in 2-D.
+    """
+    if learned is None:
+        return jnp.asarray(sincos_table(grid, width))
+    return resize_positions(learned[...], own_grid, grid)
 
 
 def patches_of(images: jax.Array, config: MAEConfig) -> tuple[jax.Array, tuple[int, int]]:
     """Patches [B, L, p*p*C] of images [B, H, W, C], and their (rows, columns) grid.
 
     Raises:
-      UserError: for images whose shape does not fit the model.
+      UserError: for images whose shape does not fit the model, or that are not normalised numbers.
     """
     if images.ndim != 4 or images.shape[-1] != config.channels:
         raise UserError(f"images of shape {images.shape}: the model takes [batch, height, width, {config.channels}]")
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise UserError(f"images of type {images.dtype}: the model takes normalised floats, as model.processor makes")
     grid = grid_size(images.shape[1:3], config.patch_size)
     return patchify(jnp.asarray(images, jnp.float32), config.patch_size), grid

@@ -5,6 +5,7 @@ import dataclasses
 from mae_jax.errors import UserError
 from mae_jax.models.masking import num_visible
 from mae_jax.models.patches import grid_size
+from mae_jax.models.transformer import ACTIVATIONS, ATTENTION_BACKENDS, BlockConfig
 
 # The named encoders. tiny, small: DeiT (arXiv 2012.12877); base, large, huge: ViT (arXiv 2010.11929), as in the paper.
 SIZES = {
@@ -13,6 +14,13 @@ SIZES = {
     "base": dict(width=768, depth=12, num_heads=12, patch_size=16),
     "large": dict(width=1024, depth=24, num_heads=16, patch_size=16),
     "huge": dict(width=1280, depth=32, num_heads=16, patch_size=14),
+}
+
+CHOICES = {
+    "dtype": ("float32", "bfloat16"),
+    "activation": tuple(ACTIVATIONS),
+    "positions": ("sincos", "learned"),
+    "attention": ATTENTION_BACKENDS,
 }
 
 
@@ -40,6 +48,12 @@ class MAEConfig:
     dtype: str = "float32"
     remat: bool = False
     scan_unroll: int = 1
+    mlp_width: int | None = None  # None becomes mlp_ratio * width
+    decoder_mlp_width: int | None = None  # None becomes mlp_ratio * decoder_width
+    activation: str = "gelu"
+    qkv_bias: bool = True
+    positions: str = "sincos"
+    attention: str = "xla"
 
     def __post_init__(self):
         size = self.image_size
@@ -56,12 +70,20 @@ class MAEConfig:
                 raise UserError(f"model.{scale}={heads} does not divide model.{name}={width}; change one of them")
             if width % 4:
                 raise UserError(f"model.{name}={width} must be a multiple of 4 (2-D sine-cosine positions)")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise UserError(f"model.dtype={self.dtype!r} is not one of float32, bfloat16")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise UserError(f"model.{name}={getattr(self, name)!r} is not one of {', '.join(choices)}")
+        if self.attention == "cudnn" and self.dtype != "bfloat16":
+            raise UserError("model.attention=cudnn works in half precision: set model.dtype=bfloat16 too")
         if not self.norm_epsilon > 0:
             raise UserError(f"model.norm_epsilon={self.norm_epsilon} must be above 0")
-        if min(self.mlp_width, self.decoder_mlp_width) < 1:
-            raise UserError(f"model.mlp_ratio={self.mlp_ratio} leaves the MLPs no hidden unit")
+        for name, width in (("mlp_width", self.width), ("decoder_mlp_width", self.decoder_width)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, int(self.mlp_ratio * width))
+                if getattr(self, name) < 1:
+                    raise UserError(f"model.mlp_ratio={self.mlp_ratio} leaves the MLPs no hidden unit")
+            if getattr(self, name) < 1:
+                raise UserError(f"model.{name}={getattr(self, name)} must be at least 1")
         if self.scan_unroll < 1:
             raise UserError(f"model.scan_unroll={self.scan_unroll} must be at least 1")
         if self.normalize_targets and self.patch_dim == 1:
@@ -81,14 +103,19 @@ class MAEConfig:
         return self.grid[0] * self.grid[1]
 
     @property
-    def mlp_width(self) -> int:
-        """Hidden units of the encoder's MLPs."""
-        return int(self.mlp_ratio * self.width)
+    def blocks(self) -> BlockConfig:
+        """Of the encoder."""
+        return self._blocks(self.width, self.num_heads, self.mlp_width)
 
     @property
-    def decoder_mlp_width(self) -> int:
-        """Hidden units of the decoder's MLPs."""
-        return int(self.mlp_ratio * self.decoder_width)
+    def decoder_blocks(self) -> BlockConfig:
+        return self._blocks(self.decoder_width, self.decoder_num_heads, self.decoder_mlp_width)
+
+    def _blocks(self, width: int, num_heads: int, mlp_width: int) -> BlockConfig:
+        return BlockConfig(
+            width, num_heads, mlp_width,
+            self.norm_epsilon, self.activation, self.qkv_bias, self.attention, self.dtype,
+        )  # fmt: skip
 
     @property
     def patch_dim(self) -> int:

@@ -57,19 +57,3 @@ def split_trained(params: dict, trained_blocks: float | None, norm_trains: bool)
 def _trained_rows(layer: str, trained_blocks: float) -> int:
     """Blocks of which a layer trains."""
     return 0 if trained_blocks == 0.5 and layer in ("norm1", "attention") else math.ceil(trained_blocks)
-
-
-def resize_positions(table, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> np.ndarray:
-    """Resizes a position table [1 + L, D] in 2-D to another (rows, columns) grid; the class token's row stays.
-
-    Bicubic without antialiasing, as PyTorch's `interpolate(mode="bicubic", align_corners=False)`, which the released
-    fine-tuning code uses.
-    """
-    table = np.asarray(table, np.float32)
-    if old_grid == new_grid:
-        return table
-    width = table.shape[1]
-    resized = jax.image.resize(
-        table[1:].reshape(*old_grid, width), (*new_grid, width), method="cubic-pytorch", antialias=False
-    )
-    return np.concatenate([table[:1], np.asarray(resized).reshape(-1, width)])

@@ -1,7 +1,9 @@
-"""Fixed sine-cosine position tables."""
+"""Position tables: the fixed sine-cosine table, and learned ones at another size."""
 
 import functools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -25,3 +27,18 @@ def sincos_table(grid: tuple[int, int], width: int) -> np.ndarray:
     table = np.concatenate([np.zeros((1, width)), table]).astype(np.float32)
     table.flags.writeable = False  # the cache hands the same array to every caller
     return table
+
+
+def resize_positions(table: jax.Array, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> jax.Array:
+    """Resizes a position table [1 + L, D] in 2-D to another (rows, columns) grid; the class token's row stays.
+
+    Bicubic without antialiasing, as PyTorch's `interpolate(mode="bicubic", align_corners=False)`, which the released
+    fine-tuning code and Hugging Face's encoders use.
+    """
+    if tuple(old_grid) == tuple(new_grid):
+        return table
+    table = jnp.asarray(table, jnp.float32)
+    width = table.shape[1]
+    patches = table[1:].reshape(*old_grid, width)
+    resized = jax.image.resize(patches, (*new_grid, width), method="cubic-pytorch", antialias=False)
+    return jnp.concatenate([table[:1], resized.reshape(-1, width)])

@@ -1,5 +1,9 @@
 """Pre-norm Transformer blocks, stacked along depth and scanned."""
 
+import dataclasses
+import functools
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +13,55 @@ from flax import nnx
 xavier_uniform = nnx.initializers.xavier_uniform()
 
 
+def exact_gelu(x: jax.Array) -> jax.Array:
+    """x * Phi(x) by the error function, in float32 (`jax.nn.gelu(approximate=False)` takes the costlier erfc)."""
+    x = x.astype(jnp.float32)
+    return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
+
+
+ACTIVATIONS = {  # model.activation -> the function between the two layers of an MLP
+    "gelu": exact_gelu,
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "leaky_relu": jax.nn.leaky_relu,
+    "mish": jax.nn.mish,
+    "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
+    "sigmoid": jax.nn.sigmoid,
+    "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+ATTENTION_BACKENDS = ("xla", "cudnn")
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockConfig:
+    """What defines the blocks of an encoder or decoder."""
+
+    width: int
+    num_heads: int
+    mlp_width: int
+    epsilon: float = 1e-6  # of the norms
+    activation: str = "gelu"
+    qkv_bias: bool = True
+    attention: str = "xla"
+    dtype: str = "float32"  # of the matrix products
+
+
+class Record(NamedTuple):
+    """What `scan_blocks` returns besides its result. What is not asked for is not computed."""
+
+    hidden_states: bool = False
+    attentions: bool = False
+
+
+class Recorded(NamedTuple):
+    """What was recorded of `depth` blocks; None if not asked for."""
+
+    hidden_states: jax.Array | None = None  # [depth + 1, b, n, d]: the first block's input, and each block's result
+    attentions: jax.Array | None = None  # [depth, b, h, n, n] float32: weight of each token (last axis) for each
+
+
 class Linear(nnx.Linear):
     """A linear layer with Xavier-uniform kernel, as all of MAE's; the product in `dtype`, the bias and result float32.
 
@@ -16,13 +69,22 @@ class Linear(nnx.Linear):
     """
 
     def __init__(
-        self, inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs, bias_init=nnx.initializers.zeros
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+        bias_init=nnx.initializers.zeros,
+        use_bias: bool = True,
     ):
-        super().__init__(inputs, outputs, kernel_init=xavier_uniform, bias_init=bias_init, dtype=dtype, rngs=rngs)
+        super().__init__(
+            inputs, outputs, use_bias=use_bias, kernel_init=xavier_uniform, bias_init=bias_init, dtype=dtype, rngs=rngs
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:  # [..., inputs] -> [..., outputs]
-        product = jnp.dot(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
-        return product.astype(jnp.float32) + self.bias[...]
+        product = jnp.dot(x.astype(self.dtype), self.kernel[...].astype(self.dtype)).astype(jnp.float32)
+        return product if self.bias is None else product + self.bias[...]
 
 
 def make_norm(width: int, epsilon: float, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -30,69 +92,86 @@ def make_norm(width: int, epsilon: float, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(width, epsilon=epsilon, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
 
 
-def exact_gelu(x: jax.Array) -> jax.Array:
-    """x * Phi(x) by the error function, in float32 (`jax.nn.gelu(approximate=False)` takes the costlier erfc)."""
-    x = x.astype(jnp.float32)
-    return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
-
-
 class Attention(nnx.Module):
     """Multi-head self-attention. q, k and v are one matrix, whose Xavier bound is sqrt(6 / 4D)."""
 
-    def __init__(self, width: int, num_heads: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.num_heads, self.dtype = num_heads, dtype
-        self.qkv = Linear(width, 3 * width, dtype=dtype, rngs=rngs)
-        self.out = Linear(width, width, dtype=dtype, rngs=rngs)
+    def __init__(self, config: BlockConfig, *, rngs: nnx.Rngs):
+        self.config, self.dtype, width = config, jnp.dtype(config.dtype), config.width
+        self.qkv = Linear(width, 3 * width, dtype=self.dtype, use_bias=config.qkv_bias, rngs=rngs)
+        self.out = Linear(width, width, dtype=self.dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:  # [b, n, d] -> [b, n, d]
+    def __call__(self, x: jax.Array, weights: bool = False) -> tuple[jax.Array, jax.Array | None]:
+        """Maps [b, n, d] to [b, n, d]; with `weights` also returns the attention [b, h, n, n]."""
         qkv = self.qkv(x).astype(self.dtype)
-        q, k, v = rearrange(qkv, "b n (three h d) -> three b n h d", three=3, h=self.num_heads)
+        q, k, v = rearrange(qkv, "b n (three h d) -> three b n h d", three=3, h=self.config.num_heads)
         # Logits and softmax are float32 inside; the scale is 1 / sqrt(head width).
-        x = jax.nn.dot_product_attention(q, k, v)
-        return self.out(rearrange(x, "b n h d -> b n (h d)"))
+        x = jax.nn.dot_product_attention(q, k, v, implementation=self.config.attention)
+        # No back-end returns its weights: they are computed once more, so that the result does not depend on them.
+        attention = attention_weights(q, k) if weights else None
+        return self.out(rearrange(x, "b n h d -> b n (h d)")), attention
+
+
+def attention_weights(q: jax.Array, k: jax.Array) -> jax.Array:
+    """softmax(q k^T / sqrt(d)) in float32, [b, h, n, n], of queries and keys [b, n, h, d]."""
+    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+    return jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=-1)
 
 
 class Mlp(nnx.Module):
-    """Two linear layers with the exact (erf) GELU between them."""
+    """Two linear layers with an activation between them; in MAE the exact (erf) GELU."""
 
-    def __init__(self, width: int, hidden_width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.fc1 = Linear(width, hidden_width, dtype=dtype, rngs=rngs)
-        self.fc2 = Linear(hidden_width, width, dtype=dtype, rngs=rngs)
+    def __init__(self, config: BlockConfig, *, rngs: nnx.Rngs):
+        self.activation, dtype = config.activation, jnp.dtype(config.dtype)
+        self.fc1 = Linear(config.width, config.mlp_width, dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(config.mlp_width, config.width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:  # [b, n, d] -> [b, n, d]
-        return self.fc2(exact_gelu(self.fc1(x)))
+        return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
 
 
 class Block(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)). The residual stream is float32."""
 
-    def __init__(self, width, num_heads, mlp_width, *, epsilon: float, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.norm1 = make_norm(width, epsilon, rngs=rngs)
-        self.attention = Attention(width, num_heads, dtype=dtype, rngs=rngs)
-        self.norm2 = make_norm(width, epsilon, rngs=rngs)
-        self.mlp = Mlp(width, mlp_width, dtype=dtype, rngs=rngs)
+    def __init__(self, config: BlockConfig, *, rngs: nnx.Rngs):
+        self.norm1 = make_norm(config.width, config.epsilon, rngs=rngs)
+        self.attention = Attention(config, rngs=rngs)
+        self.norm2 = make_norm(config.width, config.epsilon, rngs=rngs)
+        self.mlp = Mlp(config, rngs=rngs)
 
-    def __call__(self, x: jax.Array, branch_scales: jax.Array | None = None) -> jax.Array:
-        """Maps [b, n, d] to [b, n, d]; `branch_scales` [2, b] multiplies the two residual branches of each example."""
-        attention, mlp = (1, 1) if branch_scales is None else branch_scales[:, :, None, None]
-        x = x + attention * self.attention(self.norm1(x))
-        return x + mlp * self.mlp(self.norm2(x))
+    def __call__(
+        self, x: jax.Array, branch_scales: jax.Array | None = None, weights: bool = False
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Maps [b, n, d] to [b, n, d], and returns the attention [b, h, n, n] if `weights` are asked for.
+
+        `branch_scales` [2, b] multiplies the two residual branches of each example.
+        """
+        attention_scale, mlp_scale = (1, 1) if branch_scales is None else branch_scales[:, :, None, None]
+        update, attention = self.attention(self.norm1(x), weights)
+        x = x + attention_scale * update
+        return x + mlp_scale * self.mlp(self.norm2(x)), attention
 
 
-def create_blocks(depth: int, width: int, num_heads: int, mlp_width: int, *, epsilon, dtype, rngs: nnx.Rngs) -> Block:
+def create_blocks(depth: int, config: BlockConfig, *, rngs: nnx.Rngs) -> Block:
     """`depth` blocks as one, whose parameters have a leading [depth] axis; each block has initial values of its own."""
 
     @nnx.split_rngs(splits=depth)
     @nnx.vmap
     def create(rngs: nnx.Rngs) -> Block:
-        return Block(width, num_heads, mlp_width, epsilon=epsilon, dtype=dtype, rngs=rngs)
+        return Block(config, rngs=rngs)
 
     return create(rngs)
 
 
 def scan_blocks(
-    blocks: Block, x: jax.Array, *, remat: bool, unroll: int, branch_scales: jax.Array | None = None, frozen: int = 0
-) -> jax.Array:
+    blocks: Block,
+    x: jax.Array,
+    *,
+    remat: bool,
+    unroll: int,
+    branch_scales: jax.Array | None = None,
+    frozen: int = 0,
+    record: Record = Record(),  # noqa: B008 - an immutable tuple
+) -> tuple[jax.Array, Recorded]:
     """Sends x [b, n, d] through stacked blocks one after the other; compile time does not grow with depth.
 
     Args:
@@ -101,13 +180,15 @@ def scan_blocks(
       branch_scales: [depth, 2, b], of drop path (`drop_path_scales`).
       frozen: first blocks that pass no gradient to their parameters; if x needs none either, they cost no backward
         pass.
+      record: what else to return.
     """
     graphdef, stacked = nnx.split(blocks)
     depth = len(jax.tree.leaves(stacked)[0])
 
     def apply_block(x, inputs):
         parameters, scales = inputs
-        return nnx.merge(graphdef, parameters)(x, scales), None
+        x, attention = nnx.merge(graphdef, parameters)(x, scales, record.attentions)
+        return x, (x if record.hidden_states else None, attention)
 
     if remat:
         apply_block = jax.checkpoint(apply_block, prevent_cse=False)
@@ -116,12 +197,19 @@ def scan_blocks(
         return jax.tree.map(lambda leaf: leaf[first:last], (stacked, branch_scales))
 
     def run(x, inputs):
-        return jax.lax.scan(apply_block, x, inputs, unroll=unroll)[0]
+        return jax.lax.scan(apply_block, x, inputs, unroll=unroll)
 
     if frozen == 0:
-        return run(x, (stacked, branch_scales))
-    x = run(x, jax.lax.stop_gradient(part(0, frozen)))
-    return x if frozen == depth else run(x, part(frozen, depth))
+        result, recorded = run(x, (stacked, branch_scales))
+    else:
+        result, recorded = run(x, jax.lax.stop_gradient(part(0, frozen)))
+        if frozen < depth:
+            result, rest = run(result, part(frozen, depth))
+            recorded = jax.tree.map(lambda *parts: jnp.concatenate(parts), recorded, rest)
+    states, attentions = recorded
+    if states is not None:
+        states = jnp.concatenate([x[None], states])
+    return result, Recorded(states, attentions)
 
 
 def drop_path_scales(keys: jax.Array, rates: np.ndarray) -> jax.Array:

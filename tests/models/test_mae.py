@@ -10,13 +10,8 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from mae_jax.errors import UserError
-from mae_jax.models.mae import (
-    MAEConfig,
-    denormalize_patches,
-    init_params,
-    make_bind,
-    normalize_patches,
-)
+from mae_jax.models.mae import MAEConfig, init_params, make_bind
+from mae_jax.models.reconstruction import denormalize_patches, normalize_patches
 from mae_jax.models.transformer import exact_gelu
 from tests.reference import leaves_by_block, loop_patches, max_relative, numpy_gelu, random_batch, random_params
 
@@ -109,7 +104,7 @@ def test_hidden_pixels_change_no_bit_of_the_prediction_and_visible_ones_do():
 def test_the_encoder_works_on_the_visible_patches_and_the_class_token_only():
     model = make_bind(SMALL)(random_params(SMALL))
     patches = jax.ShapeDtypeStruct((2, 12, 48), jnp.float32)
-    tokens = jax.eval_shape(lambda x, ids: model.encoder(x, (3, 4), ids), patches, jnp.zeros((2, 5), int))
+    tokens = jax.eval_shape(lambda x, ids: model.encoder(x, (3, 4), ids)[0], patches, jnp.zeros((2, 5), int))
     assert tokens.shape == (2, 6, 16)
 
 

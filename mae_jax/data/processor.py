@@ -1,0 +1,82 @@
+"""From pictures, as people have them, to a model's images, and back."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from mae_jax.data.augment import denormalize, normalize
+from mae_jax.data.decoding import BadImage, decode, to_array
+from mae_jax.data.transforms import resize_and_centre_crop
+from mae_jax.errors import UserError
+
+MAX_PIXELS = 178_956_970  # Pillow's own limit
+
+
+@dataclasses.dataclass(frozen=True)
+class Processor:
+    """Prepares pictures as a model's evaluation images were: resized, the centre cut out, normalised.
+
+    Args:
+      image_size: (height, width) of the images.
+      mean, std: of each channel on [0, 1]; one value serves all.
+      eval_crop: side of the centre crop / shorter side of the resized picture; 1: only what the aspect makes too much
+        is cut off.
+    """
+
+    image_size: tuple[int, int] = (224, 224)
+    channels: int = 3
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    eval_crop: float = 0.875
+
+    def __call__(self, pictures: Any) -> jax.Array:
+        """Images [B, H, W, C], float32 and normalised, of one picture or of a list of them.
+
+        Args:
+          pictures: each a PIL image, an array (uint8, or float on [0, 1]) [h, w] or [h, w, c], or the path of a file;
+            or all as one array [b, h, w, c].
+
+        Raises:
+          UserError: for what is not a picture, or has another number of channels.
+        """
+        several = isinstance(pictures, list | tuple) or getattr(pictures, "ndim", 0) == 4
+        arrays = [self._prepare(picture) for picture in (pictures if several else [pictures])]
+        if not arrays:
+            raise UserError("no pictures: give a PIL image, an array, the path of a file, or a list of them")
+        return normalize(jnp.asarray(np.stack(arrays)), self.mean, self.std)
+
+    def to_pictures(self, images: jax.Array) -> jax.Array:
+        """Pictures uint8 [B, H, W, C] of images [B, H, W, C]; values beyond black and white are clipped."""
+        return jnp.round(jnp.clip(denormalize(images, self.mean, self.std), 0, 1) * 255).astype(jnp.uint8)
+
+    def _prepare(self, picture: Any) -> np.ndarray:
+        """uint8 [H, W, C] of one picture."""
+        try:
+            if isinstance(picture, str | Path):
+                picture = decode(Path(picture).expanduser().read_bytes(), self.channels, MAX_PIXELS)
+            elif isinstance(picture, Image.Image):
+                picture = to_array(picture, self.channels)
+            else:
+                picture = decode(_to_bytes(np.asarray(picture)), self.channels, MAX_PIXELS)
+        except (BadImage, OSError) as error:
+            raise UserError(f"{getattr(picture, 'filename', None) or picture} cannot be used: {error}") from error
+        return resize_and_centre_crop(picture, self.image_size, self.eval_crop)
+
+
+def _to_bytes(picture: np.ndarray) -> np.ndarray:
+    """uint8 of an array of uint8, or of floats on [0, 1]."""
+    if picture.dtype == np.uint8:
+        return picture
+    if not np.issubdtype(picture.dtype, np.floating):
+        raise UserError(f"an array of {picture.dtype}: pictures are uint8, or floats on [0, 1]")
+    if picture.size and not (picture.min() >= 0 and picture.max() <= 1):
+        raise UserError(
+            f"a float array with values from {picture.min():g} to {picture.max():g}: pictures are uint8, or floats on "
+            "[0, 1]"
+        )
+    return np.round(picture * 255).astype(np.uint8)

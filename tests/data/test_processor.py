@@ -1,0 +1,100 @@
+import io
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import digits
+from mae_jax.data.augment import normalize
+from mae_jax.data.loader import make_eval_batches
+from mae_jax.data.processor import Processor
+from mae_jax.errors import UserError
+
+RNG = np.random.default_rng(0)
+PICTURE = RNG.integers(0, 256, (40, 60, 3), np.uint8)
+PROCESSOR = Processor((16, 24), 3)
+
+
+def test_a_picture_is_prepared_as_in_evaluation():
+    class Source:
+        num_classes, class_names = 0, None
+
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            return {"image": PICTURE, "label": -1}
+
+    data = digits.get_config().data
+    data.update(eval_crop=0.875)
+    batches = make_eval_batches(Source(), data, 1, (16, 24), 3)
+    batch = next(batches)
+    batches.close()
+    expected = normalize(jnp.asarray(batch["image"]), PROCESSOR.mean, PROCESSOR.std)
+    np.testing.assert_array_equal(PROCESSOR(PICTURE), expected)
+
+
+def test_pil_images_arrays_floats_and_files_of_one_picture_become_the_same_images(tmp_path):
+    Image.fromarray(PICTURE).save(tmp_path / "picture.png")
+    expected = PROCESSOR(PICTURE)
+    assert expected.shape == (1, 16, 24, 3) and expected.dtype == np.float32
+    for same in (
+        Image.fromarray(PICTURE), tmp_path / "picture.png", str(tmp_path / "picture.png"),
+        PICTURE / 255, (PICTURE / 255).astype(np.float32), [PICTURE], PICTURE[None],
+    ):  # fmt: skip
+        np.testing.assert_array_equal(PROCESSOR(same), expected)
+    several = PROCESSOR([PICTURE, Image.fromarray(PICTURE), tmp_path / "picture.png"])
+    np.testing.assert_array_equal(several, np.repeat(expected, 3, axis=0))
+    assert PROCESSOR([PICTURE, PICTURE[:20]]).shape == (2, 16, 24, 3)  # of different sizes
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "CMYK", "I;16"])
+def test_pictures_of_every_mode_become_rgb_or_grey(mode):
+    grey = Image.fromarray(PICTURE).convert("L")
+    picture = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257) if mode == "I;16" else grey.convert(mode)
+    assert PROCESSOR(picture).shape == (1, 16, 24, 3)
+    one = Processor((16, 24), 1, (0.5,), (0.5,))
+    assert one(picture).shape == (1, 16, 24, 1)
+    if mode in ("L", "I;16"):
+        np.testing.assert_array_equal(one(picture), one(np.asarray(grey)))
+
+
+def test_the_orientation_of_a_photograph_is_heeded():
+    tagged = Image.fromarray(PICTURE)
+    exif = tagged.getexif()
+    exif[0x0112] = 3  # upside down
+    file = io.BytesIO()
+    tagged.save(file, "PNG", exif=exif)
+    np.testing.assert_array_equal(PROCESSOR(Image.open(file)), PROCESSOR(PICTURE[::-1, ::-1]))
+
+
+def test_images_become_the_pictures_that_they_were_made_of():
+    processor = Processor((40, 60), 3, eval_crop=1.0)
+    pictures = processor.to_pictures(processor(PICTURE))
+    assert pictures.dtype == np.uint8
+    np.testing.assert_array_equal(pictures[0], PICTURE)
+    np.testing.assert_array_equal(processor.to_pictures(np.full((1, 2, 2, 3), 99.0)), np.full((1, 2, 2, 3), 255))
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        ([], "no pictures"),
+        (np.zeros((4, 4, 4), np.uint8), "4 channels"),
+        (np.zeros((4, 4, 3), np.int32), "array of int32"),
+        (np.full((4, 4, 3), 200.0), "values from 200 to 200"),
+        (np.full((4, 4, 3), np.nan), "values from nan"),
+        ("no/such/file.png", "cannot be used"),
+    ],
+)
+def test_what_is_no_picture_is_refused_in_one_line(picture, message):
+    with pytest.raises(UserError, match=message) as error:
+        PROCESSOR(picture)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_no_picture_is_refused_by_its_name(tmp_path):
+    (tmp_path / "text.jpg").write_text("not a picture")
+    with pytest.raises(UserError, match="text.jpg cannot be used"):
+        PROCESSOR(tmp_path / "text.jpg")
