@@ -6,15 +6,18 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from mae_jax.interop.weights import Weights, find_checkpoint, has_checkpoint, pin_checkpoint, read_config, read_weights
+from mae_jax.interop.weights import pin_weights, read_weights
+from mae_jax.interop.workdirs import Weights, find_checkpoint, has_checkpoint, read_config
 from mae_jax.models.classifier import ClassifierConfig, make_classifier_config
 from mae_jax.models.mae_config import MAEConfig
-from mae_jax.models.parameters import resize_positions
-from mae_jax.models.positions import sincos_table
+from mae_jax.models.positions import resize_positions, sincos_table
 
 # Settings of `model` that a run chooses for itself; the others are the checkpoint's.
-OWN_MODEL_SETTINGS = ("image_size", "dtype", "remat", "scan_unroll")
-ENCODER_SETTINGS = ("patch_size", "channels", "width", "depth", "num_heads", "mlp_ratio", "norm_epsilon")
+OWN_MODEL_SETTINGS = ("image_size", "dtype", "attention", "remat", "scan_unroll")
+ENCODER_SETTINGS = (
+    "patch_size", "channels", "width", "depth", "num_heads", "mlp_ratio", "mlp_width",
+    "norm_epsilon", "activation", "qkv_bias",
+)  # fmt: skip
 
 
 def resolve_model(config: ml_collections.ConfigDict, workdir: Path) -> tuple[Weights | None, list[str]]:
@@ -29,7 +32,7 @@ def resolve_model(config: ml_collections.ConfigDict, workdir: Path) -> tuple[Wei
     if has_checkpoint(workdir):
         weights, trained = None, read_config(find_checkpoint(workdir))[0]
     elif config.init_from:
-        weights = read_weights(pin_checkpoint(config.init_from, workdir))
+        weights = read_weights(pin_weights(config.init_from, workdir))
         trained = weights.config
     else:
         return None, []
@@ -52,7 +55,7 @@ def starting_params(weights: Weights, model: ClassifierConfig, class_names: list
     params, old = weights.params, MAEConfig(**weights.config["model"])
     table = params["encoder"].get("positions")
     table = sincos_table(old.grid, old.width) if table is None else table
-    encoder = params["encoder"] | {"positions": resize_positions(table, old.grid, model.encoder.grid)}
+    encoder = params["encoder"] | {"positions": np.asarray(resize_positions(table, old.grid, model.encoder.grid))}
     if keeps_head(weights, model, class_names):
         return {"encoder": encoder, "head": params["head"]}
     if model.pool == "mean_norm" and not _pooled_before_norm(weights):  # this norm belongs to the head, and is new
@@ -85,7 +88,7 @@ def describe_start(
 ) -> str:
     """What a classifier begins with, and what differs from the run that trained it, for people."""
     old = weights.config
-    text = f"{config.init_from}, step {weights.step:,} ({old['task']})"
+    text = f"{config.init_from}, {weights.origin}"
     if keeps_head(weights, model, class_names):
         text += ", with its head"
     elif old["task"] == "classify" and old["classifier"]["num_classes"] != model.num_classes:
@@ -96,6 +99,7 @@ def describe_start(
     old_grid = MAEConfig(**old["model"]).grid
     if old_grid != model.encoder.grid:
         text += f"; positions resized from {old_grid[0]} x {old_grid[1]} patches"
+    text += "".join(f"; note: {note}" for note in weights.notes if "reconstruct" not in note)
     for name in ("mean", "std"):
         if tuple(old["data"][name]) != tuple(config.data[name]):
             text += f"; note: data.{name} was {tuple(old['data'][name])}, is {tuple(config.data[name])}"

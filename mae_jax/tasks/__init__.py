@@ -5,7 +5,7 @@ import importlib
 from mae_jax.config import nearest
 from mae_jax.errors import UserError
 
-TASKS = ("pretrain", "classify", "knn", "logistic_regression", "features", "evaluate", "reconstruct")
+TASKS = ("pretrain", "classify", "knn", "logistic_regression", "features", "evaluate", "reconstruct", "export")
 
 
 def find_task(name: str):

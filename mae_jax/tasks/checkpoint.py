@@ -8,7 +8,9 @@ import ml_collections
 from configs import common
 from mae_jax.config import flatten
 from mae_jax.errors import UserError
-from mae_jax.interop.weights import Weights, read_weights
+from mae_jax.interop.foreign import GUESSABLE, is_foreign
+from mae_jax.interop.weights import choose, find_weights, read_weights
+from mae_jax.interop.workdirs import Weights
 from mae_jax.training.reporting import keep_earlier_measurement, write_json
 
 # Settings that the command may decide; the others of `model` and `data` are the checkpoint's.
@@ -17,38 +19,56 @@ READING = (
     "batch_size", "seed", "label_fraction",
 )  # fmt: skip
 PLACE = ("name", "path", "train_split", "eval_split", "eval_fraction", "num_examples")
-COMPUTE = ("dtype", "remat", "scan_unroll")
+CHOSEN = ("image_size", "dtype", "attention", "remat", "scan_unroll")
 
 
-def open_checkpoint(config: ml_collections.ConfigDict, workdir: Path) -> tuple[Weights, ml_collections.ConfigDict]:
+def open_checkpoint(
+    config: ml_collections.ConfigDict, workdir: Path, *, needs_data: bool = True
+) -> tuple[Weights, ml_collections.ConfigDict]:
     """Reads `config.init_from`; returns its weights, and the config with the model and the data that fit it.
 
     The pictures are the checkpoint's own, or those that `data.name` and its companions say; they are prepared as the
-    checkpoint's were. Masks come from the checkpoint's seed, unless another one is asked for.
+    checkpoint's were. Masks come from the checkpoint's seed, unless another one is asked for. Another
+    `model.image_size` changes the table of positions; settings that a file of others leaves open are those asked for.
 
     Raises:
-      UserError: without a checkpoint, in the workdir of a training run, or for a setting that would be ignored.
+      UserError: without a checkpoint, in the workdir of a training run, for a setting that would be ignored, or if
+        nothing says which pictures are meant and `needs_data`.
     """
     if not config.init_from:
         raise UserError("init_from is not set: which model? For example --config.init_from=runs/digits")
     if (workdir / "checkpoints").exists():
         raise UserError(f"--workdir={workdir} belongs to a training run; choose another folder for what is measured")
     asked, usual = config.to_dict(), common.get_config().to_dict()
-    weights = read_weights(config.init_from)
+    changed = {group: _changed(asked[group], usual[group]) for group in ("model", "data")}
+    path = find_weights(config.init_from)
+    foreign = is_foreign(path)
+    weights = read_weights(path, _only(changed["model"], GUESSABLE) if foreign else None)
     trained = weights.config
+    allowed = {"model": CHOSEN, "data": tuple(usual["data"]) if foreign else READING + PLACE}
+    for group, keys in allowed.items():
+        for key, value in changed[group].items():
+            if key not in keys and value != trained[group].get(key):
+                own = trained[group].get(key)
+                raise UserError(f"{group}.{key}={value!r} is {own!r} in the checkpoint and cannot be changed here")
+    weights = choose(weights, _only(changed["model"], CHOSEN))
+    trained = weights.config
+    for note in weights.notes:
+        print(f"note: {config.init_from}: {note}")
     groups = {
-        "model": asked["model"] | trained["model"] | _changed(asked["model"], usual["model"], COMPUTE),
+        "model": asked["model"] | trained["model"],
         "data": asked["data"] | trained["data"] | _taken(asked["data"], usual["data"], trained["data"]["name"]),
         "seed": trained["seed"] if asked["seed"] == usual["seed"] else asked["seed"],
     }
-    for group, allowed in (("model", COMPUTE), ("data", READING + PLACE)):
-        for key, value in _changed(asked[group], usual[group]).items():
-            if key not in allowed and value != trained[group].get(key):
-                own = trained[group].get(key)
-                raise UserError(f"{group}.{key}={value!r} is {own!r} in the checkpoint and cannot be changed here")
+    if foreign:
+        groups["data"] |= changed["data"]
+    if needs_data and groups["data"]["name"] is None:
+        raise UserError(
+            f"init_from={config.init_from} does not say which pictures: name them, for example "
+            "--config.data.name=image_folder --config.data.path=FOLDER"
+        )
     if trained["task"] == "classify":
         groups["classifier"] = trained["classifier"]
-    weights = weights._replace(config=trained | {"model": groups["model"]})
     return weights, ml_collections.ConfigDict(asked | groups)
 
 
@@ -60,9 +80,13 @@ def write_measurement(workdir: Path, config: ml_collections.ConfigDict, result: 
     write_json(workdir / "result.json", result)
 
 
-def _changed(asked: dict, usual: dict, names: tuple[str, ...] | None = None) -> dict[str, Any]:
+def _changed(asked: dict, usual: dict) -> dict[str, Any]:
     """The settings that the command has changed."""
-    return {key: value for key, value in asked.items() if value != usual[key] and (names is None or key in names)}
+    return {key: value for key, value in asked.items() if value != usual[key]}
+
+
+def _only(settings: dict, names: tuple[str, ...]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key in names}
 
 
 def _taken(asked: dict[str, Any], usual: dict[str, Any], trained_name: str) -> dict[str, Any]:
@@ -70,7 +94,7 @@ def _taken(asked: dict[str, Any], usual: dict[str, Any], trained_name: str) -> d
     reading = {name: asked[name] for name in READING}
     if asked["name"] is not None:
         return reading | {name: asked[name] for name in PLACE}
-    place = _changed(asked | {"name": usual["name"]}, usual, PLACE)
+    place = _only(_changed(asked | {"name": usual["name"]}, usual), PLACE)
     if "path" in place and trained_name in ("digits", "synthetic"):
         raise UserError(
             f"data.path={asked['path']}: the checkpoint's data ({trained_name}) have no path; "

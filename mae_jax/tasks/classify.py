@@ -27,7 +27,7 @@ from mae_jax.errors import UserError
 from mae_jax.evaluation.classification import predict, summarize_predictions
 from mae_jax.evaluation.features import extract_features
 from mae_jax.interop.transfer import describe_start, resolve_model, starting_params
-from mae_jax.interop.weights import Weights
+from mae_jax.interop.workdirs import Weights
 from mae_jax.mesh import make_mesh
 from mae_jax.models.classifier import (
     POOLS,

@@ -19,7 +19,8 @@ from mae_jax.evaluation.classification import (
     predict,
     summarize_predictions,
 )
-from mae_jax.interop.weights import Weights, make_bind_of
+from mae_jax.interop.weights import make_bind_of
+from mae_jax.interop.workdirs import Weights
 from mae_jax.mesh import make_mesh, replicated
 from mae_jax.models.mae_config import MAEConfig
 from mae_jax.tasks.checkpoint import open_checkpoint, write_measurement
@@ -56,7 +57,7 @@ def evaluate_classifier(weights: Weights, config: ml_collections.ConfigDict, wor
     source = RandomSubset(source, config.evaluate.max_examples or len(source))
     write_json(workdir / "config.json", config.to_dict() | provenance())
 
-    bind, variables = make_bind_of(weights.config), jax.device_put(weights.params, replicated(mesh))
+    bind, variables = make_bind_of(weights), jax.device_put(weights.params, replicated(mesh))
     logits = jax.jit(lambda variables, images: bind(variables)(normalize(images, data.mean, data.std)))
     batches = evaluation_batches(source, data, config.evaluate.batch_size, model.image_size, model.channels, mesh)
     found = predict(lambda batch: logits(variables, batch["image"]), batches)
@@ -68,7 +69,7 @@ def evaluate_classifier(weights: Weights, config: ml_collections.ConfigDict, wor
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(workdir / "classes.csv", text.getvalue())
-    title = f"{config.init_from}, step {weights.step:,}: top-1 {scores['top1']:.2%} of {len(source):,} images"
+    title = f"{config.init_from}, {weights.origin}: top-1 {scores['top1']:.2%} of {len(source):,} images"
     save_picture(workdir / "confusion_matrix.png", draw_confusion_matrix(confusions, names, title))
     result = {"step": weights.step} | {f"eval/{name}": value for name, value in scores.items()}
     write_measurement(workdir, config, result | {"images": len(source), "correct": int((found.rank < 1).sum())})
@@ -91,6 +92,8 @@ def class_names_of(weights: Weights, source: Source, config: ml_collections.Conf
             f"{config.init_from} tells {num_classes} classes apart, but data.name={config.data.name} has "
             f"{source.num_classes}; choose data with the same classes"
         )
+    if weights.config["data"]["name"] is None and not set(known or ()) & set(found or ()):
+        known = None  # a file of others, in which the classes go by other names (words, not folders)
     for ours, theirs in zip(known or (), found or (), strict=False):
         if ours != theirs:
             raise UserError(

@@ -47,7 +47,7 @@ class FrozenEncoder:
     @functools.cached_property
     def extract(self) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
         """(source, out=None) -> features [N, D] and labels [N] of a source, the features in `out` if it is given."""
-        bind = make_bind_of(self._weights.config)
+        bind = make_bind_of(self._weights)
         return self._extractor(bind, jax.device_put(self._weights.params, replicated(self.mesh)))
 
     @functools.cached_property

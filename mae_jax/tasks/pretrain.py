@@ -15,7 +15,7 @@ from mae_jax.data.loader import Batches, make_train_batches
 from mae_jax.data.sources import make_source
 from mae_jax.data.supervised import augmentations
 from mae_jax.evaluation.pretraining import MAEEvaluation
-from mae_jax.interop.weights import pin_checkpoint, read_fitting_params
+from mae_jax.interop.weights import pin_weights, read_fitting_params
 from mae_jax.mesh import make_mesh, replicated
 from mae_jax.models.flops import forward_flops, train_flops
 from mae_jax.models.mae import MAEConfig, init_params, make_bind
@@ -55,6 +55,7 @@ class Pretraining:
         }
         self.loss_fn = make_loss_fn(config, model)
         self.facts = {}
+        self._start_notes: list[str] = []
 
     def init(self, key: jax.Array) -> Variables:
         return Variables(init_params(self._model, key))
@@ -62,15 +63,16 @@ class Pretraining:
     def start(self) -> Variables | None:
         if not self._config.init_from:
             return None
-        path = pin_checkpoint(self._config.init_from, self._workdir)
-        expected = jax.eval_shape(functools.partial(init_params, self._model), jax.random.key(0))
-        return Variables(read_fitting_params(path, self._config, expected))
+        path = pin_weights(self._config.init_from, self._workdir)
+        params, self._start_notes = read_fitting_params(path, self._config)
+        return Variables(params)
 
     def describe(self, variables: Variables) -> dict[str, str]:
         model, params = self._model, variables.params
         height, width = model.image_size
         visible = num_visible(model.num_patches, model.mask_ratio)
-        return {
+        start = "; note: ".join([self._config.init_from or "", *self._start_notes])
+        return ({"start": start} if self._config.init_from else {}) | {
             "encoder": f"{model.depth} blocks x {model.width}, {model.num_heads} heads, "
             f"{count_parameters(params['encoder']):,} parameters",
             "decoder": f"{model.decoder_depth} blocks x {model.decoder_width}, {model.decoder_num_heads} heads, "

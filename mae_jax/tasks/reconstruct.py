@@ -9,7 +9,8 @@ from mae_jax.data.pictures import PictureFiles
 from mae_jax.data.sources import Source, make_source
 from mae_jax.errors import UserError
 from mae_jax.evaluation.pretraining import MAEEvaluation
-from mae_jax.interop.weights import Weights
+from mae_jax.interop.weights import has_decoder
+from mae_jax.interop.workdirs import Weights
 from mae_jax.mesh import make_mesh, replicated
 from mae_jax.models.mae_config import MAEConfig, check_mask_ratio
 from mae_jax.tasks.checkpoint import open_checkpoint, write_measurement
@@ -25,7 +26,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
     """
     pictures = config.data.path
     config.data.path = None
-    weights, config = open_checkpoint(config, workdir)
+    weights, config = open_checkpoint(config, workdir, needs_data=not pictures)
     if weights.config["task"] == "classify":
         raise UserError(f"init_from={config.init_from} is a classifier, which has no decoder: nothing to reconstruct")
     model = MAEConfig(**config.model)
@@ -40,8 +41,13 @@ def reconstruct(weights: Weights, config: ml_collections.ConfigDict, workdir: Pa
     """Draws reconstructions/<step>.png and writes result.json with the loss over all images of a source.
 
     Raises:
-      UserError: for a mask ratio that does not fit.
+      UserError: for a model without a decoder, or a mask ratio that does not fit.
     """
+    if not has_decoder(weights):
+        raise UserError(
+            f"init_from={config.init_from} holds only an encoder: nothing can be reconstructed; give a file with its "
+            "decoder (of the released ones mae_pretrain_vit_*_full or mae_visualize_vit_*)"
+        )
     model = MAEConfig(**config.model)
     if config.evaluate.mask_ratio is not None:
         check_mask_ratio(config.evaluate.mask_ratio, model.num_patches, "evaluate.mask_ratio")
@@ -49,7 +55,7 @@ def reconstruct(weights: Weights, config: ml_collections.ConfigDict, workdir: Pa
     evaluation = MAEEvaluation(config, model, mesh, None, source)
     params = jax.device_put(weights.params, replicated(mesh))
     write_json(workdir / "config.json", config.to_dict() | provenance())
-    caption = f"{config.init_from}, step {weights.step:,}"
+    caption = f"{config.init_from}, {weights.origin}"
     picture = save_picture(workdir / "reconstructions" / f"{weights.step}.png", evaluation.picture(params, caption))
     result = {"step": weights.step, "eval/loss": evaluation.loss(params), "images": len(evaluation.eval_source)}
     write_measurement(workdir, config, result)

@@ -8,7 +8,7 @@ from mae_jax.errors import UserError
 from mae_jax.interop.transfer import describe_start, keeps_head, resolve_model, starting_params
 from mae_jax.models.classifier import init_classifier, make_classifier_config, split_classifier
 from mae_jax.models.mae import MAEConfig
-from mae_jax.models.parameters import resize_positions
+from mae_jax.models.positions import resize_positions
 from mae_jax.training.checkpoints import Checkpoints
 from mae_jax.training.state import TrainState
 from tests.reference import loop_positions, random_like, random_params

@@ -1,0 +1,152 @@
+"""Trained models as files of other programs: facebookresearch/mae, Hugging Face and timm."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mae_jax.errors import UserError
+from mae_jax.interop import huggingface, timm
+from mae_jax.interop.files import write_safetensors, write_torch
+from mae_jax.interop.torch_layout import POOLED_NORM, PROBE_HEAD, write_state
+from mae_jax.interop.workdirs import Weights
+from mae_jax.models.classifier import BATCH_NORM_EPSILON, ClassifierConfig, make_classifier_config
+from mae_jax.models.mae_config import MAEConfig
+from mae_jax.models.positions import sincos_table
+
+# Format -> the pools whose heads it can hold.
+POOLS = {
+    "huggingface": ("class", "mean_norm"),
+    "facebook": ("class", "mean_norm"),
+    "timm": ("class", "mean", "mean_norm"),
+}
+FORMATS = tuple(POOLS)
+
+
+def export(weights: Weights, folder: Path, format: str, *, encoder_only: bool = False) -> list[Path]:
+    """Writes a model into a folder; returns the files, in the order in which they came to be.
+
+    huggingface: config.json, preprocessor_config.json and model.safetensors, for ViTMAEForPreTraining; of an encoder
+    for ViTModel, of a classifier for ViTForImageClassification (with pool mean_norm, BeitForImageClassification).
+    facebook: model.pth. timm: config.json and
+    model.safetensors, for `timm.create_model("local-dir:FOLDER")`.
+
+    Args:
+      encoder_only: leave decoder or head out.
+
+    Raises:
+      UserError: for a model that the format cannot hold; nothing is written then.
+    """
+    model = MAEConfig(**weights.config["model"])
+    if encoder_only:
+        weights = _encoder_of(weights)
+    classifier = None
+    if weights.config["task"] == "classify":
+        classifier = make_classifier_config(weights.config["model"], weights.config["classifier"])
+        _check_pool(classifier, format)
+    params = weights.params
+    if classifier and classifier.batch_norm and format != "facebook":
+        params = fold_batch_norm(params)
+    if "decoder" in params and format == "timm":
+        raise UserError("timm's models are encoders: add --config.encoder_only=True to leave the decoder out")
+    renamed = POOLED_NORM if classifier and classifier.pool == "mean_norm" else {}
+    if classifier and classifier.batch_norm and format == "facebook":
+        renamed = renamed | PROBE_HEAD
+    state = write_state(_with_tables(params, model), renamed, model.patch_size)
+    data = {"eval_crop": 0.875} | {k: v for k, v in weights.config["data"].items() if k in ("mean", "std", "eval_crop")}
+    write = {"huggingface": _write_huggingface, "facebook": _write_facebook, "timm": _write_timm}[format]
+    folder.mkdir(parents=True, exist_ok=True)
+    return write(folder, state, weights, model, classifier, data)
+
+
+def _encoder_of(weights: Weights) -> Weights:
+    config = {k: v for k, v in weights.config.items() if k not in ("classifier", "class_names")}
+    model = config["model"] | ({"positions": "learned"} if "positions" in weights.params["encoder"] else {})
+    return weights._replace(
+        config=config | {"task": "pretrain", "model": model}, params={"encoder": weights.params["encoder"]}
+    )
+
+
+def _check_pool(classifier: ClassifierConfig, format: str) -> None:
+    if classifier.pool not in POOLS[format]:
+        able = [f"format={name}" for name, pools in POOLS.items() if classifier.pool in pools]
+        remedy = f"export {' or '.join(able)}" if able else "export the encoder: --config.encoder_only=True"
+        raise UserError(
+            f"format={format} has no head for classifier.pool={classifier.pool} (only for "
+            f"{', '.join(POOLS[format])}): {remedy}, or fine-tune with --config.classifier.pool={POOLS[format][0]}"
+        )
+
+
+def fold_batch_norm(params: dict[str, Any]) -> dict[str, Any]:
+    """A classifier's parameters with the BatchNorm before its linear layer worked into that layer."""
+    head = dict(params["head"])
+    norm, linear = head.pop("batch_norm"), head["linear"]
+    scale = 1 / np.sqrt(np.asarray(norm["variance"], np.float64) + BATCH_NORM_EPSILON)
+    kernel = np.asarray(linear["kernel"], np.float64) * scale[:, None]
+    bias = linear["bias"] - np.asarray(norm["mean"], np.float64) @ kernel
+    head["linear"] = {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}
+    return params | {"head": head}
+
+
+def _with_tables(params: dict[str, Any], model: MAEConfig) -> dict[str, Any]:
+    """The parameters with the tables of positions that files of others hold also if they are a formula."""
+    widths = {"encoder": model.width, "decoder": model.decoder_width}
+    tables = {part: {"positions": sincos_table(model.grid, width)} for part, width in widths.items() if part in params}
+    return params | {part: table | params[part] for part, table in tables.items()}
+
+
+def _write_huggingface(folder, state, weights, model, classifier, data) -> list[Path]:
+    architecture = "ViTModel"
+    if classifier:
+        architecture = "ViTForImageClassification" if classifier.pool == "class" else huggingface.BEIT
+    if "decoder" in weights.params:
+        architecture = "ViTMAEForPreTraining"
+        if model.image_size[0] != model.image_size[1]:
+            raise UserError(
+                f"transformers' ViTMAE takes square images only, not {model.image_size[0]} x {model.image_size[1]}: "
+                "export the encoder (--config.encoder_only=True), or format=facebook"
+            )
+    classes = classifier and classifier.num_classes
+    config = huggingface.make_config(model, architecture, weights.config.get("class_names"), classes)
+    config["step"] = weights.step
+    processor = huggingface.make_processor(model, data["mean"], data["std"], data["eval_crop"])
+    tensors = huggingface.from_state(state, architecture)
+    return [
+        _write_json(folder / "config.json", config),
+        _write_json(folder / "preprocessor_config.json", processor),
+        _write_tensors(folder / "model.safetensors", tensors),
+    ]
+
+
+def _write_timm(folder, state, weights, model, classifier, data) -> list[Path]:
+    config = timm.make_config(model, classifier, data, weights.config.get("class_names"))
+    return [_write_json(folder / "config.json", config), _write_tensors(folder / "model.safetensors", state)]
+
+
+def _write_facebook(folder, state, weights, model, classifier, data) -> list[Path]:
+    # A .pth has no config.json beside it: what its tensors do not say stands in it, where other programs do not look.
+    own = {"model": weights.config["model"], "data": data, "step": weights.step}
+    if classifier:
+        own["class_names"] = weights.config.get("class_names")
+    path = folder / "model.pth"
+    write_torch(path, {"model": state, "mae_jax": _plain(own)})
+    return [path]
+
+
+def _plain(value: Any) -> Any:
+    """With lists for tuples, as JSON has them."""
+    return json.loads(json.dumps(value))
+
+
+def _write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> Path:
+    write_safetensors(path, tensors, {"format": "pt"})
+    return path
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> Path:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    os.replace(temporary, path)
+    return path

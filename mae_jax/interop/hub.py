@@ -1,0 +1,48 @@
+"""Models on the Hugging Face hub: `hf://owner/name` or `hf://owner/name@revision`."""
+
+import re
+from pathlib import Path
+
+from mae_jax.errors import UserError, first_line
+
+PATTERNS = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
+OLD_PATTERNS = (
+    "config.json",
+    "preprocessor_config.json",
+    "pytorch_model*.bin",
+    "pytorch_model.bin.index.json",
+    "*.pth",
+)
+TIMEOUT = 20  # seconds until the hub must have answered
+
+
+def is_hub(path: str | Path) -> bool:
+    """Whether a path names a model on the hub."""
+    return str(path).startswith("hf:/")  # as a Path it loses one of its slashes
+
+
+def fetch(address: str) -> Path:
+    """The folder with a model's files, downloaded into huggingface_hub's cache unless they are there.
+
+    Raises:
+      UserError: for an address of another form, without the package, without a network, or for a model that is not
+        there or has no weights.
+    """
+    found = re.fullmatch(r"hf:/+([\w.-]+/[\w.-]+)(?:@(\S+))?", address)
+    if not found:
+        raise UserError(f"{address} is not of the form hf://owner/name or hf://owner/name@revision")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise UserError(f"reading {address} needs another package: pip install huggingface_hub") from error
+    for patterns in (PATTERNS, OLD_PATTERNS):
+        try:
+            folder = snapshot_download(found[1], revision=found[2], allow_patterns=list(patterns), etag_timeout=TIMEOUT)
+        except Exception as error:  # the package and its network libraries raise many types
+            raise UserError(
+                f"{address} cannot be downloaded ({type(error).__name__}: {first_line(error)}); check the name and the "
+                "network, or fetch its files elsewhere and give their folder"
+            ) from error
+        if any(file.suffix in (".safetensors", ".bin", ".pth") for file in Path(folder).iterdir()):
+            return Path(folder)
+    raise UserError(f"{address} has no weights ({', '.join((*PATTERNS[2:], *OLD_PATTERNS[2:]))})")

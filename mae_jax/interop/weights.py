@@ -1,0 +1,179 @@
+"""Trained models, wherever they come from: our workdirs, facebookresearch/mae, Hugging Face and timm."""
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mae_jax.config import nearest
+from mae_jax.data.processor import Processor
+from mae_jax.errors import UserError
+from mae_jax.interop.foreign import GUESSABLE, is_foreign, read_foreign
+from mae_jax.interop.hub import fetch, is_hub
+from mae_jax.interop.workdirs import Weights, find_checkpoint, read_workdir
+from mae_jax.models.classifier import Classifier, make_bind_classifier, make_classifier_config
+from mae_jax.models.mae import MAEConfig, MaskedAutoencoder, make_bind
+from mae_jax.models.positions import resize_positions, sincos_table
+
+# Settings of `model.*` that are the user's choice, whatever the file.
+CHOOSABLE = ("dtype", "attention", "remat", "scan_unroll", "mask_ratio", "image_size", "positions")
+USUAL_EVAL_CROP = 0.875
+# Settings in which the models of two runs must agree if one begins with the other's parameters.
+STRUCTURE = (
+    "patch_size", "channels", "width", "depth", "num_heads", "mlp_width", "activation", "qkv_bias", "positions",
+    "decoder_width", "decoder_depth", "decoder_num_heads", "decoder_mlp_width",
+)  # fmt: skip
+
+
+def find_weights(path: str | Path) -> Path:
+    """What a path means: a checkpoint of a workdir, the newest if it names none; or a file or folder of weights.
+
+    `hf://owner/name` (and `@revision`) is downloaded, or found where it was downloaded before.
+
+    Raises:
+      UserError: if there is none.
+    """
+    if is_hub(path):
+        return fetch(str(path))
+    path = Path(path).expanduser().absolute()
+    return path if is_foreign(path) else find_checkpoint(path)
+
+
+def read_weights(path: str | Path, asked: dict[str, Any] | None = None) -> Weights:
+    """Reads config and parameters of whatever `find_weights` finds.
+
+    Args:
+      asked: settings of `model.*` that stand in for what a file of others does not say.
+
+    Raises:
+      UserError: if there is nothing, it cannot be read, or it holds no encoder.
+    """
+    path = find_weights(path)
+    if is_foreign(path):
+        return read_foreign(path, asked)
+    if others := [name for name in asked or {} if name != "image_size"]:
+        raise UserError(f"{others[0]}= cannot be set: {path} is a checkpoint of mae_jax, which says what it is")
+    return read_workdir(path)
+
+
+def pin_weights(init_from: str, workdir: Path) -> Path:
+    """The weights that a run begins with, the same when it is started again before its own first checkpoint.
+
+    (The run in `init_from` may have gone on in between.) It is noted in the workdir's init_from.json.
+    """
+    note = workdir / "init_from.json"
+    if note.exists() and (workdir / "config.json").exists():  # without it, that run was refused before it began
+        noted = json.loads(note.read_text())
+        if noted["init_from"] == init_from and Path(noted["checkpoint"]).exists():
+            return Path(noted["checkpoint"])
+    found = find_weights(init_from)
+    temporary = note.with_name(note.name + ".tmp")
+    temporary.write_text(json.dumps({"init_from": init_from, "checkpoint": str(found)}) + "\n")
+    temporary.replace(note)
+    return found
+
+
+def has_decoder(weights: Weights) -> bool:
+    """Whether weights can reconstruct."""
+    return "decoder" in weights.params
+
+
+def make_bind_of(weights: Weights) -> Callable[[dict], MaskedAutoencoder | Classifier]:
+    """The pure function from variables to a model of the kind that the weights are of."""
+    config = weights.config
+    if config["task"] == "classify":
+        return make_bind_classifier(make_classifier_config(config["model"], config["classifier"]))
+    return make_bind(MAEConfig(**config["model"]), decoder=has_decoder(weights))
+
+
+def load(path: str | Path, **settings) -> MaskedAutoencoder | Classifier:
+    """A trained model.
+
+    Args:
+      path: a workdir (its newest checkpoint) or one checkpoint; a facebookresearch/mae `.pth`; a Hugging Face or timm
+        folder or file (safetensors or PyTorch); `hf://owner/name[@revision]`. What it is shows in the file.
+      settings: of `model.*`: what is yours to choose (dtype="bfloat16", attention, remat, scan_unroll, mask_ratio;
+        image_size: positions are computed or resized for it; positions="learned": fixed tables become parameters), and
+        what files of others may leave open (num_heads, decoder_num_heads, normalize_targets, norm_epsilon,
+        activation).
+
+    Returns:
+      An autoencoder: `model(images, key=key)` reconstructs; or, from classify, a classifier: `model(images)` gives
+      logits. `model.encode(images)` gives the features of both; `model.processor(pictures)` makes images.
+
+    Warns:
+      UserWarning: for each thing that a file leaves open, lacks, or has too much.
+
+    Raises:
+      UserError: if there is no readable model.
+    """
+    known = (*CHOOSABLE, *GUESSABLE)
+    for name in settings:
+        if name not in known:
+            raise UserError(
+                f"mae_jax.load has no setting {name!r}{nearest(name, known)} (there are: {', '.join(known)})"
+            )
+    asked = {name: value for name, value in settings.items() if name in GUESSABLE}
+    weights = choose(read_weights(path, asked), {k: v for k, v in settings.items() if k in CHOOSABLE})
+    for note in weights.notes:
+        warnings.warn(f"{path}: {note}", stacklevel=2)
+    model = make_bind_of(weights)(jax.device_put(weights.params))
+    config, data = MAEConfig(**weights.config["model"]), weights.config["data"]
+    model.processor = Processor(
+        config.image_size, config.channels, tuple(data["mean"]), tuple(data["std"]),
+        data.get("eval_crop", USUAL_EVAL_CROP),
+    )  # fmt: skip
+    return model
+
+
+def choose(weights: Weights, settings: dict[str, Any]) -> Weights:
+    """The same weights with other settings (`CHOOSABLE`); tables of positions are made to fit."""
+    old = MAEConfig(**weights.config["model"])
+    new = MAEConfig(**weights.config["model"] | settings)
+    params = dict(weights.params)
+    for part, width in (("encoder", old.width), ("decoder", old.decoder_width)):
+        if part not in params:
+            continue
+        table = params[part].get("positions")
+        if table is None and new.positions == "learned":
+            table = sincos_table(old.grid, width)
+        elif table is not None and settings.get("positions") == "sincos":
+            raise UserError("positions='sincos': the model has learned positions, which would be lost")
+        if table is not None:
+            params[part] = params[part] | {"positions": np.asarray(resize_positions(table, old.grid, new.grid))}
+    return weights._replace(config=weights.config | {"model": weights.config["model"] | settings}, params=params)
+
+
+def read_fitting_params(path: str | Path, config: dict[str, Any]) -> tuple[dict, list[str]]:
+    """The parameters of a trained autoencoder, to go on from in a pre-training run with the given config.
+
+    Returns:
+      The parameters, without a decoder if there was none; and notes on what differs or was assumed.
+
+    Raises:
+      UserError: if the two models differ; it names the settings in which they do.
+    """
+    weights = read_weights(path)
+    if weights.config["task"] == "classify":
+        raise UserError(f"init_from={path} is a classifier without a decoder; pre-training needs an autoencoder")
+    old, new = MAEConfig(**weights.config["model"]), MAEConfig(**config["model"])
+    compared = [name for name in STRUCTURE if has_decoder(weights) or not name.startswith("decoder")]
+    differing = ", ".join(
+        f"model.{name}={getattr(old, name)!r} (here {getattr(new, name)!r})"
+        for name in compared
+        if getattr(old, name) != getattr(new, name)
+    )
+    if differing:
+        raise UserError(f"init_from={path} holds another model: {differing}; make these settings the same")
+    weights = choose(weights, {"image_size": new.image_size})
+    notes = list(weights.notes)
+    if not has_decoder(weights):
+        notes.append("the decoder begins with random weights")
+    for name in ("norm_epsilon", "normalize_targets"):
+        if getattr(old, name) != getattr(new, name):
+            notes.append(f"model.{name} was {getattr(old, name)}, is {getattr(new, name)}")
+    return weights.params, notes

@@ -1,0 +1,33 @@
+"""Export: a checkpoint as files that other programs load."""
+
+from pathlib import Path
+
+import ml_collections
+
+from mae_jax.errors import UserError
+from mae_jax.interop.export import FORMATS, export
+from mae_jax.models.parameters import count_parameters
+from mae_jax.tasks.checkpoint import open_checkpoint
+from mae_jax.training.reporting import provenance, write_json
+from mae_jax.training.signals import StopSignal
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> None:
+    """Writes `config.init_from` into the workdir in `config.format`; result.json says what was written.
+
+    Raises:
+      UserError: without a checkpoint, for a format that is none, or a model that the format cannot hold.
+    """
+    if config.format not in FORMATS:
+        raise UserError(f"format={config.format!r} is not one of {', '.join(FORMATS)}: --config.format={FORMATS[0]}")
+    weights, config = open_checkpoint(config, workdir, needs_data=False)
+    (workdir / "result.json").unlink(missing_ok=True)  # it stands for files that are complete
+    files = export(weights, workdir, config.format, encoder_only=config.encoder_only)
+    result = {
+        "step": weights.step, "init_from": config.init_from, "format": config.format,
+        "encoder_only": config.encoder_only, "parameters": count_parameters(weights.params),
+        "files": [file.name for file in files],
+    }  # fmt: skip
+    write_json(workdir / "result.json", result | provenance())
+    for file in files:
+        print(f"{file}  {file.stat().st_size:,} bytes")
