@@ -200,8 +200,9 @@ class Description:
         Raises:
           UserError: for tensors without which the model would give other results.
         """
-        left = sorted(set(self.state) - used)
-        if serious := [name for name in left if CHANGES_RESULTS.match(name)]:
+        left = sorted(name for name in set(self.state) - used if not name.endswith("num_batches_tracked"))
+        unused_decoder = "decoder" if self.has_head else "-"  # a classifier computes without it
+        if serious := [name for name in left if CHANGES_RESULTS.match(name) and not name.startswith(unused_decoder)]:
             raise UserError(f"{self.path} is not a plain ViT: {listed(serious)} have no place in this model")
         return [f"left over: {', '.join(left)}"] if left else []
 
@@ -266,10 +267,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_arguments(arguments: Any) -> dict[str, Any]:
     """Settings that the arguments of facebookresearch's programs state, if the file has kept them."""
     arguments = arguments if isinstance(arguments, dict) else {}
-    settings = {}
-    size = re.match(r"(?:mae_)?vit_(\w+?)_patch\d+", str(arguments.get("model", "")))
-    if size and size[1] in SIZES:
-        settings["num_heads"] = SIZES[size[1]]["num_heads"]
+    settings = timm.heads_of_name(str(arguments.get("model", "")))
     names = {"normalize_targets": "norm_pix_loss", "mask_ratio": "mask_ratio", "image_size": "input_size"}
     return settings | {ours: arguments[theirs] for ours, theirs in names.items() if theirs in arguments}
 

@@ -1,5 +1,6 @@
 """timm's Vision Transformers: the config.json beside their tensors, whose names are facebookresearch's."""
 
+import re
 from typing import Any
 
 from mae_jax.errors import UserError
@@ -27,7 +28,11 @@ def is_timm(config: dict[str, Any]) -> bool:
 def read_settings(config: dict[str, Any]) -> dict[str, Any]:
     """Settings of `model.*` that timm's config.json states; shapes of the tensors tell the others."""
     arguments = config.get("model_args") or {}
-    settings = {ours: arguments[theirs] for ours, theirs in ARGUMENTS.items() if theirs in arguments}
+    settings = heads_of_name(config["architecture"])
+    size = (config.get("pretrained_cfg") or {}).get("input_size")
+    if size:
+        settings["image_size"] = size[1:]
+    settings |= {ours: arguments[theirs] for ours, theirs in ARGUMENTS.items() if theirs in arguments}
     if isinstance(settings.get("image_size"), list):
         settings["image_size"] = tuple(settings["image_size"])
     if "act_layer" in arguments:
@@ -43,6 +48,12 @@ def read_data(config: dict[str, Any]) -> dict[str, Any]:
     names = {"mean": "mean", "std": "std", "eval_crop": "crop_pct"}
     data = {ours: pretrained[theirs] for ours, theirs in names.items() if pretrained.get(theirs) is not None}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+
+
+def heads_of_name(name: str) -> dict[str, int]:
+    """The setting num_heads that a model's name states, such as vit_base_patch16_224 or mae_vit_large_patch16."""
+    size = re.match(r"(?:mae_)?vit_(\w+?)_patch\d+", name)
+    return {"num_heads": SIZES[size[1]]["num_heads"]} if size and size[1] in SIZES else {}
 
 
 def read_pool(config: dict[str, Any]) -> str:
@@ -74,6 +85,7 @@ def make_config(
         "img_size": list(model.image_size),
         "mlp_ratio": _ratio(model.width, model.mlp_width),
         "act_layer": ACTIVATIONS[model.activation],
+        "global_pool": pool,
         "fc_norm": bool(classifier and classifier.pool == "mean_norm"),
     }
     config = {

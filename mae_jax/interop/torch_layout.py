@@ -5,6 +5,7 @@ blocks are stacked along depth and our kernels are [inputs, outputs]; theirs sta
 [outputs, inputs].
 """
 
+import mmap
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -44,7 +45,6 @@ LEAVES = {
     "class_token": "", "mask_token": "", "positions": "",
 }  # fmt: skip
 TILE = 128  # rows and columns that are transposed at a time: what fits in a core's cache
-ALIGNMENT = 64  # bytes; JAX takes over arrays so aligned without a copy
 
 
 class Place(NamedTuple):
@@ -99,7 +99,7 @@ def read_params(state: State, shapes: dict, renamed: dict[str, str], patch_size:
         shape = stacked_shape(state[place.name])
         if shape != place.shape:
             raise UserError(f"{source}: {place.name} has shape {shape}, but the model's settings make it {place.shape}")
-    params = {path: aligned_empty(leaf.shape) for path, leaf in flatten_dict(shapes).items()}
+    params = {path: empty_pages(leaf.shape) for path, leaf in flatten_dict(shapes).items()}
 
     def copy(place: Place) -> None:
         array = params[place.path]
@@ -144,12 +144,13 @@ def stacked_shape(parts: tuple[Tensor, ...]) -> tuple[int, ...]:
     return (sum(part.shape[0] for part in parts), *parts[0].shape[1:]) if len(parts) > 1 else tuple(parts[0].shape)
 
 
-def aligned_empty(shape: tuple[int, ...]) -> np.ndarray:
-    """An uninitialised float32 array whose memory JAX can take over as it is."""
-    size = 4 * int(np.prod(shape))
-    memory = np.empty(size + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + size].view(np.float32).reshape(shape)
+def empty_pages(shape: tuple[int, ...]) -> np.ndarray:
+    """A float32 array of fresh pages: so aligned, JAX takes over its memory without a copy.
+
+    (NumPy would ask for huge pages, and the system may take seconds to find a gigabyte of them.)
+    """
+    size = int(np.prod(shape))
+    return np.frombuffer(mmap.mmap(-1, max(4 * size, 1)), np.float32, size).reshape(shape)
 
 
 def transpose_into(target: np.ndarray, values: np.ndarray) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
+from mae_jax.errors import UserError
+
 xavier_uniform = nnx.initializers.xavier_uniform()
 
 
@@ -102,6 +104,11 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array, weights: bool = False) -> tuple[jax.Array, jax.Array | None]:
         """Maps [b, n, d] to [b, n, d]; with `weights` also returns the attention [b, h, n, n]."""
+        if self.config.attention == "cudnn" and jax.default_backend() != "gpu":
+            raise UserError(
+                f"model.attention=cudnn needs an NVIDIA GPU, but JAX runs on {jax.default_backend()}: "
+                "set model.attention=xla"
+            )
         qkv = self.qkv(x).astype(self.dtype)
         q, k, v = rearrange(qkv, "b n (three h d) -> three b n h d", three=3, h=self.config.num_heads)
         # Logits and softmax are float32 inside; the scale is 1 / sqrt(head width).
