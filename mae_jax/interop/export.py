@@ -25,13 +25,44 @@ POOLS = {
 FORMATS = tuple(POOLS)
 
 
+def fit(weights: Weights, format: str, *, encoder_only: bool = False) -> Weights:
+    """What of a model a format can hold; the notes tell what had to change.
+
+    Raises:
+      UserError: if it cannot hold the model.
+    """
+    config, notes = weights.config, []
+    if encoder_only or (format == "timm" and "decoder" in weights.params):
+        if not encoder_only:
+            notes.append("timm's models are encoders: the decoder is left out")
+        config = {k: v for k, v in config.items() if k not in ("classifier", "class_names")} | {"task": "pretrain"}
+        if "positions" in weights.params["encoder"]:
+            config["model"] = config["model"] | {"positions": "learned"}
+        weights = weights._replace(config=config, params={"encoder": weights.params["encoder"]})
+    model = MAEConfig(**config["model"])
+    if config["task"] == "classify":
+        classifier = make_classifier_config(config["model"], config["classifier"])
+        _check_pool(classifier, format)
+        if classifier.batch_norm and format != "facebook":
+            notes.append("the BatchNorm before the linear layer is worked into it")
+            config = config | {"classifier": config["classifier"] | {"batch_norm": False}}
+            weights = weights._replace(config=config, params=fold_batch_norm(weights.params))
+    if format == "timm":
+        notes += timm.check(model)
+    if format == "huggingface" and "decoder" in weights.params and model.image_size[0] != model.image_size[1]:
+        raise UserError(
+            f"transformers' ViTMAE takes square images only, not {model.image_size[0]} x {model.image_size[1]}: "
+            "export the encoder (--config.encoder_only=True), or format=facebook"
+        )
+    return weights._replace(notes=tuple(notes))
+
+
 def export(weights: Weights, folder: Path, format: str, *, encoder_only: bool = False) -> list[Path]:
-    """Writes a model into a folder; returns the files, in the order in which they came to be.
+    """Writes a model, or what of it `fit`s, into a folder; returns the files in the order in which they came to be.
 
     huggingface: config.json, preprocessor_config.json and model.safetensors, for ViTMAEForPreTraining; of an encoder
     for ViTModel, of a classifier for ViTForImageClassification (with pool mean_norm, BeitForImageClassification).
-    facebook: model.pth. timm: config.json and
-    model.safetensors, for `timm.create_model("local-dir:FOLDER")`.
+    facebook: model.pth. timm: config.json and model.safetensors, for `timm.create_model("local-dir:FOLDER")`.
 
     Args:
       encoder_only: leave decoder or head out.
@@ -39,34 +70,17 @@ def export(weights: Weights, folder: Path, format: str, *, encoder_only: bool = 
     Raises:
       UserError: for a model that the format cannot hold; nothing is written then.
     """
-    model = MAEConfig(**weights.config["model"])
-    if encoder_only:
-        weights = _encoder_of(weights)
-    classifier = None
+    weights = fit(weights, format, encoder_only=encoder_only)
+    model, classifier, renamed = MAEConfig(**weights.config["model"]), None, {}
     if weights.config["task"] == "classify":
         classifier = make_classifier_config(weights.config["model"], weights.config["classifier"])
-        _check_pool(classifier, format)
-    params = weights.params
-    if classifier and classifier.batch_norm and format != "facebook":
-        params = fold_batch_norm(params)
-    if "decoder" in params and format == "timm":
-        raise UserError("timm's models are encoders: add --config.encoder_only=True to leave the decoder out")
-    renamed = POOLED_NORM if classifier and classifier.pool == "mean_norm" else {}
-    if classifier and classifier.batch_norm and format == "facebook":
-        renamed = renamed | PROBE_HEAD
-    state = write_state(_with_tables(params, model), renamed, model.patch_size)
+        renamed |= POOLED_NORM if classifier.pool == "mean_norm" else {}
+        renamed |= PROBE_HEAD if classifier.batch_norm else {}
+    state = write_state(_with_tables(weights.params, model), renamed, model.patch_size)
     data = {"eval_crop": 0.875} | {k: v for k, v in weights.config["data"].items() if k in ("mean", "std", "eval_crop")}
     write = {"huggingface": _write_huggingface, "facebook": _write_facebook, "timm": _write_timm}[format]
     folder.mkdir(parents=True, exist_ok=True)
     return write(folder, state, weights, model, classifier, data)
-
-
-def _encoder_of(weights: Weights) -> Weights:
-    config = {k: v for k, v in weights.config.items() if k not in ("classifier", "class_names")}
-    model = config["model"] | ({"positions": "learned"} if "positions" in weights.params["encoder"] else {})
-    return weights._replace(
-        config=config | {"task": "pretrain", "model": model}, params={"encoder": weights.params["encoder"]}
-    )
 
 
 def _check_pool(classifier: ClassifierConfig, format: str) -> None:
@@ -103,11 +117,6 @@ def _write_huggingface(folder, state, weights, model, classifier, data) -> list[
         architecture = "ViTForImageClassification" if classifier.pool == "class" else huggingface.BEIT
     if "decoder" in weights.params:
         architecture = "ViTMAEForPreTraining"
-        if model.image_size[0] != model.image_size[1]:
-            raise UserError(
-                f"transformers' ViTMAE takes square images only, not {model.image_size[0]} x {model.image_size[1]}: "
-                "export the encoder (--config.encoder_only=True), or format=facebook"
-            )
     classes = classifier and classifier.num_classes
     config = huggingface.make_config(model, architecture, weights.config.get("class_names"), classes)
     config["step"] = weights.step

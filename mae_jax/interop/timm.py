@@ -17,6 +17,7 @@ ARGUMENTS = {
     "num_heads": "num_heads",
     "qkv_bias": "qkv_bias",
 }
+EPSILON = 1e-6  # of its norms
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "relu": "relu", "silu": "silu", "quick_gelu": "quick_gelu"}
 
 
@@ -64,20 +65,28 @@ def read_pool(config: dict[str, Any]) -> str:
     return "class" if pool == "token" else "mean"
 
 
-def make_config(
-    model: MAEConfig, classifier: ClassifierConfig | None, data: dict[str, Any], class_names: list[str] | None
-) -> dict[str, Any]:
-    """The config.json that `timm.create_model("local-dir:FOLDER")` builds the model from.
+def check(model: MAEConfig) -> list[str]:
+    """Notes on what of a model timm's VisionTransformer has otherwise.
 
     Raises:
-      UserError: for a model that timm's VisionTransformer cannot be.
+      UserError: for what makes another model of it.
     """
     if model.activation not in ACTIVATIONS:
         raise UserError(f"timm has no activation {model.activation}; export format=huggingface or facebook")
-    if model.norm_epsilon != 1e-6:
+    if model.norm_epsilon > 1e-5:
         raise UserError(
-            f"timm's norms have epsilon 1e-6, the model's {model.norm_epsilon:g}; export format=huggingface or facebook"
+            f"timm's norms have epsilon {EPSILON:g}, the model's {model.norm_epsilon:g}, which makes another model of "
+            "it; export format=huggingface or facebook"
         )
+    if model.norm_epsilon == EPSILON:
+        return []
+    return [f"timm's norms have epsilon {EPSILON:g}, not {model.norm_epsilon:g}: its results differ by about 1e-4"]
+
+
+def make_config(
+    model: MAEConfig, classifier: ClassifierConfig | None, data: dict[str, Any], class_names: list[str] | None
+) -> dict[str, Any]:
+    """The config.json that `timm.create_model("local-dir:FOLDER")` builds the model from."""
     pool = {None: "token", "class": "token", "mean": "avg", "mean_norm": "avg"}[classifier and classifier.pool]
     classes = classifier.num_classes if classifier else 0
     arguments = {theirs: getattr(model, ours) for ours, theirs in ARGUMENTS.items()}

@@ -1,11 +1,12 @@
 """Export: a checkpoint as files that other programs load."""
 
+import json
 from pathlib import Path
 
 import ml_collections
 
 from mae_jax.errors import UserError
-from mae_jax.interop.export import FORMATS, export
+from mae_jax.interop.export import FORMATS, export, fit
 from mae_jax.models.parameters import count_parameters
 from mae_jax.tasks.checkpoint import open_checkpoint
 from mae_jax.training.reporting import provenance, write_json
@@ -16,18 +17,25 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
     """Writes `config.init_from` into the workdir in `config.format`; result.json says what was written.
 
     Raises:
-      UserError: without a checkpoint, for a format that is none, or a model that the format cannot hold.
+      UserError: without a checkpoint, for a format that is none, a model that the format cannot hold, or a workdir
+        with something else in it.
     """
     if config.format not in FORMATS:
         raise UserError(f"format={config.format!r} is not one of {', '.join(FORMATS)}: --config.format={FORMATS[0]}")
+    result_file = workdir / "result.json"
+    if result_file.exists() and json.loads(result_file.read_text()).get("format", config.format) != config.format:
+        raise UserError(f"--workdir={workdir} holds an export in another format; choose another folder")
     weights, config = open_checkpoint(config, workdir, needs_data=False)
-    (workdir / "result.json").unlink(missing_ok=True)  # it stands for files that are complete
-    files = export(weights, workdir, config.format, encoder_only=config.encoder_only)
+    weights = fit(weights, config.format, encoder_only=config.encoder_only)
+    for note in weights.notes:
+        print(f"note: {note}")
+    result_file.unlink(missing_ok=True)  # it stands for files that are complete
+    files = export(weights, workdir, config.format)
     result = {
         "step": weights.step, "init_from": config.init_from, "format": config.format,
-        "encoder_only": config.encoder_only, "parameters": count_parameters(weights.params),
-        "files": [file.name for file in files],
+        "parameters": count_parameters(weights.params), "parts": sorted(weights.params),
+        "files": [file.name for file in files], "notes": list(weights.notes),
     }  # fmt: skip
-    write_json(workdir / "result.json", result | provenance())
+    write_json(result_file, result | provenance())
     for file in files:
         print(f"{file}  {file.stat().st_size:,} bytes")
