@@ -1,9 +1,21 @@
 """Every test runs on a CPU that pretends to be eight devices; most use only the first."""
 
+import importlib.metadata
 import os
 
-# Both must be set before jax is imported. Compiling is most of what the tests wait for, so little is optimised;
-# flags of the environment come last and win.
-FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+import pytest
+
+# Compiling is most of what the tests wait for, so little is optimised.
+COMPILE_QUICKLY = "--xla_backend_optimization_level=0"
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones do not know the flag
+    COMPILE_QUICKLY += " --xla_cpu_use_fusion_emitters=false"
+
+# Both must be set before jax is imported; flags of the environment come last and win.
+FLAGS = f"--xla_force_host_platform_device_count=8 {COMPILE_QUICKLY}"
 os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+def pytest_collection_modifyitems(items):
+    """Files of whole runs come first, so that at the end no core waits for another one's long file."""
+    items.sort(key=lambda item: "slow" not in [mark.name for mark in item.getparent(pytest.Module).own_markers])
