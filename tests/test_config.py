@@ -4,7 +4,7 @@ from pathlib import Path
 import ml_collections
 import pytest
 
-from configs import common, digits
+from configs import common, digits, finetune_vit_base
 from mae_jax.config import check, check_command_line, expand_paths, flatten, from_dict, nearest
 from mae_jax.errors import UserError
 from mae_jax.tasks import TASKS, find_task
@@ -67,6 +67,15 @@ def test_a_value_out_of_range_is_one_line_that_names_it(key):
     message = str(error.value)
     assert "\n" not in message
     assert key.strip().split(".")[-1].replace("_", " ") in message.replace("_", " ")
+
+
+def test_a_classifiers_image_size_is_not_judged_by_a_patch_size_that_the_checkpoint_will_replace():
+    config = finetune_vit_base.get_config()  # patches of 16 pixels
+    config.model.image_size = (40, 24)
+    with pytest.raises(UserError, match="patch size 16 does not divide the image size 40 x 24"):
+        check(config)
+    config.init_from = "runs/mine"
+    check(config)
 
 
 @pytest.mark.parametrize(

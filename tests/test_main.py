@@ -1,5 +1,6 @@
 """The command line as users see it: exit codes, one line for a mistake, the files of a workdir."""
 
+import functools
 import json
 import math
 
@@ -12,9 +13,12 @@ from tensorboardX.proto.event_pb2 import Event
 import mae_jax
 from mae_jax.data.augment import normalize
 from mae_jax.data.sources import Digits
-from tests.runs import TINY, losses, read_json, run
+from tests import runs
+from tests.conftest import COMPILE_QUICKLY
+from tests.runs import TINY, losses, read_json
 
 pytestmark = pytest.mark.slow
+run = functools.partial(runs.run, XLA_FLAGS=COMPILE_QUICKLY)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +116,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_step_and_what_to_try(t
     code, out, err = run(
         *TINY, "--config.train.steps=60", f"--workdir={tmp_path}", "--config.optimizer.base_learning_rate=1e30",
         "--config.optimizer.warmup_epochs=0.5", "--config.checkpoint.every_steps=1", "--config.train.log_every_steps=3",
+        "--config.train.accumulate_steps=2",
     )  # fmt: skip
     assert code == 1
     assert err.count("\n") == 1 and "is nan at step" in err.replace("inf", "nan")
@@ -120,7 +125,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_step_and_what_to_try(t
     kept = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     assert kept[-1] < at_step and not (tmp_path / "result.json").exists()
     # What was kept is good: with a sane rate, as the message says, the same command goes on from it.
-    code, out, err = run(*TINY, "--config.train.steps=20", f"--workdir={tmp_path}")
+    code, out, err = run(*TINY, "--config.train.steps=20", f"--workdir={tmp_path}", "--config.train.accumulate_steps=2")
     assert code == 0 and f"going on from checkpoint {kept[-1]}" in out, out + err
     assert all(math.isfinite(loss) for _, loss in losses(tmp_path))
 
@@ -147,25 +152,49 @@ PICTURES = (
     "--config.model.width=16", "--config.model.depth=1", "--config.model.num_heads=2",
     "--config.model.decoder_width=16", "--config.model.decoder_depth=1", "--config.model.decoder_num_heads=2",
     "--config.data.batch_size=16", "--config.train.steps=8", "--config.train.log_every_steps=4",
+    "--config.model.dtype=bfloat16", "--config.model.remat",
 )  # fmt: skip
 
 
-def test_a_folder_of_pictures_trains_with_a_bad_picture_in_it_and_reader_processes(tmp_path):
-    make_pictures(tmp_path / "pictures", 120)
-    (tmp_path / "pictures" / "class_1" / "1.jpg").write_bytes(b"not a picture")
+@pytest.fixture(scope="module")
+def own_pictures(tmp_path_factory):
+    """Folder with class folders of pictures, and a run on them in it."""
+    folder = tmp_path_factory.mktemp("own_pictures")
+    make_pictures(folder / "pictures", 40)
+    code, out, err = run(*PICTURES, f"--config.data.path={folder}/pictures", f"--workdir={folder}/run")
+    assert code == 0, out + err
+    return folder
+
+
+def test_a_folder_with_class_folders_is_measured_by_its_labels(own_pictures):
+    result = read_json(own_pictures / "run" / "result.json")
+    assert "knn/top1" in result and "linear_probe/top1" in result
+
+
+def test_the_recipe_of_the_released_models_fine_tunes_on_ones_own_pictures(own_pictures, tmp_path):
     code, out, err = run(
-        *PICTURES, f"--config.data.path={tmp_path}/pictures", f"--workdir={tmp_path}/run",
-        "--config.data.num_workers=2", "--config.model.dtype=bfloat16", "--config.model.remat",
+        "--config=configs/finetune_vit_base.py", f"--config.init_from={own_pictures}/run", f"--workdir={tmp_path}",
+        "--config.data.name=image_folder", f"--config.data.path={own_pictures}/pictures", "--config.data.batch_size=16",
+        "--config.model.image_size=(32, 16)", "--config.train.steps=3",
     )  # fmt: skip
     assert code == 0, out + err
-    assert "class_1/1.jpg" in err, "the bad picture is named in the log"
-    assert "1 images could not be read" in out
+    assert "model.width is 16, the checkpoint's, not 768" in out and "2 classes" in out
+    assert "RandAugment, erasing 0.25, mixup 0.8, cutmix 1.0" in out
+    result = read_json(tmp_path / "result.json")
+    assert 0 <= result["eval/top1"] <= 1 and math.isfinite(result["eval/loss"])
+    assert out.endswith(f"see {tmp_path}/result.json\n")
 
 
-def test_a_flat_folder_trains_without_labels_and_says_so(tmp_path):
-    make_pictures(tmp_path / "pictures", 40, classes=1)
-    code, out, err = run(*PICTURES, f"--config.data.path={tmp_path}/pictures/class_0", f"--workdir={tmp_path}/run")
+def test_a_flat_folder_trains_with_a_bad_picture_in_it_and_reader_processes_without_labels_and_says_so(tmp_path):
+    make_pictures(tmp_path / "pictures", 120, classes=1)
+    (tmp_path / "pictures" / "class_0" / "1.jpg").write_bytes(b"not a picture")
+    code, out, err = run(
+        *PICTURES, f"--config.data.path={tmp_path}/pictures/class_0", f"--workdir={tmp_path}/run",
+        "--config.data.num_workers=2",
+    )  # fmt: skip
     assert code == 0, out + err
+    assert "1.jpg" in err, "the bad picture is named in the log"
+    assert "1 images could not be read" in out
     assert "no labels" in out
     assert "knn/top1" not in read_json(tmp_path / "run" / "result.json")
 

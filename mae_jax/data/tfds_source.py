@@ -112,7 +112,7 @@ def _how_to_prepare(builder, name: str, data_dir: str | None) -> str:
     where = f"{builder.data_dir}" + ("" if data_dir else " (data.path is not set)")
     return (
         f"data.name={name} is not prepared in {where}: once, run `pip install tensorflow && {shlex.join(command)}`, "
-        "or set data.path to the data_dir where it is"
+        "or set data.path to the data_dir where it is; for a folder of pictures, set data.name=image_folder"
     )
 
 

@@ -59,7 +59,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
     mesh = make_mesh(config.mesh)
     weights, changed = resolve_model(config, workdir)
     check_channels(config.data, config.model.channels)
-    run_training(config, workdir, stop, Classification(config, mesh, weights, changed), mesh)
+    run_training(config, workdir, stop, Classification(config, workdir, mesh, weights, changed), mesh)
 
 
 class Classification:
@@ -67,8 +67,15 @@ class Classification:
 
     decay_tokens = False
 
-    def __init__(self, config: ml_collections.ConfigDict, mesh: Mesh, weights: Weights | None, changed: list[str]):
-        self._config, self._mesh, self._weights, self._changed = config, mesh, weights, changed
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        workdir: Path,
+        mesh: Mesh,
+        weights: Weights | None,
+        changed: list[str],
+    ):
+        self._config, self._workdir, self._mesh, self._weights, self._changed = config, workdir, mesh, weights, changed
         data, encoder = config.data, MAEConfig(**config.model)
         sources = [make_source(data, split, encoder.image_size, encoder.channels) for split in ("train", "eval")]
         train_source, eval_source = (Labelled(source, data) for source in sources)
@@ -229,7 +236,7 @@ class Classification:
             f"done: {int(state.step):,} steps; top-1 {scores['top1']:.2%}, top-5 {scores['top5']:.2%}, "
             f"loss {scores['loss']:.4f} on {self.num_eval:,} images"
         )
-        return result, [line, protocol]
+        return result, [line, protocol, f"see {self._workdir}/result.json"]
 
 
 def _what_trains(model: ClassifierConfig) -> str:

@@ -158,6 +158,7 @@ def test_data_that_are_not_prepared_name_the_command_that_does_it(tmp_path, open
     with pytest.raises(UserError, match="is not prepared in") as error:
         open_tiny(name=name)
     assert command in str(error.value)
+    assert "for a folder of pictures, set data.name=image_folder" in str(error.value)  # what fine-tuning may have meant
 
 
 @pytest.mark.parametrize("name, near", [("cifar1o", "cifar10"), ("didgits", "digits"), ("imagefolder", "image_folder")])
