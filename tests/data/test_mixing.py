@@ -21,6 +21,11 @@ def make_batch(b, height=8, width=6, classes=5, seed=0):
     return jax.random.split(jax.random.key(seed), b), images, soft_targets(labels, classes, 0.1)
 
 
+def compiled_mix(batch, settings):
+    """What `mix` makes of (keys, images, targets), as one program like that of a training step."""
+    return jax.jit(functools.partial(mix, **settings))(*batch)
+
+
 def kept_shares(targets, mixed) -> np.ndarray:
     """Lambda of each row, as mixed = lambda * own + (1 - lambda) * partner's says; nan where both targets are equal."""
     targets, mixed = np.asarray(targets, np.float64), np.asarray(mixed, np.float64)
@@ -54,7 +59,7 @@ def test_soft_targets_give_torchs_label_smoothing_loss(smoothing):
 @pytest.mark.parametrize("settings", [BOTH, MIXUP, CUTMIX, BOTH | {"probability": 0.5}])
 def test_targets_are_distributions_before_and_after_mixing(settings):
     keys, images, targets = make_batch(64)
-    _, mixed = mix(keys, images, targets, **settings)
+    _, mixed = compiled_mix((keys, images, targets), settings)
     for rows in (targets, mixed):
         np.testing.assert_allclose(rows.sum(1), 1, atol=1e-6)
         assert (rows >= 0).all()
@@ -73,7 +78,7 @@ def test_an_odd_batch_cannot_be_paired():
 
 def test_mixup_weighs_an_image_and_its_partner_by_the_lambda_of_their_targets():
     keys, images, targets = make_batch(64)
-    mixed_images, mixed_targets = map(np.asarray, mix(keys, images, targets, **MIXUP))
+    mixed_images, mixed_targets = map(np.asarray, compiled_mix((keys, images, targets), MIXUP))
     shares = kept_shares(targets, mixed_targets)
     images = np.asarray(images)
     for i in range(64):
@@ -86,7 +91,7 @@ def test_mixup_weighs_an_image_and_its_partner_by_the_lambda_of_their_targets():
 
 def test_cutmix_pastes_one_box_of_the_partner_and_weighs_targets_by_the_pixels():
     keys, images, targets = make_batch(64, height=12, width=10)
-    mixed_images, mixed_targets = map(np.asarray, mix(keys, images, targets, **CUTMIX))
+    mixed_images, mixed_targets = map(np.asarray, compiled_mix((keys, images, targets), CUTMIX))
     shares = kept_shares(targets, mixed_targets)
     images = np.asarray(images)
     for i in range(64):
@@ -106,7 +111,7 @@ def test_lambda_follows_the_beta_distribution():
     stats = pytest.importorskip("scipy.stats")
     keys = jax.random.split(jax.random.key(0), 8000)
     targets = jnp.tile(jnp.eye(2), (4000, 1))
-    _, mixed = mix(keys, jnp.zeros((8000, 1, 1, 1)), targets, **MIXUP)
+    _, mixed = compiled_mix((keys, jnp.zeros((8000, 1, 1, 1)), targets), MIXUP)
     shares = np.asarray(mixed[::2, 0])
     # Kolmogorov-Smirnov: 1.95 / sqrt(n) is the bound at 0.1 %.
     assert stats.kstest(shares, stats.beta(0.8, 0.8).cdf).statistic < 1.95 / np.sqrt(4000)
@@ -117,7 +122,7 @@ def test_the_probabilities_decide_which_pairs_are_mixed_and_how():
     keys = jax.random.split(jax.random.key(0), b)
     images = jnp.broadcast_to(jnp.arange(b, dtype=jnp.float32)[:, None, None, None], (b, 16, 16, 1))
     settings = {"mixup": 1.0, "cutmix": 1.0, "probability": 0.6, "switch_probability": 0.25}
-    mixed = np.asarray(mix(keys, images, jnp.eye(2)[jnp.arange(b) % 2], **settings)[0])[::2, :, :, 0]
+    mixed = np.asarray(compiled_mix((keys, images, jnp.eye(2)[jnp.arange(b) % 2]), settings)[0])[::2, :, :, 0]
     own = np.arange(0, b, 2)[:, None, None]
     cut = ((mixed == own) | (mixed == own + 1)).all((1, 2)) & (mixed != own).any((1, 2))
     blended = ((mixed != own) & (mixed != own + 1)).all((1, 2))
