@@ -18,6 +18,7 @@ TINY = (
     "--config.model.width=16", "--config.model.depth=2", "--config.model.num_heads=2",
     "--config.model.decoder_width=16", "--config.model.decoder_depth=1", "--config.model.decoder_num_heads=2",
     "--config.data.batch_size=32", "--config.train.log_every_steps=5",
+    "--config.model.scan_unroll=1",  # compiles faster; the tests of tasks have the config's own
 )  # fmt: skip
 
 
