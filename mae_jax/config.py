@@ -134,8 +134,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"data.eval_crop={data.eval_crop} is outside (0, 1]")
     if not 0 < data.eval_fraction < 1:
         raise UserError(f"data.eval_fraction={data.eval_fraction} is outside (0, 1)")
-    if config.task == "classify" and config.init_from:
-        return  # the encoder is the checkpoint's, and is judged when that is read
+    if config.task != "pretrain" and config.init_from:
+        return  # the model is the checkpoint's, and is judged when that is read
     model = MAEConfig(**config.model)
     if config.evaluate.mask_ratio is not None:
         check_mask_ratio(config.evaluate.mask_ratio, model.num_patches, "evaluate.mask_ratio")

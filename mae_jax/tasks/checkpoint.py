@@ -6,7 +6,7 @@ from typing import Any
 import ml_collections
 
 from configs import common
-from mae_jax.config import flatten
+from mae_jax.config import check_channels, flatten
 from mae_jax.errors import UserError
 from mae_jax.interop.foreign import GUESSABLE, is_foreign
 from mae_jax.interop.weights import choose, find_weights, read_weights
@@ -69,7 +69,9 @@ def open_checkpoint(
         )
     if trained["task"] == "classify":
         groups["classifier"] = trained["classifier"]
-    return weights, ml_collections.ConfigDict(asked | groups)
+    config = ml_collections.ConfigDict(asked | groups)
+    check_channels(config.data, config.model.channels)
+    return weights, config
 
 
 def write_measurement(workdir: Path, config: ml_collections.ConfigDict, result: dict[str, Any]) -> None:
