@@ -21,6 +21,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.format = placeholder(str)  # export: huggingface | facebook | timm
     config.encoder_only = False  # export: leave the decoder, or the head, out
 
+    assume = config.assume = ml_collections.ConfigDict()  # what a file of another program in init_from leaves open
+    assume.num_heads = placeholder(int)
+    assume.decoder_num_heads = placeholder(int)
+    assume.normalize_targets = placeholder(bool)
+    assume.norm_epsilon = placeholder(float)
+    assume.activation = placeholder(str)
+    assume.image_size = placeholder(object)
+
     model = config.model = ml_collections.ConfigDict()
     model.image_size = FieldReference(224, field_type=object)  # pixels: one int, or (height, width)
     model.patch_size = 16  # pixels; must divide height and width

@@ -54,6 +54,12 @@ def fit(weights: Weights, format: str, *, encoder_only: bool = False) -> Weights
             f"transformers' ViTMAE takes square images only, not {model.image_size[0]} x {model.image_size[1]}: "
             "export the encoder (--config.encoder_only=True), or format=facebook"
         )
+    if format == "huggingface" and config["task"] == "classify" and config["classifier"]["pool"] == "mean_norm":
+        if model.image_size[0] != model.image_size[1]:
+            raise UserError(
+                f"transformers' BEiT takes square images only, not {model.image_size[0]} x {model.image_size[1]}: "
+                "export format=timm or facebook"
+            )
     return weights._replace(notes=tuple(notes))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mae_jax.config import from_dict
-from mae_jax.errors import UserError
+from mae_jax.errors import UserError, first_line
 from mae_jax.interop import huggingface, timm
 from mae_jax.interop.files import TensorFile, read_tensors
 from mae_jax.interop.torch_layout import (
@@ -35,13 +35,14 @@ from mae_jax.models.positions import sincos_table
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pth", "*.pt")
 WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.", "base_model.")  # put in front of names by other programs
 ESSENTIAL = ("cls_token", "patch_embed.proj.weight", "blocks.0.norm1.weight", "blocks.0.mlp.fc1.weight")
+DECODER_ESSENTIAL = ("decoder_embed.weight", "decoder_blocks.0.mlp.fc1.weight")
 TABLES = {"pos_embed": "width", "decoder_pos_embed": "decoder_width"}
 # Names without a counterpart, without which a ViT gives other results: extra tokens, layer scale, qk-norm, ...
 CHANGES_RESULTS = re.compile(
     r"(decoder_)?blocks\.|encoder\.|decoder\.|layers\.|"
-    r".*(reg_token|dist_token|distillation|register|storage_token|norm_pre|rope|relative_position|attn_pool)"
+    r".*(pre_logits|reg_token|dist_token|distillation|register|storage_token|norm_pre|rope|relative_position|attn_pool)"
 )
-HEADS_OF_WIDTH = {size["width"]: size["num_heads"] for size in SIZES.values()}
+HEADS_OF_WIDTH = {size["width"]: size["num_heads"] for size in SIZES.values()} | {1408: 16, 1664: 16}  # ViT-g, ViT-G
 DECODER_HEADS = 16  # of all released autoencoders
 PICTURES = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # ImageNet's
 # What a user may say of a file that does not say it.
@@ -61,6 +62,8 @@ class Description:
 
     def __init__(self, path: Path, file: TensorFile):
         tensors = {_unwrapped(name): tensor for name, tensor in file.tensors.items()}
+        if len(tensors) < len(file.tensors):
+            raise UserError(f"{path} has tensors whose names differ only in a prefix ({', '.join(WRAPPERS)})")
         hugging = huggingface.is_huggingface(tensors)
         self.path, self.notes = path, []
         self.state: State
@@ -69,7 +72,10 @@ class Description:
             has = listed(list(self.state)) or "nothing"
             raise UserError(f"{path} holds no ViT and no masked autoencoder: it lacks {listed(missing)}; it has {has}")
         self.has_head = "head.weight" in self.state or "head.1.weight" in self.state
-        self.has_decoder = "decoder_embed.weight" in self.state and not self.has_head
+        decoder = [name for name in self.state if name == "mask_token" or name.startswith("decoder_")]
+        self.has_decoder = bool(decoder) and not self.has_head
+        if self.has_decoder and (missing := [name for name in DECODER_ESSENTIAL if name not in self.state]):
+            raise UserError(f"{path} has parts of a decoder, but lacks {listed(missing)}: it is not whole")
         self.usual_epsilon = 1e-12 if hugging else 1e-6  # of the programs that write these files
 
         folder = path if path.is_dir() else path.parent
@@ -124,9 +130,8 @@ class Description:
             settings |= {
                 "decoder_width": shape("decoder_embed.weight")[0],
                 "decoder_depth": self._depth("decoder_blocks"),
+                "decoder_mlp_width": shape("decoder_blocks.0.mlp.fc1.weight")[0],
             }
-            if "decoder_blocks.0.mlp.fc1.weight" in self.state:
-                settings["decoder_mlp_width"] = shape("decoder_blocks.0.mlp.fc1.weight")[0]
         return settings
 
     def _depth(self, stack: str) -> int:
@@ -138,7 +143,8 @@ class Description:
         settings.setdefault("norm_epsilon", self.usual_epsilon)
         assumed = {}
         if "num_heads" not in settings:
-            assumed["num_heads"] = HEADS_OF_WIDTH.get(settings["width"], settings["width"] // 64)
+            heads, rest = divmod(settings["width"], 64)
+            assumed["num_heads"] = HEADS_OF_WIDTH.get(settings["width"], 0 if rest else heads)
         if self.has_decoder and "decoder_num_heads" not in settings:
             assumed["decoder_num_heads"] = DECODER_HEADS
         if self.has_decoder and "normalize_targets" not in settings:
@@ -148,8 +154,8 @@ class Description:
             heads = assumed.get(name)
             if heads is not None and (heads < 1 or settings[width] % heads):
                 raise UserError(
-                    f"{self.path} does not say its {name}, and {width} {settings[width]} is no usual one: "
-                    f"say it, mae_jax.load(path, {name}=...), or put its config.json beside it"
+                    f"{self.path} does not say its {name}, and {width} {settings[width]} is no usual one: say it, "
+                    f"by mae_jax.load(path, {name}=...) or --config.assume.{name}=..."
                 )
         settings |= assumed
         if assumed:
@@ -169,22 +175,24 @@ class Description:
         if side * side != patches:
             raise UserError(
                 f"{self.path} has positions for {patches} patches, which make no square: "
-                "say the size of its images, mae_jax.load(path, image_size=(height, width))"
+                "say the size of its images, by mae_jax.load(path, image_size=(height, width)) or "
+                "--config.assume.image_size='(height,width)'"
             )
         return side * patch_size
 
     def _tables_are_fixed(self, model: MAEConfig) -> bool:
-        """Whether the file's tables are the formula's, to the last bit."""
+        """Whether the file's tables are the formula's, to the last bit of their precision."""
         for name, width in TABLES.items():
-            if name in self.state:
-                shape, expected = stacked_shape(self.state[name]), (1, 1 + model.num_patches, getattr(model, width))
-                if shape != expected:
-                    raise UserError(
-                        f"{self.path}: {name} has shape {shape}, but the model's settings make it {expected}"
-                    )
-                table = np.asarray(self.state[name][0].read()[0], np.float32)
-                if not np.array_equal(table, sincos_table(model.grid, getattr(model, width))):
-                    return False
+            if name == "decoder_pos_embed" and not self.has_decoder:
+                continue
+            if name not in self.state:
+                raise UserError(f"{self.path} lacks {name}, its table of positions: it is not whole")
+            shape, expected = stacked_shape(self.state[name]), (1, 1 + model.num_patches, getattr(model, width))
+            if shape != expected:
+                raise UserError(f"{self.path}: {name} has shape {shape}, but the model's settings make it {expected}")
+            table = self.state[name][0].read()[0]  # of half precision, perhaps
+            if not np.array_equal(table, sincos_table(model.grid, getattr(model, width)).astype(table.dtype)):
+                return False
         return True
 
     def classifier_config(self, model: MAEConfig) -> ClassifierConfig:
@@ -193,6 +201,19 @@ class Description:
         pool = "mean_norm" if "fc_norm.weight" in self.state else self.pool or "class"
         weight = self.state["head.1.weight" if batch_norm else "head.weight"]
         return ClassifierConfig(model, stacked_shape(weight)[0], pool, batch_norm=batch_norm)
+
+    def data_settings(self, channels: int) -> dict[str, Any]:
+        """The settings of `data.*` that the file states or that are usual; which pictures it does not say."""
+        usual = PICTURES if channels == 3 else {"mean": (0.5,), "std": (0.5,)}
+        if channels != 3 and "mean" not in self.data:
+            self.notes.append("mean and std of its pictures are not in it: both are taken as 0.5")
+        data = {"name": None} | usual | self.data
+        for name in ("mean", "std"):
+            values = data[name]
+            if len(values) not in (1, channels) or not all(isinstance(value, int | float) for value in values):
+                text = f"{name}={values} must be one number, or one for each of {channels} channels"
+                raise UserError(f"{self.path}: {text}")
+        return data
 
     def left_over(self, used: set[str]) -> list[str]:
         """A note on tensors that no parameter takes.
@@ -217,34 +238,32 @@ def read_foreign(path: Path, asked: dict[str, Any] | None = None) -> Weights:
       UserError: for a file that is damaged, would run code, or holds no ViT or one that differs from ours; or for an
         asked setting that the file contradicts.
     """
-    found = Description(path, read_tensors(path))
-    model = found.model_config(asked or {})
-    config: dict[str, Any] = {"task": "pretrain", "seed": 0, "model": _as_settings(model)}
+    file = read_tensors(path)
+    try:  # whatever stands in these files, of whatever type
+        found = Description(path, file)
+        model = found.model_config(asked or {})
+        classifier = found.classifier_config(model) if found.has_head else None
+        shapes = abstract_variables(classifier) if classifier else abstract_params(model, decoder=found.has_decoder)
+        data = found.data_settings(model.channels)
+    except UserError:
+        raise
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, ZeroDivisionError) as error:
+        raise UserError(
+            f"{path}, or a JSON file beside it, says something in a form that is not known ({first_line(error)})"
+        ) from error
+    config: dict[str, Any] = {"task": "pretrain", "seed": 0, "model": _as_settings(model), "data": data}
     renamed: dict[str, str] = {}
-    if found.has_head:
-        classifier = found.classifier_config(model)
-        shapes = abstract_variables(classifier)
+    if classifier:
         renamed |= POOLED_NORM if classifier.pool == "mean_norm" else {}
         renamed |= PROBE_HEAD if classifier.batch_norm else {}
         config["task"], config["class_names"] = "classify", found.class_names
         config["classifier"] = {k: v for k, v in dataclasses.asdict(classifier).items() if k != "encoder"}
-    else:
-        shapes = abstract_params(model, decoder=found.has_decoder)
-        if not found.has_decoder:
-            found.notes.append("no decoder in it: it can encode, not reconstruct")
+    elif not found.has_decoder:
+        found.notes.append("no decoder in it: it can encode, not reconstruct")
     used = {place.name for place in places(shapes, renamed, model.patch_size)} | set(TABLES)
     found.notes += found.left_over(used)
-    config["data"] = {"name": None} | _pictures(model.channels, found) | found.data
     params = read_params(found.state, shapes, renamed, model.patch_size, str(path))
     return Weights(config, params, found.step, found.origin, tuple(found.notes))
-
-
-def _pictures(channels: int, found: Description) -> dict[str, tuple[float, ...]]:
-    if channels == 3:
-        return PICTURES
-    if "mean" not in found.data:
-        found.notes.append("mean and std of its pictures are not in it: both are taken as 0.5")
-    return {"mean": (0.5,), "std": (0.5,)}
 
 
 def _unwrapped(name: str) -> str:

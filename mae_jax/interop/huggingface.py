@@ -45,6 +45,8 @@ ACTIVATIONS = {  # theirs -> ours, where the names differ
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "gelu_accurate": "gelu_tanh",
+    "gelu_python": "gelu",
+    "gelu_python_tanh": "gelu_tanh",
     "swish": "silu",
 }
 # Patterns of their names (after the wrappers) -> facebookresearch's.
@@ -116,6 +118,9 @@ def to_state(tensors: dict[str, Tensor]) -> State:
     for name, parts in state.items():
         if name.endswith(".attn.qkv.bias") and sorted(parts) == [0, 2]:  # BEiT's keys
             parts[1] = parts[0]._replace(read=lambda shape=parts[0].shape: np.zeros(shape, np.float32))
+    for name, parts in state.items():
+        if len(shapes := [part.shape for part in parts.values()]) > 1 and len(set(shapes)) > 1:
+            raise UserError(f"{name}: query, key and value have the shapes {shapes}; they must have the same")
     broken = [name for name, parts in state.items() if ".attn.qkv." in name and sorted(parts) != [0, 1, 2]]
     if broken:
         kept = ", ".join(QKV[part] for part in sorted(state[broken[0]]))
@@ -184,8 +189,6 @@ def read_settings(config: dict[str, Any], source: str) -> dict[str, Any]:
         if height != width:
             raise UserError(f"{source}: patch_size {height} x {width}: patches must be square")
         settings["patch_size"] = height
-    if kind != "vit_mae":
-        settings["positions"] = "learned"
     if kind == "beit":  # always has these biases
         settings["qkv_bias"] = True
     return settings
@@ -210,8 +213,8 @@ def read_processor(preprocessor: dict[str, Any]) -> dict[str, Any]:
     if not math.isclose(scale, 1 / 255, rel_tol=1e-3):  # pictures are on 0..1 here before mean and std
         ratio = 1 / 255 / scale
         data = {name: tuple(value * ratio for value in values) for name, values in data.items()}
-    if preprocessor.get("crop_pct"):
-        data["eval_crop"] = preprocessor["crop_pct"]
+    if preprocessor:  # transformers cuts nothing off
+        data["eval_crop"] = preprocessor.get("crop_pct") or 1.0
     return data
 
 

@@ -44,7 +44,7 @@ LEAVES = {
     "kernel": ".weight", "scale": ".weight", "bias": ".bias", "mean": ".running_mean", "variance": ".running_var",
     "class_token": "", "mask_token": "", "positions": "",
 }  # fmt: skip
-TILE = 128  # rows and columns that are transposed at a time: what fits in a core's cache
+TILE = 256  # rows and columns that are transposed at a time: what fits in a core's cache
 
 
 class Place(NamedTuple):

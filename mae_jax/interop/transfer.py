@@ -6,7 +6,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from mae_jax.interop.weights import pin_weights, read_weights
+from mae_jax.interop.weights import assumed, pin_weights, read_weights
 from mae_jax.interop.workdirs import Weights, find_checkpoint, has_checkpoint, read_config
 from mae_jax.models.classifier import ClassifierConfig, make_classifier_config
 from mae_jax.models.mae_config import MAEConfig
@@ -32,7 +32,7 @@ def resolve_model(config: ml_collections.ConfigDict, workdir: Path) -> tuple[Wei
     if has_checkpoint(workdir):
         weights, trained = None, read_config(find_checkpoint(workdir))[0]
     elif config.init_from:
-        weights = read_weights(pin_weights(config.init_from, workdir))
+        weights = read_weights(pin_weights(config.init_from, workdir), assumed(config))
         trained = weights.config
     else:
         return None, []

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,13 @@ def read_weights(path: str | Path, asked: dict[str, Any] | None = None) -> Weigh
     if is_foreign(path):
         return read_foreign(path, asked)
     if others := [name for name in asked or {} if name != "image_size"]:
-        raise UserError(f"{others[0]}= cannot be set: {path} is a checkpoint of mae_jax, which says what it is")
+        raise UserError(f"{others[0]} cannot be set: {path} is a checkpoint of mae_jax, which says what it is")
     return read_workdir(path)
+
+
+def assumed(config: Mapping) -> dict[str, Any]:
+    """The settings `assume.*` of a run that are set."""
+    return {name: value for name, value in config["assume"].items() if value is not None}
 
 
 def pin_weights(init_from: str, workdir: Path) -> Path:
@@ -75,6 +80,12 @@ def pin_weights(init_from: str, workdir: Path) -> Path:
     temporary.write_text(json.dumps({"init_from": init_from, "checkpoint": str(found)}) + "\n")
     temporary.replace(note)
     return found
+
+
+def check_workdir(workdir: Path) -> None:
+    """Raises UserError if a folder holds weights, whose config.json a run would replace by its own."""
+    if is_foreign(workdir):
+        raise UserError(f"--workdir={workdir} holds weights, with a config.json of their own; choose another folder")
 
 
 def has_decoder(weights: Weights) -> bool:
@@ -111,7 +122,7 @@ def load(path: str | Path, **settings) -> MaskedAutoencoder | Classifier:
     Raises:
       UserError: if there is no readable model.
     """
-    known = (*CHOOSABLE, *GUESSABLE)
+    known = tuple(dict.fromkeys((*CHOOSABLE, *GUESSABLE)))
     for name in settings:
         if name not in known:
             raise UserError(
@@ -157,7 +168,7 @@ def read_fitting_params(path: str | Path, config: dict[str, Any]) -> tuple[dict,
     Raises:
       UserError: if the two models differ; it names the settings in which they do.
     """
-    weights = read_weights(path)
+    weights = read_weights(path, assumed(config))
     if weights.config["task"] == "classify":
         raise UserError(f"init_from={path} is a classifier without a decoder; pre-training needs an autoencoder")
     old, new = MAEConfig(**weights.config["model"]), MAEConfig(**config["model"])

@@ -8,8 +8,8 @@ import ml_collections
 from configs import common
 from mae_jax.config import check_channels, flatten
 from mae_jax.errors import UserError
-from mae_jax.interop.foreign import GUESSABLE, is_foreign
-from mae_jax.interop.weights import choose, find_weights, read_weights
+from mae_jax.interop.foreign import is_foreign
+from mae_jax.interop.weights import assumed, check_workdir, choose, find_weights, read_weights
 from mae_jax.interop.workdirs import Weights
 from mae_jax.training.reporting import keep_earlier_measurement, write_json
 
@@ -29,7 +29,7 @@ def open_checkpoint(
 
     The pictures are the checkpoint's own, or those that `data.name` and its companions say; they are prepared as the
     checkpoint's were. Masks come from the checkpoint's seed, unless another one is asked for. Another
-    `model.image_size` changes the table of positions; settings that a file of others leaves open are those asked for.
+    `model.image_size` changes the table of positions.
 
     Raises:
       UserError: without a checkpoint, in the workdir of a training run, for a setting that would be ignored, or if
@@ -39,11 +39,13 @@ def open_checkpoint(
         raise UserError("init_from is not set: which model? For example --config.init_from=runs/digits")
     if (workdir / "checkpoints").exists():
         raise UserError(f"--workdir={workdir} belongs to a training run; choose another folder for what is measured")
+    if config.task != "export":
+        check_workdir(workdir)
     asked, usual = config.to_dict(), common.get_config().to_dict()
     changed = {group: _changed(asked[group], usual[group]) for group in ("model", "data")}
     path = find_weights(config.init_from)
     foreign = is_foreign(path)
-    weights = read_weights(path, _only(changed["model"], GUESSABLE) if foreign else None)
+    weights = read_weights(path, assumed(config))
     trained = weights.config
     allowed = {"model": CHOSEN, "data": tuple(usual["data"]) if foreign else READING + PLACE}
     for group, keys in allowed.items():

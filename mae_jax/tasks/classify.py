@@ -27,6 +27,7 @@ from mae_jax.errors import UserError
 from mae_jax.evaluation.classification import predict, summarize_predictions
 from mae_jax.evaluation.features import extract_features
 from mae_jax.interop.transfer import describe_start, resolve_model, starting_params
+from mae_jax.interop.weights import check_workdir
 from mae_jax.interop.workdirs import Weights
 from mae_jax.mesh import make_mesh
 from mae_jax.models.classifier import (
@@ -56,6 +57,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
     Raises:
       UserError: for pictures without labels, and checkpoints that do not fit.
     """
+    check_workdir(workdir)
     mesh = make_mesh(config.mesh)
     weights, changed = resolve_model(config, workdir)
     check_channels(config.data, config.model.channels)

@@ -26,6 +26,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
     if result_file.exists() and json.loads(result_file.read_text()).get("format", config.format) != config.format:
         raise UserError(f"--workdir={workdir} holds an export in another format; choose another folder")
     weights, config = open_checkpoint(config, workdir, needs_data=False)
+    weights = weights._replace(config=weights.config | {"data": config.data.to_dict()})
     weights = fit(weights, config.format, encoder_only=config.encoder_only)
     for note in weights.notes:
         print(f"note: {note}")

@@ -15,7 +15,7 @@ from mae_jax.data.loader import Batches, make_train_batches
 from mae_jax.data.sources import make_source
 from mae_jax.data.supervised import augmentations
 from mae_jax.evaluation.pretraining import MAEEvaluation
-from mae_jax.interop.weights import pin_weights, read_fitting_params
+from mae_jax.interop.weights import check_workdir, pin_weights, read_fitting_params
 from mae_jax.mesh import make_mesh, replicated
 from mae_jax.models.flops import forward_flops, train_flops
 from mae_jax.models.mae import MAEConfig, init_params, make_bind
@@ -32,6 +32,7 @@ from mae_jax.training.summary import si
 
 def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> None:
     """Pre-trains as `config` says; see `run_training`."""
+    check_workdir(workdir)
     mesh = make_mesh(config.mesh)
     run_training(config, workdir, stop, Pretraining(config, workdir, mesh), mesh)
 
