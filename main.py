@@ -12,9 +12,9 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from mae_jax.config import check, check_command_line, config_path, expand_paths
+from mae_jax.config import check, check_command_line, config_path, expand_paths, given_settings
 from mae_jax.errors import UserError
-from mae_jax.tasks import find_task
+from mae_jax.tasks import TRAINED, find_task
 from mae_jax.training.loop import NonFiniteLoss
 from mae_jax.training.signals import Stopped, StopSignal
 
@@ -41,6 +41,8 @@ def main(argv: list[str]) -> None:
                 raise UserError(f"unexpected argument {argv[1]!r}; settings are given as --config.KEY=VALUE")
             config = CONFIG.value
             task = find_task(config.task)
+            if config.task not in TRAINED:
+                config.given = given_settings(sys.argv[1:])
             check(config)
             expand_paths(config)
             workdir = create_workdir(WORKDIR.value or f"runs/{config_path(sys.argv[1:]).stem}")

@@ -21,6 +21,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.format = placeholder(str)  # export: huggingface | facebook | timm
     config.encoder_only = False  # export: leave the decoder, or the head, out
 
+    config.given = ()  # main.py: which settings the command line gave to a task that measures or exports
+
     assume = config.assume = ml_collections.ConfigDict()  # what a file of another program in init_from leaves open
     assume.num_heads = placeholder(int)
     assume.decoder_num_heads = placeholder(int)

@@ -4,12 +4,13 @@
     python main.py --config=configs/export.py --config.init_from=runs/finetune_digits --config.format=facebook
 
     huggingface  config.json, preprocessor_config.json, model.safetensors: ViTMAEForPreTraining.from_pretrained(DIR);
-                 of a classifier with classifier.pool=class ViTForImageClassification, of an encoder ViTModel
+                 of an encoder ViTModel, of a classifier ViTForImageClassification (with classifier.pool=mean_norm
+                 BeitForImageClassification, since transformers' ViT has no such pool)
     facebook     model.pth, as facebookresearch/mae writes (needs PyTorch)
     timm         config.json, model.safetensors: timm.create_model("local-dir:DIR"); of encoders and classifiers
 
---config.encoder_only=True leaves the decoder, or the head, out. What can be exported is whatever init_from takes, so
-this also turns files of one kind into those of another.
+--config.encoder_only=True leaves the decoder, or the head, out. DIR must be empty, or an earlier export. What can be
+exported is whatever init_from takes, so this also turns files of one kind into those of another.
 """
 
 import ml_collections

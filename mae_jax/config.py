@@ -246,6 +246,12 @@ def config_path(arguments: list[str]) -> Path:
     return path
 
 
+def given_settings(arguments: list[str]) -> tuple[str, ...]:
+    """The keys of all `--config.KEY=VALUE` of a command line."""
+    names = (argument.split("=", 1)[0].lstrip("-") for argument in arguments if argument.startswith("-"))
+    return tuple(name.removeprefix("config.") for name in names if name.startswith("config."))
+
+
 def check_command_line(arguments: list[str]) -> None:
     """Checks that the config exists and that each `--config.KEY` is one of its settings.
 

@@ -5,7 +5,7 @@ import ml_collections
 import pytest
 
 from configs import common, digits, finetune_vit_base
-from mae_jax.config import check, check_command_line, expand_paths, flatten, from_dict, nearest
+from mae_jax.config import check, check_command_line, expand_paths, flatten, from_dict, given_settings, nearest
 from mae_jax.errors import UserError
 from mae_jax.tasks import TASKS, find_task
 
@@ -135,3 +135,8 @@ def test_paths_may_start_at_home_and_may_be_missing(monkeypatch):
 
 def test_nothing_is_suggested_where_nothing_is_near():
     assert nearest("zzz", ["digits", "synthetic"]) == ""
+
+
+def test_the_settings_given_on_a_command_line_are_known_by_their_keys():
+    line = ["--config=configs/knn.py", "--config.model.image_size=224", "--workdir=x", "-config.data.mean=(0.5,)"]
+    assert given_settings(line) == ("model.image_size", "data.mean")

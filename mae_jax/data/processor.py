@@ -22,17 +22,26 @@ class Processor:
     """Prepares pictures as a model's evaluation images were: resized, the centre cut out, normalised.
 
     Args:
-      image_size: (height, width) of the images.
+      image_size: of the images; one int, or (height, width).
       mean, std: of each channel on [0, 1]; one value serves all.
       eval_crop: side of the centre crop / shorter side of the resized picture; 1: only what the aspect makes too much
         is cut off.
     """
 
-    image_size: tuple[int, int] = (224, 224)
+    image_size: int | tuple[int, int] = 224
     channels: int = 3
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     eval_crop: float = 0.875
+
+    def __post_init__(self):
+        size = self.image_size
+        object.__setattr__(self, "image_size", (size, size) if isinstance(size, int) else tuple(size))
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            object.__setattr__(self, name, tuple(values) if isinstance(values, list | tuple) else (float(values),))
+            if len(getattr(self, name)) not in (1, self.channels):
+                raise UserError(f"{name}={values} must be one number, or one for each of {self.channels} channels")
 
     def __call__(self, pictures: Any) -> jax.Array:
         """Images [B, H, W, C], float32 and normalised, of one picture or of a list of them.

@@ -47,6 +47,8 @@ def fit(weights: Weights, format: str, *, encoder_only: bool = False) -> Weights
             notes.append("the BatchNorm before the linear layer is worked into it")
             config = config | {"classifier": config["classifier"] | {"batch_norm": False}}
             weights = weights._replace(config=config, params=fold_batch_norm(weights.params))
+        if classifier.pool == "mean_norm" and format == "huggingface":
+            notes.append("written as BeitForImageClassification: transformers' ViT has no such pool")
     if format == "timm":
         notes += timm.check(model)
     if format == "huggingface" and "decoder" in weights.params and model.image_size[0] != model.image_size[1]:

@@ -5,48 +5,19 @@ assumed, missing or left over is noted; what would change the model's results is
 """
 
 import dataclasses
-import json
-import math
-import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from mae_jax.config import from_dict
 from mae_jax.errors import UserError, first_line
-from mae_jax.interop import huggingface, timm
-from mae_jax.interop.files import TensorFile, read_tensors
-from mae_jax.interop.torch_layout import (
-    POOLED_NORM,
-    PROBE_HEAD,
-    State,
-    listed,
-    places,
-    read_params,
-    stacked_shape,
-)
+from mae_jax.interop.description import TABLES, Description
+from mae_jax.interop.files import read_tensors
+from mae_jax.interop.torch_layout import POOLED_NORM, PROBE_HEAD, places, read_params
 from mae_jax.interop.workdirs import Weights
-from mae_jax.models.classifier import ClassifierConfig, abstract_variables
+from mae_jax.models.classifier import abstract_variables
 from mae_jax.models.mae import abstract_params
-from mae_jax.models.mae_config import SIZES, MAEConfig
-from mae_jax.models.positions import sincos_table
+from mae_jax.models.mae_config import MAEConfig
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pth", "*.pt")
-WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.", "base_model.")  # put in front of names by other programs
-ESSENTIAL = ("cls_token", "patch_embed.proj.weight", "blocks.0.norm1.weight", "blocks.0.mlp.fc1.weight")
-DECODER_ESSENTIAL = ("decoder_embed.weight", "decoder_blocks.0.mlp.fc1.weight")
-TABLES = {"pos_embed": "width", "decoder_pos_embed": "decoder_width"}
-# Names without a counterpart, without which a ViT gives other results: extra tokens, layer scale, qk-norm, ...
-CHANGES_RESULTS = re.compile(
-    r"(decoder_)?blocks\.|encoder\.|decoder\.|layers\.|"
-    r".*(pre_logits|reg_token|dist_token|distillation|register|storage_token|norm_pre|rope|relative_position|attn_pool)"
-)
-HEADS_OF_WIDTH = {size["width"]: size["num_heads"] for size in SIZES.values()} | {1408: 16, 1664: 16}  # ViT-g, ViT-G
-DECODER_HEADS = 16  # of all released autoencoders
-PICTURES = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # ImageNet's
-# What a user may say of a file that does not say it.
-GUESSABLE = ("num_heads", "decoder_num_heads", "normalize_targets", "norm_epsilon", "activation", "image_size")
 
 
 def is_foreign(path: Path) -> bool:
@@ -55,177 +26,6 @@ def is_foreign(path: Path) -> bool:
         return True
     own = (path / "params").is_dir() or (path / "checkpoints").is_dir()
     return path.is_dir() and not own and any(next(path.glob(pattern), None) for pattern in WEIGHT_FILES)
-
-
-class Description:
-    """What a file says of its model, as far as it says anything."""
-
-    def __init__(self, path: Path, file: TensorFile):
-        tensors = {_unwrapped(name): tensor for name, tensor in file.tensors.items()}
-        if len(tensors) < len(file.tensors):
-            raise UserError(f"{path} has tensors whose names differ only in a prefix ({', '.join(WRAPPERS)})")
-        hugging = huggingface.is_huggingface(tensors)
-        self.path, self.notes = path, []
-        self.state: State
-        self.state = huggingface.to_state(tensors) if hugging else {name: (t,) for name, t in tensors.items()}
-        if missing := [name for name in ESSENTIAL if name not in self.state]:
-            has = listed(list(self.state)) or "nothing"
-            raise UserError(f"{path} holds no ViT and no masked autoencoder: it lacks {listed(missing)}; it has {has}")
-        self.has_head = "head.weight" in self.state or "head.1.weight" in self.state
-        decoder = [name for name in self.state if name == "mask_token" or name.startswith("decoder_")]
-        self.has_decoder = bool(decoder) and not self.has_head
-        if self.has_decoder and (missing := [name for name in DECODER_ESSENTIAL if name not in self.state]):
-            raise UserError(f"{path} has parts of a decoder, but lacks {listed(missing)}: it is not whole")
-        self.usual_epsilon = 1e-12 if hugging else 1e-6  # of the programs that write these files
-
-        folder = path if path.is_dir() else path.parent
-        beside, self.pool, self.class_names = _read_json(folder / "config.json"), None, None
-        if hugging and beside.get("model_type"):
-            self.settings = huggingface.read_settings(beside, str(folder / "config.json"))
-            self.data = huggingface.read_processor(_read_json(folder / "preprocessor_config.json"))
-            self.class_names = huggingface.class_names(beside)
-            self.notes += huggingface.unused_settings(beside)
-        elif not hugging and timm.is_timm(beside):
-            self.settings, self.data = timm.read_settings(beside), timm.read_data(beside)
-            self.class_names, self.pool = beside.get("label_names"), timm.read_pool(beside)
-        else:
-            self.settings, self.data = _read_arguments(file.others.get("args")), {}
-        self.origin = "a Hugging Face file" if hugging else "a timm file" if timm.is_timm(beside) else "a PyTorch file"
-        own = from_dict(file.others.get("mae_jax") or {})  # what our own export writes into a .pth
-        self.settings |= own.get("model", {})
-        self.data |= own.get("data", {})
-        self.class_names = own.get("class_names") or self.class_names
-        self.step = own.get("step") or beside.get("step", 0)
-
-    def model_config(self, asked: dict[str, Any]) -> MAEConfig:
-        """The settings that the file states, else those asked for, else those of the shapes, else the usual ones."""
-        size, asked = asked.get("image_size"), {k: v for k, v in asked.items() if k != "image_size"}
-        for name, value in asked.items():
-            if self.settings.get(name, value) != value:
-                raise UserError(f"{name}={value!r} cannot be set: in {self.path} it is {self.settings[name]!r}")
-        settings = self._of_shapes() | asked | self.settings
-        self._assume(settings)
-        if "image_size" not in settings:
-            settings["image_size"] = self._image_size(settings["patch_size"], size)
-        model = MAEConfig(**settings)
-        learned = settings.get("positions") == "learned" or not self._tables_are_fixed(model)
-        return dataclasses.replace(model, positions="learned" if learned else "sincos")
-
-    def _of_shapes(self) -> dict[str, Any]:
-        def shape(name: str) -> tuple[int, ...]:
-            return stacked_shape(self.state[name])
-
-        kernel = shape("patch_embed.proj.weight")
-        if len(kernel) != 4 or kernel[2] != kernel[3]:
-            raise UserError(f"{self.path}: patch_embed.proj.weight has shape {kernel}; patches must be square")
-        settings = {
-            "width": shape("cls_token")[-1],
-            "channels": kernel[1],
-            "patch_size": kernel[2],
-            "depth": self._depth("blocks"),
-            "mlp_width": shape("blocks.0.mlp.fc1.weight")[0],
-            "qkv_bias": "blocks.0.attn.qkv.bias" in self.state,
-        }
-        if self.has_decoder:
-            settings |= {
-                "decoder_width": shape("decoder_embed.weight")[0],
-                "decoder_depth": self._depth("decoder_blocks"),
-                "decoder_mlp_width": shape("decoder_blocks.0.mlp.fc1.weight")[0],
-            }
-        return settings
-
-    def _depth(self, stack: str) -> int:
-        numbers = [int(name.split(".")[1]) for name in self.state if re.match(rf"{stack}\.\d+\.", name)]
-        return max(numbers, default=0) + 1
-
-    def _assume(self, settings: dict[str, Any]) -> None:
-        """Fills in, and notes, what neither file nor user says."""
-        settings.setdefault("norm_epsilon", self.usual_epsilon)
-        assumed = {}
-        if "num_heads" not in settings:
-            heads, rest = divmod(settings["width"], 64)
-            assumed["num_heads"] = HEADS_OF_WIDTH.get(settings["width"], 0 if rest else heads)
-        if self.has_decoder and "decoder_num_heads" not in settings:
-            assumed["decoder_num_heads"] = DECODER_HEADS
-        if self.has_decoder and "normalize_targets" not in settings:
-            # The released files with "visualize" in their names predict plain pixels, the others normalised ones.
-            assumed["normalize_targets"] = "visualize" not in self.path.name
-        for name, width in (("num_heads", "width"), ("decoder_num_heads", "decoder_width")):
-            heads = assumed.get(name)
-            if heads is not None and (heads < 1 or settings[width] % heads):
-                raise UserError(
-                    f"{self.path} does not say its {name}, and {width} {settings[width]} is no usual one: say it, "
-                    f"by mae_jax.load(path, {name}=...) or --config.assume.{name}=..."
-                )
-        settings |= assumed
-        if assumed:
-            text = ", ".join(f"{name}={value}" for name, value in assumed.items())
-            self.notes.append(f"{text} assumed, since the file does not say it")
-
-    def _image_size(self, patch_size: int, asked: int | tuple[int, int] | None) -> int | tuple[int, int]:
-        """The size that the table of positions is of: that asked for if it has as many patches, else a square."""
-        if "pos_embed" not in self.state:
-            raise UserError(f"{self.path} lacks pos_embed, its table of positions: it is not whole")
-        patches = stacked_shape(self.state["pos_embed"])[-2] - 1
-        if asked is not None:
-            height, width = (asked, asked) if isinstance(asked, int) else asked
-            if (height // patch_size) * (width // patch_size) == patches:
-                return asked
-        side = math.isqrt(patches)
-        if side * side != patches:
-            raise UserError(
-                f"{self.path} has positions for {patches} patches, which make no square: "
-                "say the size of its images, by mae_jax.load(path, image_size=(height, width)) or "
-                "--config.assume.image_size='(height,width)'"
-            )
-        return side * patch_size
-
-    def _tables_are_fixed(self, model: MAEConfig) -> bool:
-        """Whether the file's tables are the formula's, to the last bit of their precision."""
-        for name, width in TABLES.items():
-            if name == "decoder_pos_embed" and not self.has_decoder:
-                continue
-            if name not in self.state:
-                raise UserError(f"{self.path} lacks {name}, its table of positions: it is not whole")
-            shape, expected = stacked_shape(self.state[name]), (1, 1 + model.num_patches, getattr(model, width))
-            if shape != expected:
-                raise UserError(f"{self.path}: {name} has shape {shape}, but the model's settings make it {expected}")
-            table = self.state[name][0].read()[0]  # of half precision, perhaps
-            if not np.array_equal(table, sincos_table(model.grid, getattr(model, width)).astype(table.dtype)):
-                return False
-        return True
-
-    def classifier_config(self, model: MAEConfig) -> ClassifierConfig:
-        """Of a file with a head."""
-        batch_norm = "head.1.weight" in self.state
-        pool = "mean_norm" if "fc_norm.weight" in self.state else self.pool or "class"
-        weight = self.state["head.1.weight" if batch_norm else "head.weight"]
-        return ClassifierConfig(model, stacked_shape(weight)[0], pool, batch_norm=batch_norm)
-
-    def data_settings(self, channels: int) -> dict[str, Any]:
-        """The settings of `data.*` that the file states or that are usual; which pictures it does not say."""
-        usual = PICTURES if channels == 3 else {"mean": (0.5,), "std": (0.5,)}
-        if channels != 3 and "mean" not in self.data:
-            self.notes.append("mean and std of its pictures are not in it: both are taken as 0.5")
-        data = {"name": None} | usual | self.data
-        for name in ("mean", "std"):
-            values = data[name]
-            if len(values) not in (1, channels) or not all(isinstance(value, int | float) for value in values):
-                text = f"{name}={values} must be one number, or one for each of {channels} channels"
-                raise UserError(f"{self.path}: {text}")
-        return data
-
-    def left_over(self, used: set[str]) -> list[str]:
-        """A note on tensors that no parameter takes.
-
-        Raises:
-          UserError: for tensors without which the model would give other results.
-        """
-        left = sorted(name for name in set(self.state) - used if not name.endswith("num_batches_tracked"))
-        unused_decoder = "decoder" if self.has_head else "-"  # a classifier computes without it
-        if serious := [name for name in left if CHANGES_RESULTS.match(name) and not name.startswith(unused_decoder)]:
-            raise UserError(f"{self.path} is not a plain ViT: {listed(serious)} have no place in this model")
-        return [f"left over: {', '.join(left)}"] if left else []
 
 
 def read_foreign(path: Path, asked: dict[str, Any] | None = None) -> Weights:
@@ -256,7 +56,9 @@ def read_foreign(path: Path, asked: dict[str, Any] | None = None) -> Weights:
     if classifier:
         renamed |= POOLED_NORM if classifier.pool == "mean_norm" else {}
         renamed |= PROBE_HEAD if classifier.batch_norm else {}
-        config["task"], config["class_names"] = "classify", found.class_names
+        names = found.class_names
+        config["class_names"] = names if names and len(names) == classifier.num_classes else None
+        config["task"] = "classify"
         config["classifier"] = {k: v for k, v in dataclasses.asdict(classifier).items() if k != "encoder"}
     elif not found.has_decoder:
         found.notes.append("no decoder in it: it can encode, not reconstruct")
@@ -266,35 +68,9 @@ def read_foreign(path: Path, asked: dict[str, Any] | None = None) -> Weights:
     return Weights(config, params, found.step, found.origin, tuple(found.notes))
 
 
-def _unwrapped(name: str) -> str:
-    while wrapper := next((wrapper for wrapper in WRAPPERS if name.startswith(wrapper)), None):
-        name = name.removeprefix(wrapper)
-    return name
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; nothing if there is no file."""
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable JSON ({error}); download it again") from error
-    return found if isinstance(found, dict) else {}
-
-
-def _read_arguments(arguments: Any) -> dict[str, Any]:
-    """Settings that the arguments of facebookresearch's programs state, if the file has kept them."""
-    arguments = arguments if isinstance(arguments, dict) else {}
-    settings = timm.heads_of_name(str(arguments.get("model", "")))
-    names = {"normalize_targets": "norm_pix_loss", "mask_ratio": "mask_ratio", "image_size": "input_size"}
-    return settings | {ours: arguments[theirs] for ours, theirs in names.items() if theirs in arguments}
-
-
 def _as_settings(model: MAEConfig) -> dict[str, Any]:
     """The settings `model.*` that make this model, with the ratio of the MLPs where it is the usual one."""
     settings = dataclasses.asdict(model)
     for name, width in (("mlp_width", model.width), ("decoder_mlp_width", model.decoder_width)):
-        if settings[name] == int(model.mlp_ratio * width):
-            settings[name] = None
+        settings[name] = None if settings[name] == int(model.mlp_ratio * width) else settings[name]
     return settings

@@ -223,6 +223,9 @@ def make_config(model: MAEConfig, architecture: str, class_names: list[str] | No
     autoencoder = architecture.startswith("ViTMAE")
     known = SETTINGS | (AUTOENCODER_SETTINGS if autoencoder else {})
     config = {theirs: getattr(model, ours) for ours, (theirs, _) in known.items()}
+    config["intermediate_size"] = model.blocks.mlp_width
+    if autoencoder:
+        config["decoder_intermediate_size"] = model.decoder_blocks.mlp_width
     height, width = model.image_size
     config["image_size"] = height if height == width else [height, width]
     config["hidden_act"] = {"gelu_tanh": "gelu_pytorch_tanh"}.get(model.activation, model.activation)

@@ -92,7 +92,7 @@ def make_config(
     arguments = {theirs: getattr(model, ours) for ours, theirs in ARGUMENTS.items()}
     arguments |= {
         "img_size": list(model.image_size),
-        "mlp_ratio": _ratio(model.width, model.mlp_width),
+        "mlp_ratio": _ratio(model.width, model.blocks.mlp_width),
         "act_layer": ACTIVATIONS[model.activation],
         "global_pool": pool,
         "fc_norm": bool(classifier and classifier.pool == "mean_norm"),

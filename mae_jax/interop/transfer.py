@@ -6,7 +6,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from mae_jax.interop.weights import assumed, pin_weights, read_weights
+from mae_jax.interop.weights import assumed, pictures_differ, pin_weights, read_weights
 from mae_jax.interop.workdirs import Weights, find_checkpoint, has_checkpoint, read_config
 from mae_jax.models.classifier import ClassifierConfig, make_classifier_config
 from mae_jax.models.mae_config import MAEConfig
@@ -100,7 +100,4 @@ def describe_start(
     if old_grid != model.encoder.grid:
         text += f"; positions resized from {old_grid[0]} x {old_grid[1]} patches"
     text += "".join(f"; note: {note}" for note in weights.notes if "reconstruct" not in note)
-    for name in ("mean", "std"):
-        if tuple(old["data"][name]) != tuple(config.data[name]):
-            text += f"; note: data.{name} was {tuple(old['data'][name])}, is {tuple(config.data[name])}"
-    return text
+    return text + "".join(f"; note: {note}" for note in pictures_differ(weights, config.data))

@@ -1,5 +1,6 @@
 """Trained models, wherever they come from: our workdirs, facebookresearch/mae, Hugging Face and timm."""
 
+import dataclasses
 import json
 import warnings
 from collections.abc import Callable, Mapping
@@ -12,7 +13,8 @@ import numpy as np
 from mae_jax.config import nearest
 from mae_jax.data.processor import Processor
 from mae_jax.errors import UserError
-from mae_jax.interop.foreign import GUESSABLE, is_foreign, read_foreign
+from mae_jax.interop.description import GUESSABLE
+from mae_jax.interop.foreign import is_foreign, read_foreign
 from mae_jax.interop.hub import fetch, is_hub
 from mae_jax.interop.workdirs import Weights, find_checkpoint, read_workdir
 from mae_jax.models.classifier import Classifier, make_bind_classifier, make_classifier_config
@@ -23,10 +25,8 @@ from mae_jax.models.positions import resize_positions, sincos_table
 CHOOSABLE = ("dtype", "attention", "remat", "scan_unroll", "mask_ratio", "image_size", "positions")
 USUAL_EVAL_CROP = 0.875
 # Settings in which the models of two runs must agree if one begins with the other's parameters.
-STRUCTURE = (
-    "patch_size", "channels", "width", "depth", "num_heads", "mlp_width", "activation", "qkv_bias", "positions",
-    "decoder_width", "decoder_depth", "decoder_num_heads", "decoder_mlp_width",
-)  # fmt: skip
+STRUCTURE = ("patch_size", "channels", "width", "depth", "num_heads", "activation", "qkv_bias", "positions")
+DECODER_STRUCTURE = ("decoder_width", "decoder_depth", "decoder_num_heads")
 
 
 def find_weights(path: str | Path) -> Path:
@@ -159,6 +159,12 @@ def choose(weights: Weights, settings: dict[str, Any]) -> Weights:
     return weights._replace(config=weights.config | {"model": weights.config["model"] | settings}, params=params)
 
 
+def pictures_differ(weights: Weights, data: Mapping) -> list[str]:
+    """Notes on normalisations other than those that the weights were trained with."""
+    then = {name: tuple(weights.config["data"][name]) for name in ("mean", "std")}
+    return [f"data.{name} was {old}, is {tuple(data[name])}" for name, old in then.items() if old != tuple(data[name])]
+
+
 def read_fitting_params(path: str | Path, config: dict[str, Any]) -> tuple[dict, list[str]]:
     """The parameters of a trained autoencoder, to go on from in a pre-training run with the given config.
 
@@ -172,19 +178,23 @@ def read_fitting_params(path: str | Path, config: dict[str, Any]) -> tuple[dict,
     if weights.config["task"] == "classify":
         raise UserError(f"init_from={path} is a classifier without a decoder; pre-training needs an autoencoder")
     old, new = MAEConfig(**weights.config["model"]), MAEConfig(**config["model"])
-    compared = [name for name in STRUCTURE if has_decoder(weights) or not name.startswith("decoder")]
-    differing = ", ".join(
-        f"model.{name}={getattr(old, name)!r} (here {getattr(new, name)!r})"
-        for name in compared
-        if getattr(old, name) != getattr(new, name)
-    )
+    whole = has_decoder(weights)
+    if new.positions == "learned" and old.positions == "sincos":  # the tables begin as they are
+        weights = choose(weights, {"positions": "learned"})
+        old = dataclasses.replace(old, positions="learned")
+    pairs = {name: (getattr(old, name), getattr(new, name)) for name in STRUCTURE + whole * DECODER_STRUCTURE}
+    pairs["mlp_width"] = old.blocks.mlp_width, new.blocks.mlp_width
+    if whole:
+        pairs["decoder_mlp_width"] = old.decoder_blocks.mlp_width, new.decoder_blocks.mlp_width
+    differing = ", ".join(f"model.{name}={a!r} (here {b!r})" for name, (a, b) in pairs.items() if a != b)
     if differing:
         raise UserError(f"init_from={path} holds another model: {differing}; make these settings the same")
     weights = choose(weights, {"image_size": new.image_size})
     notes = list(weights.notes)
     if not has_decoder(weights):
         notes.append("the decoder begins with random weights")
-    for name in ("norm_epsilon", "normalize_targets"):
+    for name in ("norm_epsilon", "normalize_targets")[: 2 if whole else 1]:
         if getattr(old, name) != getattr(new, name):
             notes.append(f"model.{name} was {getattr(old, name)}, is {getattr(new, name)}")
+    notes += pictures_differ(weights, config["data"])
     return weights.params, notes

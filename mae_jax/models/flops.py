@@ -26,8 +26,8 @@ def forward_flops(config: MAEConfig) -> int:
     """One image's pass through the autoencoder: encoder, decoder and prediction."""
     visible, patches = num_visible(config.num_patches, config.mask_ratio), config.num_patches
     width, decoder_width = config.width, config.decoder_width
-    encoder = config.depth * block_flops(1 + visible, width, config.mlp_width)
-    decoder = config.decoder_depth * block_flops(1 + patches, decoder_width, config.decoder_mlp_width)
+    encoder = config.depth * block_flops(1 + visible, width, config.blocks.mlp_width)
+    decoder = config.decoder_depth * block_flops(1 + patches, decoder_width, config.decoder_blocks.mlp_width)
     decoder_embed = 2 * (1 + visible) * width * decoder_width
     predict = 2 * patches * decoder_width * config.patch_dim
     return _patch_embed_flops(config, visible) + encoder + decoder_embed + decoder + predict
@@ -42,7 +42,7 @@ def train_flops(config: MAEConfig) -> int:
 def represent_flops(config: ClassifierConfig) -> int:
     """One image's pass through the classifier's encoder."""
     encoder = config.encoder
-    blocks = encoder.depth * block_flops(1 + encoder.num_patches, encoder.width, encoder.mlp_width)
+    blocks = encoder.depth * block_flops(1 + encoder.num_patches, encoder.width, encoder.blocks.mlp_width)
     return _patch_embed_flops(encoder, encoder.num_patches) + blocks
 
 
@@ -68,9 +68,9 @@ def classifier_train_flops(config: ClassifierConfig) -> int:
     if config.trained_blocks is None:
         trained = 2 * represent_flops(config) - _patch_embed_flops(encoder, encoder.num_patches)
     elif config.trained_blocks == 0.5:
-        trained = 2 * mlp_flops(tokens, encoder.width, encoder.mlp_width)
+        trained = 2 * mlp_flops(tokens, encoder.width, encoder.blocks.mlp_width)
     else:
-        trained = 2 * int(config.trained_blocks) * block_flops(tokens, encoder.width, encoder.mlp_width)
+        trained = 2 * int(config.trained_blocks) * block_flops(tokens, encoder.width, encoder.blocks.mlp_width)
     return represent_flops(config) + trained + classify_train_flops(config)
 
 

@@ -171,9 +171,18 @@ class MaskedAutoencoder(nnx.Module):
         """Cuts images [B, H, W, C] into patches [B, L, p*p*C], as predictions have them."""
         return patchify(images, self.config.patch_size)
 
-    def unpatchify(self, patches: jax.Array, image_size: tuple[int, int] | None = None) -> jax.Array:
-        """Puts patches [B, L, p*p*C] together to images [B, H, W, C] of `image_size` (None: the model's)."""
-        grid = grid_size(image_size or self.config.image_size, self.config.patch_size)
+    def unpatchify(self, patches: jax.Array, image_size: int | tuple[int, int] | None = None) -> jax.Array:
+        """Puts patches [B, L, p*p*C] together to images [B, H, W, C] of `image_size` (None: the model's).
+
+        Raises:
+          UserError: for another number of patches than images of this size have.
+        """
+        size = self.config.image_size if image_size is None else image_size
+        grid = grid_size((size, size) if isinstance(size, int) else size, self.config.patch_size)
+        if patches.shape[1] != grid[0] * grid[1]:
+            raise UserError(
+                f"{patches.shape[1]} patches are none of {size} pixels: give their image_size=(height, width)"
+            )
         return unpatchify(patches, self.config.patch_size, grid)
 
     def reconstruct(
@@ -215,6 +224,8 @@ class MaskedAutoencoder(nnx.Module):
             if noise.shape != shape:
                 raise ValueError(f"noise of shape {noise.shape}: {shape} (batch, patches) is needed")
             return masks_from_noise(jnp.asarray(noise, jnp.float32), mask_ratio)
+        if not hasattr(key, "dtype"):
+            raise ValueError(f"key={key!r} is not a JAX key; give key=jax.random.key(0), and a ratio as mask_ratio=")
         key = key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
         keys = jax.random.split(key, batch) if key.ndim == 0 else key
         if keys.shape != (batch,):

@@ -48,8 +48,8 @@ class MAEConfig:
     dtype: str = "float32"
     remat: bool = False
     scan_unroll: int = 1
-    mlp_width: int | None = None  # None becomes mlp_ratio * width
-    decoder_mlp_width: int | None = None  # None becomes mlp_ratio * decoder_width
+    mlp_width: int | None = None  # None: mlp_ratio * width
+    decoder_mlp_width: int | None = None  # None: mlp_ratio * decoder_width
     activation: str = "gelu"
     qkv_bias: bool = True
     positions: str = "sincos"
@@ -77,13 +77,11 @@ class MAEConfig:
             raise UserError("model.attention=cudnn works in half precision: set model.dtype=bfloat16 too")
         if not self.norm_epsilon > 0:
             raise UserError(f"model.norm_epsilon={self.norm_epsilon} must be above 0")
-        for name, width in (("mlp_width", self.width), ("decoder_mlp_width", self.decoder_width)):
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, int(self.mlp_ratio * width))
-                if getattr(self, name) < 1:
-                    raise UserError(f"model.mlp_ratio={self.mlp_ratio} leaves the MLPs no hidden unit")
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name}={getattr(self, name)} must be at least 1")
+        for name, blocks in (("mlp_width", self.blocks), ("decoder_mlp_width", self.decoder_blocks)):
+            if blocks.mlp_width < 1:
+                own = getattr(self, name)
+                text = f"mlp_ratio={self.mlp_ratio} leaves" if own is None else f"{name}={own} leaves"
+                raise UserError(f"model.{text} the MLPs no hidden unit")
         if self.scan_unroll < 1:
             raise UserError(f"model.scan_unroll={self.scan_unroll} must be at least 1")
         if self.normalize_targets and self.patch_dim == 1:
@@ -111,9 +109,9 @@ class MAEConfig:
     def decoder_blocks(self) -> BlockConfig:
         return self._blocks(self.decoder_width, self.decoder_num_heads, self.decoder_mlp_width)
 
-    def _blocks(self, width: int, num_heads: int, mlp_width: int) -> BlockConfig:
+    def _blocks(self, width: int, num_heads: int, mlp_width: int | None) -> BlockConfig:
         return BlockConfig(
-            width, num_heads, mlp_width,
+            width, num_heads, int(self.mlp_ratio * width) if mlp_width is None else mlp_width,
             self.norm_epsilon, self.activation, self.qkv_bias, self.attention, self.dtype,
         )  # fmt: skip
 

@@ -6,6 +6,7 @@ from mae_jax.config import nearest
 from mae_jax.errors import UserError
 
 TASKS = ("pretrain", "classify", "knn", "logistic_regression", "features", "evaluate", "reconstruct", "export")
+TRAINED = ("pretrain", "classify")  # the model is the settings' own; other tasks take a checkpoint's
 
 
 def find_task(name: str):

@@ -43,6 +43,10 @@ def open_checkpoint(
         check_workdir(workdir)
     asked, usual = config.to_dict(), common.get_config().to_dict()
     changed = {group: _changed(asked[group], usual[group]) for group in ("model", "data")}
+    for key in config.given:  # also if the value is the usual one
+        group, _, name = key.partition(".")
+        if group in changed and name in asked[group]:
+            changed[group][name] = asked[group][name]
     path = find_weights(config.init_from)
     foreign = is_foreign(path)
     weights = read_weights(path, assumed(config))
@@ -57,10 +61,11 @@ def open_checkpoint(
     trained = weights.config
     for note in weights.notes:
         print(f"note: {config.init_from}: {note}")
+    given_seed = "seed" in config.given or asked["seed"] != usual["seed"]
     groups = {
         "model": asked["model"] | trained["model"],
         "data": asked["data"] | trained["data"] | _taken(asked["data"], usual["data"], trained["data"]["name"]),
-        "seed": trained["seed"] if asked["seed"] == usual["seed"] else asked["seed"],
+        "seed": asked["seed"] if given_seed else trained["seed"],
     }
     if foreign:
         groups["data"] |= changed["data"]

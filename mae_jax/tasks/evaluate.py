@@ -93,7 +93,10 @@ def class_names_of(weights: Weights, source: Source, config: ml_collections.Conf
             f"{source.num_classes}; choose data with the same classes"
         )
     if weights.config["data"]["name"] is None and not set(known or ()) & set(found or ()):
-        known = None  # a file of others, in which the classes go by other names (words, not folders)
+        # A file of others, in which the classes go by other names (words, not folders).
+        if known and found:
+            print(f"note: its classes ({known[0]}, ...) and the data's ({found[0]}, ...) are taken in the same order")
+        known = None
     for ours, theirs in zip(known or (), found or (), strict=False):
         if ours != theirs:
             raise UserError(

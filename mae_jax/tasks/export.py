@@ -12,6 +12,8 @@ from mae_jax.tasks.checkpoint import open_checkpoint
 from mae_jax.training.reporting import provenance, write_json
 from mae_jax.training.signals import StopSignal
 
+NOTE = "export.json"  # tells a folder that an export may write to again
+
 
 def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> None:
     """Writes `config.init_from` into the workdir in `config.format`; result.json says what was written.
@@ -22,15 +24,15 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
     """
     if config.format not in FORMATS:
         raise UserError(f"format={config.format!r} is not one of {', '.join(FORMATS)}: --config.format={FORMATS[0]}")
-    result_file = workdir / "result.json"
-    if result_file.exists() and json.loads(result_file.read_text()).get("format", config.format) != config.format:
-        raise UserError(f"--workdir={workdir} holds an export in another format; choose another folder")
     weights, config = open_checkpoint(config, workdir, needs_data=False)
+    _check_folder(config, workdir)
     weights = weights._replace(config=weights.config | {"data": config.data.to_dict()})
     weights = fit(weights, config.format, encoder_only=config.encoder_only)
     for note in weights.notes:
         print(f"note: {note}")
+    result_file, note = workdir / "result.json", workdir / NOTE
     result_file.unlink(missing_ok=True)  # it stands for files that are complete
+    write_json(note, {"format": config.format, "init_from": config.init_from})
     files = export(weights, workdir, config.format)
     result = {
         "step": weights.step, "init_from": config.init_from, "format": config.format,
@@ -40,3 +42,23 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
     write_json(result_file, result | provenance())
     for file in files:
         print(f"{file}  {file.stat().st_size:,} bytes")
+
+
+def _check_folder(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Raises UserError unless the workdir is empty, or holds an earlier export in this format."""
+    files = [file.name for file in workdir.iterdir() if not file.name.startswith(".")]
+    if not files:
+        return
+    try:
+        earlier = json.loads((workdir / NOTE).read_text())["format"]
+    except (OSError, ValueError, TypeError, KeyError):
+        raise UserError(
+            f"--workdir={workdir} is not empty ({', '.join(sorted(files)[:2])}, ...); choose another"
+        ) from None
+    if earlier != config.format:
+        raise UserError(f"--workdir={workdir} holds an export in another format ({earlier}); choose another folder")
+    source = Path(config.init_from or "").absolute()
+    if workdir.absolute() in (source, *source.parents):
+        raise UserError(
+            f"--workdir={workdir} is where init_from={config.init_from} is read from; choose another folder"
+        )

@@ -36,7 +36,7 @@ def hugging_face():
     state |= {"classifier.weight": linear["kernel"].T.copy(), "classifier.bias": linear["bias"]}
     config = ViTConfig(
         hidden_size=ENCODER.width, num_hidden_layers=ENCODER.depth, num_attention_heads=ENCODER.num_heads,
-        intermediate_size=ENCODER.mlp_width, layer_norm_eps=ENCODER.norm_epsilon, image_size=12, patch_size=4,
+        intermediate_size=ENCODER.blocks.mlp_width, layer_norm_eps=ENCODER.norm_epsilon, image_size=12, patch_size=4,
         num_labels=CLASSES, attn_implementation="eager",
     )  # fmt: skip
     model = ViTForImageClassification(config).eval()

@@ -223,3 +223,10 @@ def test_a_model_without_a_decoder_encodes_and_says_why_it_does_not_reconstruct(
 def test_pictures_that_were_not_normalised_are_refused_in_one_line():
     with pytest.raises(UserError, match="images of type uint8: the model takes normalised floats"):
         make_model().encode(np.zeros((2, 12, 16, 3), np.uint8))
+
+
+def test_a_config_with_another_width_has_mlps_to_match():
+    wider = dataclasses.replace(CONFIG, width=32)
+    assert (CONFIG.blocks.mlp_width, wider.blocks.mlp_width) == (64, 128)
+    assert dataclasses.replace(CONFIG, mlp_ratio=2.0).decoder_blocks.mlp_width == 24
+    assert dataclasses.replace(wider, mlp_width=50).blocks.mlp_width == 50

@@ -10,6 +10,8 @@ from PIL import Image
 import mae_jax
 from mae_jax.errors import UserError
 from mae_jax.interop.weights import read_fitting_params, read_weights
+from mae_jax.interop.workdirs import find_checkpoint, read_config
+from mae_jax.models.positions import sincos_table
 from tests.interop.others import check_same_params, facebook_state, save_safetensors
 from tests.runs import read_json
 from tests.tasks.conftest import mistake, run_task
@@ -51,7 +53,11 @@ def test_a_run_is_exported_with_its_weights_and_a_result_that_says_what_was_writ
     workdir = request.getfixturevalue(name)
     folder = exported(workdir, format)
     result, weights = read_json(folder / "result.json"), read_weights(workdir)
-    assert set(result["files"]) == FILES[format] == {file.name for file in folder.iterdir()} - {"result.json"}
+    assert (
+        set(result["files"])
+        == FILES[format]
+        == {file.name for file in folder.iterdir()} - {"result.json", "export.json"}
+    )
     assert (result["step"], result["init_from"], result["format"]) == (weights.step, str(workdir), format)
     expected = weights.params
     if (name, format) == ("pretrained", "timm"):  # whose models are encoders
@@ -83,7 +89,7 @@ def test_the_same_export_again_writes_the_same_files(pretrained, exported, tmp_p
     folder = exported(pretrained, "huggingface")
     for _ in range(2):
         run_task("export", tmp_path, init_from=str(pretrained), format="huggingface")
-        assert {file.name for file in tmp_path.iterdir()} == FILES["huggingface"] | {"result.json"}
+        assert {file.name for file in tmp_path.iterdir()} == FILES["huggingface"] | {"result.json", "export.json"}
         for name in FILES["huggingface"]:
             assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
     assert f"{tmp_path}/model.safetensors  {(folder / 'model.safetensors').stat().st_size:,} bytes" in (
@@ -119,6 +125,18 @@ def test_an_export_that_is_refused_leaves_the_earlier_one(pretrained, tmp_path):
     with pytest.raises(UserError, match="another format"):
         run_task("export", tmp_path, init_from=str(pretrained), format="timm")
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_an_export_writes_into_an_empty_folder_only_and_never_over_its_source(pretrained, tmp_path):
+    run_task("export", tmp_path / "first", init_from=str(pretrained))
+    before = {file.name: file.read_bytes() for file in (tmp_path / "first").iterdir()}
+    with pytest.raises(UserError, match="is where init_from=.* is read from"):
+        run_task("export", tmp_path / "first", init_from=str(tmp_path / "first"), encoder_only=True)
+    (tmp_path / "first" / "export.json").unlink()  # as of a model that came from elsewhere
+    with pytest.raises(UserError, match=r"is not empty \(config.json, model.safetensors, ...\)"):
+        run_task("export", tmp_path / "first", init_from=str(pretrained))
+    del before["export.json"]
+    assert {file.name: file.read_bytes() for file in (tmp_path / "first").iterdir()} == before
 
 
 def test_an_export_into_the_workdir_of_a_training_run_is_refused(pretrained):
@@ -299,3 +317,20 @@ def test_the_notes_of_a_file_are_printed(pretrained, exported, tmp_path, capsys)
 
 def test_an_export_says_in_its_config_json_which_step_it_is_of(pretrained, exported):
     assert json.loads((exported(pretrained, "huggingface") / "config.json").read_text())["step"] == 40
+
+
+def test_a_setting_of_the_command_line_counts_also_if_it_is_the_usual_one(exported, pretrained, tmp_path):
+    folder = str(exported(pretrained, "huggingface"))  # whose pictures are not cropped
+    for given, expected in (((), 1.0), (("data.eval_crop",), 0.875)):
+        out = run_task("export", tmp_path / str(len(given)), init_from=folder, data__eval_crop=0.875, given=given)
+        assert read_json(out / "preprocessor_config.json")["crop_pct"] == expected
+
+
+def test_pre_training_with_learned_positions_begins_with_the_fixed_ones_of_another_run(pretrained):
+    config = read_config(find_checkpoint(pretrained))[0]
+    config = config | {"model": config["model"] | {"positions": "learned"}, "assume": {}}
+    config["data"] = config["data"] | {"std": (0.5,)}
+    params, notes = read_fitting_params(pretrained, config)
+    np.testing.assert_array_equal(params["encoder"]["positions"], sincos_table((4, 4), 16))
+    assert params["decoder"]["positions"].shape == (17, 16)
+    assert notes == [f"data.std was {read_weights(pretrained).config['data']['std']}, is (0.5,)"]
