@@ -109,8 +109,8 @@ def load(path: str | Path, **settings) -> MaskedAutoencoder | Classifier:
         folder or file (safetensors or PyTorch); `hf://owner/name[@revision]`. What it is shows in the file.
       settings: of `model.*`: what is yours to choose (dtype="bfloat16", attention, remat, scan_unroll, mask_ratio;
         image_size: positions are computed, learned ones resized for it; positions="learned": fixed tables become
-        parameters, and are resized too, which suits images much larger than those of training), and what files of others may leave open (num_heads, decoder_num_heads, normalize_targets, norm_epsilon,
-        activation).
+        parameters, and are resized too, which suits images much larger than those of training), and what files of
+        others may leave open (num_heads, decoder_num_heads, normalize_targets, norm_epsilon, activation).
 
     Returns:
       An autoencoder: `model(images, key=key)` reconstructs; or, from classify, a classifier: `model(images)` gives
