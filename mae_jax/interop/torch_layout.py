@@ -5,6 +5,7 @@ blocks are stacked along depth and our kernels are [inputs, outputs]; theirs sta
 [outputs, inputs].
 """
 
+import contextlib
 import mmap
 import os
 from collections.abc import Iterator
@@ -145,12 +146,17 @@ def stacked_shape(parts: tuple[Tensor, ...]) -> tuple[int, ...]:
 
 
 def empty_pages(shape: tuple[int, ...]) -> np.ndarray:
-    """A float32 array of fresh pages: so aligned, JAX takes over its memory without a copy.
+    """A float32 array of fresh pages, huge ones where the system has them: there is less to map while it is filled.
 
-    (NumPy would ask for huge pages, and the system may take seconds to find a gigabyte of them.)
+    JAX takes over memory that begins with a page without a copy.
     """
     size = int(np.prod(shape))
-    return np.frombuffer(mmap.mmap(-1, max(4 * size, 1)), np.float32, size).reshape(shape)
+    if not hasattr(mmap, "MADV_HUGEPAGE"):  # other systems than Linux
+        return np.empty(shape, np.float32)
+    memory = mmap.mmap(-1, max(4 * size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.float32, size).reshape(shape)
 
 
 def transpose_into(target: np.ndarray, values: np.ndarray) -> None:
