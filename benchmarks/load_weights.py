@@ -63,7 +63,7 @@ def write_random_model(size: str, folder: Path) -> None:
     config = {
         "task": "pretrain",
         "model": dataclasses.asdict(model),
-        "data": {"name": None, "mean": (0.5,), "std": (0.5,)},
+        "data": {"name": None, "mean": (0.5,), "std": (0.5,), "eval_crop": 1.0},
     }
     export(Weights(config, params, 0, "random"), folder, "huggingface")
 

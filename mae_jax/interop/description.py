@@ -29,7 +29,7 @@ CHANGES_RESULTS = re.compile(
 )
 HEADS_OF_WIDTH = {size["width"]: size["num_heads"] for size in SIZES.values()} | {1408: 16, 1664: 16}  # ViT-g, ViT-G
 DECODER_HEADS = 16  # of all released autoencoders
-PICTURES = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # ImageNet's
+PICTURES = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "eval_crop": 0.875}  # ImageNet's
 # What a user may say of a file that does not say it.
 GUESSABLE = ("num_heads", "decoder_num_heads", "normalize_targets", "norm_epsilon", "activation", "image_size")
 
@@ -41,7 +41,7 @@ class Description:
         tensors = {_unwrapped(name): tensor for name, tensor in file.tensors.items()}
         if len(tensors) < len(file.tensors):
             raise UserError(f"{path} has tensors whose names differ only in a prefix ({', '.join(WRAPPERS)})")
-        hugging = huggingface.is_huggingface(tensors)
+        self.hugging = hugging = huggingface.is_huggingface(tensors)
         self.path, self.notes = path, []
         self.state: State
         self.state = huggingface.to_state(tensors) if hugging else {name: (t,) for name, t in tensors.items()}
@@ -67,7 +67,8 @@ class Description:
             self.class_names, self.pool = beside.get("label_names"), timm.read_pool(beside)
         else:
             self.settings, self.data = _read_arguments(file.others.get("args")), {}
-        self.origin = "a Hugging Face file" if hugging else "a timm file" if timm.is_timm(beside) else "a PyTorch file"
+        spelling = "Hugging Face" if hugging else "timm" if timm.is_timm(beside) else "facebookresearch/mae"
+        self.origin = f"spelt as by {spelling}"
         own = from_dict(file.others.get("mae_jax") or {})  # what our own export writes into a .pth
         self.settings |= own.get("model", {})
         self.data |= own.get("data", {})
@@ -198,10 +199,10 @@ class Description:
 
     def data_settings(self, channels: int) -> dict[str, Any]:
         """The settings of `data.*` that the file states or that are usual; which pictures it does not say."""
-        usual = PICTURES if channels == 3 else {"mean": (0.5,), "std": (0.5,)}
+        usual = PICTURES if channels == 3 else PICTURES | {"mean": (0.5,), "std": (0.5,)}
         if "mean" not in self.data and channels != 3:
             self.notes.append("mean and std of its pictures are not in it: both are taken as 0.5")
-        elif "mean" not in self.data and self.origin == "a Hugging Face file":  # facebookresearch's are ImageNet's
+        elif "mean" not in self.data and self.hugging:  # facebookresearch's are ImageNet's
             self.notes.append("mean and std of its pictures are not in it: ImageNet's are taken")
         data = {"name": None} | usual | self.data
         for name in ("mean", "std"):
@@ -209,10 +210,8 @@ class Description:
             if len(values) not in (1, channels) or not all(math.isfinite(value) for value in values):
                 text = f"{name}={values} must be one number, or one for each of {channels} channels"
                 raise UserError(f"{self.path}: {text}")
-        if min(data["std"]) <= 0 or not 0 < data.get("eval_crop", 1) <= 1:
-            raise UserError(
-                f"{self.path}: std={data['std']} must be above 0, crop_pct={data.get('eval_crop')} in (0, 1]"
-            )
+        if min(data["std"]) <= 0 or not 0 < data["eval_crop"] <= 1:
+            raise UserError(f"{self.path}: std={data['std']} must be above 0, crop_pct={data['eval_crop']} in (0, 1]")
         return data
 
     def left_over(self, used: set[str]) -> list[str]:

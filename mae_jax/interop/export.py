@@ -1,7 +1,6 @@
 """Trained models as files of other programs: facebookresearch/mae, Hugging Face and timm."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,8 @@ import numpy as np
 from mae_jax.errors import UserError
 from mae_jax.interop import huggingface, timm
 from mae_jax.interop.files import write_safetensors, write_torch
-from mae_jax.interop.torch_layout import POOLED_NORM, PROBE_HEAD, write_state
-from mae_jax.interop.workdirs import Weights
+from mae_jax.interop.torch_layout import renamings, write_state
+from mae_jax.interop.workdirs import Weights, write_json
 from mae_jax.models.classifier import BATCH_NORM_EPSILON, ClassifierConfig, make_classifier_config
 from mae_jax.models.mae_config import MAEConfig
 from mae_jax.models.positions import sincos_table
@@ -51,17 +50,8 @@ def fit(weights: Weights, format: str, *, encoder_only: bool = False) -> Weights
             notes.append("written as BeitForImageClassification: transformers' ViT has no such pool")
     if format == "timm":
         notes += timm.check(model)
-    if format == "huggingface" and "decoder" in weights.params and model.image_size[0] != model.image_size[1]:
-        raise UserError(
-            f"transformers' ViTMAE takes square images only, not {model.image_size[0]} x {model.image_size[1]}: "
-            "export the encoder (--config.encoder_only=True), or format=facebook"
-        )
-    if format == "huggingface" and config["task"] == "classify" and config["classifier"]["pool"] == "mean_norm":
-        if model.image_size[0] != model.image_size[1]:
-            raise UserError(
-                f"transformers' BEiT takes square images only, not {model.image_size[0]} x {model.image_size[1]}: "
-                "export format=timm or facebook"
-            )
+    if format == "huggingface":
+        _check_square(model, weights)
     return weights._replace(notes=tuple(notes))
 
 
@@ -79,13 +69,11 @@ def export(weights: Weights, folder: Path, format: str, *, encoder_only: bool = 
       UserError: for a model that the format cannot hold; nothing is written then.
     """
     weights = fit(weights, format, encoder_only=encoder_only)
-    model, classifier, renamed = MAEConfig(**weights.config["model"]), None, {}
+    model, classifier = MAEConfig(**weights.config["model"]), None
     if weights.config["task"] == "classify":
         classifier = make_classifier_config(weights.config["model"], weights.config["classifier"])
-        renamed |= POOLED_NORM if classifier.pool == "mean_norm" else {}
-        renamed |= PROBE_HEAD if classifier.batch_norm else {}
-    state = write_state(_with_tables(weights.params, model), renamed, model.patch_size)
-    data = {"eval_crop": 0.875} | {k: v for k, v in weights.config["data"].items() if k in ("mean", "std", "eval_crop")}
+    state = write_state(_with_tables(weights.params, model), renamings(classifier), model.patch_size)
+    data = {name: weights.config["data"][name] for name in ("mean", "std", "eval_crop")}
     write = {"huggingface": _write_huggingface, "facebook": _write_facebook, "timm": _write_timm}[format]
     folder.mkdir(parents=True, exist_ok=True)
     return write(folder, state, weights, model, classifier, data)
@@ -99,6 +87,19 @@ def _check_pool(classifier: ClassifierConfig, format: str) -> None:
             f"format={format} has no head for classifier.pool={classifier.pool} (only for "
             f"{', '.join(POOLS[format])}): {remedy}, or fine-tune with --config.classifier.pool={POOLS[format][0]}"
         )
+
+
+def _check_square(model: MAEConfig, weights: Weights) -> None:
+    """Refuses images that are not square where transformers' classes cannot take them."""
+    height, width = model.image_size
+    beit = weights.config["task"] == "classify" and weights.config["classifier"]["pool"] == "mean_norm"
+    if height == width or not (beit or "decoder" in weights.params):
+        return
+    kind, remedy = ("BEiT", "format=timm or facebook") if beit else ("ViTMAE", "format=facebook")
+    raise UserError(
+        f"transformers' {kind} takes square images only, not {height} x {width}: export {remedy}, or the encoder alone "
+        "(--config.encoder_only=True)"
+    )
 
 
 def fold_batch_norm(params: dict[str, Any]) -> dict[str, Any]:
@@ -131,15 +132,15 @@ def _write_huggingface(folder, state, weights, model, classifier, data) -> list[
     processor = huggingface.make_processor(model, data["mean"], data["std"], data["eval_crop"])
     tensors = huggingface.from_state(state, architecture)
     return [
-        _write_json(folder / "config.json", config),
-        _write_json(folder / "preprocessor_config.json", processor),
+        write_json(folder / "config.json", config),
+        write_json(folder / "preprocessor_config.json", processor),
         _write_tensors(folder / "model.safetensors", tensors),
     ]
 
 
 def _write_timm(folder, state, weights, model, classifier, data) -> list[Path]:
     config = timm.make_config(model, classifier, data, weights.config.get("class_names"))
-    return [_write_json(folder / "config.json", config), _write_tensors(folder / "model.safetensors", state)]
+    return [write_json(folder / "config.json", config), _write_tensors(folder / "model.safetensors", state)]
 
 
 def _write_facebook(folder, state, weights, model, classifier, data) -> list[Path]:
@@ -158,12 +159,5 @@ def _plain(value: Any) -> Any:
 
 
 def _write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> Path:
-    write_safetensors(path, tensors, {"format": "pt"})
-    return path
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> Path:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(temporary, path)
+    write_safetensors(path, tensors)
     return path

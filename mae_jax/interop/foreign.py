@@ -11,7 +11,7 @@ from typing import Any
 from mae_jax.errors import UserError, first_line
 from mae_jax.interop.description import TABLES, Description
 from mae_jax.interop.files import read_tensors
-from mae_jax.interop.torch_layout import POOLED_NORM, PROBE_HEAD, places, read_params
+from mae_jax.interop.torch_layout import places, read_params, renamings
 from mae_jax.interop.workdirs import Weights
 from mae_jax.models.classifier import abstract_variables
 from mae_jax.models.mae import abstract_params
@@ -52,10 +52,8 @@ def read_foreign(path: Path, asked: dict[str, Any] | None = None) -> Weights:
             f"{path}, or a JSON file beside it, says something in a form that is not known ({first_line(error)})"
         ) from error
     config: dict[str, Any] = {"task": "pretrain", "seed": 0, "model": _as_settings(model), "data": data}
-    renamed: dict[str, str] = {}
+    renamed = renamings(classifier)
     if classifier:
-        renamed |= POOLED_NORM if classifier.pool == "mean_norm" else {}
-        renamed |= PROBE_HEAD if classifier.batch_norm else {}
         names = found.class_names
         config["class_names"] = names if names and len(names) == classifier.num_classes else None
         config["task"] = "classify"

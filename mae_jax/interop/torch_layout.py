@@ -17,6 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mae_jax.errors import UserError
 from mae_jax.interop.files import Tensor
+from mae_jax.models.classifier import ClassifierConfig
 
 # A state: tensors by facebookresearch's names. A tensor may come in parts (queries, keys, values), to be put one below
 # the other along its first axis.
@@ -46,6 +47,13 @@ LEAVES = {
     "class_token": "", "mask_token": "", "positions": "",
 }  # fmt: skip
 TILE = 256  # rows and columns that are transposed at a time: what fits in a core's cache
+
+
+def renamings(classifier: ClassifierConfig | None) -> dict[str, str]:
+    """The changes of `MODULES` for a classifier; none for an autoencoder."""
+    if classifier is None:
+        return {}
+    return (POOLED_NORM if classifier.pool == "mean_norm" else {}) | (PROBE_HEAD if classifier.batch_norm else {})
 
 
 class Place(NamedTuple):

@@ -16,14 +16,13 @@ from mae_jax.errors import UserError
 from mae_jax.interop.description import GUESSABLE
 from mae_jax.interop.foreign import is_foreign, read_foreign
 from mae_jax.interop.hub import fetch, is_hub
-from mae_jax.interop.workdirs import Weights, find_checkpoint, read_workdir
+from mae_jax.interop.workdirs import Weights, find_checkpoint, read_workdir, write_json
 from mae_jax.models.classifier import Classifier, make_bind_classifier, make_classifier_config
 from mae_jax.models.mae import MAEConfig, MaskedAutoencoder, make_bind
 from mae_jax.models.positions import resize_positions, sincos_table
 
 # Settings of `model.*` that are the user's choice, whatever the file.
 CHOOSABLE = ("dtype", "attention", "remat", "scan_unroll", "mask_ratio", "image_size", "positions")
-USUAL_EVAL_CROP = 0.875
 # Settings in which the models of two runs must agree if one begins with the other's parameters.
 STRUCTURE = ("patch_size", "channels", "width", "depth", "num_heads", "activation", "qkv_bias", "positions")
 DECODER_STRUCTURE = ("decoder_width", "decoder_depth", "decoder_num_heads")
@@ -76,9 +75,7 @@ def pin_weights(init_from: str, workdir: Path) -> Path:
         if noted["init_from"] == init_from and Path(noted["checkpoint"]).exists():
             return Path(noted["checkpoint"])
     found = find_weights(init_from)
-    temporary = note.with_name(note.name + ".tmp")
-    temporary.write_text(json.dumps({"init_from": init_from, "checkpoint": str(found)}) + "\n")
-    temporary.replace(note)
+    write_json(note, {"init_from": init_from, "checkpoint": str(found)})
     return found
 
 
@@ -135,9 +132,8 @@ def load(path: str | Path, **settings) -> MaskedAutoencoder | Classifier:
     model = make_bind_of(weights)(jax.device_put(weights.params))
     config, data = MAEConfig(**weights.config["model"]), weights.config["data"]
     model.processor = Processor(
-        config.image_size, config.channels, tuple(data["mean"]), tuple(data["std"]),
-        data.get("eval_crop", USUAL_EVAL_CROP),
-    )  # fmt: skip
+        config.image_size, config.channels, tuple(data["mean"]), tuple(data["std"]), data["eval_crop"]
+    )
     return model
 
 

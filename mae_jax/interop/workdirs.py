@@ -101,3 +101,11 @@ def _read_tree(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"checkpoint {folder.parent} cannot be read ({first_line(error)}); take an earlier one"
         ) from error
+
+
+def write_json(path: Path, values: dict[str, Any]) -> Path:
+    """Writes a JSON file, whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    temporary.replace(path)
+    return path

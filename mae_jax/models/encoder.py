@@ -13,6 +13,7 @@ from mae_jax.models.masking import take_patches
 from mae_jax.models.patches import grid_size, patchify
 from mae_jax.models.positions import resize_positions, sincos_table
 from mae_jax.models.transformer import (
+    NOTHING,
     Linear,
     Record,
     Recorded,
@@ -70,7 +71,7 @@ class Encoder(nnx.Module):
         patches: jax.Array,
         grid: tuple[int, int],
         ids_keep: jax.Array | None = None,
-        record: Record = Record(),  # noqa: B008 - an immutable tuple
+        record: Record = NOTHING,
     ) -> tuple[jax.Array, Recorded]:
         """Encodes patches [B, L, p*p*C], or only those in ids_keep [B, K]: tokens [B, 1 + L or K, D], class first."""
         tokens, recorded = self.before_norm(patches, grid, ids_keep, record=record)
@@ -82,7 +83,7 @@ class Encoder(nnx.Module):
         grid: tuple[int, int],
         ids_keep: jax.Array | None = None,
         keys: jax.Array | None = None,
-        record: Record = Record(),  # noqa: B008 - an immutable tuple
+        record: Record = NOTHING,
     ) -> tuple[jax.Array, Recorded]:
         """The tokens before the final norm. With `keys` [B], one for each example, drop path is at work."""
         table = position_table(self.positions, self.config.grid, grid, self.config.width)

@@ -19,7 +19,7 @@ from mae_jax.models.masking import Mask, masks_from_noise, random_masks, take_pa
 from mae_jax.models.patches import grid_size, patchify, unpatchify
 from mae_jax.models.positions import sincos_table
 from mae_jax.models.reconstruction import normalize_patches, reconstruct
-from mae_jax.models.transformer import Linear, Record, Recorded, create_blocks, make_norm, scan_blocks
+from mae_jax.models.transformer import NOTHING, Linear, Record, Recorded, create_blocks, make_norm, scan_blocks
 
 
 class MAEOutput(NamedTuple):
@@ -56,7 +56,7 @@ class Decoder(nnx.Module):
         tokens: jax.Array,
         grid: tuple[int, int],
         ids_restore: jax.Array,
-        record: Record = Record(),  # noqa: B008 - an immutable tuple
+        record: Record = NOTHING,
     ) -> tuple[jax.Array, Recorded]:
         """Decodes tokens [B, 1 + K, D] of K visible patches: predictions [B, L, p*p*C] in float32."""
         x = self.embed(tokens)

@@ -57,6 +57,9 @@ class Record(NamedTuple):
     attentions: bool = False
 
 
+NOTHING = Record()
+
+
 class Recorded(NamedTuple):
     """What was recorded of `depth` blocks; None if not asked for."""
 
@@ -177,7 +180,7 @@ def scan_blocks(
     unroll: int,
     branch_scales: jax.Array | None = None,
     frozen: int = 0,
-    record: Record = Record(),  # noqa: B008 - an immutable tuple
+    record: Record = NOTHING,
 ) -> tuple[jax.Array, Recorded]:
     """Sends x [b, n, d] through stacked blocks one after the other; compile time does not grow with depth.
 

@@ -12,6 +12,7 @@ from mae_jax.tasks.checkpoint import open_checkpoint
 from mae_jax.training.reporting import provenance, write_json
 from mae_jax.training.signals import StopSignal
 
+WEIGHTS = ("model.safetensors", "model.pth")
 NOTE = "export.json"  # tells a folder that an export may write to again
 
 
@@ -33,6 +34,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
     result_file, note = workdir / "result.json", workdir / NOTE
     result_file.unlink(missing_ok=True)  # it stands for files that are complete
     write_json(note, {"format": config.format, "init_from": config.init_from})
+    for earlier in WEIGHTS:  # written last: without it, settings of this export are not taken for those of an earlier
+        (workdir / earlier).unlink(missing_ok=True)
     files = export(weights, workdir, config.format)
     result = {
         "step": weights.step, "init_from": config.init_from, "format": config.format,
@@ -57,8 +60,8 @@ def _check_folder(config: ml_collections.ConfigDict, workdir: Path) -> None:
         ) from None
     if earlier != config.format:
         raise UserError(f"--workdir={workdir} holds an export in another format ({earlier}); choose another folder")
-    source = Path(config.init_from or "").absolute()
-    if workdir.absolute() in (source, *source.parents):
+    source = Path(config.init_from).resolve()
+    if workdir.resolve() in (source, *source.parents):
         raise UserError(
             f"--workdir={workdir} is where init_from={config.init_from} is read from; choose another folder"
         )

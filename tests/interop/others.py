@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+import mae_jax
+from mae_jax.errors import UserError
 from mae_jax.interop.workdirs import Weights
 from mae_jax.models.classifier import ClassifierConfig, init_classifier
 from mae_jax.models.mae import MAEConfig
@@ -237,3 +239,48 @@ def check_same_params(found: dict, expected: dict) -> None:
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True):
         assert (a.shape, np.asarray(a).dtype) == (b.shape, np.float32), jax.tree_util.keystr(path)
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), jax.tree_util.keystr(path)
+
+
+HEADS = dict(num_heads=12)  # of a width that is no usual one
+ASKED = HEADS | dict(decoder_num_heads=16, normalize_targets=True)
+
+
+def refusal(path, **settings) -> str:
+    """The one line with which `mae_jax.load` refuses."""
+    with pytest.raises(UserError) as error:
+        mae_jax.load(path, **settings)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def hugging_face(**changes):
+    """(tensors, config.json) of a small ViTMAEForPreTraining in the spelling of transformers 4."""
+    state = {}
+    names = {
+        "cls_token": "vit.embeddings.cls_token", "pos_embed": "vit.embeddings.position_embeddings",
+        "patch_embed.proj": "vit.embeddings.patch_embeddings.projection", "norm": "vit.layernorm",
+        "norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.output.dense",
+        "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense",
+    }  # fmt: skip
+    for name, values in facebook_state().items():
+        module, _, leaf = name.rpartition(".")
+        stack, _, inner = module.partition(".")
+        if stack in ("blocks", "decoder_blocks"):
+            number, _, inner = inner.partition(".")
+            prefix = f"{'vit.encoder.layer' if stack == 'blocks' else 'decoder.decoder_layers'}.{number}."
+            if inner == "attn.qkv":
+                for letters, part in zip(("query", "key", "value"), np.split(values, 3), strict=True):
+                    state[f"{prefix}attention.attention.{letters}.{leaf}"] = part
+            else:
+                state[f"{prefix}{names[inner]}.{leaf}"] = values
+        elif name in names:
+            state[names[name]] = values
+        else:
+            state[f"{names[module]}.{leaf}" if module in names else f"decoder.{name}"] = values
+    config = dict(
+        model_type="vit_mae", hidden_size=24, num_hidden_layers=2, num_attention_heads=12, intermediate_size=40,
+        image_size=20, patch_size=5, num_channels=3, layer_norm_eps=1e-6, decoder_hidden_size=16,
+        decoder_num_hidden_layers=1, decoder_num_attention_heads=16, decoder_intermediate_size=30, norm_pix_loss=True,
+        mask_ratio=0.6,
+    )  # fmt: skip
+    return state, config | changes
