@@ -1,35 +1,51 @@
 """Devices: the mesh, and how arrays are laid out on it."""
 
+import functools
 import re
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from mae_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")  # a batch's rows are split over both
 
-# How parameters are laid out: the first pattern that is found in a parameter's path (such as
-# "encoder/blocks/mlp/fc1/kernel") decides. Data parallelism keeps a whole copy on every device.
-PARAMETER_RULES = ((r"", PartitionSpec()),)
+# How parameters are laid out: the first pattern that ends a parameter's path (such as "encoder/blocks/mlp/fc1/kernel")
+# decides. Matrices are split over fsdp; those of the blocks also over tensor: queries, keys, values and the first layer
+# of an MLP by their columns (heads, hidden units), the layers that follow these by their rows. Vectors that every
+# column needs stay whole, less than a part in a thousand. The axes are one block's: a stack has its depth before them.
+PARAMETER_RULES = (
+    (r"attention/qkv/kernel", PartitionSpec("fsdp", None, "tensor")),
+    (r"attention/qkv/bias", PartitionSpec(None, "tensor")),
+    (r"attention/out/kernel", PartitionSpec("tensor", "fsdp")),
+    (r"mlp/fc1/kernel", PartitionSpec("fsdp", "tensor")),
+    (r"mlp/fc1/bias", PartitionSpec("tensor")),
+    (r"mlp/fc2/kernel", PartitionSpec("tensor", "fsdp")),
+    (r"(patch_embed|decoder/embed)/kernel", PartitionSpec(None, "fsdp")),
+    (r"(predict|linear|pool/key|pool/value)/kernel", PartitionSpec("fsdp", None)),
+    (r"positions", PartitionSpec(None, "fsdp")),
+    (r"", PartitionSpec()),
+)
 
 
-def make_mesh(settings: ConfigDict) -> Mesh:
-    """The mesh of all devices with axes data, fsdp and tensor; at most one of the sizes may be -1: what is left.
+def make_mesh(settings: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
+    """The mesh with axes data, fsdp and tensor; at most one of the sizes may be -1: what is left.
+
+    Args:
+      settings: the group `mesh`.
+      devices: None: all of all processes.
 
     Raises:
-      UserError: if the sizes do not fit the number of devices, or ask for more than data parallelism in one process.
+      UserError: if the sizes do not fit the number of devices.
     """
+    devices = jax.devices() if devices is None else devices
     sizes = [settings[axis] for axis in AXES]
     text = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
-    for axis in ("fsdp", "tensor"):
-        if settings[axis] != 1:
-            raise UserError(f"mesh.{axis}={settings[axis]}: only data parallelism is available; set mesh.{axis}=1")
-    if jax.process_count() > 1:
-        raise UserError(f"{jax.process_count()} processes: only runs of one process are available")
-    devices = jax.devices()
     if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
         raise UserError(f"{text}: sizes are at least 1, and one of them may be -1")
     known = int(np.prod([size for size in sizes if size != -1]))
@@ -37,7 +53,8 @@ def make_mesh(settings: ConfigDict) -> Mesh:
         sizes[sizes.index(-1)] = len(devices) // known
     if int(np.prod(sizes)) != len(devices):
         raise UserError(f"{text} does not fit {len(devices)} devices; set mesh.data=-1 to use all")
-    return Mesh(np.asarray(devices).reshape(sizes), AXES)
+    # The devices of a process stand side by side, those of the tensor axis closest, as its many messages need.
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -47,7 +64,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The leading (batch) axis split over data and fsdp."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def batch_parts(mesh: Mesh) -> int:
@@ -55,17 +72,105 @@ def batch_parts(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def parameter_shardings(mesh: Mesh, tree):
-    """The layout of every array of a tree of parameters, or of one that mirrors it such as the optimizer's state."""
+def process_share(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): this process's devices hold the index-th of `count` equal shares of a batch's rows.
 
-    def sharding(path, _):
-        name = "/".join(str(getattr(entry, "key", getattr(entry, "name", entry))) for entry in path)
-        spec = next(spec for pattern, spec in PARAMETER_RULES if re.search(pattern, name))
-        return NamedSharding(mesh, spec)
+    Processes whose devices differ in the tensor axis alone have the same share.
+
+    Raises:
+      UserError: if the rows of a process's devices do not lie side by side.
+    """
+    parts = batch_parts(mesh)
+    found = batch_sharding(mesh).addressable_devices_indices_map((parts,)).values()
+    mine = sorted({rows[0].indices(parts)[0] for rows in found})
+    first, size = mine[0], len(mine)
+    if mine != list(range(first, first + size)) or first % size or parts % size:
+        raise UserError(
+            f"mesh.data={mesh.shape['data']}, mesh.fsdp={mesh.shape['fsdp']}: process {jax.process_index()} would hold "
+            f"parts {mine} of each batch, which do not lie side by side; let mesh.fsdp x mesh.tensor be a multiple or "
+            "a divisor of the devices of a process"
+        )
+    return first // size, parts // size
+
+
+def parameter_spec(path: tuple, ndim: int) -> PartitionSpec:
+    """How an array with this path in a tree of parameters, or one that mirrors it, is split over the mesh."""
+    name = "/".join(str(getattr(entry, "key", getattr(entry, "name", entry))) for entry in path)
+    spec = next(spec for pattern, spec in PARAMETER_RULES if re.search(f"({pattern})$", name))
+    return PartitionSpec(*(None,) * (ndim - len(spec)), *spec) if len(spec) <= ndim else PartitionSpec()
+
+
+def parameter_specs(tree):
+    """`parameter_spec` of every array (or abstract array) of a tree."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: parameter_spec(path, leaf.ndim), tree)
+
+
+def parameter_shardings(mesh: Mesh, tree):
+    """The layout of every array of a tree of parameters, or of one that mirrors it such as the optimizer's state.
+
+    Raises:
+      UserError: if the mesh does not divide an array.
+    """
+
+    def sharding(path, leaf):
+        found = NamedSharding(mesh, parameter_spec(path, leaf.ndim))
+        try:
+            found.shard_shape(tuple(leaf.shape))
+        except ValueError as error:
+            raise UserError(
+                f"mesh.fsdp={mesh.shape['fsdp']}, mesh.tensor={mesh.shape['tensor']} cannot split the parameter "
+                f"{jax.tree_util.keystr(path, simple=True, separator='/')} {list(leaf.shape)}; choose divisors of the "
+                "widths"
+            ) from error
+        return found
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def check_heads(mesh: Mesh, model: Any) -> None:
+    """Raises UserError unless the tensor axis splits the heads of a model (MAEConfig) evenly."""
+    size = mesh.shape["tensor"]
+    for name in ("num_heads", "decoder_num_heads"):
+        if getattr(model, name) % size:
+            raise UserError(
+                f"mesh.tensor={size} does not divide model.{name}={getattr(model, name)}: each device takes whole heads"
+            )
+
+
+def create(init: Callable[[jax.Array], Any], key: jax.Array, mesh: Mesh):
+    """init(key), a tree of parameters or one that mirrors it, every part created on the device where it will live."""
+    return jax.jit(init, out_shardings=parameter_shardings(mesh, jax.eval_shape(init, key)))(key)
 
 
 def put_batch(batch: dict, sharding: NamedSharding) -> dict:
     """Sends this process's rows of a batch to its devices: a dict of global arrays, which may still be on their way."""
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def put(values, shardings):
+    """Sends a tree of host arrays, the same in every process, to the devices: each gets its own part and no more.
+
+    Args:
+      shardings: a tree of the same structure, or one layout for all.
+    """
+
+    def send(value, sharding):
+        value = np.asarray(value)
+        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+    if isinstance(shardings, NamedSharding):
+        return jax.tree.map(lambda value: send(value, shardings), values)
+    return jax.tree.map(send, values, shardings)
+
+
+def whole(arrays):
+    """A tree of global arrays that every process can fetch: unchanged, or a copy on every device if it cannot so."""
+    leaves = jax.tree.leaves(arrays)
+    if all(isinstance(leaf, np.ndarray) or leaf.is_fully_addressable or leaf.is_fully_replicated for leaf in leaves):
+        return arrays
+    return _copy_everywhere(leaves[0].sharding.mesh)(arrays)
+
+
+@functools.lru_cache(maxsize=4)
+def _copy_everywhere(mesh: Mesh):
+    return jax.jit(lambda arrays: arrays, out_shardings=replicated(mesh))

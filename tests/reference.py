@@ -25,7 +25,7 @@ def random_like(shapes: dict, seed: int = 0) -> dict:
     def draw(path, leaf):
         name, normal = path[-1].key, rng.standard_normal(leaf.shape, np.float32)
         if name == "kernel":
-            return normal / np.float32(math.sqrt(leaf.shape[-2]))
+            return normal / np.float32(math.sqrt(leaf.shape[-3 if path[-2].key == "qkv" else -2]))
         return normal * np.float32(0.2) + np.float32(name == "scale")
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
@@ -106,7 +106,8 @@ def _blocks(x, stacked, heads, epsilon):
     """Tokens x [N, D] of one image through all blocks."""
     for depth in range(len(stacked["norm1"]["scale"])):
         p = jax.tree.map(lambda leaf, depth=depth: leaf[depth], stacked)
-        q, k, v = np.split(_linear(_norm(x, p["norm1"], epsilon), p["attention"]["qkv"]), 3, axis=-1)
+        qkv = p["attention"]["qkv"]
+        q, k, v = (_norm(x, p["norm1"], epsilon) @ qkv["kernel"][:, part] + qkv["bias"][part] for part in range(3))
         outputs = []
         for head in range(heads):
             part = slice(head * x.shape[1] // heads, (head + 1) * x.shape[1] // heads)
@@ -167,6 +168,8 @@ def to_hf_state(params: dict, config: MAEConfig) -> dict[str, np.ndarray]:
         if name in ("encoder/class_token", "decoder/mask_token"):
             state[{"encoder": "vit.embeddings.cls_token", "decoder": "decoder.mask_token"}[names[0]]] = value
             continue
+        if names[-2] == "qkv":  # queries, keys and values side by side
+            value = value.reshape(*value.shape[:-2], -1)
         value = value.T if names[-1] == "kernel" else value
         end = "bias" if names[-1] == "bias" else "weight"
         if name == "encoder/patch_embed/kernel":  # [D, (row, column, channel)] -> [D, channel, row, column]
@@ -196,6 +199,8 @@ def from_hf_state(state: dict[str, np.ndarray], config: MAEConfig) -> dict[str, 
         if name == "encoder/patch_embed/kernel":
             value = value.transpose(0, 2, 3, 1).reshape(config.width, config.patch_dim)
         leaves[name] = value.T if names[-1] == "kernel" else value
+        if names[-2] == "qkv":
+            leaves[name] = leaves[name].reshape(shape.shape)
         assert leaves[name].shape == shape.shape, name
     return leaves
 

@@ -5,7 +5,7 @@ from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
 from mae_jax.errors import UserError
-from mae_jax.mesh import batch_parts, batch_sharding, make_mesh, parameter_shardings, put_batch
+from mae_jax.mesh import batch_parts, batch_sharding, make_mesh, parameter_shardings, process_share, put_batch
 
 ALL = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
 
@@ -16,7 +16,7 @@ def test_the_data_axis_takes_all_devices_that_are_left():
 
 
 @pytest.mark.parametrize(
-    "sizes", [dict(data=3, fsdp=1, tensor=1), dict(data=0, fsdp=1, tensor=1), dict(data=-1, fsdp=2, tensor=1)]
+    "sizes", [dict(data=3, fsdp=1, tensor=1), dict(data=0, fsdp=1, tensor=1), dict(data=-1, fsdp=-1, tensor=1)]
 )
 def test_sizes_that_do_not_fit_the_devices_are_refused(sizes):
     with pytest.raises(UserError, match="mesh"):
@@ -35,6 +35,20 @@ def test_each_device_gets_its_rows_of_a_batch_in_order():
     assert all(shard.data.shape == (2, 2) for shard in array.addressable_shards)
 
 
-def test_parameters_are_whole_on_every_device():
-    shardings = parameter_shardings(make_mesh(ALL), {"encoder": {"kernel": np.zeros((8, 8))}})
-    assert jax.tree.leaves(shardings)[0].spec == PartitionSpec()
+def test_matrices_are_split_by_their_names_and_vectors_stay_whole():
+    mesh = make_mesh(ConfigDict(dict(data=2, fsdp=2, tensor=2)))
+    mlp = {"fc1": {"kernel": np.zeros((3, 8, 16)), "bias": np.zeros((3, 16))}}
+    tree = {"encoder": {"blocks": {"mlp": mlp}, "norm": {"scale": np.zeros(8)}}, "count": np.zeros(())}
+    # The optimizer's state has the same names behind its own.
+    found = jax.tree.map(lambda sharding: sharding.spec, parameter_shardings(mesh, (tree, {"mu": tree})))
+    for specs in (found[0], found[1]["mu"]):
+        assert specs["encoder"]["blocks"]["mlp"]["fc1"] == {
+            "kernel": PartitionSpec(None, "fsdp", "tensor"), "bias": PartitionSpec(None, "tensor")
+        }  # fmt: skip
+        assert specs["encoder"]["norm"]["scale"] == PartitionSpec(None) and specs["count"] == PartitionSpec()
+
+
+def test_one_process_reads_all_rows():
+    assert (
+        process_share(make_mesh(ALL)) == process_share(make_mesh(ConfigDict(dict(data=2, fsdp=2, tensor=2)))) == (0, 1)
+    )

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from mae_jax.evaluation.features import one_ahead
+from mae_jax.mesh import whole
 
 
 class Predictions(NamedTuple):
@@ -27,7 +28,7 @@ def predict(logits_fn: Callable[[dict], jax.Array], batches: Iterator[dict]) -> 
       logits_fn: a device batch -> logits [B, K].
       batches: device batches with "label" [B] and "weight" [B]; rows of weight 0 are padding and left out.
     """
-    judged = one_ahead((batch["weight"], *_judge(logits_fn(batch), batch["label"])) for batch in batches)
+    judged = one_ahead(whole((batch["weight"], *_judge(logits_fn(batch), batch["label"]))) for batch in batches)
     found = [jax.device_get(parts) for parts in judged]
     weight, label, predicted, rank, loss = (np.concatenate(part) for part in zip(*found, strict=True))
     real = weight > 0

@@ -12,7 +12,9 @@ from jax.sharding import Mesh
 from mae_jax.data.augment import normalize
 from mae_jax.data.device import evaluation_batches
 from mae_jax.data.sources import Source
+from mae_jax.mesh import whole
 from mae_jax.models.mae_config import MAEConfig
+from mae_jax.parallel import on_rows
 
 
 def pool(tokens: jax.Array, token: str) -> jax.Array:
@@ -30,6 +32,7 @@ class FeatureExtractor:
 
     def __init__(self, bind: Callable[[dict], object], model: MAEConfig, config: ml_collections.ConfigDict, mesh: Mesh):
         self._bind, self._model, self._config, self._mesh = bind, model, config, mesh
+        self._features_of = on_rows(self._features, mesh)
 
     def __call__(self, variables: dict, source: Source, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Features [N, D] and labels [N] of a source; see `extract_features`."""
@@ -37,9 +40,8 @@ class FeatureExtractor:
         batches = evaluation_batches(
             source, self._config.data, size, self._model.image_size, self._model.channels, self._mesh
         )
-        return extract_features(functools.partial(self._features, variables), batches, len(source), out)
+        return extract_features(functools.partial(self._features_of, variables), batches, len(source), out)
 
-    @functools.partial(jax.jit, static_argnums=0)
     def _features(self, variables: dict, batch: dict) -> jax.Array:
         data = self._config.data
         tokens = self._bind(variables).encode(normalize(batch["image"], data.mean, data.std))
@@ -54,7 +56,7 @@ def extract_features(
     A batch's features are fetched while the next one's are computed, straight into their place.
 
     Args:
-      feature_fn: a device batch -> features [B, D], or tokens [B, L, D].
+      feature_fn: a device batch -> features [B, D], or tokens [B, L, D], such as `on_rows` makes.
       batches: device batches with "label" and "weight"; rows of weight 0 are padding and left out.
       count: N, the number of examples in the batches.
       out: where the features go, [N, D], such as a file mapped by `np.lib.format.open_memmap`; None: new memory.
@@ -65,7 +67,8 @@ def extract_features(
     if out is not None and len(out) != count:
         raise ValueError(f"out has {len(out):,} rows for {count:,} examples; give it one row an example")
     labels, done = np.empty(count, np.int64), 0
-    for found, label, weight in one_ahead((feature_fn(batch), batch["label"], batch["weight"]) for batch in batches):
+    computed = ((feature_fn(batch), *whole((batch["label"], batch["weight"]))) for batch in batches)
+    for found, label, weight in one_ahead(computed):
         if out is None:
             out = np.empty((count, *found.shape[1:]), np.float32)
         real = np.asarray(weight) > 0

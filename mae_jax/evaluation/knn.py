@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from mae_jax.evaluation.rows import block_layout, put_rows
-from mae_jax.mesh import batch_sharding, replicated
+from mae_jax.mesh import batch_sharding, put, replicated
 
 # Similarities take QUERY_BLOCK x TRAIN_BLOCK floats at a time on each device, whatever the number of features.
 QUERY_BLOCK = 1024
@@ -40,7 +40,7 @@ def find_neighbours(train: np.ndarray, test: np.ndarray, k: int, mesh: Mesh) -> 
         part = test[start : start + size]
         padded = np.zeros((size, test.shape[1]), np.float32)
         padded[: len(part)] = part
-        found = _search(rows, jax.device_put(padded, replicated(mesh)), len(train), k, block, mesh)
+        found = _search(rows, put(padded, replicated(mesh)), len(train), k, block, mesh)
         for target, values in zip((cosine, ids), found, strict=True):
             target[start : start + len(part)] = np.asarray(values)[: len(part)]
     return cosine, ids

@@ -5,7 +5,6 @@ import functools
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax.sharding import Mesh
@@ -18,8 +17,10 @@ from mae_jax.data.subset import RandomSubset
 from mae_jax.evaluation.features import FeatureExtractor, one_ahead
 from mae_jax.evaluation.reconstructions import TRUE_STATISTICS, draw_reconstructions
 from mae_jax.evaluation.representations import describe_protocol, measure_features
+from mae_jax.mesh import put, replicated
 from mae_jax.models.mae import MAEConfig, make_bind
 from mae_jax.models.reconstruction import reconstruct
+from mae_jax.parallel import on_rows
 from mae_jax.seeding import make_key
 
 
@@ -50,6 +51,8 @@ class MAEEvaluation:
         # Each image's mask comes from the seed and the image's index: the same in every evaluation.
         self._key = make_key(config.seed, "evaluate")
         self._extractor = FeatureExtractor(self._bind, model, config, mesh)
+        self._losses_on_rows = on_rows(self._losses, mesh)
+        self._reconstruct_on_all = on_rows(self._reconstruct, mesh, shared=True)  # a few pictures, of any number
 
     @property
     def labelled(self) -> bool:
@@ -64,9 +67,9 @@ class MAEEvaluation:
 
     def loss(self, params: dict) -> float:
         """The masked loss, averaged over all evaluation images."""
-        sums = one_ahead(self._loss_sums(params, batch) for batch in self._batches(self.eval_source))
-        loss, weight = np.sum([np.asarray(pair) for pair in sums], axis=0, dtype=np.float64)
-        return float(loss / weight)
+        found = one_ahead(self._losses_on_rows(params, batch) for batch in self._batches(self.eval_source))
+        losses, weights = np.concatenate([np.stack(jax.device_get(rows)) for rows in found], axis=1).astype(np.float64)
+        return float(np.sum(losses * weights) / np.sum(weights))
 
     def features(self, params: dict) -> dict[str, float]:
         """Top-1 of k-NN and of a linear probe on the encoder's frozen features, and RankMe (see `measure_features`)."""
@@ -79,7 +82,8 @@ class MAEEvaluation:
         batches = make_eval_batches(shown, self._config.data, len(shown), *self._shape)
         with contextlib.closing(batches):
             batch = next(batches)
-        images, found = jax.device_get(self._reconstruct(params, batch["image"], batch["index"]))
+        shown = put((batch["image"], batch["index"]), replicated(self._mesh))
+        images, found = jax.device_get(self._reconstruct_on_all(params, *shown))
         caption = f"{caption}; {self._mask_ratio:.0%} of the patches hidden"
         if self._model.normalize_targets:
             caption = f"{caption}; {TRUE_STATISTICS}"
@@ -100,12 +104,10 @@ class MAEEvaluation:
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(self._key, index)
         return self._bind(params)(images, key=keys, mask_ratio=self._mask_ratio)
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def _loss_sums(self, params, batch):
+    def _losses(self, params, batch):
         output = self._output(params, self._images(batch["image"]), batch["index"])
-        return jnp.stack([jnp.sum(output.example_loss * batch["weight"]), jnp.sum(batch["weight"])])
+        return output.example_loss, batch["weight"]
 
-    @functools.partial(jax.jit, static_argnums=0)
     def _reconstruct(self, params, images, index):
         images = self._images(images)
         output = self._output(params, images, index)

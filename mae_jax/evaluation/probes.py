@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from mae_jax.evaluation.rows import put_rows
-from mae_jax.mesh import batch_sharding
+from mae_jax.mesh import batch_sharding, replicated
 
 ROW_BLOCK = 8192  # rows whose logits, a number for each class, stand at a time on a device
 MAX_ITERATIONS = 1000
@@ -97,7 +97,7 @@ def _fit(rows, targets, weights, count, c, mean, scale, num_classes, block, mesh
 
     zeros = dict(w=jnp.zeros((rows.shape[1], num_classes)), b=jnp.zeros(num_classes))
     params, *_ = jax.lax.while_loop(unfinished, step, (zeros, optimizer.init(zeros), 0, 0))
-    return original(params)
+    return jax.lax.with_sharding_constraint(original(params), replicated(mesh))
 
 
 def _make_data_loss(rows, targets, weights, block, mesh):

@@ -89,6 +89,8 @@ def _their_shape(path: tuple[str, ...], shape: tuple[int, ...], patch_size: int)
         return (1, *shape)
     if path[-2:] == ("patch_embed", "kernel"):
         return (shape[1], shape[0] // patch_size**2, patch_size, patch_size)
+    if path[-2] == "qkv":  # ours apart, [inputs, 3, outputs] and [3, outputs], theirs one below the other
+        shape = (*shape[:-2], 3 * shape[-1])
     return shape[::-1] if path[-1] == "kernel" else shape
 
 
@@ -113,6 +115,8 @@ def read_params(state: State, shapes: dict, renamed: dict[str, str], patch_size:
     def copy(place: Place) -> None:
         array = params[place.path]
         target = array if place.block is None else array[place.block]
+        if place.path[-2] == "qkv":
+            target = target.reshape(place.shape[::-1])
         row = 0
         for part in state[place.name]:
             values = part.read()
@@ -143,7 +147,7 @@ def write_state(params: dict, renamed: dict[str, str], patch_size: int) -> dict[
             d, channels, p, _ = place.shape
             values = values.reshape(p, p, channels, d).transpose(3, 2, 0, 1)
         elif place.path[-1] == "kernel":
-            values = values.T
+            values = values.reshape(len(values), -1).T
         state[place.name] = np.ascontiguousarray(values).reshape(place.shape)
     return state
 

@@ -18,8 +18,9 @@ from flax import nnx
 from mae_jax.errors import UserError
 from mae_jax.models.encoder import Encoder, EncoderOutput, patches_of
 from mae_jax.models.mae_config import MAEConfig
-from mae_jax.models.parameters import split_trained
+from mae_jax.models.parameters import gather_outside_blocks, split_trained
 from mae_jax.models.transformer import Linear, Record
+from mae_jax.parallel import batch_devices, mean_over_batch
 
 POOLS = {  # what the head sees
     "mean_norm": "mean of the patch tokens, then a norm",
@@ -78,7 +79,8 @@ def make_classifier_config(model: Mapping, classifier: Mapping) -> ClassifierCon
 class BatchNorm(nnx.Module):
     """Normalises each of D features, without scale and bias, by statistics over a batch or by running ones.
 
-    In training the statistics are those of the whole batch that the compiled step sees: of all devices together.
+    In training the statistics are those of the whole batch, over all devices (or of the part of it that a step which
+    accumulates gradients works on).
     """
 
     def __init__(self, width: int):
@@ -89,8 +91,10 @@ class BatchNorm(nnx.Module):
         """Normalises [B, D]; also returns the batch's mean and unbiased variance, for the running statistics."""
         if not training:
             return (x - self.mean[...]) * jax.lax.rsqrt(self.variance[...] + BATCH_NORM_EPSILON), {}
-        mean, variance = jnp.mean(x, axis=0), jnp.var(x, axis=0)
-        unbiased = variance * (len(x) / max(len(x) - 1, 1))
+        mean = mean_over_batch(jnp.mean(x, axis=0))
+        variance = mean_over_batch(jnp.mean((x - mean) ** 2, axis=0))
+        count = len(x) * batch_devices()
+        unbiased = variance * (count / max(count - 1, 1))
         return (x - mean) * jax.lax.rsqrt(variance + BATCH_NORM_EPSILON), {"mean": mean, "variance": unbiased}
 
 
@@ -216,4 +220,4 @@ def abstract_variables(config: ClassifierConfig) -> dict:
 def make_bind_classifier(config: ClassifierConfig) -> Callable[[dict], Classifier]:
     """A pure function from parameters and statistics (one nested dict) to the model that has them."""
     graphdef, _ = _split(config)
-    return lambda variables: nnx.merge(graphdef, variables)
+    return lambda variables: nnx.merge(graphdef, gather_outside_blocks(variables))

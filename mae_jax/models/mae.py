@@ -16,6 +16,7 @@ from mae_jax.errors import UserError
 from mae_jax.models.encoder import Encoder, EncoderOutput, patches_of, position_table
 from mae_jax.models.mae_config import MAEConfig, check_mask_ratio
 from mae_jax.models.masking import Mask, masks_from_noise, random_masks, take_patches
+from mae_jax.models.parameters import gather_outside_blocks
 from mae_jax.models.patches import grid_size, patchify, unpatchify
 from mae_jax.models.positions import sincos_table
 from mae_jax.models.reconstruction import normalize_patches, reconstruct
@@ -251,4 +252,4 @@ def abstract_params(config: MAEConfig, *, decoder: bool = True) -> dict:
 def make_bind(config: MAEConfig, *, decoder: bool = True) -> Callable[[dict], MaskedAutoencoder]:
     """A pure function from parameters (a nested dict, as `init_params` makes) to the model that has them."""
     graphdef, _ = _split(config, decoder)
-    return lambda params: nnx.merge(graphdef, params)
+    return lambda params: nnx.merge(graphdef, gather_outside_blocks(params))

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from mae_jax.parallel import gather
+
 
 def count_parameters(parameters) -> int:
     """Number of values in a tree of arrays (or of their shapes)."""
@@ -20,6 +22,13 @@ def join(*trees: dict) -> dict:
         for path, leaf in flatten_dict(tree).items():
             parts.setdefault(path, []).append(leaf)
     return unflatten_dict({path: leaves[0] if len(leaves) == 1 else _stack(leaves) for path, leaves in parts.items()})
+
+
+def gather_outside_blocks(variables: dict) -> dict:
+    """A model's variables on shards (`parallel.on_shards`), whole but for the blocks', which follow one by one."""
+    flat = flatten_dict(variables)
+    rest = {path: leaf for path, leaf in flat.items() if "blocks" not in path}
+    return unflatten_dict(flat | flatten_dict(gather(unflatten_dict(rest))))
 
 
 def _stack(leaves: list):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ from einops import rearrange
 from flax import nnx
 
 from mae_jax.errors import UserError
+from mae_jax.parallel import from_rows, gather, gathers_again, splits, to_columns
 
 xavier_uniform = nnx.initializers.xavier_uniform()
 
@@ -67,28 +69,39 @@ class Recorded(NamedTuple):
     attentions: jax.Array | None = None  # [depth, b, h, n, n] float32: weight of each token (last axis) for each
 
 
-class Linear(nnx.Linear):
+class Linear(nnx.Module):
     """A linear layer with Xavier-uniform kernel, as all of MAE's; the product in `dtype`, the bias and result float32.
 
     (nnx.Linear adds the bias in `dtype`: its gradient, a sum over all tokens of a batch, would be a bfloat16 sum.)
+
+    Args:
+      outputs: several numbers give the result several axes; the initial kernel is that of one matrix.
+      split: by what the kernel is split where a mesh's tensor axis splits it: "columns", "rows", or None: it is whole.
     """
 
     def __init__(
         self,
         inputs: int,
-        outputs: int,
-        *,
+        *outputs: int,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
         bias_init=nnx.initializers.zeros,
         use_bias: bool = True,
+        split: str | None = None,
     ):
-        super().__init__(
-            inputs, outputs, use_bias=use_bias, kernel_init=xavier_uniform, bias_init=bias_init, dtype=dtype, rngs=rngs
-        )
+        self.dtype, self.split = dtype, split
+        kernel = xavier_uniform(rngs.params(), (inputs, math.prod(outputs)), jnp.float32)
+        self.kernel = nnx.Param(kernel.reshape(inputs, *outputs))
+        self.bias = nnx.Param(bias_init(rngs.params(), outputs, jnp.float32)) if use_bias else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:  # [..., inputs] -> [..., outputs]
-        product = jnp.dot(x.astype(self.dtype), self.kernel[...].astype(self.dtype)).astype(jnp.float32)
+    def __call__(self, x: jax.Array) -> jax.Array:  # [..., inputs] -> [..., *outputs]
+        if self.split == "columns":
+            x = to_columns(x)
+        kernel = self.kernel[...].astype(self.dtype)
+        product = jnp.dot(x.astype(self.dtype), kernel.reshape(len(kernel), -1)).astype(jnp.float32)
+        product = product.reshape(*x.shape[:-1], *kernel.shape[1:])
+        if self.split == "rows":
+            product = from_rows(product)
         return product if self.bias is None else product + self.bias[...]
 
 
@@ -98,12 +111,12 @@ def make_norm(width: int, epsilon: float, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention. q, k and v are one matrix, whose Xavier bound is sqrt(6 / 4D)."""
+    """Multi-head self-attention. q, k and v are one matrix [D, 3, D], whose Xavier bound is sqrt(6 / 4D)."""
 
     def __init__(self, config: BlockConfig, *, rngs: nnx.Rngs):
         self.config, self.dtype, width = config, jnp.dtype(config.dtype), config.width
-        self.qkv = Linear(width, 3 * width, dtype=self.dtype, use_bias=config.qkv_bias, rngs=rngs)
-        self.out = Linear(width, width, dtype=self.dtype, rngs=rngs)
+        self.qkv = Linear(width, 3, width, dtype=self.dtype, use_bias=config.qkv_bias, split="columns", rngs=rngs)
+        self.out = Linear(width, width, dtype=self.dtype, split="rows", rngs=rngs)
 
     def __call__(self, x: jax.Array, weights: bool = False) -> tuple[jax.Array, jax.Array | None]:
         """Maps [b, n, d] to [b, n, d]; with `weights` also returns the attention [b, h, n, n]."""
@@ -113,7 +126,9 @@ class Attention(nnx.Module):
                 "set model.attention=xla"
             )
         qkv = self.qkv(x).astype(self.dtype)
-        q, k, v = rearrange(qkv, "b n (three h d) -> three b n h d", three=3, h=self.config.num_heads)
+        # On a mesh, these are the heads of this device's columns.
+        head_width = self.config.width // self.config.num_heads
+        q, k, v = rearrange(qkv, "b n three (h d) -> three b n h d", d=head_width)
         # Logits and softmax are float32 inside; the scale is 1 / sqrt(head width).
         x = jax.nn.dot_product_attention(q, k, v, implementation=self.config.attention)
         # No back-end returns its weights: they are computed once more, so that the result does not depend on them.
@@ -132,8 +147,8 @@ class Mlp(nnx.Module):
 
     def __init__(self, config: BlockConfig, *, rngs: nnx.Rngs):
         self.activation, dtype = config.activation, jnp.dtype(config.dtype)
-        self.fc1 = Linear(config.width, config.mlp_width, dtype=dtype, rngs=rngs)
-        self.fc2 = Linear(config.mlp_width, config.width, dtype=dtype, rngs=rngs)
+        self.fc1 = Linear(config.width, config.mlp_width, dtype=dtype, split="columns", rngs=rngs)
+        self.fc2 = Linear(config.mlp_width, config.width, dtype=dtype, split="rows", rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:  # [b, n, d] -> [b, n, d]
         return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
@@ -193,15 +208,19 @@ def scan_blocks(
       record: what else to return.
     """
     graphdef, stacked = nnx.split(blocks)
+    stacked = nnx.to_pure_dict(stacked)
     depth = len(jax.tree.leaves(stacked)[0])
+    dtype = blocks.attention.dtype
 
     def apply_block(x, inputs):
         parameters, scales = inputs
-        x, attention = nnx.merge(graphdef, parameters)(x, scales, record.attentions)
+        x, attention = nnx.merge(graphdef, gather(parameters, dtype))(x, scales, record.attentions)
         return x, (x if record.hidden_states else None, attention)
 
     if remat:
         apply_block = jax.checkpoint(apply_block, prevent_cse=False)
+    elif splits("fsdp"):
+        apply_block = jax.checkpoint(apply_block, prevent_cse=False, policy=gathers_again)
 
     def part(first: int, last: int):
         return jax.tree.map(lambda leaf: leaf[first:last], (stacked, branch_scales))

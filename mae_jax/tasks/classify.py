@@ -29,7 +29,7 @@ from mae_jax.evaluation.features import extract_features
 from mae_jax.interop.transfer import describe_start, resolve_model, starting_params
 from mae_jax.interop.weights import check_workdir
 from mae_jax.interop.workdirs import Weights
-from mae_jax.mesh import make_mesh
+from mae_jax.mesh import check_heads, make_mesh, process_share
 from mae_jax.models.classifier import (
     POOLS,
     ClassifierConfig,
@@ -41,6 +41,7 @@ from mae_jax.models.classifier import (
 from mae_jax.models.flops import classifier_train_flops, classify_flops, classify_train_flops, represent_flops
 from mae_jax.models.mae_config import MAEConfig
 from mae_jax.models.parameters import count_parameters, join
+from mae_jax.parallel import on_rows
 from mae_jax.training.reporting import Reporter
 from mae_jax.training.run import HostBatches, run_training
 from mae_jax.training.signals import StopSignal
@@ -79,6 +80,7 @@ class Classification:
     ):
         self._config, self._workdir, self._mesh, self._weights, self._changed = config, workdir, mesh, weights, changed
         data, encoder = config.data, MAEConfig(**config.model)
+        check_heads(mesh, encoder)
         sources = [make_source(data, split, encoder.image_size, encoder.channels) for split in ("train", "eval")]
         train_source, eval_source = (Labelled(source, data) for source in sources)
         if data.label_fraction is not None:
@@ -92,6 +94,7 @@ class Classification:
         self.facts = {"class_names": train_source.class_names}
         self._start = self._describe_start()
         self.mixes_pairs = data.mixup > 0 or data.cutmix > 0
+        self._representations, self._logits_of = on_rows(self._represent_batch, mesh), on_rows(self._logits, mesh)
         self._statistics_shapes = jax.eval_shape(self.init, jax.random.key(0)).statistics
 
         # Where the encoder is frozen and the pictures stay the same, its output is computed once.
@@ -185,14 +188,15 @@ class Classification:
 
     def batches(self, state: TrainState, start_step: int) -> HostBatches:
         config, encoder = self._config, self._model.encoder
+        index, count = process_share(self._mesh)
         if not self._keeps_features:
             return make_train_batches(
                 self._train_source, config.data, encoder.image_size, encoder.channels,
-                start_step=start_step, process_index=jax.process_index(), process_count=jax.process_count(),
+                start_step=start_step, process_index=index, process_count=count,
             )  # fmt: skip
         variables = state.variables()
         for split, source in (("train", self._train_source), ("eval", self._eval_source)):
-            represent = functools.partial(self._represent_batch, variables)
+            represent = functools.partial(self._representations, variables)
             features, labels = extract_features(represent, self._eval_pictures(source), len(source))
             self._kept[split] = {"feature": features, "label": labels}
         return ArrayBatches(self._kept["train"], config.data.batch_size, seed=config.data.seed, start_step=start_step)
@@ -201,7 +205,6 @@ class Classification:
         data = self._config.data
         return self._bind(variables).represent(normalize(images, data.mean, data.std))
 
-    @functools.partial(jax.jit, static_argnums=0)
     def _represent_batch(self, variables: dict, batch: dict) -> jax.Array:
         return self._represent(variables, batch["image"])
 
@@ -213,10 +216,9 @@ class Classification:
             batches = to_devices(arrays, self._mesh, config.data.prefetch_batches)
         else:
             batches = self._eval_pictures(self._eval_source)
-        logits_fn = functools.partial(self._logits, state.variables())
+        logits_fn = functools.partial(self._logits_of, state.variables())
         return summarize_predictions(predict(logits_fn, batches))
 
-    @functools.partial(jax.jit, static_argnums=0)
     def _logits(self, variables: dict, batch: dict) -> jax.Array:
         x = batch["feature"] if self._keeps_features else self._represent(variables, batch["image"])
         return self._bind(variables).classify(x)[0]

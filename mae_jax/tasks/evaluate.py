@@ -4,7 +4,6 @@ import csv
 import io
 from pathlib import Path
 
-import jax
 import ml_collections
 
 from mae_jax.data.augment import normalize
@@ -21,8 +20,9 @@ from mae_jax.evaluation.classification import (
 )
 from mae_jax.interop.weights import make_bind_of
 from mae_jax.interop.workdirs import Weights
-from mae_jax.mesh import make_mesh, replicated
+from mae_jax.mesh import check_heads, make_mesh, parameter_shardings, put
 from mae_jax.models.mae_config import MAEConfig
+from mae_jax.parallel import on_rows
 from mae_jax.tasks.checkpoint import open_checkpoint, write_measurement
 from mae_jax.tasks.reconstruct import reconstruct
 from mae_jax.training.reporting import provenance, save_picture, write_atomically, write_json
@@ -51,14 +51,15 @@ def evaluate_autoencoder(weights: Weights, config: ml_collections.ConfigDict, wo
 def evaluate_classifier(weights: Weights, config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Loss, top-1 and top-5; classes.csv; confusion_matrix.png."""
     model, data, mesh = MAEConfig(**config.model), config.data, make_mesh(config.mesh)
+    check_heads(mesh, model)
     source = Labelled(make_source(data, "eval", model.image_size, model.channels), data)
     num_classes = config.classifier.num_classes
     names = class_names_of(weights, source, config)
     source = RandomSubset(source, config.evaluate.max_examples or len(source))
     write_json(workdir / "config.json", config.to_dict() | provenance())
 
-    bind, variables = make_bind_of(weights), jax.device_put(weights.params, replicated(mesh))
-    logits = jax.jit(lambda variables, images: bind(variables)(normalize(images, data.mean, data.std)))
+    bind, variables = make_bind_of(weights), put(weights.params, parameter_shardings(mesh, weights.params))
+    logits = on_rows(lambda variables, images: bind(variables)(normalize(images, data.mean, data.std)), mesh)
     batches = evaluation_batches(source, data, config.evaluate.batch_size, model.image_size, model.channels, mesh)
     found = predict(lambda batch: logits(variables, batch["image"]), batches)
 

@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import ml_collections
 import numpy as np
 
@@ -12,7 +11,7 @@ from mae_jax.data.sources import make_source
 from mae_jax.data.subset import Labelled, RandomSubset, StratifiedSubset
 from mae_jax.evaluation.features import FeatureExtractor
 from mae_jax.interop.weights import make_bind_of
-from mae_jax.mesh import make_mesh, replicated
+from mae_jax.mesh import check_heads, create, make_mesh, parameter_shardings, put
 from mae_jax.models.mae import MAEConfig, init_params, make_bind
 from mae_jax.seeding import make_key
 from mae_jax.tasks.checkpoint import open_checkpoint
@@ -33,6 +32,7 @@ class FrozenEncoder:
         self._weights, self.config = open_checkpoint(config, workdir)
         config, settings = self.config, self.config.evaluate
         self.model, self.mesh, self.step = MAEConfig(**config.model), make_mesh(config.mesh), self._weights.step
+        check_heads(self.mesh, self.model)
         size, channels = self.model.image_size, self.model.channels
         train, evaluation = (make_source(config.data, split, size, channels) for split in ("train", "eval"))
         if labelled:
@@ -48,13 +48,13 @@ class FrozenEncoder:
     def extract(self) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
         """(source, out=None) -> features [N, D] and labels [N] of a source, the features in `out` if it is given."""
         bind = make_bind_of(self._weights)
-        return self._extractor(bind, jax.device_put(self._weights.params, replicated(self.mesh)))
+        return self._extractor(bind, put(self._weights.params, parameter_shardings(self.mesh, self._weights.params)))
 
     @functools.cached_property
     def extract_random(self) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
         """The same of an encoder of this size with random weights."""
-        init = jax.jit(functools.partial(init_params, self.model), out_shardings=replicated(self.mesh))
-        return self._extractor(make_bind(self.model), init(make_key(self.config.seed, "init")))
+        params = create(functools.partial(init_params, self.model), make_key(self.config.seed, "init"), self.mesh)
+        return self._extractor(make_bind(self.model), params)
 
     def _extractor(self, bind: Callable, variables: dict) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
         return functools.partial(FeatureExtractor(bind, self.model, self.config, self.mesh), variables)

@@ -16,7 +16,7 @@ from mae_jax.data.sources import make_source
 from mae_jax.data.supervised import augmentations
 from mae_jax.evaluation.pretraining import MAEEvaluation
 from mae_jax.interop.weights import check_workdir, pin_weights, read_fitting_params
-from mae_jax.mesh import make_mesh, replicated
+from mae_jax.mesh import check_heads, create, make_mesh, process_share
 from mae_jax.models.flops import forward_flops, train_flops
 from mae_jax.models.mae import MAEConfig, init_params, make_bind
 from mae_jax.models.masking import num_visible
@@ -46,6 +46,7 @@ class Pretraining:
     def __init__(self, config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh):
         self._config, self._workdir, self._mesh = config, workdir, mesh
         self._model = model = MAEConfig(**config.model)
+        check_heads(mesh, model)
         self._train_source = make_source(config.data, "train", model.image_size, model.channels)
         eval_source = make_source(config.data, "eval", model.image_size, model.channels)
         self._evaluation = MAEEvaluation(config, model, mesh, self._train_source, eval_source)
@@ -87,9 +88,10 @@ class Pretraining:
         }
 
     def batches(self, state: TrainState, start_step: int) -> Batches:
+        index, count = process_share(self._mesh)
         return make_train_batches(
             self._train_source, self._config.data, self._model.image_size, self._model.channels,
-            start_step=start_step, process_index=jax.process_index(), process_count=jax.process_count(),
+            start_step=start_step, process_index=index, process_count=count,
         )  # fmt: skip
 
     def evaluate(self, state: TrainState, reporter: Reporter) -> dict[str, float]:
@@ -103,8 +105,9 @@ class Pretraining:
     def result(self, state: TrainState, scores: dict[str, float]) -> tuple[dict[str, Any], list[str]]:
         result = {"eval/loss": scores["loss"]} | {name: value for name, value in scores.items() if name != "loss"}
         if self._evaluation.labelled:
-            init = jax.jit(functools.partial(init_params, self._model), out_shardings=replicated(self._mesh))
-            random_scores = self._evaluation.features(init(make_key(self._config.seed, "init")))
+            init = functools.partial(init_params, self._model)
+            random_params = create(init, make_key(self._config.seed, "init"), self._mesh)
+            random_scores = self._evaluation.features(random_params)
             result |= {f"random_encoder/{name}": value for name, value in random_scores.items()}
             result["protocol"] = self._evaluation.protocol
         return result, describe_result(result, int(state.step), self._workdir)

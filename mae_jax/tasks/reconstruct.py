@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import jax
 import ml_collections
 
 from mae_jax.data.pictures import PictureFiles
@@ -11,7 +10,7 @@ from mae_jax.errors import UserError
 from mae_jax.evaluation.pretraining import MAEEvaluation
 from mae_jax.interop.weights import has_decoder
 from mae_jax.interop.workdirs import Weights
-from mae_jax.mesh import make_mesh, replicated
+from mae_jax.mesh import check_heads, make_mesh, parameter_shardings, put
 from mae_jax.models.mae_config import MAEConfig, check_mask_ratio
 from mae_jax.tasks.checkpoint import open_checkpoint, write_measurement
 from mae_jax.training.reporting import provenance, save_picture, write_json
@@ -52,8 +51,9 @@ def reconstruct(weights: Weights, config: ml_collections.ConfigDict, workdir: Pa
     if config.evaluate.mask_ratio is not None:
         check_mask_ratio(config.evaluate.mask_ratio, model.num_patches, "evaluate.mask_ratio")
     mesh = make_mesh(config.mesh)
+    check_heads(mesh, model)
     evaluation = MAEEvaluation(config, model, mesh, None, source)
-    params = jax.device_put(weights.params, replicated(mesh))
+    params = put(weights.params, parameter_shardings(mesh, weights.params))
     write_json(workdir / "config.json", config.to_dict() | provenance())
     caption = f"{config.init_from}, {weights.origin}"
     picture = save_picture(workdir / "reconstructions" / f"{weights.step}.png", evaluation.picture(params, caption))

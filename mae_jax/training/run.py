@@ -116,7 +116,13 @@ def run_training(
         del starting_values
     key = make_key(config.seed, "train")
     step_fn = make_train_step(
-        trainee.loss_fn, optimizer, schedule, config.train.accumulate_steps, config.train.ema_decay
+        trainee.loss_fn,
+        optimizer,
+        schedule,
+        mesh,
+        config.train.accumulate_steps,
+        config.train.ema_decay,
+        trainee.mixes_pairs,
     )
     if start_step < total_steps:
         step_fn = compile_and_tell(step_fn, abstract, trainee.batch, key, mesh)

@@ -9,7 +9,7 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 
-from mae_jax.mesh import parameter_shardings
+from mae_jax.mesh import create, parameter_shardings, put
 from mae_jax.models.parameters import join
 
 
@@ -61,7 +61,7 @@ def abstract_state(init: Callable[[jax.Array], TrainState], mesh: Mesh) -> Train
 
 def create_state(init: Callable[[jax.Array], TrainState], key: jax.Array, mesh: Mesh) -> TrainState:
     """The state at step 0, every array created where it will live."""
-    return jax.jit(init, out_shardings=shardings_of(abstract_state(init, mesh)))(key)
+    return create(init, key, mesh)
 
 
 def start_from(state: TrainState, values: Variables) -> TrainState:
@@ -70,7 +70,7 @@ def start_from(state: TrainState, values: Variables) -> TrainState:
     def replace(tree: dict, new: dict) -> dict:
         flat = flatten_dict(tree)
         for path, value in flatten_dict(new).items():
-            flat[path] = jax.device_put(value, flat[path].sharding)
+            flat[path] = put(value, flat[path].sharding)
         return unflatten_dict(flat)
 
     return state._replace(

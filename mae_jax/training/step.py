@@ -1,14 +1,16 @@
 """The training step: one compiled call that takes a state and a batch to the next state."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
-from mae_jax.mesh import batch_sharding, replicated
+from mae_jax.mesh import BATCH_AXES, batch_sharding, parameter_specs, replicated
+from mae_jax.parallel import ROWS, axes_of, batch_devices, mean_over_batch, on_shards
 from mae_jax.training.state import TrainState, shardings_of
 
 STATISTICS_MOMENTUM = 0.1  # share of a batch in the running statistics of BatchNorm
@@ -21,6 +23,13 @@ class LossDetails(NamedTuple):
     statistics: dict[str, Any] = {}  # the batch's statistics, for the running ones
 
 
+class Parts(NamedTuple):
+    """How a batch is cut into parts that are worked on one after the other."""
+
+    count: int
+    run: int  # rows that stay together
+
+
 # (params, frozen params, batch, keys [B]) -> (mean loss over the batch, details)
 LossFn = Callable[[dict, dict, dict, jax.Array], tuple[jax.Array, LossDetails]]
 
@@ -29,8 +38,10 @@ def make_train_step(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
+    mesh: Mesh,
     accumulate_steps: int = 1,
     ema_decay: float | None = None,
+    mixes_pairs: bool = False,
 ) -> Callable[[TrainState, dict, jax.Array], tuple[TrainState, dict]]:
     """A pure function (state, batch, key) -> (state, scalars).
 
@@ -38,19 +49,24 @@ def make_train_step(
     the batch is cut and wherever it lies.
 
     Args:
+      loss_fn: runs on shards (`parallel`): it sees a device's rows.
       accumulate_steps: parts that the batch is cut into; their gradients are averaged before the one update, and so are
         their statistics.
       ema_decay: of the moving average of the parameters, if the state has one.
+      mixes_pairs: rows 2i and 2i + 1 must stay together.
     """
+    parts = Parts(accumulate_steps, 2 if mixes_pairs else 1)
 
     def train_step(state: TrainState, batch: dict, key: jax.Array) -> tuple[TrainState, dict]:
         size = len(jax.tree.leaves(batch)[0])
         keys = jax.random.split(jax.random.fold_in(key, state.step), size)
-        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        if accumulate_steps == 1:
-            (loss, details), grads = grad_fn(state.params, state.frozen, batch, keys)
-        else:
-            (loss, details), grads = _accumulate(grad_fn, state, batch, keys, accumulate_steps)
+        specs = parameter_specs(state.params)
+        (loss, details), grads = on_shards(
+            functools.partial(_mean_gradients, loss_fn, specs, parts),
+            mesh,
+            in_specs=(specs, parameter_specs(state.frozen), ROWS, ROWS),
+            out_specs=(PartitionSpec(), specs),
+        )(state.params, state.frozen, batch, keys)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         statistics = optax.incremental_update(details.statistics, state.statistics, STATISTICS_MOMENTUM)
@@ -66,24 +82,45 @@ def make_train_step(
     return train_step
 
 
-def _accumulate(grad_fn, state: TrainState, batch, keys, parts: int):
-    """The mean of grad_fn over `parts` equal parts of the batch, one after the other."""
+def _mean_gradients(
+    loss_fn: LossFn, specs: dict, parts: Parts, params: dict, frozen: dict, batch: dict, keys: jax.Array
+):
+    """On shards: ((loss, details), gradients), all means over the whole batch; the gradients lie as the parameters do.
+
+    What a device adds up over its rows is summed over the data axis once, after all parts; what is split over fsdp was
+    so already, in the backward pass, since no device has room for the whole.
+    """
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    if parts.count == 1:
+        (loss, details), grads = grad_fn(params, frozen, batch, keys)
+    else:
+        (loss, details), grads = _accumulate(grad_fn, params, frozen, (batch, keys), parts)
+
+    def mean(gradient, spec):
+        axes = axes_of(("data",) if "fsdp" in spec else BATCH_AXES)
+        return (jax.lax.psum(gradient, axes) if axes else gradient) / batch_devices()
+
+    loss, scalars = mean_over_batch((loss, details.scalars))
+    return (loss, details._replace(scalars=scalars)), jax.tree.map(mean, grads, specs)
+
+
+def _accumulate(grad_fn, params: dict, frozen: dict, rows, parts: Parts):
+    """The mean of grad_fn over the parts of a device's rows, one after the other."""
 
     def cut(x):
-        # Runs of rows go to the parts in turn, so that every device keeps the rows that it has; pairs where there can
-        # be pairs, since rows 2i and 2i + 1 may be mixed.
-        run = 2 if len(x) % (2 * parts) == 0 else 1
-        runs = x.reshape(len(x) // (run * parts), parts, run, *x.shape[1:])
-        return jnp.moveaxis(runs, 1, 0).reshape(parts, len(x) // parts, *x.shape[1:])
+        # The parts take rows in turn: so each has the same rows on any number of devices.
+        count, run = parts
+        runs = x.reshape(len(x) // (run * count), count, run, *x.shape[1:])
+        return jnp.moveaxis(runs, 1, 0).reshape(count, len(x) // count, *x.shape[1:])
 
     def add_part(total, part):
-        return jax.tree.map(jnp.add, total, grad_fn(state.params, state.frozen, *part)), None
+        return jax.tree.map(jnp.add, total, grad_fn(params, frozen, *part)), None
 
-    cut_batch = jax.tree.map(cut, (batch, keys))
-    shapes = jax.eval_shape(grad_fn, state.params, state.frozen, *jax.tree.map(lambda x: x[0], cut_batch))
+    cut_rows = jax.tree.map(cut, rows)
+    shapes = jax.eval_shape(grad_fn, params, frozen, *jax.tree.map(lambda x: x[0], cut_rows))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    total, _ = jax.lax.scan(add_part, zeros, cut_batch)
-    return jax.tree.map(lambda x: x / parts, total)
+    total, _ = jax.lax.scan(add_part, zeros, cut_rows)
+    return jax.tree.map(lambda x: x / parts.count, total)
 
 
 def compile_train_step(train_step, state: TrainState, batch: dict, key: jax.Array, mesh: Mesh) -> jax.stages.Compiled:

@@ -1,9 +1,7 @@
 import functools
 
-import jax
 import numpy as np
 import pytest
-from jax.sharding import Mesh
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 from sklearn.metrics import precision_recall_fscore_support, top_k_accuracy_score
 
@@ -15,12 +13,13 @@ from mae_jax.evaluation.classification import (
     predict,
     summarize_predictions,
 )
-from mae_jax.mesh import AXES, batch_sharding, put_batch
+from mae_jax.mesh import batch_sharding, put_batch
+from tests.meshes import device_mesh
 
 
 def batches(logits, labels, size, devices=1):
     """Device batches of an evaluation, the last one filled with rows of weight 0 that would be hits."""
-    mesh = Mesh(np.asarray(jax.devices()[:devices]).reshape(devices, 1, 1), AXES)
+    mesh = device_mesh(devices)
     for first in range(0, len(labels), size):
         real = len(labels[first : first + size])
         batch = {

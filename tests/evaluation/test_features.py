@@ -1,18 +1,17 @@
 from types import SimpleNamespace
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mae_jax.evaluation.features import extract_features, pool
 from mae_jax.evaluation.rankme import rankme
 from mae_jax.evaluation.representations import measure_features
+from tests.meshes import device_mesh
 
 SETTINGS = ConfigDict(dict(knn_k=3, knn_temperature=0.07, linear_probe=True, probe_c=1.0))
-MESH = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor"))
+MESH = device_mesh()
 
 
 def batches(features, labels, size):

@@ -1,13 +1,13 @@
 import jax
 import numpy as np
 import pytest
-from jax.sharding import Mesh
 
 from configs import digits
 from mae_jax.data.augment import normalize
 from mae_jax.data.sources import make_source
 from mae_jax.evaluation.pretraining import MAEEvaluation
 from mae_jax.models.mae import MAEConfig, init_params, make_bind
+from tests.meshes import device_mesh
 
 
 def make_evaluation(devices=1, **evaluate):
@@ -15,7 +15,7 @@ def make_evaluation(devices=1, **evaluate):
     config.model.update(width=16, depth=1, num_heads=2, decoder_width=16, decoder_depth=1, decoder_num_heads=2)
     config.evaluate.update(evaluate)
     model = MAEConfig(**config.model)
-    mesh = Mesh(np.array(jax.devices()[:devices]).reshape(devices, 1, 1), ("data", "fsdp", "tensor"))
+    mesh = device_mesh(devices)
     sources = [make_source(config.data, split, model.image_size, model.channels) for split in ("train", "eval")]
     return MAEEvaluation(config, model, mesh, *sources), config, model, sources
 

@@ -1,18 +1,17 @@
 import warnings
 
-import jax
 import numpy as np
 import pytest
-from jax.sharding import Mesh
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from mae_jax.evaluation import probes
 from mae_jax.evaluation.probes import class_scores, fit_logistic_regression, logistic_regression_predict
+from tests.meshes import device_mesh
 
 
 def make_mesh(devices):
-    return Mesh(np.array(jax.devices()[:devices]).reshape(devices, 1, 1), ("data", "fsdp", "tensor"))
+    return device_mesh(devices)
 
 
 ONE, EIGHT = make_mesh(1), make_mesh(8)

@@ -109,8 +109,8 @@ def test_a_classifier_comes_back_to_the_last_bit(tmp_path, format, pool):
     found = written(weights, tmp_path, format)
     if (format, pool) == ("huggingface", "mean_norm"):  # BEiT's keys have no bias; a bias of the keys has no influence
         bias = weights.params["encoder"]["blocks"]["attention"]["qkv"]["bias"]
-        assert np.any(bias[:, 24:48])
-        bias[:, 24:48] = 0
+        assert np.any(bias[:, 1])
+        bias[:, 1] = 0
     check_same(found, weights._replace(step=found.step) if format == "timm" else weights)  # timm's has no step
     check_same(written(found, tmp_path / "again", format), found)
 

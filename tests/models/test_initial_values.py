@@ -25,9 +25,12 @@ def initial():
 def test_every_kernel_starts_uniform_within_the_xavier_bound_and_that_of_qkv_is_the_fused_matrix(initial):
     kernels = {name: value for name, value in initial.items() if name.endswith("kernel")}
     assert len(kernels) == 11
-    assert kernels["encoder/blocks/attention/qkv/kernel"].shape == (3, 256, 3 * 256)
+    assert kernels["encoder/blocks/attention/qkv/kernel"].shape == (3, 256, 3, 256)
     for name, value in kernels.items():
-        bound = math.sqrt(6 / (value.shape[-2] + value.shape[-1]))  # of qkv: sqrt(6 / 4D)
+        inputs, outputs = value.shape[-2:]
+        if "qkv" in name:  # one matrix [D, 3D], kept as [D, 3, D]
+            inputs, outputs = value.shape[-1], 3 * value.shape[-1]
+        bound = math.sqrt(6 / (inputs + outputs))
         # 10^4 to 10^6 values: the largest lies within 1 % of the bound, the deviation within 2 % of the uniform law's.
         assert 0.99 * bound < np.abs(value).max() <= bound, name
         assert abs(value.std() / (bound / math.sqrt(3)) - 1) < 0.02, name

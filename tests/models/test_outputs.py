@@ -56,7 +56,8 @@ def test_attention_maps_are_the_softmax_of_queries_and_keys_of_each_block():
         p = jax.tree.map(lambda leaf, b=block: np.asarray(leaf[b], np.float64), params["encoder"]["blocks"])
         x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
         x = x * p["norm1"]["scale"] + p["norm1"]["bias"]
-        q, k, _ = np.split(x @ p["attention"]["qkv"]["kernel"] + p["attention"]["qkv"]["bias"], 3, axis=-1)
+        qkv = p["attention"]["qkv"]
+        q, k = (x @ qkv["kernel"][:, part] + qkv["bias"][part] for part in range(2))
         for head in range(2):
             part = slice(8 * head, 8 * head + 8)
             weights = np.exp(np.einsum("bqd,bkd->bqk", q[..., part], k[..., part]) / np.sqrt(8))

@@ -5,13 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import Mesh
 
 from configs.common import get_config
 from mae_jax.errors import UserError
-from mae_jax.mesh import AXES
 from mae_jax.training.checkpoints import Checkpoints, check_fits
 from mae_jax.training.state import TrainState, Variables, abstract_state, create_state, make_init
+from tests.meshes import device_mesh
 
 OPTIMIZER = optax.adamw(0.1, mask={"a": {"kernel": True, "bias": False}})
 
@@ -21,10 +20,6 @@ def init_params(key):
 
 
 INIT = make_init(lambda key: Variables(init_params(key)), OPTIMIZER)
-
-
-def make_device_mesh(devices: int) -> Mesh:
-    return Mesh(np.asarray(jax.devices()[:devices]).reshape(devices, 1, 1), AXES)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +36,7 @@ def step_fn():
 
 @pytest.fixture
 def new_state():
-    return create_state(INIT, jax.random.key(0), make_device_mesh(1))
+    return create_state(INIT, jax.random.key(0), device_mesh(1))
 
 
 @pytest.fixture
@@ -80,7 +75,7 @@ def test_every_bit_comes_back_though_steps_overwrite_the_buffers_while_the_save_
     checkpoints.wait()
     again = open_checkpoints(keep=10)
     for step, expected in saved.items():
-        restored = again.restore(step, abstract_state(INIT, make_device_mesh(1)))
+        restored = again.restore(step, abstract_state(INIT, device_mesh(1)))
         assert int(restored.step) == step
         assert_same_bits(restored, expected)
 
@@ -92,12 +87,12 @@ def test_frozen_parameters_running_statistics_and_moving_average_come_back_too(o
         return Variables(init_params(key), frozen, {"b": {"mean": jnp.arange(5.0), "variance": jnp.ones(5)}})
 
     init = make_init(init_variables, OPTIMIZER, keep_average=True)
-    state = create_state(init, jax.random.key(1), make_device_mesh(1))
+    state = create_state(init, jax.random.key(1), device_mesh(1))
     state = state._replace(average=jax.tree.map(lambda leaf: leaf + 1, state.params))
     checkpoints = open_checkpoints()
     checkpoints.save(7, state)
     checkpoints.wait()
-    restored = checkpoints.restore(7, abstract_state(init, make_device_mesh(devices)))
+    restored = checkpoints.restore(7, abstract_state(init, device_mesh(devices)))
     assert_same_bits(restored, copy(state._replace(step=jnp.int32(7))))
 
 
@@ -105,7 +100,7 @@ def test_a_state_saved_on_one_device_is_restored_onto_eight(open_checkpoints, ne
     checkpoints = open_checkpoints()
     checkpoints.save(3, new_state)
     checkpoints.wait()
-    restored = checkpoints.restore(3, abstract_state(INIT, make_device_mesh(8)))
+    restored = checkpoints.restore(3, abstract_state(INIT, device_mesh(8)))
     assert_same_bits(restored.params, copy(new_state.params))
     for leaf in jax.tree.leaves(restored):
         assert len(leaf.sharding.device_set) == 8
@@ -131,10 +126,10 @@ def test_a_half_written_checkpoint_does_not_count_and_is_written_again(open_chec
 
     again = open_checkpoints()
     assert again.latest_step() == 1
-    assert_same_bits(again.restore(1, abstract_state(INIT, make_device_mesh(1))).params, first.params)
+    assert_same_bits(again.restore(1, abstract_state(INIT, device_mesh(1))).params, first.params)
     again.save(2, second)
     again.wait()
-    assert_same_bits(again.restore(2, abstract_state(INIT, make_device_mesh(1))).params, copy(second.params))
+    assert_same_bits(again.restore(2, abstract_state(INIT, device_mesh(1))).params, copy(second.params))
 
 
 def test_there_is_no_newest_step_in_an_empty_workdir(open_checkpoints):
@@ -146,7 +141,7 @@ def test_a_step_that_is_saved_is_left_alone(open_checkpoints, new_state, step_fn
     checkpoints.save(5, new_state)
     checkpoints.save(5, step_fn(new_state))
     checkpoints.wait()
-    assert_same_bits(checkpoints.restore(5, abstract_state(INIT, make_device_mesh(1))).params, expected)
+    assert_same_bits(checkpoints.restore(5, abstract_state(INIT, device_mesh(1))).params, expected)
 
 
 def test_regular_saves_fall_on_multiples_but_not_on_0(open_checkpoints):

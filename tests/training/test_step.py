@@ -5,22 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import Mesh
 
 from configs.common import get_config
-from mae_jax.mesh import AXES, batch_sharding, put_batch
+from mae_jax.mesh import batch_sharding, put_batch
 from mae_jax.models.mae import MAEConfig
 from mae_jax.tasks.pretrain import make_loss_fn
 from mae_jax.training.optimizers import make_optimizer, make_schedule
 from mae_jax.training.state import Variables, abstract_state, create_state, make_init
 from mae_jax.training.step import LossDetails, compile_train_step, make_train_step
+from tests.meshes import device_mesh
 from tests.reference import random_params
 
 BATCH, KEY = 16, 5
-
-
-def make_device_mesh(devices: int) -> Mesh:
-    return Mesh(np.asarray(jax.devices()[:devices]).reshape(devices, 1, 1), AXES)
 
 
 @functools.cache
@@ -37,14 +33,15 @@ def real_loss():
 
 
 def images(step: int) -> dict:
-    return {"image": np.random.default_rng(step).integers(0, 256, (BATCH, 8, 8, 1), np.uint8)}
+    pixels = np.random.default_rng(step).integers(0, 256, (BATCH, 8, 8, 1), np.uint8)
+    return {"image": pixels, "row": np.arange(BATCH, dtype=np.int32)}
 
 
-def train(loss_fn, init_params, optimizer, schedule, *, devices=1, parts=1, steps=1, same_batch=False):
+def train(loss_fn, init_params, optimizer, schedule, *, devices=1, parts=1, steps=1, same_batch=False, pairs=False):
     """(last state, scalars of each step) of a few compiled steps."""
-    mesh = make_device_mesh(devices)
+    mesh = device_mesh(devices)
     init = make_init(lambda key: Variables(init_params(key)), optimizer)
-    step_fn = make_train_step(loss_fn, optimizer, schedule, parts)
+    step_fn = make_train_step(loss_fn, optimizer, schedule, mesh, parts, mixes_pairs=pairs)
     state, key = create_state(init, jax.random.key(0), mesh), jax.random.key(KEY)
     compiled = compile_train_step(step_fn, abstract_state(init, mesh), images(0), key, mesh)
     scalars = []
@@ -117,18 +114,27 @@ def test_the_masks_of_a_batch_change_from_step_to_step(eight_steps):
     assert abs(second["loss"] / first["loss"] - 1) > 1e-3
 
 
+def zero_rows(_):
+    return {"w": jnp.zeros((BATCH, 4))}
+
+
 def tell_keys(params, frozen, batch, keys):
-    """A loss that reports its keys."""
-    return jnp.sum(params["w"] * jnp.mean(batch["image"])), LossDetails({"keys": jax.random.key_data(keys)})
+    """A loss whose gradient by row i of the parameters tells the key of the batch's row i, in numbers of 16 bits."""
+    data = jax.random.key_data(keys)
+    halves = jnp.concatenate([data >> 16, data & 0xFFFF], axis=1).astype(jnp.float32)
+    return jnp.mean(jnp.sum(params["w"][batch["row"]] * halves, axis=1)), LossDetails()
 
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_each_example_of_each_step_has_a_key_of_its_own_whatever_the_devices(devices):
-    _, scalars = train(tell_keys, lambda _: {"w": jnp.ones(3)}, optax.sgd(0.1), lambda _: 0.1, devices=devices, steps=4)
-    keys = np.concatenate([s["keys"] for s in scalars])
-    assert len(np.unique(keys, axis=0)) == 4 * BATCH
-    expected = [jax.random.split(jax.random.fold_in(jax.random.key(KEY), step), BATCH) for step in range(4)]
-    np.testing.assert_array_equal(keys, np.concatenate([jax.random.key_data(k) for k in expected]))
+    keep_gradient, found = optax.trace(decay=0.0), []
+    for steps in (1, 2, 3, 4):
+        state, _ = train(tell_keys, zero_rows, keep_gradient, lambda _: 0.1, devices=devices, steps=steps)
+        found.append(np.asarray(state.opt_state.trace["w"]) * BATCH)  # a power of two: no bit is lost
+    assert len(np.unique(np.concatenate(found), axis=0)) == 4 * BATCH
+    for step, halves in enumerate(found):
+        keys = jax.random.key_data(jax.random.split(jax.random.fold_in(jax.random.key(KEY), step), BATCH))
+        np.testing.assert_array_equal(halves, np.concatenate([keys >> 16, keys & 0xFFFF], axis=1))
 
 
 def test_each_part_of_a_batch_has_the_keys_and_images_of_its_rows():
@@ -150,7 +156,9 @@ def test_rows_that_may_be_mixed_stay_together_in_the_parts_of_a_batch():
 
     losses = []
     for parts in (1, 2, 4):
-        _, (scalars,) = train(pair, lambda _: {"w": jnp.ones(1)}, optax.sgd(0.1), lambda _: 0.1, parts=parts)
+        _, (scalars,) = train(
+            pair, lambda _: {"w": jnp.ones(1)}, optax.sgd(0.1), lambda _: 0.1, parts=parts, pairs=True
+        )
         losses.append(float(scalars["loss"]))
     assert losses[1:] == pytest.approx(losses[:1] * 2, rel=1e-6)
 
@@ -163,15 +171,15 @@ def test_a_step_is_traced_once_and_takes_the_state_it_gave(devices):
         traced.append(1)
         return tell_keys(params, frozen, batch, keys)
 
-    state, _ = train(loss_fn, lambda _: {"w": jnp.ones(3)}, optax.adam(0.1), lambda _: 0.1, devices=devices, steps=3)
+    state, _ = train(loss_fn, zero_rows, optax.adam(0.1), lambda _: 0.1, devices=devices, steps=3)
     assert len(traced) == 1 and int(state.step) == 3
 
 
 def test_the_memory_of_the_old_state_is_given_to_the_new_one():
-    mesh, optimizer = make_device_mesh(1), optax.adam(0.1)
-    init = make_init(lambda _: Variables({"w": jnp.ones(3)}), optimizer)
+    mesh, optimizer = device_mesh(1), optax.adam(0.1)
+    init = make_init(lambda key: Variables(zero_rows(key)), optimizer)
     state, key = create_state(init, jax.random.key(0), mesh), jax.random.key(KEY)
-    step_fn = make_train_step(tell_keys, optimizer, lambda _: 0.1)
+    step_fn = make_train_step(tell_keys, optimizer, lambda _: 0.1, mesh)
     compiled = compile_train_step(step_fn, abstract_state(init, mesh), images(0), key, mesh)
     new, _ = compiled(state, put_batch(images(0), batch_sharding(mesh)), key)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
@@ -179,7 +187,7 @@ def test_the_memory_of_the_old_state_is_given_to_the_new_one():
 
 
 def test_each_device_holds_its_share_of_the_batch_and_a_whole_copy_of_the_state():
-    mesh = make_device_mesh(8)
+    mesh = device_mesh(8)
     batch = put_batch(images(0), batch_sharding(mesh))
     assert [s.data.shape[0] for s in batch["image"].addressable_shards] == [BATCH // 8] * 8
     init = make_init(lambda _: Variables({"w": jnp.ones((8, 3))}), optax.adam(0.1))
