@@ -1,0 +1,89 @@
+"""Memory of a device for pre-training on meshes that need not be here: `python -m benchmarks.mesh_memory --help`.
+
+Compiles the real step of the recipe in configs/vit_*.py (bfloat16 products, with and without remat) and asks the
+compiler; runs nothing. TPUs need libtpu (see mae_jax/training/dry_run.py). Prints a Markdown table.
+"""
+
+import argparse
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from configs import common
+from mae_jax.errors import UserError
+from mae_jax.mesh import AXES
+from mae_jax.models.mae import init_params
+from mae_jax.models.mae_config import SIZES, MAEConfig
+from mae_jax.seeding import make_key
+from mae_jax.tasks.pretrain import make_loss_fn
+from mae_jax.training.communication import table
+from mae_jax.training.dry_run import StepCost, devices_for, try_step
+from mae_jax.training.optimizers import make_optimizer, make_schedule
+from mae_jax.training.state import Variables, abstract_state, make_init
+from mae_jax.training.step import make_train_step
+
+GIB = 2**30
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--topology", default="v5p:2x2x1", help="such as v5e:4x8, v5p:4x4x4, v6e:8x8 or cpu:64")
+    parser.add_argument("--sizes", nargs="+", default=["base", "large", "huge"], choices=SIZES)
+    parser.add_argument("--batch", type=int, default=4096, help="images a step, over all devices")
+    parser.add_argument("--fsdp", type=int, nargs="+", default=[1], help="sizes of this axis, one after the other")
+    parser.add_argument("--tensor", type=int, nargs="+", default=[1])
+    parser.add_argument("--accumulate", type=int, default=1, help="parts that a batch is cut into")
+    parser.add_argument("--remat", choices=("yes", "no", "both"), default="both")
+    parser.add_argument("--communication", action="store_true", help="print what each step sends, too")
+    args = parser.parse_args()
+
+    devices = devices_for(args.topology)
+    kind, parts = devices[0].device_kind, args.accumulate
+    print(f"{args.topology}: {len(devices)} x {kind}, batch {args.batch} in {parts} part(s), jax {jax.__version__}\n")
+    print("GiB and MiB are of one device and one step; what it sends is payload (training/communication.py).\n")
+    print(
+        "| model | data x fsdp x tensor | remat | parameters | optimizer | temporaries | GiB | sends MiB | compiled in |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for size in args.sizes:
+        for fsdp, tensor in [(fsdp, tensor) for fsdp in args.fsdp for tensor in args.tensor]:
+            for remat in {"yes": [True], "no": [False], "both": [False, True]}[args.remat]:
+                shape = (len(devices) // (fsdp * tensor), fsdp, tensor)
+                head = f"| {size} | {' x '.join(map(str, shape))} | {'yes' if remat else 'no'} "
+                try:
+                    cost = step_cost(size, shape, devices, args.batch, remat, parts)
+                except UserError as error:
+                    print(f"{head}| | | | does not fit | | |", flush=True)
+                    print(error, file=sys.stderr)
+                    continue
+                print(head + row(cost), flush=True)
+                if args.communication:
+                    print(table(cost.collectives), file=sys.stderr)
+
+
+def row(cost: StepCost) -> str:
+    """The cells of a table that a compiled step fills."""
+    gib = (f"{size / GIB:.2f}" for size in (cost.params, cost.optimizer, cost.temporaries))
+    sent = sum(collective.bytes for collective in cost.collectives) / 2**20
+    return f"| {' | '.join(gib)} | **{cost.total / GIB:.2f}** | {sent:,.0f} | {cost.seconds:.0f} s |"
+
+
+def step_cost(size: str, shape: tuple[int, int, int], devices: list, batch: int, remat: bool, parts: int) -> StepCost:
+    """The pre-training step of a named size on a mesh of this shape (data, fsdp, tensor)."""
+    config = common.get_config()
+    config.model.update(SIZES[size], dtype="bfloat16", remat=remat)
+    model = MAEConfig(**config.model)
+    mesh = Mesh(np.asarray(devices).reshape(shape), AXES)
+    schedule = make_schedule(config.optimizer, batch, warmup_steps=1, total_steps=10)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    state = abstract_state(make_init(lambda key: Variables(init_params(model, key)), optimizer), mesh)
+    step_fn = make_train_step(make_loss_fn(config, model), optimizer, schedule, parts)
+    images = jax.ShapeDtypeStruct((batch, *model.image_size, model.channels), jnp.uint8)
+    return try_step(step_fn, state, {"image": images}, make_key(config.seed, "train"), mesh)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""What a step would need and send, from compiling it without running it, also for devices that are not here."""
+
+import importlib.util
+import math
+import os
+import re
+import time
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from mae_jax.errors import UserError, first_line
+from mae_jax.training.communication import Collective, read_collectives, table
+from mae_jax.training.state import TrainState
+from mae_jax.training.step import compile_train_step
+from mae_jax.training.summary import si
+
+MIB = 2**20
+
+
+class StepCost(NamedTuple):
+    """What one device gives to one step; bytes unless said otherwise."""
+
+    params: int  # those that train
+    optimizer: int
+    rest: int  # what is frozen, averages and statistics, the batch
+    temporaries: int  # activations, gradients, and what else lives during the step only
+    total: int  # of all these, with what the compiler pads
+    flops: float  # as XLA counts them: the body of a loop once, however often it goes round
+    collectives: list[Collective]
+    seconds: float  # that compiling took
+
+
+def devices_for(topology: str | None) -> list[jax.Device]:
+    """Devices to compile for: those of this machine, or of one that is not here.
+
+    Call it before anything starts JAX, which will see CPUs only if a topology is named. What is compiled for devices
+    that are not here cannot run, and arrays cannot be put on them.
+
+    Args:
+      topology: None for the devices of this machine; "cpu:64" for so many emulated ones; or TPU chips by generation and
+        shape, such as "v5e:4x8", "v5p:4x4x4" or "v6e:8x8". TPUs need libtpu, the version that `pip install jax[tpu]`
+        takes (a newer one may write text that this JAX cannot read), but neither a TPU nor a network.
+
+    Raises:
+      UserError: for a topology that does not exist, or without libtpu.
+    """
+    if topology is None:
+        return jax.devices()
+    generation, _, shape = topology.partition(":")
+    if not re.fullmatch(r"\d+(x\d+){0,2}", shape) or generation == "cpu" and "x" in shape:
+        raise UserError(f"topology {topology!r} is neither cpu:COUNT nor a TPU slice such as v5e:4x8 or v5p:4x4x4")
+    jax.config.update("jax_platforms", "cpu")
+    return _cpus(int(shape)) if generation == "cpu" else _tpus(topology, [int(side) for side in shape.split("x")])
+
+
+def _cpus(count: int) -> list[jax.Device]:
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:  # JAX has started
+        pass
+    if len(jax.devices()) < count:
+        raise UserError(f"topology cpu:{count}: JAX has started with {len(jax.devices())} devices; start a new process")
+    return jax.devices()[:count]
+
+
+def _tpus(topology: str, sides: list[int]) -> list[jax.Device]:
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(f'topology {topology} needs libtpu, though no TPU: pip install "jax[tpu]"')
+    # Off the cloud libtpu would look for a server that tells it which machine it is on.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    from jax.experimental import topologies
+
+    # Four chips, 2 x 2, are on one host; slices that are narrower have hosts with fewer.
+    on_host = [*(math.gcd(2, side) for side in sides[:2]), 1, 1][:3]
+    try:
+        return topologies.get_topology_desc(topology, platform="tpu", chips_per_host_bounds=on_host).devices
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(
+            f"topology {topology} is unknown to libtpu ({first_line(error)}); it knows slices such as v5e:4x8, "
+            "v5p:4x4x4 and v6e:8x8"
+        ) from error
+
+
+def try_step(step_fn, state: TrainState, batch: dict, key: jax.Array, mesh: Mesh) -> StepCost:
+    """Compiles a step and measures what was compiled; no array is made.
+
+    Args:
+      step_fn: what `make_train_step` makes.
+      state, batch: abstract arrays, those of the state with their layout (`abstract_state`).
+      key: of the run; its shape and type count.
+
+    Raises:
+      UserError: if the step needs more memory than a device has; TPUs' compiler knows, CPUs' does not care.
+    """
+    start = time.perf_counter()
+    try:
+        compiled = compile_train_step(step_fn, state, batch, jax.ShapeDtypeStruct(key.shape, key.dtype), mesh)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            f"the step does not fit into {mesh.devices.flat[0].device_kind} ({first_line(error)}); a larger mesh.fsdp, "
+            "model.remat=True, more train.accumulate_steps or a smaller data.batch_size need less"
+        ) from error
+    seconds = time.perf_counter() - start
+    analysis, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    params, optimizer = bytes_on_a_device(state.params), bytes_on_a_device(state.opt_state)
+    arguments = analysis.argument_size_in_bytes
+    total = arguments + analysis.output_size_in_bytes + analysis.temp_size_in_bytes - analysis.alias_size_in_bytes
+    return StepCost(
+        params, optimizer, arguments - params - optimizer, analysis.temp_size_in_bytes, total,
+        (cost or {}).get("flops", math.nan), read_collectives(compiled.as_text(), mesh.shape), seconds,
+    )  # fmt: skip
+
+
+def bytes_on_a_device(tree) -> int:
+    """Bytes of a tree of (abstract) arrays with their layout that lie on each device."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def describe(cost: StepCost, mesh: Mesh, step_flops: int) -> str:
+    """Memory, compute and communication of one device, as a person reads it.
+
+    Args:
+      step_flops: of one step's images by our own count (`Trainee.train_flops` x batch size), over all devices.
+    """
+    memory = ", ".join(
+        f"{name} {size / MIB:,.1f}"
+        for name, size in zip(("parameters", "optimizer", "batch and rest", "temporaries"), cost, strict=False)
+    )
+    count, kind = mesh.devices.size, mesh.devices.flat[0].device_kind
+    rows = {
+        "compiled": f"in {cost.seconds:.1f} s for {count} x {kind}; what follows is of one of them in one step",
+        "memory": f"{cost.total / MIB:,.1f} MiB: {memory}",
+        "compute": f"{si(step_flops / count)}FLOP needed; XLA counts {si(cost.flops)}FLOP, each loop's body once",
+        "sends": table(cost.collectives).replace("\n", "\n" + 12 * " "),
+    }
+    return "\n".join(f"  {name:<9} {text}" for name, text in rows.items())

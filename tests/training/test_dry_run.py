@@ -1,0 +1,79 @@
+import importlib.util
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh
+
+from mae_jax.errors import UserError
+from mae_jax.mesh import AXES
+from mae_jax.training.communication import ideal
+from mae_jax.training.dry_run import describe, devices_for, try_step
+from mae_jax.training.state import Variables, abstract_state, make_init
+from mae_jax.training.step import LossDetails, make_train_step
+from tests.runs import ROOT
+
+HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
+
+
+def compiled_for(devices):
+    """A linear model's step, 16 rows of 8 values to 4, and its mesh."""
+
+    def loss_fn(params, frozen, batch, keys):
+        return jnp.mean((batch["x"] @ params["kernel"]) ** 2), LossDetails()
+
+    mesh = Mesh(np.asarray(devices).reshape(-1, 1, 1), AXES)
+    optimizer, schedule = optax.adam(0.1), optax.constant_schedule(0.1)
+    init = make_init(lambda key: Variables({"kernel": jax.random.normal(key, (8, 4))}), optimizer)
+    batch = {"x": jax.ShapeDtypeStruct((16, 8), jnp.float32)}
+    step_fn = make_train_step(loss_fn, optimizer, schedule)
+    return try_step(step_fn, abstract_state(init, mesh), batch, jax.random.key(0), mesh), mesh
+
+
+def test_a_step_is_measured_without_an_array():
+    before = len(jax.live_arrays())
+    cost, mesh = compiled_for(devices_for(None))
+    assert len(jax.live_arrays()) == before
+    assert (cost.params, cost.optimizer) == (8 * 4 * 4, 2 * 8 * 4 * 4 + 4)  # and Adam's count
+    assert cost.total >= cost.params + cost.optimizer + 16 // 8 * 8 * 4
+    (theory,) = ideal(mesh.shape, split=8 * 4, whole=0)
+    assert sum(c.bytes for c in cost.collectives) == theory.bytes + 4  # and the loss
+    assert {(c.kind, c.axes) for c in cost.collectives} == {("all-reduce", ("data",))}
+    text = describe(cost, mesh, step_flops=8 * 2**30)
+    assert "1.07 GFLOP needed" in text and "all-reduce" in text
+
+
+@pytest.mark.parametrize("topology", ["v5p", "v5p:", "cpu:2x2", "v5p:2x2x2x2", "8"])
+def test_a_topology_that_cannot_be_read_is_refused(topology):
+    with pytest.raises(UserError, match="neither cpu:COUNT nor a TPU slice"):
+        devices_for(topology)
+
+
+def test_more_cpus_than_jax_has_started_with_are_refused():
+    jax.devices()
+    with pytest.raises(UserError, match="new process"):
+        devices_for("cpu:64")
+
+
+@pytest.mark.skipif(HAS_LIBTPU, reason="libtpu is here")
+def test_tpus_without_libtpu_are_refused_with_the_remedy():
+    with pytest.raises(UserError, match=r'pip install "jax\[tpu\]"'):
+        devices_for("v5p:2x2x1")
+
+
+@pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu")
+def test_a_step_is_compiled_for_tpus_that_are_not_here():
+    cost, mesh = compiled_for(devices_for("v5e:2x4"))
+    assert mesh.devices.size == 8 and {c.axes for c in cost.collectives} == {("data",)}
+    with pytest.raises(UserError, match="unknown to libtpu"):
+        devices_for("v0x:2x2")
+
+
+def test_a_large_mesh_is_emulated_by_one_cpu():
+    program = "from mae_jax.training.dry_run import devices_for; print(len(devices_for('cpu:64')))"
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, text=True, capture_output=True, timeout=120)
+    assert run.stdout.strip() == "64", run.stderr
