@@ -44,9 +44,7 @@ def main() -> None:
     kind, parts = devices[0].device_kind, args.accumulate
     print(f"{args.topology}: {len(devices)} x {kind}, batch {args.batch} in {parts} part(s), jax {jax.__version__}\n")
     print("GiB and MiB are of one device and one step; what it sends is payload (training/communication.py).\n")
-    print(
-        "| model | data x fsdp x tensor | remat | parameters | optimizer | temporaries | GiB | sends MiB | compiled in |"
-    )
+    print("| model | data x fsdp x tensor | remat | params | optimizer | temporaries | GiB | sends MiB | compiled in |")
     print("|---|---|---|---|---|---|---|---|---|")
     for size in args.sizes:
         for fsdp, tensor in [(fsdp, tensor) for fsdp in args.fsdp for tensor in args.tensor]:

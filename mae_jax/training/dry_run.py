@@ -71,6 +71,7 @@ def _tpus(topology: str, sides: list[int]) -> list[jax.Device]:
     # Off the cloud libtpu would look for a server that tells it which machine it is on.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # only who runs on a TPU needs it alone
     from jax.experimental import topologies
 
     # Four chips, 2 x 2, are on one host; slices that are narrower have hosts with fewer.
