@@ -59,14 +59,14 @@ def main() -> None:
                     continue
                 print(head + row(cost), flush=True)
                 if args.communication:
-                    print(table(cost.collectives), file=sys.stderr)
+                    print(table(cost.collectives or []), file=sys.stderr)
 
 
 def row(cost: StepCost) -> str:
     """The cells of a table that a compiled step fills."""
     gib = (f"{size / GIB:.2f}" for size in (cost.params, cost.optimizer, cost.temporaries))
-    sent = sum(collective.bytes for collective in cost.collectives) / 2**20
-    return f"| {' | '.join(gib)} | **{cost.total / GIB:.2f}** | {sent:,.0f} | {cost.seconds:.0f} s |"
+    sent = "?" if cost.collectives is None else f"{sum(c.bytes for c in cost.collectives) / 2**20:,.0f}"
+    return f"| {' | '.join(gib)} | **{cost.total / GIB:.2f}** | {sent} | {cost.seconds:.0f} s |"
 
 
 def step_cost(size: str, shape: tuple[int, int, int], devices: list, batch: int, remat: bool, parts: int) -> StepCost:

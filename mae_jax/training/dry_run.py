@@ -28,7 +28,7 @@ class StepCost(NamedTuple):
     temporaries: int  # activations, gradients, and what else lives during the step only
     total: int  # of all these, with what the compiler pads
     flops: float  # as XLA counts them: the body of a loop once, however often it goes round
-    collectives: list[Collective]
+    collectives: list[Collective] | None  # None: the program's text could not be read
     seconds: float  # that compiling took
 
 
@@ -41,7 +41,7 @@ def devices_for(topology: str | None) -> list[jax.Device]:
     Args:
       topology: None for the devices of this machine; "cpu:64" for so many emulated ones; or TPU chips by generation and
         shape, such as "v5e:4x8", "v5p:4x4x4" or "v6e:8x8". TPUs need libtpu, the version that `pip install jax[tpu]`
-        takes (a newer one may write text that this JAX cannot read), but neither a TPU nor a network.
+        takes (a newer one's programs may be unreadable to this JAX), but neither a TPU nor a network.
 
     Raises:
       UserError: for a topology that does not exist, or without libtpu.
@@ -113,8 +113,15 @@ def try_step(step_fn, state: TrainState, batch: dict, key: jax.Array, mesh: Mesh
     total = arguments + analysis.output_size_in_bytes + analysis.temp_size_in_bytes - analysis.alias_size_in_bytes
     return StepCost(
         params, optimizer, arguments - params - optimizer, analysis.temp_size_in_bytes, total,
-        (cost or {}).get("flops", math.nan), read_collectives(compiled.as_text(), mesh.shape), seconds,
+        (cost or {}).get("flops", math.nan), _collectives(compiled, mesh), seconds,
     )  # fmt: skip
+
+
+def _collectives(compiled: jax.stages.Compiled, mesh: Mesh) -> list[Collective] | None:
+    try:
+        return read_collectives(compiled.as_text(), mesh.shape)
+    except jax.errors.JaxRuntimeError:  # seen with a libtpu newer than this JAX
+        return None
 
 
 def bytes_on_a_device(tree) -> int:
@@ -132,11 +139,14 @@ def describe(cost: StepCost, mesh: Mesh, step_flops: int) -> str:
         f"{name} {size / MIB:,.1f}"
         for name, size in zip(("parameters", "optimizer", "batch and rest", "temporaries"), cost, strict=False)
     )
+    sends = 'unknown: this JAX cannot read the program of this libtpu; pip install "jax[tpu]" has one that fits it'
+    if cost.collectives is not None:
+        sends = table(cost.collectives).replace("\n", "\n" + 12 * " ")
     count, kind = mesh.devices.size, mesh.devices.flat[0].device_kind
     rows = {
         "compiled": f"in {cost.seconds:.1f} s for {count} x {kind}; what follows is of one of them in one step",
         "memory": f"{cost.total / MIB:,.1f} MiB: {memory}",
         "compute": f"{si(step_flops / count)}FLOP needed; XLA counts {si(cost.flops)}FLOP, each loop's body once",
-        "sends": table(cost.collectives).replace("\n", "\n" + 12 * " "),
+        "sends": sends,
     }
     return "\n".join(f"  {name:<9} {text}" for name, text in rows.items())
