@@ -78,7 +78,7 @@ def step_cost(size: str, shape: tuple[int, int, int], devices: list, batch: int,
     schedule = make_schedule(config.optimizer, batch, warmup_steps=1, total_steps=10)
     optimizer = make_optimizer(config.optimizer, schedule)
     state = abstract_state(make_init(lambda key: Variables(init_params(model, key)), optimizer), mesh)
-    step_fn = make_train_step(make_loss_fn(config, model), optimizer, schedule, parts)
+    step_fn = make_train_step(make_loss_fn(config, model), optimizer, schedule, mesh, parts)
     images = jax.ShapeDtypeStruct((batch, *model.image_size, model.channels), jnp.uint8)
     return try_step(step_fn, state, {"image": images}, make_key(config.seed, "train"), mesh)
 

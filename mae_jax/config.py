@@ -31,6 +31,8 @@ AT_LEAST = {
     "train.steps": 1,
     "train.log_every_steps": 1,
     "train.accumulate_steps": 1,
+    "train.skip_nonfinite": 0,
+    "train.profile_steps": 0,
     "optimizer.base_learning_rate": 0,
     "optimizer.min_learning_rate": 0,
     "optimizer.warmup_epochs": 0,

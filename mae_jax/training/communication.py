@@ -168,14 +168,14 @@ def _groups(attributes: str, num_devices: int) -> np.ndarray:
     if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
         shape, source, order = (_numbers(part) if part else None for part in iota.groups())
         return np.arange(math.prod(source)).reshape(source).transpose(order).reshape(shape)
-    if mesh := re.search(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\((.*?)\))? \{(.*?)\}", attributes):
+    if mesh := re.search(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\((.*?\)?)\))? \{(.*?)\}", attributes):
         return _mesh_groups(*mesh.groups())
     return np.arange(num_devices)[None]  # {}: all of them
 
 
 def _mesh_groups(mesh: str, device_ids: str | None, axes: str) -> np.ndarray:
     sizes = {name: int(size) for name, size in re.findall(r"([^,=]+)=(\d+)", mesh)}
-    places = np.array(_numbers(device_ids)) if device_ids else np.arange(math.prod(sizes.values()))
+    places = _devices(device_ids) if device_ids else np.arange(math.prod(sizes.values()))
     shape, grouped, parts = [], [], {}
     for axis in axes.split(","):
         name, before, size = re.fullmatch(r"(.*?)(?::\((\d+)\)(\d+))?", axis).groups()
@@ -190,6 +190,14 @@ def _mesh_groups(mesh: str, device_ids: str | None, axes: str) -> np.ndarray:
     rest = [axis for axis in range(len(shape)) if axis not in grouped]
     count = math.prod(shape[axis] for axis in grouped)
     return places.reshape(shape).transpose(rest + grouped).reshape(-1, count)
+
+
+def _devices(text: str) -> np.ndarray:
+    """A list of devices: 0,2,1,3, or numbers in order, reshaped and transposed: [2,2]T(1,0)."""
+    if iota := re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
+        shape, order = (_numbers(part) if part else None for part in iota.groups())
+        return np.arange(math.prod(shape)).reshape(shape).transpose(order).ravel()
+    return np.array(_numbers(text))
 
 
 def _axes(groups: np.ndarray, mesh_shape: Mapping[str, int], are_pairs: bool) -> tuple[str, ...] | None:

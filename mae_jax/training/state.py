@@ -30,6 +30,7 @@ class TrainState(NamedTuple):
     frozen: dict[str, Any] = {}  # parameters that stay as they are
     statistics: dict[str, Any] = {}  # running statistics of BatchNorm
     average: dict[str, Any] = {}  # moving average of `params`, if one is kept
+    skipped: jax.Array | int = 0  # int32 scalar: updates that were left out, since they were not finite
 
     def variables(self) -> dict[str, Any]:
         """All that the model needs, in one nested dict; of the moving average if there is one."""
@@ -47,7 +48,8 @@ def make_init(
     def init(key: jax.Array) -> TrainState:
         params, frozen, statistics = init_variables(key)
         average = jax.tree.map(jnp.copy, params) if keep_average else {}
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), frozen, statistics, average)
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(zero, params, optimizer.init(params), frozen, statistics, average, jnp.copy(zero))
 
     return init
 

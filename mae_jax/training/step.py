@@ -42,6 +42,7 @@ def make_train_step(
     accumulate_steps: int = 1,
     ema_decay: float | None = None,
     mixes_pairs: bool = False,
+    skip_nonfinite: int = 0,
 ) -> Callable[[TrainState, dict, jax.Array], tuple[TrainState, dict]]:
     """A pure function (state, batch, key) -> (state, scalars).
 
@@ -54,6 +55,7 @@ def make_train_step(
         their statistics.
       ema_decay: of the moving average of the parameters, if the state has one.
       mixes_pairs: rows 2i and 2i + 1 must stay together.
+      skip_nonfinite: as many updates at most are left out of a run where loss or gradient is not finite.
     """
     parts = Parts(accumulate_steps, 2 if mixes_pairs else 1)
 
@@ -74,10 +76,18 @@ def make_train_step(
         scalars = {
             "loss": loss,
             "grad_norm": optax.tree.norm(grads),
-            "learning_rate": schedule(state.step),
+            # The optimizer counts the updates that were made.
+            "learning_rate": schedule(state.step - state.skipped),
             **details.scalars,
         }
-        return TrainState(state.step + 1, params, opt_state, state.frozen, statistics, average), scalars
+        new = TrainState(state.step + 1, params, opt_state, state.frozen, statistics, average, state.skipped)
+        if skip_nonfinite:
+            finite = jnp.isfinite(scalars["loss"]) & jnp.isfinite(scalars["grad_norm"])
+            skip = ~finite & (state.skipped < skip_nonfinite)
+            kept = jax.tree.map(lambda old, new: jnp.where(skip, old, new), state, new)
+            new = kept._replace(step=new.step, skipped=state.skipped + skip)
+            scalars["skipped"] = new.skipped
+        return new, scalars
 
     return train_step
 

@@ -190,6 +190,7 @@ def test_a_loop_of_unknown_length_counts_once_and_says_so():
         ("mesh['a'=2,'b'=2,'c'=2] {'a','c'}", ("data", "tensor")),
         ("mesh['a'=8] {'a':(2)2}", ("fsdp",)),
         ("mesh['a'=2,'b'=4], device_ids=(0,2,1,3,4,6,5,7) {'b':(2)2}", ("fsdp",)),
+        ("mesh['a'=1,'b'=2,'c'=4], device_ids=([4,2]T(1,0)) {'c'}", ("data", "fsdp")),
     ],
 )
 def test_groups_are_named_by_the_axes_that_they_span(groups, axes):

@@ -30,7 +30,7 @@ def compiled_for(devices):
     optimizer, schedule = optax.adam(0.1), optax.constant_schedule(0.1)
     init = make_init(lambda key: Variables({"kernel": jax.random.normal(key, (8, 4))}), optimizer)
     batch = {"x": jax.ShapeDtypeStruct((16, 8), jnp.float32)}
-    step_fn = make_train_step(loss_fn, optimizer, schedule)
+    step_fn = make_train_step(loss_fn, optimizer, schedule, mesh)
     return try_step(step_fn, abstract_state(init, mesh), batch, jax.random.key(0), mesh), mesh
 
 
