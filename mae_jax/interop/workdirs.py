@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 
 from mae_jax.config import from_dict
 from mae_jax.errors import UserError, first_line
+from mae_jax.manifest import find_damage, has_manifest
 from mae_jax.models.parameters import join
 
 ITEMS = ("frozen", "params", "average", "statistics")  # of a checkpoint, that make up a model
@@ -77,9 +78,12 @@ def read_workdir(path: str | Path) -> Weights:
     """Reads config and parameters of a workdir's newest checkpoint, or of one checkpoint.
 
     Raises:
-      UserError: if there is none, it cannot be read, or it holds no encoder.
+      UserError: if there is none, it cannot be read or is damaged, or it holds no encoder.
     """
     checkpoint = find_checkpoint(path)
+    # One of an earlier version has no manifest. The optimizer's state, most of a checkpoint, is not read.
+    if has_manifest(checkpoint) and (damage := find_damage(checkpoint, ("about", *ITEMS))):
+        raise UserError(f"checkpoint {checkpoint} is damaged: {damage}; take {_others(checkpoint)}")
     config, step = read_config(checkpoint)
     trees = {name: _read_tree(checkpoint / name) for name in ITEMS if (checkpoint / name).is_dir()}
     if "average" in trees:
@@ -88,6 +92,13 @@ def read_workdir(path: str | Path) -> Weights:
     if "encoder" not in params:
         raise UserError(f"checkpoint {checkpoint} holds no encoder, only {', '.join(params) or 'nothing'}")
     return Weights(config, params, step, f"step {step:,} ({config['task']})")
+
+
+def _others(checkpoint: Path) -> str:
+    """The checkpoint before a damaged one, or what to do if there is none."""
+    steps = sorted(int(entry.name) for entry in checkpoint.parent.iterdir() if entry.name.isdigit())
+    earlier = [step for step in steps if checkpoint.name.isdigit() and step < int(checkpoint.name)]
+    return f"an earlier one, such as {checkpoint.parent}/{earlier[-1]}" if earlier else "another one, or a copy of it"
 
 
 def _read_tree(folder: Path) -> dict[str, Any]:

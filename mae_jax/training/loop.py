@@ -59,6 +59,7 @@ def train(
     Raises:
       NonFiniteLoss: at the first such step, found when the step is reported; nothing is saved from it on.
       Stopped: after a signal, when the state is on disk.
+      NotSaved: if the last state cannot be saved, or that of a signal. Other saves that fail are told.
     """
     step = int(state.step)
     pending = []  # (step, its scalars still on the device) since the last look
@@ -90,7 +91,9 @@ def train(
                         reporter.scalars(step, evaluate(state), prefix="eval/")
                 stopping = stop.received  # looked at once, so that nothing is stopped without being saved
                 if save_due or stopping:
-                    checkpoints.save(step, state)
+                    seconds = checkpoints.save(step, state)
+                    if seconds is not None:
+                        reporter.saved(step, seconds)
                 if stopping:
                     checkpoints.wait()
                     reporter.line(f"stopped by a signal at step {step}; everything is saved, the same command goes on")
@@ -115,6 +118,7 @@ def train(
                 now = time.perf_counter()
                 reporter.training(step, scalars, seconds=now - clock, steps=step - clock_step, waited=waited)
                 waited, clock, clock_step = 0.0, now, step
+                checkpoints.check()
         checkpoints.wait()
     if stop.received:  # while the last checkpoint was being written
         raise Stopped

@@ -1,9 +1,9 @@
 """What a run tells: lines or a progress bar, metrics.jsonl, TensorBoard, pictures, config.json and result.json."""
 
+import contextlib
 import importlib.metadata
 import itertools
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mae_jax.errors import UserError
+from mae_jax.console import say
+from mae_jax.errors import UserError, reason
+from mae_jax.training.appending import Appender, make_summary_writer
+from mae_jax.writing import write_atomically
 
 WATCHED = ("knn/top1", "linear_probe/top1", "rankme", "top1")  # of the last evaluation, shown beside the progress
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "pillow")
@@ -22,20 +25,27 @@ class Reporter:
     """Writes everything about a run's progress into its workdir and onto the console.
 
     Lines of metrics.jsonl that lie after `start_step` are of a run that was killed; they are dropped, since the steps
-    are made again.
+    are made again. A disk that is full does not stop the run.
     """
 
-    def __init__(self, workdir: Path, *, start_step: int, total_steps: int, batch_size: int, flops_per_image: float):
-        from tensorboardX import SummaryWriter
-
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        start_step: int,
+        total_steps: int,
+        batch_size: int,
+        flops_per_image: float,
+        unwritten_config: dict[str, Any] | None = None,
+    ):
         self._total_steps, self._batch_size, self._flops = total_steps, batch_size, flops_per_image
-        self._workdir = Path(workdir)
+        self._workdir, self._unwritten_config = Path(workdir), unwritten_config
         path = self._workdir / "metrics.jsonl"
         lines = [line for line in read_metrics(path) if line["step"] <= start_step]
-        write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
+        _cut(path, len(lines))
         self._evaluated = {line["step"] for line in lines if any(name.startswith("eval/") for name in line)}
-        self._file = path.open("a")
-        self._tensorboard = SummaryWriter(str(self._workdir), purge_step=start_step + 1)
+        self._metrics = Appender(path)
+        self._tensorboard = make_summary_writer(self._workdir, purge_step=start_step + 1)
         self._watched = ""
         self._bar = None
         if sys.stderr.isatty():
@@ -44,8 +54,7 @@ class Reporter:
 
     def line(self, text: str) -> None:
         """Prints a line (above the progress bar, if there is one)."""
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        say(text)
 
     def training(self, step: int, scalars: dict[str, float], *, seconds: float, steps: int, waited: float) -> None:
         """Reports the scalars of a step, and the speed of the last `steps` steps.
@@ -78,9 +87,17 @@ class Reporter:
         self._write(step, scalars)
         self.line(f"step {step}  " + "  ".join(f"{name} {value:.4f}" for name, value in scalars.items()))
 
+    def saved(self, step: int, seconds: float) -> None:
+        """Reports for how long the run stood still to save a step."""
+        self._write(step, {"save_seconds": seconds})
+
     def picture(self, step: int, folder: str, picture: np.ndarray) -> Path:
         """Writes a picture [H, W, 3] uint8 to folder/<step>.png and to TensorBoard; returns its path."""
-        path = save_picture(self._workdir / folder / f"{step}.png", picture)
+        path = self._workdir / folder / f"{step}.png"
+        try:
+            save_picture(path, picture)
+        except OSError as error:
+            say(f"{path} cannot be written: {reason(error)}; the run goes on without it")
         self._tensorboard.add_image(folder, picture, step, dataformats="HWC")
         return path
 
@@ -92,12 +109,15 @@ class Reporter:
         """Flushes and closes the files."""
         if self._bar is not None:
             self._bar.close()
-        self._file.close()
+        self._metrics.close()
         self._tensorboard.close()
 
     def _write(self, step: int, scalars: dict[str, float]) -> None:
-        self._file.write(json.dumps({"step": step} | scalars) + "\n")
-        self._file.flush()
+        if self._unwritten_config:
+            with contextlib.suppress(OSError):
+                write_json(self._workdir / "config.json", self._unwritten_config)
+                self._unwritten_config = None
+        self._metrics.append((json.dumps({"step": step} | scalars) + "\n").encode())
         for name, value in scalars.items():
             self._tensorboard.add_scalar(name, value, step)
 
@@ -112,6 +132,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             except json.JSONDecodeError:
                 break
     return lines
+
+
+def _cut(path: Path, lines: int) -> None:
+    """Cuts a file after its first lines. This takes no room on the disk, as writing them anew would."""
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        length = sum(len(line) for line in itertools.islice(file, lines))
+        file.truncate(length)
+        if length and not path.read_bytes().endswith(b"\n"):
+            file.seek(length)
+            file.write(b"\n")
 
 
 def check_not_beyond(workdir: Path, step: int, total_steps: int) -> None:
@@ -138,19 +170,19 @@ def keep_earlier_measurement(workdir: Path, new: dict[str, Any]) -> None:
         result.rename(workdir / f"result.{number}.json")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file that is whole whenever it exists."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Writes indented JSON atomically."""
     write_atomically(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_if_possible(path: Path, value: dict[str, Any]) -> bool:
+    """As `write_json`, but if it cannot be written tells so and returns False."""
+    try:
+        write_json(path, value)
+    except OSError as error:
+        say(f"{path} cannot be written: {reason(error)}; the run goes on and writes it when it can")
+        return False
+    return True
 
 
 def save_picture(path: Path, picture: np.ndarray) -> Path:
@@ -159,8 +191,12 @@ def save_picture(path: Path, picture: np.ndarray) -> Path:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    Image.fromarray(picture).save(temporary, format="PNG")
-    temporary.replace(path)
+    try:
+        Image.fromarray(picture).save(temporary, format="PNG")
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     return path
 
 

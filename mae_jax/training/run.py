@@ -12,13 +12,20 @@ import ml_collections
 from jax.sharding import Mesh
 
 from mae_jax.data.device import to_devices
-from mae_jax.errors import UserError
+from mae_jax.errors import NotSaved, UserError, reason
 from mae_jax.mesh import batch_parts
 from mae_jax.seeding import make_key
 from mae_jax.training.checkpoints import Checkpoints
 from mae_jax.training.loop import NonFiniteLoss, train
 from mae_jax.training.optimizers import fit_warmup, make_optimizer, make_schedule
-from mae_jax.training.reporting import Reporter, check_not_beyond, keep_earlier_result, provenance, write_json
+from mae_jax.training.reporting import (
+    Reporter,
+    check_not_beyond,
+    keep_earlier_result,
+    provenance,
+    write_if_possible,
+    write_json,
+)
 from mae_jax.training.signals import StopSignal
 from mae_jax.training.state import TrainState, Variables, abstract_state, create_state, make_init, start_from
 from mae_jax.training.step import LossDetails, compile_train_step, make_train_step, memory_in_bytes
@@ -75,6 +82,7 @@ def run_training(
       UserError: for settings or checkpoints that do not fit, before anything is compiled.
       NonFiniteLoss: where the loss stops being a number.
       Stopped: after a signal, when everything is saved.
+      NotSaved: if what was reached at the end, or when a signal came, cannot be written.
     """
     # What will run.
     check_batch_size(config, batch_parts(mesh), trainee)
@@ -90,7 +98,7 @@ def run_training(
     # Where it stands.
     described = config.to_dict() | {"num_train_examples": trainee.num_train} | trainee.facts
     checkpoints = Checkpoints(workdir, config.checkpoint, described)
-    saved_step = checkpoints.latest_step()
+    saved_step = checkpoints.newest_whole(abstract)
     start_step = saved_step or 0
     changed = {} if saved_step is None else checkpoints.changed_settings(saved_step)
     check_not_beyond(workdir, start_step, total_steps)
@@ -99,7 +107,8 @@ def run_training(
         return
     starting_values = trainee.start() if saved_step is None else None
     keep_earlier_result(workdir, start_step)
-    write_json(workdir / "config.json", config.to_dict() | provenance())
+    settings = config.to_dict() | provenance()
+    settings = None if write_if_possible(workdir / "config.json", settings) else settings
     print(f"{config.data.name} -> {workdir}")
     variables = Variables(abstract.params, abstract.frozen, abstract.statistics)
     print(summarize(config, trainee, variables, mesh, warmup_steps=warmup_steps, total_steps=total_steps))
@@ -128,7 +137,7 @@ def run_training(
         step_fn = compile_and_tell(step_fn, abstract, trainee.batch, key, mesh)
     reporter = Reporter(
         workdir, start_step=start_step, total_steps=total_steps, batch_size=batch_size,
-        flops_per_image=trainee.train_flops,
+        flops_per_image=trainee.train_flops, unwritten_config=settings,
     )  # fmt: skip
 
     def evaluate(state: TrainState) -> dict[str, float]:
@@ -148,11 +157,19 @@ def run_training(
                 evaluate=evaluate, evaluate_every_steps=config.evaluate.every_steps,
                 checkpoints=checkpoints, reporter=reporter, stop=stop,
             )  # fmt: skip
+        if line := checkpoints.summary():
+            reporter.line(line)
         scores = evaluate(state)
         if not reporter.has_evaluation(total_steps):  # it has if the run was killed after this line
             reporter.scalars(total_steps, scores, prefix="eval/")
         result, lines = trainee.result(state, scores)
-        write_json(workdir / "result.json", {"step": total_steps} | result)
+        try:
+            write_json(workdir / "result.json", {"step": total_steps} | result)
+        except OSError as error:
+            raise NotSaved(
+                f"{workdir}/result.json cannot be written: {reason(error)}; free space there, the same command "
+                f"goes on from checkpoint {total_steps}"
+            ) from error
         if batches.bad_images:  # since the run was last started
             lines.append(f"{len(batches.bad_images)} images could not be read and were replaced; the log names them")
         reporter.line("\n".join(lines))

@@ -8,7 +8,8 @@ import pytest
 
 from configs.common import get_config
 from mae_jax.errors import UserError
-from mae_jax.training.checkpoints import Checkpoints, check_fits
+from mae_jax.training.checkpoints import Checkpoints
+from mae_jax.training.fitting import check_fits
 from mae_jax.training.state import TrainState, Variables, abstract_state, create_state, make_init
 from tests.meshes import device_mesh
 

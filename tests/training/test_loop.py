@@ -41,6 +41,9 @@ class FakeCheckpoints:
     def wait(self):
         self.waited = True
 
+    def check(self):
+        pass
+
 
 class FakeReporter:
     def __init__(self, evaluated=()):
