@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 the run failed; 2 a mistake in the command, the settings o
 with everything saved.
 """
 
+import errno
 import os
 import sys
 import tempfile
@@ -13,12 +14,14 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from mae_jax.config import check, check_command_line, config_path, expand_paths, given_settings
-from mae_jax.errors import UserError
+from mae_jax.errors import NotSaved, UserError
+from mae_jax.lock import locked
 from mae_jax.tasks import TRAINED, find_task
 from mae_jax.training.loop import NonFiniteLoss
 from mae_jax.training.signals import Stopped, StopSignal
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="a file of configs/")
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what a user can mend of what a disk says
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of everything that the run writes; default: runs/NAME")
 
 
@@ -47,11 +50,16 @@ def main(argv: list[str]) -> None:
             expand_paths(config)
             workdir = create_workdir(WORKDIR.value or f"runs/{config_path(sys.argv[1:]).stem}")
             logging.set_verbosity(logging.WARNING)  # the libraries' own chatter stays out of the run's lines
-            task.run(config, workdir, stop)
+            with locked(workdir):
+                task.run(config, workdir, stop)
         except UserError as error:
             fail(error, 2)
-        except NonFiniteLoss as error:
+        except (NonFiniteLoss, NotSaved) as error:
             fail(error, 1)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            fail(f"{error.filename or workdir} cannot be written: {error.strerror}; free space there", 1)
         except Stopped:
             # Everything is saved and closed. Not sys.exit: a signal in the middle of a compilation leaves objects
             # behind on which the interpreter's own way out crashes.

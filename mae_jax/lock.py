@@ -1,0 +1,91 @@
+"""One run at a time in a workdir."""
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from mae_jax.console import say
+from mae_jax.errors import UserError, reason
+from mae_jax.processes import is_main
+
+NAME = ".lock"
+HELD = (errno.EACCES, errno.EAGAIN)
+# A file system without locks, or without room for another file: no reason not to run.
+IMPOSSIBLE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOSPC, errno.EDQUOT)
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """A context in which no other run can use the workdir. Of several processes of a run, process 0 holds the lock.
+
+    The system gives it back when the process ends, however it ends; reader processes do not inherit it.
+
+    Raises:
+      UserError: if another run holds it; it names that run.
+    """
+    if not is_main():
+        yield
+        return
+    try:
+        file = _lock(workdir)
+    except OSError as error:
+        if error.errno not in IMPOSSIBLE:
+            raise
+        say(f"{workdir} cannot be locked ({reason(error)}): nothing keeps a second run out of it")
+        yield
+        return
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            (workdir / NAME).unlink()  # while it is locked, so that it is no other run's
+        os.close(file)
+
+
+def _lock(workdir: Path) -> int:
+    """Locks the file in a workdir, writes into it whose it is, and returns it open."""
+    path = workdir / NAME
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(file, path):  # and not deleted by a run that ended in between
+                _describe(file)
+                return file
+        except OSError as error:
+            if error.errno in HELD:
+                raise UserError(
+                    f"--workdir={workdir} is in use by {_owner(path)}; wait for it, stop it, or choose another folder"
+                ) from error
+            os.close(file)
+            raise
+        os.close(file)
+
+
+def _is_at(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _describe(file: int) -> None:
+    started = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+    owner = {"process": os.getpid(), "host": socket.gethostname(), "started": started}
+    with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+        os.ftruncate(file, 0)
+        os.pwrite(file, json.dumps(owner).encode() + b"\n", 0)
+
+
+def _owner(path: Path) -> str:
+    try:
+        owner = json.loads(path.read_text())
+        return f"process {owner['process']} on {owner['host']}, which started {owner['started']}"
+    except (OSError, ValueError, KeyError, TypeError):  # it is just being written
+        return "another run"
