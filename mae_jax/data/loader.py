@@ -263,7 +263,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
     def _note_bad(self, index: int):
         name = self.bad_images[index] = self._reader.source.name_of(index)
         try:
-            self._reader.read(index)  # again, for the reason: readers send numbers only
+            self._reader.read(index, patient=False)  # again, for the reason: readers send numbers only
             reason = "it could not be read"
         except BadImage as error:
             reason = str(error)

@@ -12,7 +12,8 @@ from grain.experimental import index_shuffle
 from mae_jax.data.decoding import BadImage, decode
 from mae_jax.data.sources import Source
 from mae_jax.data.transforms import random_resized_crop, resize_and_centre_crop
-from mae_jax.errors import UserError
+from mae_jax.errors import UserError, reason
+from mae_jax.retry import with_patience
 
 REPLACEMENT_TRIES = 20  # pictures tried in the place of one that cannot be read
 
@@ -111,12 +112,15 @@ class PictureReader:
         self.source = source
         self._channels, self._max_pixels, self._on_bad_image = channels, max_pixels, on_bad_image
 
-    def read(self, index: int) -> tuple[np.ndarray, int]:
-        """Returns (uint8 [h, w, c], label) of picture `index`, or raises BadImage."""
+    def read(self, index: int, patient: bool = True) -> tuple[np.ndarray, int]:
+        """Returns (uint8 [h, w, c], label) of picture `index`, or raises BadImage.
+
+        If `patient`, an error of the disk or the network that may pass is waited for, up to two seconds.
+        """
         try:
-            record = self.source[index]
+            record = with_patience(lambda: self.source[index]) if patient else self.source[index]
         except OSError as error:  # the file has gone, may not be read, or lies on a faulty disk
-            raise BadImage(error.strerror or str(error)) from error
+            raise BadImage(reason(error)) from error
         try:
             return decode(record["image"], self._channels, self._max_pixels), record["label"]
         except UserError as error:

@@ -2,12 +2,19 @@
 
 import contextlib
 import difflib
+import errno
+import functools
 import logging
+import os
+import pickle
 import shlex
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from mae_jax.errors import UserError
+from mae_jax.errors import UserError, reason
+from mae_jax.retry import with_patience
 
 OTHER_NAMES = ("digits", "image_folder", "synthetic")  # of data sets that do not come from TFDS
 _LABELS_AT_ONCE = 256  # records read together for their labels: each holds its encoded picture
@@ -61,21 +68,52 @@ class TfdsSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict:
-        record = self._records[index]
+        record = self._read(lambda records: records[index])
+        if record[self._image_key] is None:  # what a file that was cut short gives
+            raise OSError(errno.EBADMSG, "the record is empty; its file may be cut short")
         return {"image": record[self._image_key], "label": int(record[self._label_key]) if self._label_key else -1}
 
+    def _read(self, read: Callable[[Any], Any]) -> Any:
+        """read(the records); errors are OSErrors, and the next call opens the files anew.
+
+        A reader of ArrayRecord that has failed once fails for ever.
+        """
+        try:
+            return read(self._records)
+        except RuntimeError as error:
+            self._records = pickle.loads(pickle.dumps(self._records))  # without the open files
+            raise _as_os_error(error) from error
+
     def labels(self) -> np.ndarray:
-        """int64 [n]: the labels of all pictures, -1: none. Reads every record, but decodes no picture."""
+        """int64 [n]: the labels of all pictures, -1: none. Reads every record, but decodes no picture.
+
+        Raises:
+          UserError: if they cannot be read.
+        """
         labels = np.full(len(self), -1, np.int64)
         if self._label_key:
             for first in range(0, len(self), _LABELS_AT_ONCE):
                 indices = range(first, min(first + _LABELS_AT_ONCE, len(self)))
                 # Together, since record by record takes three times as long.
-                labels[indices] = [record[self._label_key] for record in self._records.__getitems__(list(indices))]
+                read = functools.partial(self._read, lambda records, some=list(indices): records.__getitems__(some))
+                try:
+                    labels[indices] = [record[self._label_key] for record in with_patience(read)]
+                except (OSError, TypeError) as error:  # no label at all, in a file that was cut short
+                    why = reason(error) if isinstance(error, OSError) else "records are empty"
+                    raise UserError(
+                        f"the labels of {self._name} {self._split} cannot be read: {why}; prepare the data set again"
+                    ) from error
         return labels
 
     def name_of(self, index: int) -> str:
         return f"{self._name} {self._split} #{index}"
+
+
+def _as_os_error(error: RuntimeError) -> OSError:
+    """What ArrayRecord means: the system's error that it names, or else a file whose bytes are not as written."""
+    what = str(error).split("; ")[0]
+    code = next((code for code in errno.errorcode if what.endswith(f"() failed: {os.strerror(code)}")), errno.EBADMSG)
+    return OSError(code, what)
 
 
 def _make_builder(tfds, name: str, data_dir: str | None):
