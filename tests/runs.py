@@ -22,12 +22,12 @@ TINY = (
 )  # fmt: skip
 
 
-def start(*arguments: str, **environment: str) -> subprocess.Popen:
-    """Starts main.py with one CPU device and no terminal."""
+def start(*arguments: str, under: tuple[str, ...] = (), **environment: str) -> subprocess.Popen:
+    """Starts main.py with one CPU device and no terminal; `under`: the command that starts it, as `nice` does."""
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     env |= {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": COMPILED.name} | environment
     env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
-    command = [sys.executable, "main.py", *arguments]
+    command = [*under, sys.executable, "main.py", *arguments]
     return subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import COMPILE_QUICKLY
+from tests.full_disk import fill, small_disk
 from tests.runs import ROOT, TINY, losses, read_checkpoint, read_json, run, start
 
 pytestmark = pytest.mark.slow
@@ -102,18 +103,82 @@ def test_sigterm_while_compiling_or_while_measuring_at_the_end_exits_143_too(tmp
     assert_same_end(tmp_path, unbroken)
 
 
-def test_a_damaged_newest_checkpoint_is_one_line_that_says_how_to_use_the_one_before(tmp_path, unbroken):
+def test_a_damaged_newest_checkpoint_is_told_set_aside_and_the_one_before_is_used(tmp_path, unbroken):
     shutil.copytree(unbroken, tmp_path / "run")
-    (tmp_path / "run" / "result.json").unlink()
-    for file in (tmp_path / "run" / "checkpoints" / "60" / "params").rglob("*"):
-        if file.is_file():
-            file.write_bytes(file.read_bytes()[:10])
-    code, _, err = run(*ARGUMENTS, f"--workdir={tmp_path}/run")
-    assert code == 2 and err.count("\n") == 1 and "move it away" in err
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "60")
+    data = next((tmp_path / "run" / "checkpoints" / "60" / "params" / "d").iterdir())
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    code, _, err = run(*TINY, f"--config.init_from={tmp_path}/run", "--config.train.steps=1", f"--workdir={tmp_path}/2")
+    assert code == 2 and err.count("\n") == 1, err
+    assert "checkpoints/60 is damaged: params/d/" in err and err.endswith("run/checkpoints/56\n")
     code, out, err = run(*ARGUMENTS, f"--workdir={tmp_path}/run")
     assert code == 0, out + err
+    assert out.startswith(
+        f"checkpoint 60 is damaged: params/d/{data.name} has other bytes than were written; moved to "
+    )
+    assert "\ngoing on from checkpoint 56\n" in out
+    assert (tmp_path / "run" / "checkpoints_set_aside" / "60").is_dir()
     assert_same_end(tmp_path / "run", unbroken)
+
+
+@pytest.fixture
+def small_files():
+    """What `start` needs so that writes beyond the first 30 KB of a file fail, as on a full disk: checkpoints' do."""
+    if not shutil.which("prlimit"):
+        pytest.skip("there is no prlimit")
+    return {"under": ("prlimit", "--fsize=30000"), "JAX_ENABLE_COMPILATION_CACHE": "false"}
+
+
+def test_a_run_that_cannot_save_ends_with_code_1_and_the_same_command_goes_on(tmp_path, unbroken, small_files):
+    shutil.copytree(unbroken / "checkpoints" / "49", tmp_path / "checkpoints" / "49")
+    process = start(*ARGUMENTS, f"--workdir={tmp_path}", **small_files)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1, out + err
+    assert "checkpoint 56 cannot be saved: File too large; checkpoint 49 is kept, the run goes on" in out
+    assert err.startswith("error: checkpoint 60 cannot be saved: File too large; ") and err.count("\n") == 1
+    assert err.endswith("the same command goes on from checkpoint 49\n")
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["49"]
+    assert not (tmp_path / "result.json").exists()
+    (tmp_path / "metrics.jsonl").write_text((unbroken / "metrics.jsonl").read_text())
+    code, out, err = run(*ARGUMENTS, f"--workdir={tmp_path}")
+    assert code == 0, out + err
+    assert_same_end(tmp_path, unbroken)
+
+
+def test_sigterm_when_the_state_cannot_be_saved_is_code_1_and_says_where_the_run_will_go_on(
+    tmp_path, unbroken, small_files
+):
+    shutil.copytree(unbroken / "checkpoints" / "49", tmp_path / "checkpoints" / "49")
+    arguments = (*ARGUMENTS, "--config.train.steps=100000", "--config.checkpoint.every_steps=100000")
+    process = start(*arguments, f"--workdir={tmp_path}", **small_files)
+    wait_for_step(process, tmp_path, 55)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1 and err.count("\n") == 1, out + err
+    assert "cannot be saved: File too large" in err and "goes on from checkpoint 49" in err
+
+
+def test_a_run_goes_on_through_a_full_disk_and_ends_well_when_there_is_room_again(tmp_path):
+    with small_disk(tmp_path / "disk", "4m"):
+        workdir, filler = tmp_path / "disk" / "run", tmp_path / "disk" / "filler"
+        arguments = (*TINY, "--config.train.steps=600", "--config.checkpoint.every_steps=50", f"--workdir={workdir}")
+        process = start(*arguments, "--config.train.log_every_steps=10")
+        while not (workdir / "checkpoints" / "50").exists():
+            assert process.poll() is None
+        process.send_signal(signal.SIGSTOP)
+        fill(filler)
+        process.send_signal(signal.SIGCONT)
+        while "cannot be saved: No space left on device; checkpoint " not in process.stdout.readline():
+            assert process.poll() is None, process.communicate()
+        filler.unlink()
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0 and err == "", out + err
+        assert read_json(workdir / "result.json")["step"] == 600
+        assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"500", "550", "600"}
+        assert [step for step, loss in complete_losses(workdir / "metrics.jsonl") if loss] == [1, *range(10, 601, 10)]
+        code, out, err = run(*arguments)
+        assert code == 0 and "is finished" in out, out + err
 
 
 def test_a_model_that_two_devices_trained_loads_on_one_and_goes_on_there(tmp_path):

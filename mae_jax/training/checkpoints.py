@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from mae_jax.console import say
 from mae_jax.errors import NotSaved, UserError, first_line, reason
 from mae_jax.manifest import NAME, find_damage, has_manifest, write_manifest
-from mae_jax.processes import from_main, is_main
+from mae_jax.processes import from_main, is_main, wait_for_all
 from mae_jax.training.fitting import changed_settings, check_fits
 from mae_jax.training.orbax_noise import silence_orbax
 from mae_jax.training.state import TrainState
@@ -163,18 +163,21 @@ class Checkpoints:
         """
         self._finish()
         if self._failed:
-            step, why = self._failed
-            latest = self.latest_step()
-            start = f"from checkpoint {latest}" if latest else "from the beginning"
-            raise NotSaved(
-                f"checkpoint {step} cannot be saved: {why}; free space in {self._folder} or mend what else is wrong "
-                f"there, the same command goes on {start}"
-            )
+            (step, why), self._failed = self._failed, None
+            raise self._not_saved(step, why)
+
+    def _not_saved(self, step: int, why: str) -> NotSaved:
+        latest = self.latest_step()
+        start = f"from checkpoint {latest}" if latest else "from the beginning"
+        return NotSaved(
+            f"checkpoint {step} cannot be saved: {why}; free space in {self._folder} or mend what else is wrong "
+            f"there, the same command goes on {start}"
+        )
 
     def _list_files(self) -> None:
         """Orbax's background thread calls it when the files are written, before it gives the folder its final name."""
-        for folder in self._folder.glob(f"{self._being_saved}.*"):
-            write_manifest(folder, skip=["_CHECKPOINT_METADATA"])  # the time is written into it after this
+        [folder] = self._folder.glob(f"{self._being_saved}.orbax-checkpoint-tmp*")
+        write_manifest(folder, skip=["_CHECKPOINT_METADATA"])  # the time is written into it after this
 
     def _finish(self) -> None:
         """Waits for the save in the background."""
@@ -196,12 +199,19 @@ class Checkpoints:
                 write_manifest(self._folder / str(step))
 
     def _give_up(self, error: Exception) -> None:
-        """Leaves a save that has failed. Its files are deleted, and Orbax's list of what there is is made again."""
-        self._failed = self._being_saved, reason(error)
+        """Leaves a save that has failed. Its files are deleted, and Orbax's list of what there is is made again.
+
+        Raises:
+          NotSaved: if there are several processes, which cannot do that together: some wait for those that failed.
+        """
+        step, why = self._being_saved, reason(error)
         self._being_saved = None
         with contextlib.suppress(Exception):  # the same error
             self._manager.close()
         self._sweep()
+        if jax.process_count() > 1:
+            raise self._not_saved(step, why) from error
+        self._failed = step, why
         self._manager = self._open()
 
     def _sweep(self) -> None:
@@ -213,8 +223,7 @@ class Checkpoints:
 
     def _tell_failure(self) -> None:
         if self._failed:
-            step, why = self._failed
-            self._failed = None
+            (step, why), self._failed = self._failed, None
             latest = self.latest_step()
             kept = f"checkpoint {latest} is kept" if latest else "there is none yet"
             say(f"checkpoint {step} cannot be saved: {why}; {kept}, the run goes on and tries again at the next one")
@@ -249,7 +258,7 @@ class Checkpoints:
     def set_aside(self, step: int) -> None:
         """Moves a step whose loss was not finite to checkpoints_set_aside/, so that no run goes on from it."""
         self._finish()
-        if (self._folder / str(step)).is_dir():
+        if from_main((self._folder / str(step)).is_dir()):
             self._move_aside(step)
 
     def _move_aside(self, step: int) -> Path:
@@ -260,6 +269,7 @@ class Checkpoints:
         if is_main():
             folder.mkdir(exist_ok=True)
             (self._folder / str(step)).rename(target)
+        wait_for_all(f"{step} is set aside")
         self._manager.reload()
         return target
 
@@ -274,8 +284,10 @@ class Checkpoints:
             ) from error
 
     def close(self) -> None:
-        """Waits, then frees the background threads. What cannot be saved was told, or is by what stops the run."""
+        """Waits, then frees the background threads."""
         self._finish()
+        if self._failed:
+            say(f"checkpoint {self._failed[0]} cannot be saved: {self._failed[1]}")
         self._manager.close()
         if not self._swept:
             self._sweep()

@@ -3,6 +3,7 @@
 import functools
 import logging
 import sys
+import warnings
 from collections.abc import Callable
 
 
@@ -12,6 +13,7 @@ def silence_orbax() -> None:
     if _is_news not in logger.filters:
         logger.addFilter(_is_news)
         logging.getLogger("asyncio").addFilter(_is_news)  # of the writes that were still under way
+        warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)  # and of others
         sys.unraisablehook = functools.partial(_report, sys.unraisablehook)
 
 

@@ -118,15 +118,13 @@ def test_wherever_a_save_fails_the_one_before_stays_and_the_next_one_works(tmp_p
         checkpoints.save(1, make_state(1))
         checkpoints.wait()
         with monkeypatch.context() as patch:
-            patch.setattr(
-                *{"write_manifest": (checkpoints_module, place), "rename": (os, place)}.get(place, (os, place)), fail
-            )
+            patch.setattr(checkpoints_module if place == "write_manifest" else os, place, fail)
             checkpoints.save(2, make_state(2))
             with pytest.raises(NotSaved, match=r"2 cannot be saved: Disk quota exceeded; .* from checkpoint 1$"):
                 checkpoints.wait()
         assert steps_of(tmp_path) == ["1"]
         save_and_settle(checkpoints, 3)
-        assert "checkpoint 2 cannot" in capsys.readouterr().out
+        assert capsys.readouterr().out == "", "it was raised"
         checkpoints.wait()
         assert steps_of(tmp_path) == ["1", "3"] and find_damage(tmp_path / "checkpoints" / "3") is None
 
