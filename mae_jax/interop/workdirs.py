@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mae_jax.config import from_dict
 from mae_jax.errors import UserError, first_line
@@ -88,10 +89,22 @@ def read_workdir(path: str | Path) -> Weights:
     trees = {name: _read_tree(checkpoint / name) for name in ITEMS if (checkpoint / name).is_dir()}
     if "average" in trees:
         del trees["params"]
-    params = join(*trees.values())
+    params = with_heads_apart(join(*trees.values()))
     if "encoder" not in params:
         raise UserError(f"checkpoint {checkpoint} holds no encoder, only {', '.join(params) or 'nothing'}")
     return Weights(config, params, step, f"step {step:,} ({config['task']})")
+
+
+def with_heads_apart(params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of an earlier version, whose queries, keys and values stand side by side, as they are now."""
+
+    def apart(path, leaf):
+        is_earlier = (
+            path[-2:] == ("qkv", "kernel") and leaf.ndim == 3 or path[-2:] == ("qkv", "bias") and leaf.ndim == 2
+        )
+        return leaf.reshape(*leaf.shape[:-1], 3, -1) if is_earlier else leaf
+
+    return unflatten_dict({path: apart(path, leaf) for path, leaf in flatten_dict(params).items()})
 
 
 def _others(checkpoint: Path) -> str:

@@ -14,17 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from mae_jax.console import say
 from mae_jax.errors import NotSaved, UserError, first_line, reason
 from mae_jax.manifest import NAME, find_damage, has_manifest, write_manifest
+from mae_jax.mesh import put
 from mae_jax.processes import from_main, is_main, wait_for_all
 from mae_jax.training.fitting import changed_settings, check_fits
 from mae_jax.training.orbax_noise import silence_orbax
 from mae_jax.training.state import TrainState
+
+LAYOUT = 2  # of the parameters; 1 (not noted): queries, keys and values side by side in their kernel
 
 
 class Unreadable(UserError):
@@ -101,7 +104,7 @@ class Checkpoints:
             return wrong
         try:
             about = self._read_about(step)
-            check_fits(about["config"], self._config, f"checkpoint {step} in {self._folder}")
+            self._check_fits(step, about)
             if not listed:  # written by an earlier version, or the list has gone
                 if about.get("manifest"):
                     return wrong
@@ -128,7 +131,14 @@ class Checkpoints:
         if step == self.latest_step():
             return None
         items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
-        items["about"] = ocp.args.JsonSave({"step": step, "config": self._config, "manifest": NAME})
+        about = {
+            "step": step,
+            "skipped": int(state.skipped),
+            "layout": LAYOUT,
+            "config": self._config,
+            "manifest": NAME,
+        }
+        items["about"] = ocp.args.JsonSave(about)
         self._being_saved = step
         try:
             self._manager.save(step, args=ocp.args.Composite(**items))
@@ -234,9 +244,18 @@ class Checkpoints:
         Raises:
           UserError: if a setting that must not change has changed; it names the setting.
         """
-        saved = self._read_about(step)["config"]
-        check_fits(saved, self._config, f"checkpoint {step} in {self._folder}")
-        return changed_settings(saved, self._config)
+        about = self._read_about(step)
+        self._check_fits(step, about)
+        return changed_settings(about["config"], self._config)
+
+    def _check_fits(self, step: int, about: dict[str, Any]) -> None:
+        name = f"checkpoint {step} in {self._folder}"
+        check_fits(about["config"], self._config, name)
+        if about.get("layout") != LAYOUT:
+            raise UserError(
+                f"{name} is an earlier version's, which this one cannot go on from; its weights can start a new run: "
+                f"--config.init_from={self._folder.parent} with another --workdir"
+            )
 
     def _read_about(self, step: int) -> dict[str, Any]:
         with self._readable(step):
@@ -253,7 +272,8 @@ class Checkpoints:
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
             values = {name: restored[name] for name in items}
         self._complete_manifest(step)
-        return abstract._replace(step=jax.device_put(jnp.int32(step), abstract.step.sharding), **values)
+        numbers = {"step": step, "skipped": self._read_about(step)["skipped"]}
+        return abstract._replace(**values, **put(jax.tree.map(np.int32, numbers), abstract.step.sharding))
 
     def set_aside(self, step: int) -> None:
         """Moves a step whose loss was not finite to checkpoints_set_aside/, so that no run goes on from it."""
@@ -295,5 +315,5 @@ class Checkpoints:
 
 def _items(state: TrainState) -> dict[str, Any]:
     """The trees of a state, each an item of the checkpoint, without the empty ones."""
-    trees = {name: tree for name, tree in state._asdict().items() if name != "step"}
+    trees = {name: tree for name, tree in state._asdict().items() if name not in ("step", "skipped")}
     return {name: tree for name, tree in trees.items() if name == "opt_state" or tree}

@@ -211,3 +211,23 @@ def test_a_setting_that_is_gone_does_not_fit_and_one_that_is_new_since_does():
     with pytest.raises(UserError, match="model.old=3.*model.old=None"):
         check_fits({"model": {"width": 8, "old": 3}}, {"model": {"width": 8}}, "checkpoint 1")
     check_fits({"model": {"width": 8}}, {"model": {"width": 8, "new": 3}}, "checkpoint 1")
+
+
+def test_a_run_of_an_earlier_version_is_refused_with_the_way_to_keep_its_weights(
+    open_checkpoints, new_state, monkeypatch
+):
+    monkeypatch.setattr("mae_jax.training.checkpoints.LAYOUT", 1)
+    checkpoints = open_checkpoints()
+    checkpoints.save(1, new_state)
+    checkpoints.wait()
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="--config.init_from="):
+        open_checkpoints().newest_whole(abstract_state(INIT, device_mesh(1)))
+
+
+def test_the_number_of_updates_left_out_is_kept(open_checkpoints, new_state):
+    checkpoints = open_checkpoints()
+    checkpoints.save(4, new_state._replace(step=jnp.int32(4), skipped=jnp.int32(2)))
+    checkpoints.wait()
+    restored = checkpoints.restore(4, abstract_state(INIT, device_mesh(8)))
+    assert (int(restored.step), int(restored.skipped)) == (4, 2)
