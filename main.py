@@ -1,11 +1,10 @@
 """Starts a run: python main.py --config=configs/NAME.py [--workdir=DIR] [--config.KEY=VALUE ...]
 
 Exit codes: 0 done; 1 the run failed; 2 a mistake in the command, the settings or the data; 143 stopped by SIGTERM,
-with everything saved.
+with everything saved. Of several processes all end with the code of the first one that failed or was stopped.
 """
 
 import errno
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -13,16 +12,20 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from mae_jax import processes
 from mae_jax.config import check, check_command_line, config_path, expand_paths, given_settings
 from mae_jax.errors import NotSaved, UserError
 from mae_jax.lock import locked
 from mae_jax.tasks import TRAINED, find_task
 from mae_jax.training.loop import NonFiniteLoss
-from mae_jax.training.signals import Stopped, StopSignal
+from mae_jax.training.signals import Stopped, StopSignal, make_stop_signal
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="a file of configs/")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what a user can mend of what a disk says
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of everything that the run writes; default: runs/NAME")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if Slurm and others do not tell it")
+PROCESS_COUNT = flags.DEFINE_integer("process_count", None, "number of processes, with --coordinator")
+PROCESS_INDEX = flags.DEFINE_integer("process_index", None, "which of them this one is, from 0")
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -38,34 +41,47 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def main(argv: list[str]) -> None:
-    with StopSignal() as stop:
+    logging.set_verbosity(logging.WARNING)  # the libraries' own chatter stays out of the run's lines
+    try:
+        processes.start(COORDINATOR.value, PROCESS_COUNT.value, PROCESS_INDEX.value)
+    except UserError as error:
+        fail(error, 2)
+    with make_stop_signal() as stop:
         try:
-            if argv[1:]:
-                raise UserError(f"unexpected argument {argv[1]!r}; settings are given as --config.KEY=VALUE")
-            config = CONFIG.value
-            task = find_task(config.task)
-            if config.task not in TRAINED:
-                config.given = given_settings(sys.argv[1:])
-            check(config)
-            expand_paths(config)
-            workdir = create_workdir(WORKDIR.value or f"runs/{config_path(sys.argv[1:]).stem}")
-            logging.set_verbosity(logging.WARNING)  # the libraries' own chatter stays out of the run's lines
-            with locked(workdir):
-                task.run(config, workdir, stop)
+            run(argv, stop)
+            processes.finish()
         except UserError as error:
-            fail(error, 2)
+            processes.fail(error, 2)
         except (NonFiniteLoss, NotSaved) as error:
-            fail(error, 1)
+            processes.fail(error, 1)
+        except Stopped:
+            if stop.everywhere:
+                processes.finish()
+            processes.stop(stop.exit_code())
+        except BaseException as error:
+            processes.fail_unexpectedly(error)
+            raise
+
+
+def run(argv: list[str], stop: StopSignal) -> None:
+    """Does what the command line says."""
+    if argv[1:]:
+        raise UserError(f"unexpected argument {argv[1]!r}; settings are given as --config.KEY=VALUE")
+    config = CONFIG.value
+    task = find_task(config.task)
+    if config.task not in TRAINED:
+        config.given = given_settings(sys.argv[1:])
+    check(config)
+    expand_paths(config)
+    workdir = create_workdir(WORKDIR.value or f"runs/{config_path(sys.argv[1:]).stem}")
+    with locked(workdir):
+        try:
+            task.run(config, workdir, stop)
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
-            fail(f"{error.filename or workdir} cannot be written: {error.strerror}; free space there", 1)
-        except Stopped:
-            # Everything is saved and closed. Not sys.exit: a signal in the middle of a compilation leaves objects
-            # behind on which the interpreter's own way out crashes.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(stop.exit_code())
+            where = error.filename or workdir
+            raise NotSaved(f"{where} cannot be written: {error.strerror}; free space there") from error
 
 
 def create_workdir(name: str) -> Path:

@@ -43,7 +43,8 @@ def make_mesh(settings: ConfigDict, devices: list[jax.Device] | None = None) -> 
     Raises:
       UserError: if the sizes do not fit the number of devices.
     """
-    devices = jax.devices() if devices is None else devices
+    if devices is None:  # in the order of the processes, so that each one's rows of a batch lie side by side
+        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     sizes = [settings[axis] for axis in AXES]
     text = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
     if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:

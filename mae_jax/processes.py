@@ -1,16 +1,125 @@
 """The processes of a run: one, or one for each host of a pod. Process 0 is the one that writes."""
 
+import contextlib
+import functools
 import json
-from typing import Any
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from mae_jax.cluster import Place, place_from_environment, place_from_flags
+from mae_jax.errors import UserError, first_line
+from mae_jax.lifeline import Lifeline
+
+START_SECONDS = 300  # that processes wait for one another at the start: hosts do not all come up at once
+HEARTBEAT_SECONDS = 100  # after which JAX ends all processes because one is there but does nothing any more
+SHUTDOWN_SECONDS = 60
+OTHERS_FIRST_SECONDS = 2  # in which an error that comes of another process's end is known as such
+
+_lifeline: Lifeline | None = None
+
+
+def start(
+    coordinator: str | None = None,
+    count: int | None = None,
+    index: int | None = None,
+    *,
+    timeout: int = START_SECONDS,
+) -> None:
+    """Joins the other processes of the run, if there are any; must come before anything asks JAX for a device.
+
+    They are found by itself on Cloud TPU, and where Slurm or Open MPI started them; elsewhere the arguments say
+    (`place_from_flags`). Standard output of all but process 0 is thrown away.
+
+    Raises:
+      UserError: for arguments that cannot be, or if the others are not there within `timeout` seconds.
+    """
+    place = place_from_flags(coordinator, count, index) or place_from_environment(os.environ)
+    if place is not None and place.count > 1:
+        _initialize(
+            timeout, coordinator_address=place.coordinator, num_processes=place.count, process_id=place.index,
+            local_device_ids=place.local_devices, cluster_detection_method="deactivate",
+        )  # fmt: skip
+    elif place is None and _may_be_tpu_pod():
+        try:
+            _initialize(timeout)
+        except ValueError as error:
+            if "coordinator_address should be defined" not in str(error):
+                raise
+    if jax.distributed.is_initialized():
+        _connect(place, timeout)
+
+
+def _may_be_tpu_pod() -> bool:
+    """Whether it is for JAX to say if this host is one of several with TPUs.
+
+    Not where that could only go wrong: JAX takes every Kubernetes container for a part of a job of its own.
+    """
+    if jax.config.jax_platforms == "cpu":
+        return False
+    hosts = os.environ.get("TPU_PROCESS_ADDRESSES", os.environ.get("TPU_WORKER_HOSTNAMES"))
+    if hosts is None:
+        return "KUBERNETES_SERVICE_HOST" not in os.environ
+    return "," in hosts or int(os.environ.get("MEGASCALE_NUM_SLICES", 1)) > 1
+
+
+def _initialize(timeout: int, **settings) -> None:
+    # The service would catch SIGTERM itself, for an agreement of its own; here training.signals does.
+    with contextlib.suppress(AttributeError):  # a jax without that setting
+        jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            **settings, initialization_timeout=timeout,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+        )  # fmt: skip
+    except RuntimeError as error:
+        raise UserError(f"the processes did not find one another within {timeout} s: {first_line(error)}") from error
+
+
+def _connect(place: Place | None, timeout: int) -> None:
+    """Ties this process to the others, so that none waits for one that is gone."""
+    global _lifeline
+    # There is no public way to the store of keys and values that the processes share.
+    from jax._src.distributed import global_state as shared
+
+    count, index = shared.num_processes, shared.process_id
+    if count == 1:
+        return
+    key, host = "mae_jax/lifeline", shared.coordinator_address.rsplit(":", 1)[0].strip("[]")
+    publish = functools.partial(shared.client.key_value_set, key)
+    fetch = functools.partial(shared.client.blocking_key_value_get, key, 1000 * timeout)
+    try:
+        _lifeline = Lifeline(count, index, host, publish, fetch)
+    except OSError as error:
+        raise UserError(
+            f"process {index} cannot reach process 0 at {host} ({error}): processes need all ports between their hosts"
+        ) from error
+    if index > 0:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # not sys.stdout alone: Gloo writes there too
+
 
 def is_main() -> bool:
     """Whether this is process 0, the only one that writes metrics, pictures and results."""
     return jax.process_index() == 0
+
+
+def only_main(function: Callable[..., None]) -> Callable[..., None]:
+    """Makes a function that writes do nothing in the other processes."""
+
+    @functools.wraps(function)
+    def wrapped(*arguments, **named):
+        if is_main():
+            function(*arguments, **named)
+
+    return wrapped
 
 
 def from_main(value: Any) -> Any:
@@ -27,3 +136,40 @@ def wait_for_all(place: str) -> None:
     """Returns when every process has come to this place."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(place)
+
+
+def finish() -> None:
+    """Returns when all processes have come to the end of their work."""
+    if _lifeline is not None:
+        _lifeline.finish()
+
+
+def stop(code: int) -> NoReturn:
+    """Ends a process that was told to stop, and all others with it. Whatever must be saved has been.
+
+    At once, not by the interpreter's own way out: a signal in the middle of a compilation leaves objects behind on
+    which that crashes.
+    """
+    if _lifeline is not None:
+        _lifeline.leave(code, "was stopped by a signal", lambda: None)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def fail(error: Exception, code: int) -> NoReturn:
+    """Ends with one line that says what is wrong, the other processes with it."""
+    if _lifeline is not None:
+        _lifeline.leave(code, f"failed: {error}", lambda: print(f"error: {error}", file=sys.stderr))
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(code)
+
+
+def fail_unexpectedly(error: BaseException) -> None:
+    """Ends with the error's traceback, the other processes with it. Returns if there are none."""
+    if _lifeline is None:
+        return
+    # What another process's end does to this one's collective operations looks like an error in here.
+    time.sleep(OTHERS_FIRST_SECONDS)
+    reason = f"failed: {type(error).__name__}: {first_line(error)}"
+    _lifeline.leave(1, reason, lambda: traceback.print_exception(error))

@@ -3,9 +3,12 @@
 import os
 from pathlib import Path
 
+from mae_jax.processes import only_main
 
+
+@only_main
 def write_atomically(path: Path, text: str) -> None:
-    """Writes a file, whole or not at all.
+    """Writes a file, whole or not at all. Of several processes only the first does.
 
     Raises:
       OSError: if it cannot be written; what was there is still there, and nothing else.

@@ -20,6 +20,7 @@ from mae_jax.interop.workdirs import Weights, find_checkpoint, read_workdir, wri
 from mae_jax.models.classifier import Classifier, make_bind_classifier, make_classifier_config
 from mae_jax.models.mae import MAEConfig, MaskedAutoencoder, make_bind
 from mae_jax.models.positions import resize_positions, sincos_table
+from mae_jax.processes import from_main, is_main
 
 # Settings of `model.*` that are the user's choice, whatever the file.
 CHOOSABLE = ("dtype", "attention", "remat", "scan_unroll", "mask_ratio", "image_size", "positions")
@@ -69,6 +70,11 @@ def pin_weights(init_from: str, workdir: Path) -> Path:
 
     (The run in `init_from` may have gone on in between.) It is noted in the workdir's init_from.json.
     """
+    found = Path(from_main(str(_pinned(init_from, workdir)) if is_main() else None))
+    return found if found.exists() else find_weights(init_from)  # each host downloads for itself
+
+
+def _pinned(init_from: str, workdir: Path) -> Path:
     note = workdir / "init_from.json"
     if note.exists() and (workdir / "config.json").exists():  # without it, that run was refused before it began
         noted = json.loads(note.read_text())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mae_jax.console import say
 from mae_jax.errors import reason
+from mae_jax.processes import is_main
 
 
 class Appender:
@@ -99,8 +100,10 @@ class _EventFiles:
 
 
 def make_summary_writer(workdir: Path, purge_step: int):
-    """A tensorboardX.SummaryWriter into a folder that a full disk does not stop."""
+    """A tensorboardX.SummaryWriter into a folder that a full disk does not stop; only process 0's writes."""
     from tensorboardX import SummaryWriter, record_writer
 
     record_writer.register_writer_factory(_EventFiles.prefix, _EventFiles())
-    return SummaryWriter(f"{_EventFiles.prefix}:{workdir}", purge_step=purge_step, flush_secs=10)
+    return SummaryWriter(
+        f"{_EventFiles.prefix}:{workdir}", purge_step=purge_step, flush_secs=10, write_to_disk=is_main()
+    )

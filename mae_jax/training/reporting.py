@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import itertools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from mae_jax.console import say
 from mae_jax.errors import UserError, reason
+from mae_jax.processes import from_main, is_main, only_main
 from mae_jax.training.appending import Appender, make_summary_writer
 from mae_jax.writing import write_atomically
 
@@ -23,6 +25,8 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tens
 
 class Reporter:
     """Writes everything about a run's progress into its workdir and onto the console.
+
+    Of several processes only the first one writes; the others have a reporter without files.
 
     Lines of metrics.jsonl that lie after `start_step` are of a run that was killed; they are dropped, since the steps
     are made again. A disk that is full does not stop the run.
@@ -42,13 +46,15 @@ class Reporter:
         self._workdir, self._unwritten_config = Path(workdir), unwritten_config
         path = self._workdir / "metrics.jsonl"
         lines = [line for line in read_metrics(path) if line["step"] <= start_step]
-        _cut(path, len(lines))
-        self._evaluated = {line["step"] for line in lines if any(name.startswith("eval/") for name in line)}
-        self._metrics = Appender(path)
+        if is_main():
+            _cut(path, len(lines))
+        evaluated = {line["step"] for line in lines if any(name.startswith("eval/") for name in line)}
+        self._evaluated = set(from_main(sorted(evaluated)))
+        self._metrics = Appender(path if is_main() else Path(os.devnull))
         self._tensorboard = make_summary_writer(self._workdir, purge_step=start_step + 1)
         self._watched = ""
         self._bar = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and is_main():
             layout = "{l_bar}{bar}| step {n_fmt}/{total_fmt}{postfix}"
             self._bar = tqdm(total=total_steps, initial=start_step, bar_format=layout, dynamic_ncols=True)
 
@@ -155,6 +161,7 @@ def check_not_beyond(workdir: Path, step: int, total_steps: int) -> None:
         )
 
 
+@only_main
 def keep_earlier_result(workdir: Path, step: int) -> None:
     """Renames the result of a shorter run that is continued from `step` to result.<step>.json."""
     result = workdir / "result.json"
@@ -162,6 +169,7 @@ def keep_earlier_result(workdir: Path, step: int) -> None:
         result.rename(workdir / f"result.{step}.json")
 
 
+@only_main
 def keep_earlier_measurement(workdir: Path, new: dict[str, Any]) -> None:
     """Renames an earlier result that is not the new one to result.1.json, or the next number that is free."""
     result = workdir / "result.json"
@@ -189,6 +197,8 @@ def save_picture(path: Path, picture: np.ndarray) -> Path:
     """Writes a picture [H, W, 3] uint8 as PNG, whole or not at all; returns its path."""
     from PIL import Image
 
+    if not is_main():
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     try:

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from mae_jax.data.device import to_devices
 from mae_jax.errors import NotSaved, UserError, reason
 from mae_jax.mesh import batch_parts
+from mae_jax.processes import from_main
 from mae_jax.seeding import make_key
 from mae_jax.training.checkpoints import Checkpoints
 from mae_jax.training.loop import NonFiniteLoss, train
@@ -102,7 +103,7 @@ def run_training(
     start_step = saved_step or 0
     changed = {} if saved_step is None else checkpoints.changed_settings(saved_step)
     check_not_beyond(workdir, start_step, total_steps)
-    if start_step == total_steps and (workdir / "result.json").exists():
+    if start_step == total_steps and from_main((workdir / "result.json").exists()):
         print(f"{workdir} is finished: all {total_steps} steps are done, result.json has the numbers")
         return
     starting_values = trainee.start() if saved_step is None else None

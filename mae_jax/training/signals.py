@@ -1,9 +1,19 @@
 """SIGTERM and Ctrl-C: a run that is told to stop saves first."""
 
+import collections
 import contextlib
+import functools
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+CALLS_UNTIL_AGREED = 2
 
 
 class Stopped(BaseException):
@@ -15,6 +25,8 @@ class StopSignal:
 
     A Ctrl-C after the first signal raises KeyboardInterrupt, for those who do not want to wait.
     """
+
+    everywhere = True  # whether all processes of the run have stopped at the same place
 
     def __init__(self):
         self.received: int | None = None
@@ -48,6 +60,9 @@ class StopSignal:
         finally:
             self._deferred = before
 
+    def agree(self) -> None:
+        """Makes a signal to any process `received` in all of them; all must call it at the same places."""
+
     def _report_unraisable(self, unraisable) -> None:
         """In a callback of the garbage collector nothing can be raised: `received` stops the run at its next look."""
         if unraisable.exc_type is not Stopped:
@@ -63,3 +78,65 @@ class StopSignal:
             raise KeyboardInterrupt
         if not self._deferred:
             raise Stopped
+
+
+class SharedStopSignal(StopSignal):
+    """The same in a run of several processes, which must stop after the same step or wait for one another for ever.
+
+    A signal is noted by the process that gets it. At every `agree()` all processes start to compare what they have
+    noted, on the devices, and take the result of the comparison before the last, which is there by then: so all of
+    them have the signal as `received` at the same call, and none waits for it. Inside `deferred()` no process is
+    interrupted alone; outside, `Stopped` is raised in the one that gets the signal, and it ends the others.
+    """
+
+    everywhere = False
+
+    def __init__(self):
+        super().__init__()
+        self._noted = 0
+        self._compared: collections.deque[jax.Array] = collections.deque()
+
+    def agree(self) -> None:
+        self._compared.append(self._compare(self._noted))
+        if len(self._compared) > CALLS_UNTIL_AGREED:
+            number = int(self._compared.popleft())
+            if number:
+                self.received, self.everywhere = number, True
+
+    @functools.cached_property
+    def _compare(self) -> Callable[[int], jax.Array]:
+        """A number of each process -> the largest of them, still on its way."""
+        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+        mesh = Mesh(np.array(devices), "all")
+        each, same = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["all"], []))
+        largest = jax.jit(jnp.max, out_shardings=same)
+
+        def compare(number: int) -> jax.Array:
+            own = np.full(jax.local_device_count(), number, np.int32)
+            return largest(jax.make_array_from_process_local_data(each, own))
+
+        return compare
+
+    @contextlib.contextmanager
+    def deferred(self, value: bool = True):
+        outermost = not self._deferred
+        with super().deferred(True):
+            if self.received is not None and not value:
+                raise Stopped
+            yield
+        if outermost and self._noted and not self.everywhere:
+            self.received = self._noted
+            raise Stopped
+
+    def _handle(self, number: int, _: FrameType | None):
+        again, self._noted = self._noted, number
+        if again and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not self._deferred and not again:
+            self.received = number
+            raise Stopped
+
+
+def make_stop_signal() -> StopSignal:
+    """The one that fits the number of processes."""
+    return SharedStopSignal() if jax.distributed.is_initialized() else StopSignal()
