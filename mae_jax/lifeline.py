@@ -62,9 +62,12 @@ class Lifeline:
           say: prints what this process has to say of it; not called if it is ending because of another one.
         """
         with self._leaving:
-            say()
-            self._tell({"failed": self._index, "code": code, "reason": reason})
-            self._gone.wait(LEAVE_SECONDS)
+            finished = self._all_done.is_set()
+            if not finished:
+                say()
+                self._tell({"failed": self._index, "code": code, "reason": reason})
+            if self._index == 0 or not finished:  # the others need the service that runs in process 0
+                self._gone.wait(LEAVE_SECONDS)
             _exit(code)
 
     def finish(self) -> None:
@@ -85,7 +88,7 @@ class Lifeline:
             return
         said = f"process {message['failed']} {message['reason']}"
         print(said if message["code"] > 128 else f"error: {said}", file=sys.stderr)
-        if self._index == 0:  # the others need the service that runs in here until they have left themselves
+        if self._index == 0:
             self._tell(message)
             self._gone.wait(LEAVE_SECONDS)
         _exit(message["code"])

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -74,13 +75,27 @@ def _initialize(timeout: int, **settings) -> None:
     # The service would catch SIGTERM itself, for an agreement of its own; here training.signals does.
     with contextlib.suppress(AttributeError):  # a jax without that setting
         jax.config.update("jax_enable_preemption_service", False)
+    place = "{coordinator_address}, process {process_id} of {num_processes}".format(**settings) if settings else "TPU"
+    timer = threading.Timer(timeout, _give_up, (place, timeout))
+    timer.start()
     try:
         jax.distributed.initialize(
-            **settings, initialization_timeout=timeout,
+            **settings, initialization_timeout=2 * timeout,  # after which JAX would end the process with a dump of C++
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )  # fmt: skip
     except RuntimeError as error:
-        raise UserError(f"the processes did not find one another within {timeout} s: {first_line(error)}") from error
+        raise UserError(f"the processes cannot find one another ({place}): {first_line(error)}") from error
+    finally:
+        timer.cancel()
+
+
+def _give_up(place: str, timeout: int) -> NoReturn:
+    print(
+        f"error: the processes did not find one another within {timeout} s ({place}): are all of them started, and can "
+        "each host reach that of process 0?",
+        file=sys.stderr, flush=True,
+    )  # fmt: skip
+    os._exit(2)
 
 
 def _connect(place: Place | None, timeout: int) -> None:
