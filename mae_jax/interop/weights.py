@@ -70,8 +70,17 @@ def pin_weights(init_from: str, workdir: Path) -> Path:
 
     (The run in `init_from` may have gone on in between.) It is noted in the workdir's init_from.json.
     """
-    found = Path(from_main(str(_pinned(init_from, workdir)) if is_main() else None))
-    return found if found.exists() else find_weights(init_from)  # each host downloads for itself
+    return _same(init_from, lambda: _pinned(init_from, workdir))
+
+
+def find_same_weights(init_from: str) -> Path:
+    """`find_weights`, with one answer for all processes, though a run may write its next checkpoint just now."""
+    return _same(init_from, lambda: find_weights(init_from))
+
+
+def _same(init_from: str, find: Callable[[], Path]) -> Path:
+    found = Path(from_main(str(find()) if is_main() else None))
+    return found if found.exists() else find_weights(init_from)  # what is downloaded, each host has for itself
 
 
 def _pinned(init_from: str, workdir: Path) -> Path:

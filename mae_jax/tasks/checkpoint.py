@@ -9,7 +9,7 @@ from configs import common
 from mae_jax.config import check_channels, flatten
 from mae_jax.errors import UserError
 from mae_jax.interop.foreign import is_foreign
-from mae_jax.interop.weights import assumed, check_workdir, choose, find_weights, read_weights
+from mae_jax.interop.weights import assumed, check_workdir, choose, find_same_weights, read_weights
 from mae_jax.interop.workdirs import Weights
 from mae_jax.training.reporting import keep_earlier_measurement, write_json
 
@@ -47,7 +47,7 @@ def open_checkpoint(
         group, _, name = key.partition(".")
         if group in changed and name in asked[group]:
             changed[group][name] = asked[group][name]
-    path = find_weights(config.init_from)
+    path = find_same_weights(config.init_from)
     foreign = is_foreign(path)
     weights = read_weights(path, assumed(config))
     trained = weights.config

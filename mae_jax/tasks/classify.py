@@ -199,7 +199,10 @@ class Classification:
             represent = functools.partial(self._representations, variables)
             features, labels = extract_features(represent, self._eval_pictures(source), len(source))
             self._kept[split] = {"feature": features, "label": labels}
-        return ArrayBatches(self._kept["train"], config.data.batch_size, seed=config.data.seed, start_step=start_step)
+        return ArrayBatches(
+            self._kept["train"], config.data.batch_size, seed=config.data.seed,
+            start_step=start_step, process_index=jax.process_index(), process_count=jax.process_count(),
+        )  # fmt: skip
 
     def _represent(self, variables: dict, images: jax.Array) -> jax.Array:
         data = self._config.data
@@ -212,7 +215,9 @@ class Classification:
         if self._keeps_features:
             config = self._config
             size = evaluation_batch_size(config.evaluate.batch_size, self._mesh)
-            arrays = eval_array_batches(self._kept["eval"], size)
+            arrays = eval_array_batches(
+                self._kept["eval"], size, process_index=jax.process_index(), process_count=jax.process_count()
+            )
             batches = to_devices(arrays, self._mesh, config.data.prefetch_batches)
         else:
             batches = self._eval_pictures(self._eval_source)

@@ -8,6 +8,7 @@ import ml_collections
 from mae_jax.errors import UserError
 from mae_jax.interop.export import FORMATS, export, fit
 from mae_jax.models.parameters import count_parameters
+from mae_jax.processes import is_main
 from mae_jax.tasks.checkpoint import open_checkpoint
 from mae_jax.training.reporting import provenance, write_json
 from mae_jax.training.signals import StopSignal
@@ -26,6 +27,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
     if config.format not in FORMATS:
         raise UserError(f"format={config.format!r} is not one of {', '.join(FORMATS)}: --config.format={FORMATS[0]}")
     weights, config = open_checkpoint(config, workdir, needs_data=False)
+    if not is_main():
+        return
     _check_folder(config, workdir)
     weights = weights._replace(config=weights.config | {"data": config.data.to_dict()})
     weights = fit(weights, config.format, encoder_only=config.encoder_only)

@@ -6,6 +6,7 @@ import ml_collections
 import numpy as np
 
 from mae_jax.evaluation.representations import describe_features
+from mae_jax.processes import is_main
 from mae_jax.tasks.checkpoint import write_measurement
 from mae_jax.tasks.frozen import FrozenEncoder
 from mae_jax.training.signals import StopSignal
@@ -25,12 +26,15 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
     for split, source in (("train", frozen.train_source), ("eval", frozen.eval_source)):
         shape = (len(source), frozen.model.width)
         features, labels = (workdir / f"{split}_{kind}.npy" for kind in ("features", "labels"))
-        out = np.lib.format.open_memmap(_temporary(features), mode="w+", dtype=np.float32, shape=shape)
-        _, found = frozen.extract(source, out)
-        out.flush()
-        with _temporary(labels).open("wb") as file:
-            np.save(file, found)
-        written += [features, labels]
+        if is_main():
+            out = np.lib.format.open_memmap(_temporary(features), mode="w+", dtype=np.float32, shape=shape)
+            _, found = frozen.extract(source, out)
+            out.flush()
+            with _temporary(labels).open("wb") as file:
+                np.save(file, found)
+            written += [features, labels]
+        else:
+            frozen.extract(source)
         result[f"{split}_features"] = list(shape)
     for path in written:
         _temporary(path).replace(path)

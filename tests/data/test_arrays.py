@@ -52,3 +52,19 @@ def test_every_row_is_evaluated_once_in_order_and_what_fills_up_has_no_weight(to
     for name, array in arrays.items():
         np.testing.assert_array_equal(joined[name][:total], array)
         assert not joined[name][total:].any()
+
+
+@given(total=st.integers(1, 40), rows=st.integers(1, 7), processes=st.integers(1, 4))
+@settings(deadline=None, max_examples=30)
+def test_the_rows_of_all_processes_make_up_the_batch_of_one(total, rows, processes):
+    arrays, size = {"feature": np.arange(3 * total).reshape(total, 3)}, rows * processes
+
+    def both(**place):
+        yield from itertools.islice(ArrayBatches(arrays, size, seed=1, **place), 3)
+        yield from eval_array_batches(arrays, size, **place)
+
+    parts = [both(process_index=index, process_count=processes) for index in range(processes)]
+    for whole, *own in zip(both(), *parts, strict=True):
+        for name, expected in whole.items():
+            assert all(len(part[name]) == rows for part in own)
+            np.testing.assert_array_equal(np.concatenate([part[name] for part in own]), expected)
