@@ -64,14 +64,13 @@ def _open_mpi(environment: Mapping[str, str]) -> Place | None:
         check_address(address, "JAX_COORDINATOR_ADDRESS")
     else:
         # "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911" or "...;tcp6://[fe80::1,2620::2]:43370": where mpirun runs.
-        found = re.match(r"(\d+)\..*?tcp6?://\[?([^],]+?)[],]*(?:,[^]]*\]?)?:\d+", uri)
+        found = re.match(r"(\d+)\..*?(?:tcp://([^,:]+)|tcp6://\[([^],]+))", uri)
         if not found:
             raise UserError(
                 f"Open MPI started {count} processes but does not say where process 0 is: "
                 "mpirun -x JAX_COORDINATOR_ADDRESS=HOST:PORT, with the host of process 0 and a free port of it"
             )
-        host = f"[{found[2]}]" if ":" in found[2] else found[2]
-        address = f"{host}:{_port(environment, int(found[1]) // PORTS)}"
+        address = f"{found[2] or f'[{found[3]}]'}:{_port(environment, int(found[1]) // PORTS)}"
     local = _local_devices(environment, environment["OMPI_COMM_WORLD_LOCAL_RANK"], "OMPI_COMM_WORLD_LOCAL_SIZE")
     return Place(address, count, int(environment["OMPI_COMM_WORLD_RANK"]), local)
 

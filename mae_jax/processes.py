@@ -147,6 +147,11 @@ def from_main(value: Any) -> Any:
     return json.loads(bytes(multihost_utils.broadcast_one_to_all(padded)).decode())
 
 
+def sum_of_all(number: int) -> int:
+    """The sum of what each process gives, in all processes. All must call it."""
+    return int(np.sum(multihost_utils.process_allgather(np.int32(number))))
+
+
 def wait_for_all(place: str) -> None:
     """Returns when every process has come to this place."""
     if jax.process_count() > 1:

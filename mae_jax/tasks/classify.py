@@ -201,7 +201,7 @@ class Classification:
             self._kept[split] = {"feature": features, "label": labels}
         return ArrayBatches(
             self._kept["train"], config.data.batch_size, seed=config.data.seed,
-            start_step=start_step, process_index=jax.process_index(), process_count=jax.process_count(),
+            start_step=start_step, process_index=index, process_count=count,
         )  # fmt: skip
 
     def _represent(self, variables: dict, images: jax.Array) -> jax.Array:
@@ -215,9 +215,8 @@ class Classification:
         if self._keeps_features:
             config = self._config
             size = evaluation_batch_size(config.evaluate.batch_size, self._mesh)
-            arrays = eval_array_batches(
-                self._kept["eval"], size, process_index=jax.process_index(), process_count=jax.process_count()
-            )
+            index, count = process_share(self._mesh)
+            arrays = eval_array_batches(self._kept["eval"], size, process_index=index, process_count=count)
             batches = to_devices(arrays, self._mesh, config.data.prefetch_batches)
         else:
             batches = self._eval_pictures(self._eval_source)

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from mae_jax.data.device import to_devices
 from mae_jax.errors import NotSaved, UserError, reason
 from mae_jax.mesh import batch_parts
-from mae_jax.processes import from_main
+from mae_jax.processes import from_main, sum_of_all
 from mae_jax.seeding import make_key
 from mae_jax.training.checkpoints import Checkpoints
 from mae_jax.training.loop import NonFiniteLoss, train
@@ -171,8 +171,8 @@ def run_training(
                 f"{workdir}/result.json cannot be written: {reason(error)}; free space there, the same command "
                 f"goes on from checkpoint {total_steps}"
             ) from error
-        if batches.bad_images:  # since the run was last started
-            lines.append(f"{len(batches.bad_images)} images could not be read and were replaced; the log names them")
+        if replaced := sum_of_all(len(batches.bad_images)):  # since the run was last started
+            lines.append(f"{replaced} images could not be read and were replaced; the log names them")
         reporter.line("\n".join(lines))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mae_jax.training.loop import NonFiniteLoss, train
-from mae_jax.training.signals import Stopped, StopSignal
+from mae_jax.training.signals import CALLS_UNTIL_AGREED, SharedStopSignal, Stopped, StopSignal
 
 
 class State(NamedTuple):
@@ -264,3 +264,39 @@ def test_the_handlers_defer_a_signal_that_comes_while_a_step_runs():
     with pytest.raises(Stopped):
         run()
     assert run.checkpoints.saved == {2: State(2, (0, 1))}
+
+
+@pytest.mark.parametrize("batch", [0, 2, 5])
+def test_of_several_processes_a_signal_stops_all_after_the_step_on_which_they_agree_with_everything_saved(batch):
+    run = Run(stop=SharedStopSignal())
+    run.on_batch[batch] = terminate
+    with pytest.raises(Stopped):
+        run()
+    step = batch + 1 + CALLS_UNTIL_AGREED
+    assert run.stop.everywhere and run.stop.exit_code() == 143
+    assert run.checkpoints.saved[step] == State(step, tuple(range(step))) and run.checkpoints.waited
+    assert run.events[-1] == f"save {step}"
+
+
+def test_of_several_processes_a_signal_does_not_cut_one_s_evaluation_short():
+    run = Run(every=100, total=20, stop=SharedStopSignal())
+    run.on_evaluation = terminate
+    with pytest.raises(Stopped):
+        run()
+    assert "evaluated 4" in run.events and run.checkpoints.latest_step() == 4 + 1 + CALLS_UNTIL_AGREED
+
+
+def test_of_several_processes_an_evaluation_is_left_out_once_they_have_agreed_to_stop():
+    run = Run(every=100, stop=SharedStopSignal())
+    run.on_batch[8 - 1 - CALLS_UNTIL_AGREED] = terminate
+    with pytest.raises(Stopped):
+        run()
+    assert "evaluate 8" not in run.events and run.checkpoints.latest_step() == 8
+
+
+def test_of_several_processes_a_signal_at_the_last_steps_finds_everything_saved():
+    run = Run(stop=SharedStopSignal())
+    run.on_batch[9] = terminate
+    with pytest.raises(Stopped):
+        run()
+    assert run.checkpoints.latest_step() == 10 and run.checkpoints.waited and not run.stop.everywhere

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from mae_jax.training.signals import Stopped, StopSignal
+from mae_jax.training.signals import CALLS_UNTIL_AGREED, SharedStopSignal, Stopped, StopSignal
 
 
 def send(number):
@@ -86,3 +86,53 @@ def test_a_signal_during_garbage_collection_is_noted_without_a_word_and_other_er
             raises = Raises(action)
             del raises
         assert stop.received == signal.SIGTERM and told == [ValueError]
+
+
+def agree(stop, times):
+    for _ in range(times):
+        stop.agree()
+
+
+def test_of_several_processes_a_signal_counts_at_the_same_call_in_all():
+    with SharedStopSignal() as stop, pytest.raises(Stopped), stop.deferred():
+        agree(stop, 3)
+        send(signal.SIGTERM)
+        agree(stop, CALLS_UNTIL_AGREED)
+        assert stop.received is None and not stop.everywhere
+        agree(stop, 1)
+        assert stop.received == signal.SIGTERM and stop.everywhere and stop.exit_code() == 143
+        raise Stopped
+
+
+def test_of_several_processes_none_is_interrupted_alone_inside_a_deferred_part():
+    with SharedStopSignal() as stop, pytest.raises(Stopped), stop.deferred():
+        with stop.deferred(False):
+            send(signal.SIGTERM)
+        agree(stop, CALLS_UNTIL_AGREED + 1)
+        with pytest.raises(Stopped), stop.deferred(False):
+            raise AssertionError("all have agreed to stop")
+        raise Stopped
+
+
+def test_of_several_processes_one_that_gets_a_signal_elsewhere_stops_alone():
+    with SharedStopSignal() as stop:
+        with pytest.raises(Stopped):
+            send(signal.SIGTERM)
+        assert stop.exit_code() == 143 and not stop.everywhere
+        send(signal.SIGTERM)  # while it leaves
+
+
+def test_of_several_processes_a_signal_that_came_too_late_to_agree_stops_after_the_deferred_part():
+    with SharedStopSignal() as stop:
+        with pytest.raises(Stopped), stop.deferred():
+            send(signal.SIGINT)
+            agree(stop, 1)
+        assert stop.exit_code() == 130 and not stop.everywhere
+
+
+def test_a_second_ctrl_c_does_not_wait_for_other_processes():
+    with SharedStopSignal() as stop, stop.deferred():
+        send(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+        stop._noted = 0
