@@ -1,8 +1,10 @@
-"""Several real processes of main.py on this machine, as hosts of a pod have one each."""
+"""Several real processes of main.py on this machine, as the hosts of a pod have one each."""
 
+import random
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.conftest import COMPILE_QUICKLY
@@ -17,23 +19,46 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def start_processes(count: int, *arguments: str, devices: int = 4, **environment: str) -> list[subprocess.Popen]:
+def by_flags(count: int) -> list[tuple[list[str], dict[str, str]]]:
+    """Arguments and variables of each process, started by hand."""
+    common = [f"--coordinator=localhost:{free_port()}", f"--process_count={count}"]
+    return [([*common, f"--process_index={index}"], {}) for index in range(count)]
+
+
+def by_slurm(count: int) -> list[tuple[list[str], dict[str, str]]]:
+    """The same as srun starts them."""
+    step = {
+        "SLURM_JOB_ID": str(random.randrange(10**6)), "SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_STEP_NUM_TASKS": str(count), "SLURM_STEP_TASKS_PER_NODE": str(count),
+    }  # fmt: skip
+    return [([], step | {"SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)}) for index in range(count)]
+
+
+def by_open_mpi(count: int) -> list[tuple[list[str], dict[str, str]]]:
+    """The same as mpirun starts them."""
+    uri = f"{random.randrange(10**6) * 4096}.0;tcp://127.0.0.1:34911"
+    world = {"OMPI_COMM_WORLD_SIZE": str(count), "OMPI_COMM_WORLD_LOCAL_SIZE": str(count), "OMPI_MCA_orte_hnp_uri": uri}
+    ranks = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK")
+    return [([], world | dict.fromkeys(ranks, str(index))) for index in range(count)]
+
+
+def start_processes(
+    count: int, *arguments: str | list[str], devices: int = 4, launcher: Callable = by_flags
+) -> list[subprocess.Popen]:
     """Starts main.py `count` times with `devices` CPU devices each.
 
     Args:
       arguments: the same for all; a list has one for each process.
     """
     flags = f"--xla_force_host_platform_device_count={devices} {COMPILE_QUICKLY}"
-    coordinator = f"--coordinator=localhost:{free_port()}"
     processes = []
-    for index in range(count):
+    for index, (place, environment) in enumerate(launcher(count) if count > 1 else [([], {})]):
         own = [argument if isinstance(argument, str) else argument[index] for argument in arguments]
-        place = () if count == 1 else (coordinator, f"--process_count={count}", f"--process_index={index}")
-        processes.append(start(*own, *place, **{"XLA_FLAGS": flags} | environment))
+        processes.append(start(*own, *place, **environment, XLA_FLAGS=flags))
     return processes
 
 
-def wait_for_all(processes: list[subprocess.Popen], timeout: float = 300) -> list[Ended]:
+def wait_for_end(processes: list[subprocess.Popen], timeout: float = 300) -> list[Ended]:
     """Waits for the end of all; what is not over by then is killed, and told by the exit code -9."""
     deadline, ended = time.monotonic() + timeout, []
     for process in processes:
@@ -46,9 +71,9 @@ def wait_for_all(processes: list[subprocess.Popen], timeout: float = 300) -> lis
     return ended
 
 
-def run_processes(count: int, *arguments: str, **settings) -> list[Ended]:
+def run_processes(count: int, *arguments: str | list[str], **settings) -> list[Ended]:
     """Runs main.py in `count` processes to the end of all."""
-    return wait_for_all(start_processes(count, *arguments, **settings))
+    return wait_for_end(start_processes(count, *arguments, **settings))
 
 
 def wait_for_step(processes: list[subprocess.Popen], workdir: Path, step: int) -> None:

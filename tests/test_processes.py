@@ -1,0 +1,185 @@
+"""Runs of several processes, which stand for hosts: one folder, one loopback network, devices of their own."""
+
+import json
+import re
+import signal
+import time
+
+import pytest
+
+from tests.processes import (
+    by_flags,
+    by_open_mpi,
+    by_slurm,
+    run_processes,
+    start_processes,
+    wait_for_end,
+    wait_for_step,
+)
+from tests.runs import TINY, losses, read_json, run
+
+pytestmark = pytest.mark.slow
+ARGUMENTS = (*TINY, "--config.train.steps=24", "--config.train.log_every_steps=1", "--config.evaluate.every_steps=20")
+LONG = (*TINY, "--config.train.steps=2000", "--config.checkpoint.every_steps=5")
+BOUND = 30  # seconds in which all processes end after one has
+
+
+def own_words(out):
+    """Standard output without what Gloo prints."""
+    return [line for line in out.splitlines() if "Gloo" not in line and "peer ranks" not in line]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """The workdir of a run in one process with all eight devices."""
+    workdir = tmp_path_factory.mktemp("one")
+    ((code, out, err),) = run_processes(1, *ARGUMENTS, f"--workdir={workdir}", devices=8)
+    assert code == 0, out + err
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Workdir and output of the same run in two processes."""
+    workdir = tmp_path_factory.mktemp("two")
+    ended = run_processes(2, *ARGUMENTS, f"--workdir={workdir}")
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    return workdir, ended
+
+
+def assert_same_losses(workdir, one):
+    ours, theirs = losses(workdir), losses(one)
+    assert [step for step, _ in ours] == [step for step, _ in theirs]
+    assert ours[0][1] == pytest.approx(theirs[0][1], rel=1e-6)
+    assert [loss for _, loss in ours] == pytest.approx([loss for _, loss in theirs], rel=1e-4)
+
+
+def assert_same_result(workdir, one):
+    ours, theirs = read_json(workdir / "result.json"), read_json(one / "result.json")
+    assert ours.keys() == theirs.keys()
+    for name, expected in theirs.items():
+        counts = name.endswith("top1")
+        assert ours[name] == (expected if counts or isinstance(expected, str) else pytest.approx(expected, rel=1e-4))
+
+
+def test_two_processes_have_the_losses_and_scores_of_one(one, two):
+    assert_same_losses(two[0], one)
+    assert_same_result(two[0], one)
+    evaluated = [
+        [line for line in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines()) if "eval/loss" in line]
+        for workdir in (one, two[0])
+    ]
+    assert [line["step"] for line in evaluated[1]] == [20, 24]
+    for ours, theirs in zip(*evaluated, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_two_processes_write_one_set_of_files_and_one_prints(one, two):
+    def names(workdir):
+        files = (str(path.relative_to(workdir)) for path in workdir.rglob("*") if "checkpoints" not in path.parts)
+        return sorted(re.sub(r"tfevents.*", "tfevents", name) for name in files)
+
+    workdir, ended = two
+    assert names(workdir) == names(one)
+    (_, out, err), (_, other_out, other_err) = ended
+    assert err == other_err == other_out == ""
+    assert sum(line.startswith("done: 24 steps") for line in own_words(out)) == 1 and "2 process" in out
+
+
+def test_a_run_that_is_finished_says_so_in_any_number_of_processes(two):
+    ended = run_processes(2, *ARGUMENTS, f"--workdir={two[0]}", devices=1)
+    assert [code for code, _, _ in ended] == [0, 0] and "is finished" in ended[0][1], ended
+
+
+def test_a_signal_to_one_process_stops_all_at_one_step_and_other_numbers_of_processes_go_on(one, tmp_path):
+    stopped_at = 0
+    for count, devices, told, number in (
+        (2, 4, 1, signal.SIGTERM),
+        (1, 8, 0, signal.SIGTERM),
+        (2, 4, 0, signal.SIGINT),
+    ):
+        processes = start_processes(count, *ARGUMENTS, f"--workdir={tmp_path}", devices=devices)
+        wait_for_step(processes, tmp_path, stopped_at + 2)
+        processes[told].send_signal(number)
+        ended = wait_for_end(processes, timeout=120)
+        assert [code for code, _, _ in ended] == [128 + number] * count, ended
+        assert "".join(err for _, _, err in ended) == ""
+        out = ended[0][1]
+        assert stopped_at == 0 or f"going on from checkpoint {stopped_at}" in out
+        stopped_at = int(re.search(r"stopped by a signal at step (\d+); everything is saved", out)[1])
+        assert (tmp_path / "checkpoints" / str(stopped_at)).is_dir() and stopped_at < 24
+    ended = run_processes(2, *ARGUMENTS, f"--workdir={tmp_path}")
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    assert_same_losses(tmp_path, one)
+    assert_same_result(tmp_path, one)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_the_others_of_a_process_that_is_killed_say_so_and_end_and_the_same_command_goes_on(tmp_path, victim):
+    processes = start_processes(2, *LONG, f"--workdir={tmp_path}", devices=1)
+    wait_for_step(processes, tmp_path, 10)
+    processes[victim].kill()
+    start = time.monotonic()
+    ended = wait_for_end(processes, timeout=BOUND)
+    assert time.monotonic() - start < BOUND
+    code, _, err = ended[1 - victim]
+    # Of process 0, in which JAX's service runs, JAX's own dump may come at the same moment.
+    assert code == 1 or (victim == 0 and code == -signal.SIGABRT), ended
+    assert f"process {victim} was lost" in err or (victim == 0 and "leader" in err)
+    assert not list(tmp_path.glob("result.json"))
+    processes = start_processes(2, *LONG, f"--workdir={tmp_path}", devices=1)
+    wait_for_step(processes, tmp_path, 15)
+    processes[0].terminate()
+    ended = wait_for_end(processes, timeout=120)
+    assert [code for code, _, _ in ended] == [143, 143] and "going on from checkpoint" in ended[0][1], ended
+
+
+@pytest.mark.parametrize("launcher", [by_flags, by_slurm, by_open_mpi])
+def test_a_mistake_that_one_process_finds_ends_all_with_code_2_and_a_line_each(tmp_path, launcher):
+    sizes = [f"--config.data.batch_size={size}" for size in (32, 2000)]
+    start = time.monotonic()
+    ended = run_processes(2, *ARGUMENTS, sizes, f"--workdir={tmp_path}", devices=1, launcher=launcher)
+    assert time.monotonic() - start < 2 * BOUND
+    mistake = "data.batch_size=2000 is larger than the training data (1437 pictures)"
+    for (code, out, err), beginning in zip(ended, ("error: process 1 failed: ", "error: "), strict=True):
+        assert code == 2 and err.startswith(beginning + mistake) and err.count("\n") == 1, ended
+        assert "compiled" not in out
+
+
+@pytest.mark.parametrize("culprit", [0, 1])
+def test_an_error_in_one_process_has_its_traceback_there_and_ends_all(tmp_path, culprit):
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    configs = ["--config=configs/digits.py"] * 2
+    configs[culprit] = f"--config={tmp_path}/faulty.py"
+    ended = run_processes(2, configs, *LONG[1:], f"--workdir={tmp_path}/run", devices=1)
+    assert [code for code, _, _ in ended] == [1, 1], ended
+    assert "in __next__" in ended[culprit][2] or "in fail" in ended[culprit][2]
+    assert ended[culprit][2].endswith("RuntimeError: no more pictures\n")
+    assert ended[1 - culprit][2] == f"error: process {culprit} failed: RuntimeError: no more pictures\n"
+
+
+FAULTY = """
+import itertools
+from configs.digits import get_config
+from mae_jax.data.loader import Batches
+
+def fail(batches):
+    if next(count) == 8:
+        raise RuntimeError("no more pictures")
+    return take(batches)
+
+count, take, Batches.__next__ = itertools.count(), Batches.__next__, fail
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--process_count=2"], "--coordinator and --process_index missing"),
+        (["--coordinator=here", "--process_count=2", "--process_index=0"], "--coordinator=here is not HOST:PORT"),
+        (["--coordinator=localhost:1", "--process_count=two", "--process_index=0"], "process_count"),
+    ],
+)
+def test_a_mistake_in_the_flags_of_processes_is_one_line(tmp_path, flags, expected):
+    code, out, err = run(*ARGUMENTS, f"--workdir={tmp_path}", *flags)
+    assert code == 2 and out == "" and err.startswith("error: ") and expected in err and err.count("\n") == 1
