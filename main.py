@@ -16,6 +16,7 @@ from mae_jax import processes
 from mae_jax.config import check, check_command_line, config_path, expand_paths, given_settings
 from mae_jax.errors import NotSaved, UserError
 from mae_jax.lock import locked
+from mae_jax.preflight import check_same_command, check_shared
 from mae_jax.tasks import TRAINED, find_task
 from mae_jax.training.loop import NonFiniteLoss
 from mae_jax.training.signals import Stopped, StopSignal, make_stop_signal
@@ -74,6 +75,8 @@ def run(argv: list[str], stop: StopSignal) -> None:
     check(config)
     expand_paths(config)
     workdir = create_workdir(WORKDIR.value or f"runs/{config_path(sys.argv[1:]).stem}")
+    check_same_command(config)
+    check_shared(workdir)
     with locked(workdir):
         try:
             task.run(config, workdir, stop)

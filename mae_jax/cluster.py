@@ -92,6 +92,22 @@ def _slurm(environment: Mapping[str, str]) -> Place | None:
     return Place(address, count, int(environment["SLURM_PROCID"]), local)
 
 
+def may_be_tpu_pod(environment: Mapping[str, str], platforms: str | None) -> bool:
+    """Whether it is worth asking JAX if this host is one of several with TPUs.
+
+    Not where that could only go wrong: JAX takes any Kubernetes container for a part of a job.
+
+    Args:
+      platforms: those that JAX is restricted to.
+    """
+    if platforms == "cpu":
+        return False
+    hosts = environment.get("TPU_PROCESS_ADDRESSES", environment.get("TPU_WORKER_HOSTNAMES"))
+    if hosts is None:
+        return "KUBERNETES_SERVICE_HOST" not in environment
+    return "," in hosts or int(environment.get("MEGASCALE_NUM_SLICES", 1)) > 1
+
+
 def _port(environment: Mapping[str, str], number: int) -> int:
     return int(environment.get("JAX_COORDINATOR_PORT", FIRST_PORT + number % PORTS))
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mae_jax.cluster import Place, place_from_environment, place_from_flags
+from mae_jax.cluster import Place, may_be_tpu_pod, place_from_environment, place_from_flags
 from mae_jax.errors import UserError, first_line
 from mae_jax.lifeline import Lifeline
 
@@ -48,7 +48,7 @@ def start(
             timeout, coordinator_address=place.coordinator, num_processes=place.count, process_id=place.index,
             local_device_ids=place.local_devices, cluster_detection_method="deactivate",
         )  # fmt: skip
-    elif place is None and _may_be_tpu_pod():
+    elif place is None and may_be_tpu_pod(os.environ, jax.config.jax_platforms):
         try:
             _initialize(timeout)
         except ValueError as error:
@@ -56,19 +56,6 @@ def start(
                 raise
     if jax.distributed.is_initialized():
         _connect(place, timeout)
-
-
-def _may_be_tpu_pod() -> bool:
-    """Whether it is for JAX to say if this host is one of several with TPUs.
-
-    Not where that could only go wrong: JAX takes every Kubernetes container for a part of a job of its own.
-    """
-    if jax.config.jax_platforms == "cpu":
-        return False
-    hosts = os.environ.get("TPU_PROCESS_ADDRESSES", os.environ.get("TPU_WORKER_HOSTNAMES"))
-    if hosts is None:
-        return "KUBERNETES_SERVICE_HOST" not in os.environ
-    return "," in hosts or int(os.environ.get("MEGASCALE_NUM_SLICES", 1)) > 1
 
 
 def _initialize(timeout: int, **settings) -> None:

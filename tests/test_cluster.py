@@ -1,7 +1,12 @@
+import os
+import subprocess
+import sys
+
 import pytest
 
-from mae_jax.cluster import FIRST_PORT, PORTS, Place, place_from_environment, place_from_flags
+from mae_jax.cluster import FIRST_PORT, PORTS, Place, may_be_tpu_pod, place_from_environment, place_from_flags
 from mae_jax.errors import UserError
+from tests.runs import ROOT
 
 OPEN_MPI = {
     "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
@@ -119,3 +124,26 @@ def test_processes_that_share_a_host_have_a_gpu_each(tasks, visible, expected):
     environment = SLURM | {"SLURM_STEP_TASKS_PER_NODE": tasks, "SLURM_LOCALID": "2"}
     environment |= {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
     assert place_from_environment(environment).local_devices == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "platforms", "expected"),
+    [
+        ({}, None, True),  # a laptop too: JAX looks for chips, not at the network
+        ({}, "cpu", False),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None, False),  # a notebook's container, for example
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "TPU_WORKER_HOSTNAMES": "a,b"}, None, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, None, False),
+        ({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}, None, True),
+    ],
+)
+def test_jax_is_asked_about_a_tpu_pod_where_it_can_know(environment, platforms, expected):
+    assert may_be_tpu_pod(environment, platforms) == expected
+
+
+def test_an_ordinary_machine_is_one_process_at_once_and_without_a_word():
+    program = "import time, mae_jax.processes as p; t = time.time(); p.start(); print(time.time() - t)"
+    left_out = ("JAX_PLATFORMS", "KUBERNETES_SERVICE_HOST", "TPU_WORKER_HOSTNAMES")
+    environment = {name: value for name, value in os.environ.items() if name not in left_out}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and done.stderr == "" and float(done.stdout) < 1, done

@@ -133,14 +133,35 @@ def test_the_others_of_a_process_that_is_killed_say_so_and_end_and_the_same_comm
 
 @pytest.mark.parametrize("launcher", [by_flags, by_slurm, by_open_mpi])
 def test_a_mistake_that_one_process_finds_ends_all_with_code_2_and_a_line_each(tmp_path, launcher):
-    sizes = [f"--config.data.batch_size={size}" for size in (32, 2000)]
+    (tmp_path / "file").touch()
+    workdirs = [f"--workdir={tmp_path}", f"--workdir={tmp_path}/file/run"]
     start = time.monotonic()
-    ended = run_processes(2, *ARGUMENTS, sizes, f"--workdir={tmp_path}", devices=1, launcher=launcher)
+    ended = run_processes(2, *ARGUMENTS, workdirs, devices=1, launcher=launcher)
     assert time.monotonic() - start < 2 * BOUND
-    mistake = "data.batch_size=2000 is larger than the training data (1437 pictures)"
+    mistake = f"{workdirs[1]} cannot be written: "
     for (code, out, err), beginning in zip(ended, ("error: process 1 failed: ", "error: "), strict=True):
         assert code == 2 and err.startswith(beginning + mistake) and err.count("\n") == 1, ended
         assert "compiled" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            ["--config.train.log_every_steps=1", "--config.train.log_every_steps=2"],
+            "train.log_every_steps=2 in process 1, but 1 in process 0: all processes take the same command",
+        ),
+        (
+            ["--workdir={}/a", "--workdir={}/b"],
+            "/b of process 1 is not that of process 0: give a folder",
+        ),
+    ],
+)
+def test_processes_with_different_commands_or_workdirs_are_refused(tmp_path, arguments, expected):
+    own = [argument.format(tmp_path) for argument in arguments]
+    ended = run_processes(2, *TINY, f"--workdir={tmp_path}", own, devices=1)
+    assert [code for code, _, _ in ended] == [2, 2], ended
+    assert all(expected in err and err.count("\n") == 1 for _, _, err in ended)
 
 
 @pytest.mark.parametrize("culprit", [0, 1])
