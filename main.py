@@ -5,10 +5,12 @@ with everything saved. Of several processes all end with the code of the first o
 """
 
 import errno
+import socket
 import sys
 import tempfile
 from pathlib import Path
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -18,6 +20,7 @@ from mae_jax.errors import NotSaved, UserError
 from mae_jax.lock import locked
 from mae_jax.preflight import check_same_command, check_shared
 from mae_jax.tasks import TRAINED, find_task
+from mae_jax.training.dry_run import dry_run
 from mae_jax.training.loop import NonFiniteLoss
 from mae_jax.training.signals import Stopped, StopSignal, make_stop_signal
 
@@ -27,6 +30,8 @@ WORKDIR = flags.DEFINE_string("workdir", None, "folder of everything that the ru
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if Slurm and others do not tell it")
 PROCESS_COUNT = flags.DEFINE_integer("process_count", None, "number of processes, with --coordinator")
 PROCESS_INDEX = flags.DEFINE_integer("process_index", None, "which of them this one is, from 0")
+DRY_RUN = flags.DEFINE_boolean("dry_run", False, "compile the training step, tell what it needs and sends, and exit")
+TOPOLOGY = flags.DEFINE_string("topology", None, "with --dry_run: devices that need not be here, v5p:4x4x4 or cpu:64")
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -43,8 +48,10 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # the libraries' own chatter stays out of the run's lines
+    use_compilation_cache()
     try:
-        processes.start(COORDINATOR.value, PROCESS_COUNT.value, PROCESS_INDEX.value)
+        if not DRY_RUN.value:
+            processes.start(COORDINATOR.value, PROCESS_COUNT.value, PROCESS_INDEX.value)
     except UserError as error:
         fail(error, 2)
     with make_stop_signal() as stop:
@@ -74,6 +81,12 @@ def run(argv: list[str], stop: StopSignal) -> None:
         config.given = given_settings(sys.argv[1:])
     check(config)
     expand_paths(config)
+    if TOPOLOGY.value and not DRY_RUN.value:
+        raise UserError(f"--topology={TOPOLOGY.value} is for --dry_run; a run takes the devices that are there")
+    if DRY_RUN.value:
+        if config.task not in TRAINED:
+            raise UserError(f"--dry_run compiles a training step, but config.task={config.task} trains nothing")
+        return print(dry_run(config, task.make_trainee, TOPOLOGY.value))
     workdir = create_workdir(WORKDIR.value or f"runs/{config_path(sys.argv[1:]).stem}")
     check_same_command(config)
     check_shared(workdir)
@@ -85,6 +98,16 @@ def run(argv: list[str], stop: StopSignal) -> None:
                 raise
             where = error.filename or workdir
             raise NotSaved(f"{where} cannot be written: {error.strerror}; free space there") from error
+
+
+def use_compilation_cache() -> None:
+    """Keeps what JAX compiles, so that the next start is quicker; JAX_COMPILATION_CACHE_DIR says where instead.
+
+    A folder for each host, since programs for a CPU do not run on every other.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = Path("~/.cache/mae_jax/compiled").expanduser() / socket.gethostname()
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def create_workdir(name: str) -> Path:

@@ -43,11 +43,12 @@ from mae_jax.models.mae_config import MAEConfig
 from mae_jax.models.parameters import count_parameters, join
 from mae_jax.parallel import on_rows
 from mae_jax.training.reporting import Reporter
-from mae_jax.training.run import HostBatches, run_training
+from mae_jax.training.run import run_training
 from mae_jax.training.signals import StopSignal
 from mae_jax.training.state import TrainState, Variables
 from mae_jax.training.step import LossDetails
 from mae_jax.training.summary import si
+from mae_jax.training.trainee import HostBatches
 
 KEPT_FEATURES_GIB = 8  # a frozen encoder's output for all images is kept if it takes no more than this
 
@@ -60,13 +61,22 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
     """
     check_workdir(workdir)
     mesh = make_mesh(config.mesh)
+    run_training(config, workdir, stop, make_trainee(config, workdir, mesh), mesh)
+
+
+def make_trainee(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh) -> "Classification":
+    """What `config` trains; the mesh's devices need not be here.
+
+    Raises:
+      UserError: for pictures without labels, and checkpoints that do not fit.
+    """
     weights, changed = resolve_model(config, workdir)
     check_channels(config.data, config.model.channels)
-    run_training(config, workdir, stop, Classification(config, workdir, mesh, weights, changed), mesh)
+    return Classification(config, workdir, mesh, weights, changed)
 
 
 class Classification:
-    """The classifier as `run_training` wants it (training.run.Trainee)."""
+    """The classifier as `run_training` wants it (training.trainee.Trainee)."""
 
     decay_tokens = False
 

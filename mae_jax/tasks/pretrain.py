@@ -34,11 +34,16 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
     """Pre-trains as `config` says; see `run_training`."""
     check_workdir(workdir)
     mesh = make_mesh(config.mesh)
-    run_training(config, workdir, stop, Pretraining(config, workdir, mesh), mesh)
+    run_training(config, workdir, stop, make_trainee(config, workdir, mesh), mesh)
+
+
+def make_trainee(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh) -> "Pretraining":
+    """What `config` trains; the mesh's devices need not be here."""
+    return Pretraining(config, workdir, mesh)
 
 
 class Pretraining:
-    """The masked autoencoder as `run_training` wants it (training.run.Trainee)."""
+    """The masked autoencoder as `run_training` wants it (training.trainee.Trainee)."""
 
     decay_tokens = True
     mixes_pairs = False

@@ -1,20 +1,29 @@
 """What a step would need and send, from compiling it without running it, also for devices that are not here."""
 
+import functools
 import importlib.util
 import math
 import os
 import re
+import tempfile
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import ml_collections
 from jax.sharding import Mesh
 
 from mae_jax.errors import UserError, first_line
+from mae_jax.mesh import make_mesh
+from mae_jax.seeding import make_key
 from mae_jax.training.communication import Collective, read_collectives, table
+from mae_jax.training.plan import describe_plan, make_plan
 from mae_jax.training.state import TrainState
 from mae_jax.training.step import compile_train_step
 from mae_jax.training.summary import si
+from mae_jax.training.trainee import Trainee
 
 MIB = 2**20
 
@@ -30,6 +39,30 @@ class StepCost(NamedTuple):
     flops: float  # as XLA counts them: the body of a loop once, however often it goes round
     collectives: list[Collective] | None  # None: the program's text could not be read
     seconds: float  # that compiling took
+
+
+def dry_run(
+    config: ml_collections.ConfigDict,
+    make_trainee: Callable[[ml_collections.ConfigDict, Path, Mesh], Trainee],
+    topology: str | None,
+) -> str:
+    """What a run would do, need and send, without a workdir and without an array; must come before JAX starts.
+
+    Args:
+      make_trainee: (config, workdir, mesh) -> what is trained, as the tasks that train have it.
+      topology: of the devices to compile for (`devices_for`); None: those of this machine.
+
+    Raises:
+      UserError: for settings that do not fit, a topology that does not exist, or a step that needs too much memory.
+    """
+    mesh = make_mesh(config.mesh, devices_for(topology))
+    with tempfile.TemporaryDirectory() as folder:
+        trainee = make_trainee(config, Path(folder), mesh)
+        plan = make_plan(config, trainee, mesh)
+        key = jax.eval_shape(functools.partial(make_key, config.seed, "train"))
+        cost = try_step(plan.step_fn, plan.abstract, trainee.batch, key, mesh)
+    step_flops = trainee.train_flops * config.data.batch_size
+    return f"{describe_plan(config, trainee, mesh, plan)}\n{describe(cost, mesh, step_flops)}"
 
 
 def devices_for(topology: str | None) -> list[jax.Device]:

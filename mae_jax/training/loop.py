@@ -13,9 +13,11 @@ import jax
 import numpy as np
 
 from mae_jax.training.checkpoints import Checkpoints
+from mae_jax.training.profiling import Profiler
 from mae_jax.training.reporting import Reporter
 from mae_jax.training.signals import Stopped, StopSignal
 from mae_jax.training.state import TrainState
+from mae_jax.training.step import TrainStep
 
 MAX_STEPS_AHEAD = 2
 
@@ -35,7 +37,7 @@ class NonFiniteLoss(ArithmeticError):
 
 def train(
     state: TrainState,
-    step_fn: Callable[[TrainState, dict, jax.Array], tuple[TrainState, dict]],
+    step_fn: TrainStep,
     batches: Iterator[dict],
     key: jax.Array,
     *,
@@ -45,6 +47,7 @@ def train(
     evaluate_every_steps: int | None,
     checkpoints: Checkpoints,
     reporter: Reporter,
+    profiler: Profiler,
     stop: StopSignal,
 ) -> TrainState:
     """Trains from `state` to `total_steps`, saves the last state, and returns it.
@@ -54,6 +57,7 @@ def train(
       batches: device batches from the state's step on.
       key: the run's key; the step derives its own from it and its number.
       log_every_steps: steps between two reports; the first and the last step are reported too.
+      profiler: is told before each step.
       evaluate: state -> scalars to report; called at every multiple of `evaluate_every_steps` but the last step.
 
     Raises:
@@ -64,18 +68,26 @@ def train(
     step = int(state.step)
     pending = []  # (step, its scalars still on the device) since the last look
     waited, clock, clock_step = 0.0, time.perf_counter(), step
+    skipped = int(state.skipped)
 
     def look() -> dict[str, float]:
         """Fetches the pending scalars, checks that they are finite, and returns the last step's."""
+        nonlocal skipped
         scalars = {}
         fetched = jax.device_get(pending)
         pending.clear()
         for at_step, scalars in fetched:
-            for name in ("loss", "grad_norm"):
-                if not np.isfinite(scalars[name]):
-                    if name == "loss":  # it is that of the state before the step, which may have been saved
-                        checkpoints.set_aside(at_step - 1)
-                    raise NonFiniteLoss(at_step, f"train/{name}", float(scalars[name]), checkpoints.latest_step())
+            bad = next((name for name in ("loss", "grad_norm") if not np.isfinite(scalars[name])), None)
+            if bad is None:
+                continue
+            if scalars.get("skipped", 0) > skipped:
+                skipped = int(scalars["skipped"])
+                text = f"step {at_step}: train/{bad} is {scalars[bad]}; the update was left out, the {skipped}. so far"
+                reporter.line(f"{text} (train.skip_nonfinite)")
+                continue
+            if bad == "loss":  # it is that of the state before the step, which may have been saved
+                checkpoints.set_aside(at_step - 1)
+            raise NonFiniteLoss(at_step, f"train/{bad}", float(scalars[bad]), checkpoints.latest_step())
         return {name: float(value) for name, value in scalars.items()}
 
     with stop.deferred():
@@ -107,10 +119,12 @@ def train(
             # and a wait for data is one that the device feels.
             if len(pending) >= MAX_STEPS_AHEAD:
                 jax.block_until_ready(pending[-MAX_STEPS_AHEAD])
-            before = time.perf_counter()
-            batch = next(batches)
-            waited += time.perf_counter() - before
-            state, scalars = step_fn(state, batch, key)
+            profiler.before_step(step, state)
+            with jax.transfer_guard("disallow"):  # what goes to the devices unasked would make each step wait
+                before = time.perf_counter()
+                batch = next(batches)
+                waited += time.perf_counter() - before
+                state, scalars = step_fn(state, batch, key)
             step += 1
             pending.append((step, scalars))
 

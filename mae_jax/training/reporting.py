@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -75,7 +76,8 @@ class Reporter:
             "data_wait_fraction": waited / seconds,
             "tflops_per_second": images_per_second * self._flops / 1e12,
         }
-        self._write(step, {f"train/{name}": value for name, value in scalars.items()} | speed)
+        finite = {f"train/{name}": value for name, value in scalars.items() if math.isfinite(value)}
+        self._write(step, finite | speed)
         left = tqdm.format_interval((self._total_steps - step) * seconds / steps)
         parts = [f"loss {scalars['loss']:.4f}", f"{images_per_second:,.0f} images/s", f"{left} left"]
         parts += [self._watched] if self._watched else []

@@ -37,12 +37,15 @@ class TrainState(NamedTuple):
         return join(self.frozen, self.average or self.params, self.statistics)
 
 
+StateInit = Callable[[jax.Array], TrainState]  # key -> the state at step 0
+
+
 def make_init(
     init_variables: Callable[[jax.Array], Variables],
     optimizer: optax.GradientTransformation,
     *,
     keep_average: bool = False,
-) -> Callable[[jax.Array], TrainState]:
+) -> StateInit:
     """A function key -> TrainState at step 0."""
 
     def init(key: jax.Array) -> TrainState:
@@ -54,14 +57,14 @@ def make_init(
     return init
 
 
-def abstract_state(init: Callable[[jax.Array], TrainState], mesh: Mesh) -> TrainState:
+def abstract_state(init: StateInit, mesh: Mesh) -> TrainState:
     """Shapes, types and layouts of the state that `init` makes, without making it."""
     shapes = jax.eval_shape(init, jax.random.key(0))
     shardings = parameter_shardings(mesh, shapes)
     return jax.tree.map(lambda s, sh: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sh), shapes, shardings)
 
 
-def create_state(init: Callable[[jax.Array], TrainState], key: jax.Array, mesh: Mesh) -> TrainState:
+def create_state(init: StateInit, key: jax.Array, mesh: Mesh) -> TrainState:
     """The state at step 0, every array created where it will live."""
     return create(init, key, mesh)
 

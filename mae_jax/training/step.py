@@ -33,6 +33,9 @@ class Parts(NamedTuple):
 # (params, frozen params, batch, keys [B]) -> (mean loss over the batch, details)
 LossFn = Callable[[dict, dict, dict, jax.Array], tuple[jax.Array, LossDetails]]
 
+# (state, batch, the run's key) -> (state, scalars)
+TrainStep = Callable[[TrainState, dict, jax.Array], tuple[TrainState, dict]]
+
 
 def make_train_step(
     loss_fn: LossFn,
@@ -43,7 +46,7 @@ def make_train_step(
     ema_decay: float | None = None,
     mixes_pairs: bool = False,
     skip_nonfinite: int = 0,
-) -> Callable[[TrainState, dict, jax.Array], tuple[TrainState, dict]]:
+) -> TrainStep:
     """A pure function (state, batch, key) -> (state, scalars).
 
     The batch's arrays have a leading axis [B]. Example b of step s has the key split(fold_in(key, s), B)[b], however

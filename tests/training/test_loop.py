@@ -5,16 +5,19 @@ import os
 import signal
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import pytest
 
 from mae_jax.training.loop import NonFiniteLoss, train
+from mae_jax.training.profiling import Profiler
 from mae_jax.training.signals import CALLS_UNTIL_AGREED, SharedStopSignal, Stopped, StopSignal
 
 
 class State(NamedTuple):
     step: int
     seen: tuple[int, ...]
+    skipped: int = 0
 
 
 class FakeCheckpoints:
@@ -66,11 +69,14 @@ class FakeReporter:
 class Run:
     """A run of the loop that can be watched. `losses`: step -> loss (or (loss, gradient norm)) other than 1.0."""
 
-    def __init__(self, *, start=None, total=10, every=3, log=2, evaluate=4, losses=None, evaluated=(), stop=None):
+    def __init__(
+        self, *, start=None, total=10, every=3, log=2, evaluate=4, losses=None, evaluated=(), stop=None, skip=0
+    ):
         self.events = []
         self.checkpoints, self.reporter = FakeCheckpoints(self.events, every), FakeReporter(evaluated)
         self.start, self.total, self.log, self.every_evaluation = start or State(0, ()), total, log, evaluate
-        self.losses, self.stop = losses or {}, stop or StopSignal()
+        self.losses, self.stop, self.skip = losses or {}, stop or StopSignal(), skip
+        self.profiler = Profiler(None, 0, self.start.step)
         self.on_batch, self.on_evaluation = {}, lambda: None
 
     def batches(self):
@@ -83,6 +89,10 @@ class Run:
         assert key == "key"
         self.events.append(f"step {state.step + 1}")
         loss, norm = np.broadcast_to(self.losses.get(state.step + 1, 1.0), 2).tolist()
+        if self.skip:
+            left_out = not np.isfinite([loss, norm]).all() and state.skipped < self.skip
+            seen, skipped = state.seen if left_out else (*state.seen, batch), state.skipped + left_out
+            return State(state.step + 1, seen, skipped), {"loss": loss, "grad_norm": norm, "skipped": skipped}
         return State(state.step + 1, (*state.seen, batch)), {"loss": loss, "grad_norm": norm}
 
     def evaluate(self, state):
@@ -97,7 +107,7 @@ class Run:
                 self.start, self.step_fn, self.batches(), "key",
                 total_steps=self.total, log_every_steps=self.log,
                 evaluate=self.evaluate, evaluate_every_steps=self.every_evaluation,
-                checkpoints=self.checkpoints, reporter=self.reporter, stop=self.stop,
+                checkpoints=self.checkpoints, reporter=self.reporter, profiler=self.profiler, stop=self.stop,
             )  # fmt: skip
 
 
@@ -300,3 +310,34 @@ def test_of_several_processes_a_signal_at_the_last_steps_finds_everything_saved(
     with pytest.raises(Stopped):
         run()
     assert run.checkpoints.latest_step() == 10 and run.checkpoints.waited and not run.stop.everywhere
+
+
+def test_updates_that_are_left_out_are_told_and_the_run_goes_on_until_there_are_too_many():
+    nan = float("nan")
+    run = Run(losses={3: nan, 5: (1.0, nan)}, skip=2)
+    assert run() == State(10, (0, 1, 3, 5, 6, 7, 8, 9), 2)
+    assert [line.split(";")[0] for line in run.reporter.lines] == [
+        "step 3: train/loss is nan", "step 5: train/grad_norm is nan"
+    ]  # fmt: skip
+    run = Run(losses={3: nan, 5: nan, 6: nan}, skip=2, every=1)
+    with pytest.raises(NonFiniteLoss) as error:
+        run()
+    assert error.value.step == 6 and len(run.reporter.lines) == 2
+    assert max(run.checkpoints.saved) == 4  # the state after step 5 is the one whose loss is not finite
+
+
+def test_updates_left_out_before_a_restart_count():
+    run = Run(start=State(4, (0, 1), 2), losses={6: float("nan")}, skip=2)
+    with pytest.raises(NonFiniteLoss):
+        run()
+
+
+def test_a_transfer_to_the_device_that_nobody_asked_for_is_an_error_in_the_loop():
+    class Careless(Run):
+        def step_fn(self, state, batch, key):
+            jax.numpy.ones(3) + np.ones(3)
+            return super().step_fn(state, batch, key)
+
+    with pytest.raises(Exception, match="[Dd]isallowed"):
+        Careless()()
+    Run()()
