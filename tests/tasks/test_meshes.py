@@ -155,9 +155,7 @@ def test_measurements_on_a_mesh_are_those_on_one_device(name, cubic, tmp_path):
 
 
 def test_what_a_mesh_has_trained_is_exported_and_reconstructs(cubic, tmp_path):
-    folder = run_task(
-        "export", tmp_path / "export", init_from=str(cubic), format="huggingface", mesh__fsdp=8, mesh__data=1
-    )
+    folder = run_on((1, 8, 1), "export", tmp_path / "export", init_from=str(cubic), format="huggingface")
     result = run_on((2, 2, 2), "reconstruct", tmp_path / "pictures", init_from=str(folder), data__name="digits")
     expected = read_json(cubic / "result.json")["eval/loss"]
     assert read_json(result / "result.json")["eval/loss"] == pytest.approx(expected, rel=1e-5)
