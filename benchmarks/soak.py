@@ -27,12 +27,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 ROOT = Path(__file__).parent.parent
-STEPS = 240
+STEPS = 900
 MODEL = (
     "--config=configs/digits.py", "--config.model.width=16", "--config.model.depth=2", "--config.model.num_heads=4",
     "--config.model.decoder_width=16", "--config.model.decoder_depth=1", "--config.model.decoder_num_heads=4",
     "--config.model.scan_unroll=1", "--config.data.batch_size=32", f"--config.train.steps={STEPS}",
-    "--config.train.log_every_steps=5", "--config.checkpoint.every_steps=9", "--config.evaluate.every_steps=60",
+    "--config.train.log_every_steps=5", "--config.checkpoint.every_steps=9", "--config.evaluate.every_steps=225",
     "--config.evaluate.max_train_examples=200", "--config.evaluate.linear_probe=False",
 )  # fmt: skip
 # (processes, devices of each, settings) of part 2.
