@@ -78,8 +78,7 @@ def assert_close(tree, expected, tolerance):
         assert np.abs(found - value).max() <= tolerance * max(np.abs(value).max(), 1e-2), path
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-@pytest.mark.parametrize("sizes", MESHES, ids=str)
+@pytest.mark.parametrize("sizes, parts", [*((sizes, 1) for sizes in MESHES), ((1, 8), 2), ((2, 2, 2), 2)], ids=str)
 def test_loss_and_every_gradient_of_the_autoencoder_are_those_of_one_device(sizes, parts):
     (scalars, params, _), (expected, expected_params, _) = one_step(sizes, parts), one_step((1,))
     # float32, added up in another order.
@@ -88,7 +87,7 @@ def test_loss_and_every_gradient_of_the_autoencoder_are_those_of_one_device(size
     assert_close(params, expected_params, 1e-5)
 
 
-@pytest.mark.parametrize("sizes", MESHES, ids=str)
+@pytest.mark.parametrize("sizes", [(8,), (1, 8), (2, 2, 2)], ids=str)
 def test_a_probe_with_frozen_blocks_and_batch_norm_is_the_same_on_every_mesh(sizes):
     found, expected = one_step(sizes, 1, probe_trainee), one_step((1,), 1, probe_trainee)
     assert found[0]["loss"] == pytest.approx(expected[0]["loss"], rel=1e-6)
@@ -97,7 +96,7 @@ def test_a_probe_with_frozen_blocks_and_batch_norm_is_the_same_on_every_mesh(siz
     assert_close(found[2], expected[2], 1e-6)  # of the whole batch, over all devices
 
 
-@pytest.mark.parametrize("sizes", [(1, 8), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("sizes", [(2, 2, 2)], ids=str)
 def test_gradients_of_bfloat16_products_are_summed_in_float32(sizes):
     (scalars, params, _), (expected, expected_params, _) = (one_step(s, dtype="bfloat16") for s in (sizes, (1,)))
     assert scalars["loss"] == pytest.approx(expected["loss"], rel=2e-3)  # products of bfloat16 have 8 bits

@@ -128,8 +128,9 @@ def test_batches_and_masks_are_the_same_bits_on_every_mesh(name):
 PROBE = {"train__steps": 6, "train__log_every_steps": 1}
 
 
-@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2)], ids=str)
-@pytest.mark.parametrize("name", ["finetune_digits", "attentive_probe_digits"])
+@pytest.mark.parametrize(
+    "name, sizes", [("finetune_digits", (1, 8, 1)), ("attentive_probe_digits", (2, 2, 2))], ids=str
+)
 def test_classifiers_train_and_are_measured_on_meshes_as_on_one_device(sizes, name, cubic, tmp_path):
     settings = PROBE | {"init_from": str(cubic), "train__ema_decay": 0.9}
     expected = run_on(None, name, tmp_path / "one", **settings)

@@ -78,8 +78,7 @@ def test_data_parallel_sums_each_gradient_once_a_step_and_sends_nothing_else(par
     assert numbers < NUMBERS
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("parts, remat", [(1, False), (2, True)])
 def test_fsdp_gathers_the_parameters_for_both_passes_and_scatters_their_gradients(parts, remat):
     found, numbers = sent((1, 8), parts, remat)
     assert found.keys() == {("all-gather", ("fsdp",)), ("reduce-scatter", ("fsdp",)), ("all-reduce", ("fsdp",))}
