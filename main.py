@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 the run failed; 2 a mistake in the command, the settings o
 with everything saved. Of several processes all end with the code of the first one that failed or was stopped.
 """
 
+import contextlib
 import errno
 import socket
 import sys
@@ -106,8 +107,9 @@ def use_compilation_cache() -> None:
     A folder for each host, since programs for a CPU do not run on every other.
     """
     if jax.config.jax_compilation_cache_dir is None:
-        folder = Path("~/.cache/mae_jax/compiled").expanduser() / socket.gethostname()
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+        with contextlib.suppress(RuntimeError):  # a user without a home
+            folder = Path("~/.cache/mae_jax/compiled").expanduser() / socket.gethostname()
+            jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def create_workdir(name: str) -> Path:

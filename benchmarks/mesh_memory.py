@@ -9,12 +9,11 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from configs import common
 from mae_jax.errors import UserError
-from mae_jax.mesh import AXES
+from mae_jax.mesh import AXES, make_mesh
 from mae_jax.models.mae import init_params
 from mae_jax.models.mae_config import SIZES, MAEConfig
 from mae_jax.seeding import make_key
@@ -74,7 +73,7 @@ def step_cost(size: str, shape: tuple[int, int, int], devices: list, batch: int,
     config = common.get_config()
     config.model.update(SIZES[size], dtype="bfloat16", remat=remat)
     model = MAEConfig(**config.model)
-    mesh = Mesh(np.asarray(devices).reshape(shape), AXES)
+    mesh = make_mesh(ConfigDict(dict(zip(AXES, shape, strict=True))), devices)
     schedule = make_schedule(config.optimizer, batch, warmup_steps=1, total_steps=10)
     optimizer = make_optimizer(config.optimizer, schedule)
     state = abstract_state(make_init(lambda key: Variables(init_params(model, key)), optimizer), mesh)

@@ -162,7 +162,9 @@ def kill_often(workdir: Path, cache: Path, kills: int, deadline: float, layouts,
             time.sleep(rng.uniform(0, 0.1))
         else:
             run.wait(rng.uniform(0.5, 12))
-        if run.wait(0) is not None:
+        if (codes := run.wait(0)) is not None:
+            if any(codes):
+                sys.exit(f"the run in {workdir} failed by itself: {codes}; see {workdir.with_suffix('.log')}")
             break
         run.kill()
         kill = Kill(time.monotonic() - start, before, step_of(workdir), is_half_saved(workdir))

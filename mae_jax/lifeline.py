@@ -102,8 +102,11 @@ class Lifeline:
             while True:
                 for key, _ in selector.select():
                     if key.fileobj is server:
-                        connection, _ = server.accept()
-                        _keep_alive(connection)
+                        try:
+                            connection, _ = server.accept()
+                            _keep_alive(connection)
+                        except OSError:  # the caller was gone again
+                            continue
                         selector.register(connection, selectors.EVENT_READ)
                         buffers[connection] = b""
                         continue

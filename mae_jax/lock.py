@@ -52,7 +52,12 @@ def _lock(workdir: Path) -> int:
     """Locks the file in a workdir, writes into it whose it is, and returns it open."""
     path = workdir / NAME
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except PermissionError as error:
+            raise UserError(
+                f"{path} is another user's: delete it if no run uses the workdir, or choose another"
+            ) from error
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_at(file, path):  # and not deleted by a run that ended in between
@@ -60,6 +65,7 @@ def _lock(workdir: Path) -> int:
                 return file
         except OSError as error:
             if error.errno in HELD:
+                os.close(file)
                 raise UserError(
                     f"--workdir={workdir} is in use by {_owner(path)}; wait for it, stop it, or choose another folder"
                 ) from error

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from mae_jax.errors import UserError
@@ -54,8 +54,9 @@ def make_mesh(settings: ConfigDict, devices: list[jax.Device] | None = None) -> 
         sizes[sizes.index(-1)] = len(devices) // known
     if int(np.prod(sizes)) != len(devices):
         raise UserError(f"{text} does not fit {len(devices)} devices; set mesh.data=-1 to use all")
-    # The devices of a process stand side by side, those of the tensor axis closest, as its many messages need.
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    # In this order, the devices of the tensor axis are the closest, as its many messages need. (`jax.make_mesh` would
+    # follow a TPU's torus instead, and tear the rows of a process apart.)
+    return Mesh(np.asarray(devices).reshape(sizes), AXES)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -128,10 +129,10 @@ def parameter_shardings(mesh: Mesh, tree):
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
-def check_heads(mesh: Mesh, model: Any) -> None:
-    """Raises UserError unless the tensor axis splits the heads of a model (MAEConfig) evenly."""
+def check_heads(mesh: Mesh, model: Any, *, decoder: bool = True) -> None:
+    """Raises UserError unless the tensor axis splits the heads of a model (MAEConfig), or its encoder's, evenly."""
     size = mesh.shape["tensor"]
-    for name in ("num_heads", "decoder_num_heads"):
+    for name in ("num_heads", "decoder_num_heads") if decoder else ("num_heads",):
         if getattr(model, name) % size:
             raise UserError(
                 f"mesh.tensor={size} does not divide model.{name}={getattr(model, name)}: each device takes whole heads"

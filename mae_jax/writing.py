@@ -1,7 +1,9 @@
 """Files that are whole whenever they exist."""
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 from mae_jax.processes import only_main
 
@@ -23,3 +25,9 @@ def write_atomically(path: Path, text: str) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_json(path: Path, value: dict[str, Any]) -> Path:
+    """Writes indented JSON as `write_atomically` does; returns the path."""
+    write_atomically(path, json.dumps(value, indent=2) + "\n")
+    return path

@@ -10,10 +10,11 @@ from mae_jax.errors import UserError
 from mae_jax.interop import huggingface, timm
 from mae_jax.interop.files import write_safetensors, write_torch
 from mae_jax.interop.torch_layout import renamings, write_state
-from mae_jax.interop.workdirs import Weights, write_json
+from mae_jax.interop.workdirs import Weights
 from mae_jax.models.classifier import BATCH_NORM_EPSILON, ClassifierConfig, make_classifier_config
 from mae_jax.models.mae_config import MAEConfig
 from mae_jax.models.positions import sincos_table
+from mae_jax.writing import write_json
 
 # Format -> the pools whose heads it can hold.
 POOLS = {

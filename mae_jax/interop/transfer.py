@@ -7,7 +7,7 @@ import ml_collections
 import numpy as np
 
 from mae_jax.interop.weights import assumed, pictures_differ, pin_weights, read_weights
-from mae_jax.interop.workdirs import Weights, find_checkpoint, has_checkpoint, read_config
+from mae_jax.interop.workdirs import Weights, read_own_config
 from mae_jax.models.classifier import ClassifierConfig, make_classifier_config
 from mae_jax.models.mae_config import MAEConfig
 from mae_jax.models.positions import resize_positions, sincos_table
@@ -29,8 +29,8 @@ def resolve_model(config: ml_collections.ConfigDict, workdir: Path) -> tuple[Wei
     Raises:
       UserError: if there is no readable checkpoint, or it holds no encoder.
     """
-    if has_checkpoint(workdir):
-        weights, trained = None, read_config(find_checkpoint(workdir))[0]
+    if trained := read_own_config(workdir):
+        weights = None
     elif config.init_from:
         weights = read_weights(pin_weights(config.init_from, workdir), assumed(config))
         trained = weights.config

@@ -16,11 +16,12 @@ from mae_jax.errors import UserError
 from mae_jax.interop.description import GUESSABLE
 from mae_jax.interop.foreign import is_foreign, read_foreign
 from mae_jax.interop.hub import fetch, is_hub
-from mae_jax.interop.workdirs import Weights, find_checkpoint, read_workdir, write_json
+from mae_jax.interop.workdirs import Weights, find_checkpoint, read_workdir
 from mae_jax.models.classifier import Classifier, make_bind_classifier, make_classifier_config
 from mae_jax.models.mae import MAEConfig, MaskedAutoencoder, make_bind
 from mae_jax.models.positions import resize_positions, sincos_table
 from mae_jax.processes import from_main, is_main
+from mae_jax.writing import write_json
 
 # Settings of `model.*` that are the user's choice, whatever the file.
 CHOOSABLE = ("dtype", "attention", "remat", "scan_unroll", "mask_ratio", "image_size", "positions")

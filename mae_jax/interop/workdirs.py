@@ -13,6 +13,7 @@ from mae_jax.config import from_dict
 from mae_jax.errors import UserError, first_line
 from mae_jax.manifest import find_damage, has_manifest
 from mae_jax.models.parameters import join
+from mae_jax.processes import from_main, is_main
 
 ITEMS = ("frozen", "params", "average", "statistics")  # of a checkpoint, that make up a model
 
@@ -56,10 +57,30 @@ def find_checkpoint(path: str | Path) -> Path:
     return folder / str(max(steps))
 
 
-def has_checkpoint(workdir: Path) -> bool:
-    """Whether a workdir has a complete checkpoint."""
-    folder = workdir / "checkpoints"
-    return folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir())
+def read_own_config(workdir: Path) -> dict[str, Any] | None:
+    """The config that a workdir's newest undamaged checkpoint was saved with; None without checkpoints.
+
+    Process 0's answer, in all processes.
+
+    Raises:
+      UserError: if none can be read.
+    """
+    return from_dict(found) if (found := from_main(_own_config(workdir) if is_main() else None)) else None
+
+
+def _own_config(workdir: Path) -> dict[str, Any] | None:
+    folder, refusal = workdir / "checkpoints", None
+    entries = [entry for entry in folder.iterdir() if entry.name.isdigit()] if folder.is_dir() else []
+    for checkpoint in sorted(entries, key=lambda entry: int(entry.name), reverse=True):
+        try:
+            if has_manifest(checkpoint) and (damage := find_damage(checkpoint, ("about",))):
+                raise UserError(f"checkpoint {checkpoint} is damaged: {damage}; take {_others(checkpoint)}")
+            return read_config(checkpoint)[0]
+        except UserError as error:  # the run itself will tell, and set it aside
+            refusal = refusal or error
+    if refusal:
+        raise refusal
+    return None
 
 
 def read_config(checkpoint: Path) -> tuple[dict[str, Any], int]:
@@ -71,7 +92,7 @@ def read_config(checkpoint: Path) -> tuple[dict[str, Any], int]:
     try:
         about = json.loads((checkpoint / "about" / "metadata").read_text())
         return from_dict(about["config"]), about["step"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"checkpoint {checkpoint} cannot be read ({first_line(error)}); take an earlier one") from error
 
 
@@ -125,11 +146,3 @@ def _read_tree(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"checkpoint {folder.parent} cannot be read ({first_line(error)}); take an earlier one"
         ) from error
-
-
-def write_json(path: Path, values: dict[str, Any]) -> Path:
-    """Writes a JSON file, whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
-    temporary.replace(path)
-    return path

@@ -11,7 +11,8 @@ from mae_jax.errors import UserError
 from mae_jax.interop.foreign import is_foreign
 from mae_jax.interop.weights import assumed, check_workdir, choose, find_same_weights, read_weights
 from mae_jax.interop.workdirs import Weights
-from mae_jax.training.reporting import keep_earlier_measurement, write_json
+from mae_jax.training.reporting import keep_earlier_measurement
+from mae_jax.writing import write_json
 
 # Settings that the command may decide; the others of `model` and `data` are the checkpoint's.
 READING = (

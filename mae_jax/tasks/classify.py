@@ -90,7 +90,7 @@ class Classification:
     ):
         self._config, self._workdir, self._mesh, self._weights, self._changed = config, workdir, mesh, weights, changed
         data, encoder = config.data, MAEConfig(**config.model)
-        check_heads(mesh, encoder)
+        check_heads(mesh, encoder, decoder=False)
         sources = [make_source(data, split, encoder.image_size, encoder.channels) for split in ("train", "eval")]
         train_source, eval_source = (Labelled(source, data) for source in sources)
         if data.label_fraction is not None:

@@ -25,8 +25,9 @@ from mae_jax.models.mae_config import MAEConfig
 from mae_jax.parallel import on_rows
 from mae_jax.tasks.checkpoint import open_checkpoint, write_measurement
 from mae_jax.tasks.reconstruct import reconstruct
-from mae_jax.training.reporting import provenance, save_picture, write_atomically, write_json
+from mae_jax.training.reporting import provenance, save_picture
 from mae_jax.training.signals import StopSignal
+from mae_jax.writing import write_atomically, write_json
 
 SHOWN_CLASSES = 20  # rows of the class table that are printed
 
@@ -51,7 +52,7 @@ def evaluate_autoencoder(weights: Weights, config: ml_collections.ConfigDict, wo
 def evaluate_classifier(weights: Weights, config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Loss, top-1 and top-5; classes.csv; confusion_matrix.png."""
     model, data, mesh = MAEConfig(**config.model), config.data, make_mesh(config.mesh)
-    check_heads(mesh, model)
+    check_heads(mesh, model, decoder=False)
     source = Labelled(make_source(data, "eval", model.image_size, model.channels), data)
     num_classes = config.classifier.num_classes
     names = class_names_of(weights, source, config)

@@ -10,8 +10,9 @@ from mae_jax.interop.export import FORMATS, export, fit
 from mae_jax.models.parameters import count_parameters
 from mae_jax.processes import is_main
 from mae_jax.tasks.checkpoint import open_checkpoint
-from mae_jax.training.reporting import provenance, write_json
+from mae_jax.training.reporting import provenance
 from mae_jax.training.signals import StopSignal
+from mae_jax.writing import write_json
 
 WEIGHTS = ("model.safetensors", "model.pth")
 NOTE = "export.json"  # tells a folder that an export may write to again

@@ -15,7 +15,8 @@ from mae_jax.mesh import check_heads, create, make_mesh, parameter_shardings, pu
 from mae_jax.models.mae import MAEConfig, init_params, make_bind
 from mae_jax.seeding import make_key
 from mae_jax.tasks.checkpoint import open_checkpoint
-from mae_jax.training.reporting import provenance, write_json
+from mae_jax.training.reporting import provenance
+from mae_jax.writing import write_json
 
 
 class FrozenEncoder:
@@ -32,7 +33,7 @@ class FrozenEncoder:
         self._weights, self.config = open_checkpoint(config, workdir)
         config, settings = self.config, self.config.evaluate
         self.model, self.mesh, self.step = MAEConfig(**config.model), make_mesh(config.mesh), self._weights.step
-        check_heads(self.mesh, self.model)
+        check_heads(self.mesh, self.model, decoder="decoder" in self._weights.params)
         size, channels = self.model.image_size, self.model.channels
         train, evaluation = (make_source(config.data, split, size, channels) for split in ("train", "eval"))
         if labelled:

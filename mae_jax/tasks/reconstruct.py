@@ -13,8 +13,9 @@ from mae_jax.interop.workdirs import Weights
 from mae_jax.mesh import check_heads, make_mesh, parameter_shardings, put
 from mae_jax.models.mae_config import MAEConfig, check_mask_ratio
 from mae_jax.tasks.checkpoint import open_checkpoint, write_measurement
-from mae_jax.training.reporting import provenance, save_picture, write_json
+from mae_jax.training.reporting import provenance, save_picture
 from mae_jax.training.signals import StopSignal
+from mae_jax.writing import write_json
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> None:

@@ -7,6 +7,7 @@ first.
 
 import contextlib
 import itertools
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from ml_collections import ConfigDict
 
 from mae_jax.console import say
 from mae_jax.errors import NotSaved, UserError, first_line, reason
-from mae_jax.manifest import NAME, find_damage, has_manifest, write_manifest
+from mae_jax.manifest import find_damage, has_manifest, write_manifest
 from mae_jax.mesh import put
 from mae_jax.processes import from_main, is_main, wait_for_all
 from mae_jax.training.fitting import changed_settings, check_fits
@@ -28,10 +29,6 @@ from mae_jax.training.orbax_noise import silence_orbax
 from mae_jax.training.state import TrainState
 
 LAYOUT = 2  # of the parameters; 1 (not noted): queries, keys and values side by side in their kernel
-
-
-class Unreadable(UserError):
-    """A checkpoint that cannot be read."""
 
 
 class Checkpoints:
@@ -72,7 +69,7 @@ class Checkpoints:
         """The newest step with a complete checkpoint, or one that is being written."""
         return self._manager.latest_step()
 
-    def newest_whole(self, abstract: TrainState) -> int | None:
+    def newest_whole(self) -> int | None:
         """The newest step whose checkpoint is as it was written; None if there is no checkpoint.
 
         Damaged ones that are newer are moved to checkpoints_set_aside/, and each is told.
@@ -81,9 +78,10 @@ class Checkpoints:
           UserError: if none is whole, or one was saved with settings that do not fit. Then nothing is moved.
         """
         damaged = {}
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            wrong = self._find_damage(step, abstract)
+        for step in from_main(sorted(self._manager.all_steps(), reverse=True)):
+            wrong, about = from_main(self._examine(step) if is_main() else None)
             if wrong is None:
+                self._check_fits(step, about)
                 for other, why in damaged.items():
                     moved = self._move_aside(other)
                     say(f"checkpoint {other} is damaged: {why}; moved to {moved}, going on from checkpoint {step}")
@@ -97,21 +95,17 @@ class Checkpoints:
             )
         return None
 
-    def _find_damage(self, step: int, abstract: TrainState) -> str | None:
+    def _examine(self, step: int) -> tuple[str | None, dict[str, Any] | None]:
+        """What is wrong with a step's files, if anything, and what is noted about it."""
         folder = self._folder / str(step)
-        listed, wrong = from_main((has_manifest(folder), find_damage(folder)) if is_main() else None)
-        if listed and wrong:
-            return wrong
+        wrong, about = find_damage(folder), None
         try:
-            about = self._read_about(step)
-            self._check_fits(step, about)
-            if not listed:  # written by an earlier version, or the list has gone
-                if about.get("manifest"):
-                    return wrong
-                self.restore(step, abstract)
-        except Unreadable as error:
-            return first_line(error.__cause__)
-        return None
+            about = json.loads((folder / "about" / "metadata").read_text())
+        except (OSError, ValueError) as error:
+            return wrong or first_line(error), None
+        # An earlier version listed no files; its checkpoints are refused by their layout.
+        is_earlier = isinstance(about, dict) and "layout" not in about and not has_manifest(folder)
+        return (None if is_earlier else wrong), about
 
     def due(self, step: int) -> bool:
         """Whether a regular save falls on this step."""
@@ -136,7 +130,6 @@ class Checkpoints:
             "skipped": int(state.skipped),
             "layout": LAYOUT,
             "config": self._config,
-            "manifest": NAME,
         }
         items["about"] = ocp.args.JsonSave(about)
         self._being_saved = step
@@ -298,7 +291,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # Orbax raises many types for a damaged checkpoint
-            raise Unreadable(
+            raise UserError(
                 f"checkpoint {self._folder}/{step} cannot be read ({first_line(error)}); "
                 "move it away to go on from the one before it"
             ) from error

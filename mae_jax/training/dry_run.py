@@ -111,7 +111,7 @@ def _tpus(topology: str, sides: list[int]) -> list[jax.Device]:
     on_host = [*(math.gcd(2, side) for side in sides[:2]), 1, 1][:3]
     try:
         return topologies.get_topology_desc(topology, platform="tpu", chips_per_host_bounds=on_host).devices
-    except jax.errors.JaxRuntimeError as error:
+    except (RuntimeError, AttributeError) as error:  # JAX's own errors, and what a broken libtpu leads to
         raise UserError(
             f"topology {topology} is unknown to libtpu ({first_line(error)}); it knows slices such as v5e:4x8, "
             "v5p:4x4x4 and v6e:8x8"

@@ -5,6 +5,9 @@ from typing import Any
 
 import jax
 
+from mae_jax.console import say
+from mae_jax.errors import reason
+
 STEPS_BEFORE = 3  # the first ones of a run, in which caches fill
 
 
@@ -24,11 +27,15 @@ class Profiler:
             if self._active:
                 self.close()
             else:
-                jax.profiler.start_trace(self._folder)
+                # A folder for each process: the files are named by host.
+                jax.profiler.start_trace(self._folder / f"process_{jax.process_index()}")
                 self._active = True
 
     def close(self) -> None:
         """Ends the trace, if there is one; what a shorter run has done is in it."""
         if self._active:
             self._active = False
-            jax.profiler.stop_trace()
+            try:
+                jax.profiler.stop_trace()
+            except (OSError, RuntimeError) as error:  # a full disk
+                say(f"the profile cannot be written: {reason(error)}; the run goes on without it")

@@ -18,7 +18,7 @@ from mae_jax.console import say
 from mae_jax.errors import UserError, reason
 from mae_jax.processes import from_main, is_main, only_main
 from mae_jax.training.appending import Appender, make_summary_writer
-from mae_jax.writing import write_atomically
+from mae_jax.writing import write_json
 
 WATCHED = ("knn/top1", "linear_probe/top1", "rankme", "top1")  # of the last evaluation, shown beside the progress
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "pillow")
@@ -134,11 +134,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; a last line that was cut short is left out. Empty if there is no file."""
     lines = []
     if path.exists():
-        for text in path.read_text().splitlines():
+        for text in path.read_text(errors="replace").splitlines():
             try:
-                lines.append(json.loads(text))
+                line = json.loads(text)
             except json.JSONDecodeError:
                 break
+            if not isinstance(line, dict) or "step" not in line:
+                break
+            lines.append(line)
     return lines
 
 
@@ -178,11 +181,6 @@ def keep_earlier_measurement(workdir: Path, new: dict[str, Any]) -> None:
     if result.exists() and json.loads(result.read_text()) != json.loads(json.dumps(new)):
         number = next(n for n in itertools.count(1) if not (workdir / f"result.{n}.json").exists())
         result.rename(workdir / f"result.{number}.json")
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Writes indented JSON atomically."""
-    write_atomically(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_if_possible(path: Path, value: dict[str, Any]) -> bool:

@@ -23,12 +23,12 @@ from mae_jax.training.reporting import (
     keep_earlier_result,
     provenance,
     write_if_possible,
-    write_json,
 )
 from mae_jax.training.signals import StopSignal
 from mae_jax.training.state import TrainState, create_state, start_from
 from mae_jax.training.step import compile_train_step, memory_in_bytes
 from mae_jax.training.trainee import Trainee
+from mae_jax.writing import write_json
 
 
 def run_training(
@@ -48,7 +48,7 @@ def run_training(
     # Where it stands.
     described = config.to_dict() | {"num_train_examples": trainee.num_train} | trainee.facts
     checkpoints = Checkpoints(workdir, config.checkpoint, described)
-    saved_step = checkpoints.newest_whole(abstract)
+    saved_step = checkpoints.newest_whole()
     start_step = saved_step or 0
     changed = {} if saved_step is None else checkpoints.changed_settings(saved_step)
     check_not_beyond(workdir, start_step, total_steps)

@@ -73,12 +73,6 @@ def delete(path, _):
     path.unlink()
 
 
-def as_an_earlier_version_wrote_it(folder):
-    (folder / NAME).unlink()
-    about = folder / "about" / "metadata"
-    about.write_text(about.read_text().replace(f', "manifest": "{NAME}"', ""))
-
-
 def assert_is(state, step):
     assert int(state.step) == step
     np.testing.assert_array_equal(
@@ -131,7 +125,7 @@ def test_whatever_file_of_the_newest_is_damaged_the_one_before_is_used_and_both_
         name = original.relative_to(saved / "checkpoints" / "2")
         damage(workdir / "checkpoints" / "2" / name, rng)
         with open_checkpoints(workdir) as checkpoints:
-            assert checkpoints.newest_whole(ABSTRACT) == 1, name
+            assert checkpoints.newest_whole() == 1, name
             assert_is(checkpoints.restore(1, ABSTRACT), 1)
             out = capsys.readouterr().out
             assert out.startswith(f"checkpoint 2 is damaged: {name} ") and out.count("\n") == 1
@@ -140,14 +134,14 @@ def test_whatever_file_of_the_newest_is_damaged_the_one_before_is_used_and_both_
             assert (workdir / "checkpoints_set_aside" / "2").is_dir()
             checkpoints.save(2, init(jax.random.key(2)))  # the run comes there again
             checkpoints.wait()
-            assert checkpoints.newest_whole(ABSTRACT) == 2
+            assert checkpoints.newest_whole() == 2
 
 
 def test_what_is_set_aside_costs_no_good_one_and_replaces_nothing(workdir):
     for _ in range(2):
         flip(workdir / "checkpoints" / "2" / "params" / "_METADATA")
         with open_checkpoints(workdir) as checkpoints:
-            assert checkpoints.newest_whole(ABSTRACT) == 1
+            assert checkpoints.newest_whole() == 1
             checkpoints.save(2, init(jax.random.key(2)))
             checkpoints.wait()
     assert {path.name for path in (workdir / "checkpoints_set_aside").iterdir()} == {"2", "2.1"}
@@ -160,39 +154,17 @@ def test_if_none_is_whole_the_user_is_told_and_nothing_moves(workdir):
     before = files_of(workdir)
     with open_checkpoints(workdir) as checkpoints:
         with pytest.raises(UserError, match="no checkpoint in .* is whole; the newest, 2: params/_METADATA has other"):
-            checkpoints.newest_whole(ABSTRACT)
+            checkpoints.newest_whole()
     assert files_of(workdir) == before
 
 
 def test_settings_that_do_not_fit_are_no_damage(workdir):
     flip(workdir / "checkpoints" / "2" / "params" / "_METADATA")
-    as_an_earlier_version_wrote_it(workdir / "checkpoints" / "1")
     before = files_of(workdir)
     with open_checkpoints(workdir, width=132) as checkpoints:
         with pytest.raises(UserError, match=r"checkpoint 1 .*model.width=.*model.width=132"):
-            checkpoints.newest_whole(ABSTRACT)
+            checkpoints.newest_whole()
     assert files_of(workdir) == before
-
-
-def test_a_checkpoint_of_an_earlier_version_is_taken_and_listed_from_then_on(workdir):
-    folder = workdir / "checkpoints" / "2"
-    as_an_earlier_version_wrote_it(folder)
-    with open_checkpoints(workdir) as checkpoints:
-        assert checkpoints.newest_whole(ABSTRACT) == 2
-        assert_is(checkpoints.restore(2, ABSTRACT), 2)
-    assert find_damage(folder) is None
-    flip(folder / "params" / "_METADATA")
-    assert find_damage(folder) == "params/_METADATA has other bytes than were written"
-
-
-def test_a_checkpoint_of_an_earlier_version_that_was_cut_short_is_not_taken(workdir, capsys):
-    folder = workdir / "checkpoints" / "2"
-    as_an_earlier_version_wrote_it(folder)
-    for file in files_of(folder / "params"):
-        file.write_bytes(file.read_bytes()[:10])
-    with open_checkpoints(workdir) as checkpoints:
-        assert checkpoints.newest_whole(ABSTRACT) == 1
-    assert capsys.readouterr().out.startswith("checkpoint 2 is damaged: ")
 
 
 def test_what_orbax_adds_after_the_list_was_written_is_listed_when_the_run_goes_on(workdir):
@@ -200,7 +172,7 @@ def test_what_orbax_adds_after_the_list_was_written_is_listed_when_the_run_goes_
     (folder / NAME).unlink()
     write_manifest(folder, skip=["_CHECKPOINT_METADATA", "commit_success.txt"])  # killed at this point
     with open_checkpoints(workdir) as checkpoints:
-        assert checkpoints.newest_whole(ABSTRACT) == 2
+        assert checkpoints.newest_whole() == 2
         checkpoints.restore(2, ABSTRACT)
     assert "_CHECKPOINT_METADATA" in (folder / NAME).read_text()
     assert find_damage(folder) is None

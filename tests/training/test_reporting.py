@@ -12,9 +12,9 @@ from mae_jax.training.reporting import (
     provenance,
     read_metrics,
     save_picture,
-    write_atomically,
     write_json,
 )
+from mae_jax.writing import write_atomically
 
 
 @pytest.fixture
