@@ -28,11 +28,12 @@ import orbax.checkpoint as ocp
 
 ROOT = Path(__file__).parent.parent
 STEPS = 900
+EVERY = 9  # steps from checkpoint to checkpoint
 MODEL = (
     "--config=configs/digits.py", "--config.model.width=16", "--config.model.depth=2", "--config.model.num_heads=4",
     "--config.model.decoder_width=16", "--config.model.decoder_depth=1", "--config.model.decoder_num_heads=4",
     "--config.model.scan_unroll=1", "--config.data.batch_size=32", f"--config.train.steps={STEPS}",
-    "--config.train.log_every_steps=5", "--config.checkpoint.every_steps=9", "--config.evaluate.every_steps=225",
+    "--config.train.log_every_steps=5", f"--config.checkpoint.every_steps={EVERY}", "--config.evaluate.every_steps=225",
     "--config.evaluate.max_train_examples=200", "--config.evaluate.linear_probe=False",
 )  # fmt: skip
 # (processes, devices of each, settings) of part 2.
@@ -143,11 +144,16 @@ def finish(workdir: Path, cache: Path, layout=LAYOUTS[0]) -> None:
         sys.exit(f"the run in {workdir} did not end well: {codes}; see {workdir.with_suffix('.log')}")
 
 
-def kill_often(workdir: Path, cache: Path, kills: int, deadline: float, layouts, rng: random.Random) -> list[Kill]:
+def kill_often(
+    workdir: Path, cache: Path, kills: int, deadline: float, layouts, saves: tuple[int, int], rng: random.Random
+) -> list[Kill]:
     """Starts and kills a run at random moments, each time in the next layout; what each kill met.
 
-    Half of the moments are drawn over the whole life of a process, starting included; half fall just after a step that
-    is saved, where files are being written.
+    The moments fall just after a step that is saved, where files are being written; of several kills in the same layout
+    every other one is drawn over the first twelve seconds of a process, starting included.
+
+    Args:
+      saves: (least, most) checkpoints that a run writes before it is killed.
     """
     met = []
     for number in range(kills):
@@ -155,8 +161,8 @@ def kill_often(workdir: Path, cache: Path, kills: int, deadline: float, layouts,
             break
         layout, before = layouts[number % len(layouts)], step_of(workdir)
         run, start = Run(workdir, cache, layout), time.monotonic()
-        if number % 2:
-            wanted = before + 9 * rng.randint(1, 2)  # the interval of checkpoints
+        if number % 2 or len(layouts) > 1:
+            wanted = before + EVERY * rng.randint(*saves)
             while run.wait(0) is None and step_of(workdir) < wanted and time.monotonic() - start < 90:
                 time.sleep(0.005)
             time.sleep(rng.uniform(0, 0.1))
@@ -191,7 +197,7 @@ def main() -> None:
     expected, expected_losses = arrays(unbroken), losses(unbroken)
 
     killed = folder / "killed"
-    met = kill_often(killed, cache, args.kills, begin + 60 * args.minutes * 0.6, LAYOUTS[:1], rng)
+    met = kill_often(killed, cache, args.kills, begin + 60 * args.minutes * 0.6, LAYOUTS[:1], (1, 2), rng)
     finish(killed, cache)
     found = arrays(killed)
     same = found.keys() == expected.keys() and all(np.array_equal(found[name], expected[name]) for name in found)
@@ -200,11 +206,12 @@ def main() -> None:
     saving, starting = sum(kill.saving for kill in met), sum(kill.after == kill.before for kill in met)
 
     elastic = folder / "elastic"
-    moved = kill_often(elastic, cache, args.elastic_kills, begin + 60 * args.minutes, LAYOUTS, rng)
+    moved = kill_often(elastic, cache, args.elastic_kills, begin + 60 * args.minutes, LAYOUTS, (4, 8), rng)
     finish(elastic, cache, LAYOUTS[0])
     theirs = losses(elastic)
     worst = max(abs(theirs[step] / loss - 1) for step, loss in expected_losses.items())
     last = abs(theirs[STEPS] / expected_losses[STEPS] - 1)
+    steps = sum(kill.after - kill.before for kill in moved)
     good = theirs.keys() == expected_losses.keys() and last < LOSS_TOLERANCE
 
     print(f"""
@@ -213,7 +220,7 @@ def main() -> None:
 | one process | {len(met)}, {starting} before its first new step, {saving} while saving | parameters and optimizer \
 {"the same bits" if same else "DIFFER"}, result.json {"the same" if same_result else "DIFFERS"}, every reported loss \
 {"the same" if same_losses else "DIFFERS"} |
-| another mesh or number of processes each time | {len(moved)} | final loss differs by {last:.1e} (relative), the \
+| another mesh or number of processes each time | {len(moved)}, after {steps} steps together | final loss differs by {last:.1e} (relative), the \
 worst reported loss by {worst:.1e} |
 
 {time.monotonic() - begin:.0f} s, jax {jax.__version__}""")
