@@ -214,16 +214,18 @@ def main() -> None:
     steps = sum(kill.after - kill.before for kill in moved)
     good = theirs.keys() == expected_losses.keys() and last < LOSS_TOLERANCE
 
-    print(f"""
-| {STEPS} steps of a tiny model on the digits, seed {args.seed} | kills | the end |
-|---|---|---|
-| one process | {len(met)}, {starting} before its first new step, {saving} while saving | parameters and optimizer \
-{"the same bits" if same else "DIFFER"}, result.json {"the same" if same_result else "DIFFERS"}, every reported loss \
-{"the same" if same_losses else "DIFFERS"} |
-| another mesh or number of processes each time | {len(moved)}, after {steps} steps together | final loss differs by {last:.1e} (relative), the \
-worst reported loss by {worst:.1e} |
-
-{time.monotonic() - begin:.0f} s, jax {jax.__version__}""")
+    one = [
+        f"parameters and optimizer {'the same bits' if same else 'DIFFER'}",
+        f"result.json {'the same' if same_result else 'DIFFERS'}",
+        f"every reported loss {'the same' if same_losses else 'DIFFERS'}",
+    ]
+    many = f"final loss differs by {last:.1e} (relative), the worst reported loss by {worst:.1e}"
+    print(f"\n| {STEPS} steps of a tiny model on the digits, seed {args.seed} | kills | the end |\n|---|---|---|")
+    print(
+        f"| one process | {len(met)}, {starting} before its first new step, {saving} while saving | {', '.join(one)} |"
+    )
+    print(f"| another mesh or number of processes each time | {len(moved)}, after {steps} steps together | {many} |")
+    print(f"\n{time.monotonic() - begin:.0f} s, jax {jax.__version__}")
     if same and same_result and same_losses and good:
         shutil.rmtree(folder)
     else:
