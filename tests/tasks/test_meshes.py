@@ -23,7 +23,7 @@ MESHES = {"8 x 1 x 1": (8, 1, 1), "1 x 8 x 1": (1, 8, 1), "1 x 1 x 8": (1, 1, 8)
 # Eight heads, so that each device can have one.
 SIZES = {
     "model__num_heads": 8, "model__decoder_num_heads": 8, "model__scan_unroll": 1, "train__steps": 40,
-    "train__log_every_steps": 1, "evaluate__every_steps": 20,
+    "train__log_every_steps": 1, "evaluate__every_steps": 40,
 }  # fmt: skip
 
 

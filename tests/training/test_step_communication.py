@@ -18,6 +18,7 @@ from mae_jax.training.state import Variables, abstract_state, make_init
 from mae_jax.training.step import compile_train_step, make_train_step
 from tests.meshes import device_mesh
 
+pytestmark = pytest.mark.slow
 SIZES = dict(
     image_size=16, patch_size=4, channels=3, width=32, depth=3, num_heads=8,
     decoder_width=16, decoder_depth=2, decoder_num_heads=8,
