@@ -9,22 +9,18 @@ import functools
 from collections import defaultdict
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from benchmarks.mesh_memory import step_cost
 from configs import common
-from mae_jax.mesh import AXES, make_mesh
+from mae_jax.mesh import AXES
 from mae_jax.models.mae import init_params
 from mae_jax.models.mae_config import MAEConfig
 from mae_jax.models.masking import num_visible
-from mae_jax.tasks.pretrain import make_loss_fn
 from mae_jax.training.communication import Collective, ideal
-from mae_jax.training.dry_run import devices_for, try_step
-from mae_jax.training.optimizers import make_optimizer, make_schedule
-from mae_jax.training.state import Variables, abstract_state, make_init
-from mae_jax.training.step import make_train_step
+from mae_jax.training.dry_run import devices_for
 
 SIZES = dict(
     image_size=64, patch_size=8, width=128, depth=6, num_heads=8, decoder_width=64, decoder_depth=2, decoder_num_heads=8
@@ -41,7 +37,7 @@ def main() -> None:
     print("| data x fsdp x tensor | parts | collective | axes | times | KiB sent | KiB in theory | ratio |")
     print("|---|---|---|---|--:|--:|--:|--:|")
     for shape, parts in RUNS:
-        sent, expected = collectives(shape, parts, devices), theory(shape, parts)
+        sent, expected = total(step_cost(settings(parts), shape, devices).collectives), theory(shape, parts)
         for key in sorted(sent.keys() | expected.keys()):
             times, size = sent.get(key, (0, 0))
             _, wanted = expected.get(key, (0, 0))
@@ -53,27 +49,15 @@ def main() -> None:
             )
 
 
-def settings() -> ConfigDict:
+def settings(parts: int = 1) -> ConfigDict:
     config = common.get_config()
     config.model.update(SIZES)
+    config.data.batch_size, config.train.accumulate_steps = BATCH, parts
     return config
 
 
-def collectives(shape: tuple[int, int, int], parts: int, devices: list) -> dict[tuple, tuple[int, int]]:
-    """(kind, axes) -> (executions, bytes) of the compiled step."""
-    config = settings()
-    model = MAEConfig(**config.model)
-    mesh = make_mesh(ConfigDict(dict(zip(AXES, shape, strict=True))), devices)
-    schedule = make_schedule(config.optimizer, BATCH, warmup_steps=1, total_steps=10)
-    optimizer = make_optimizer(config.optimizer, schedule)
-    state = abstract_state(make_init(lambda key: Variables(init_params(model, key)), optimizer), mesh)
-    step_fn = make_train_step(make_loss_fn(config, model), optimizer, schedule, mesh, parts)
-    images = {"image": jax.ShapeDtypeStruct((BATCH, *model.image_size, model.channels), jnp.uint8)}
-    return total(try_step(step_fn, state, images, jax.random.key(0), mesh).collectives)
-
-
 def theory(shape: tuple[int, int, int], parts: int) -> dict[tuple, tuple[int, int]]:
-    """The same as it should be: parameters by kind, and activations of blocks of two widths."""
+    """What a step should send, (kind, axes) -> (executions, bytes)."""
     model, mesh = MAEConfig(**settings().model), dict(zip(AXES, shape, strict=True))
     shapes = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
     flat = {path: int(np.prod(leaf.shape)) for path, leaf in flatten_dict(shapes).items()}
@@ -106,6 +90,7 @@ def theory(shape: tuple[int, int, int], parts: int) -> dict[tuple, tuple[int, in
 
 
 def total(found: list[Collective]) -> dict[tuple, tuple[int, int]]:
+    """(kind, axes) -> (executions, bytes)."""
     sums: dict[tuple, list[int]] = defaultdict(lambda: [0, 0])
     for collective in found:
         row = sums[collective.kind, collective.axes]

@@ -50,8 +50,11 @@ def main() -> None:
             for remat in {"yes": [True], "no": [False], "both": [False, True]}[args.remat]:
                 shape = (len(devices) // (fsdp * tensor), fsdp, tensor)
                 head = f"| {size} | {' x '.join(map(str, shape))} | {'yes' if remat else 'no'} "
+                config = common.get_config()
+                config.model.update(SIZES[size], dtype="bfloat16", remat=remat)
+                config.data.batch_size, config.train.accumulate_steps = args.batch, parts
                 try:
-                    cost = step_cost(size, shape, devices, args.batch, remat, parts)
+                    cost = step_cost(config, shape, devices)
                 except UserError as error:
                     print(f"{head}| | | | does not fit | | |", flush=True)
                     print(error, file=sys.stderr)
@@ -68,16 +71,15 @@ def row(cost: StepCost) -> str:
     return f"| {' | '.join(gib)} | **{cost.total / GIB:.2f}** | {sent} | {cost.seconds:.0f} s |"
 
 
-def step_cost(size: str, shape: tuple[int, int, int], devices: list, batch: int, remat: bool, parts: int) -> StepCost:
-    """The pre-training step of a named size on a mesh of this shape (data, fsdp, tensor)."""
-    config = common.get_config()
-    config.model.update(SIZES[size], dtype="bfloat16", remat=remat)
-    model = MAEConfig(**config.model)
+def step_cost(config: ConfigDict, shape: tuple[int, int, int], devices: list) -> StepCost:
+    """The pre-training step of a config on a mesh of this shape (data, fsdp, tensor); no data are read."""
+    model, batch = MAEConfig(**config.model), config.data.batch_size
     mesh = make_mesh(ConfigDict(dict(zip(AXES, shape, strict=True))), devices)
     schedule = make_schedule(config.optimizer, batch, warmup_steps=1, total_steps=10)
     optimizer = make_optimizer(config.optimizer, schedule)
     state = abstract_state(make_init(lambda key: Variables(init_params(model, key)), optimizer), mesh)
-    step_fn = make_train_step(make_loss_fn(config, model), optimizer, schedule, mesh, parts)
+    loss_fn, parts = make_loss_fn(config, model), config.train.accumulate_steps
+    step_fn = make_train_step(loss_fn, optimizer, schedule, mesh, parts)
     images = jax.ShapeDtypeStruct((batch, *model.image_size, model.channels), jnp.uint8)
     return try_step(step_fn, state, {"image": images}, make_key(config.seed, "train"), mesh)
 

@@ -33,6 +33,11 @@ PARAMETER_RULES = (
 )
 
 
+def all_devices() -> list[jax.Device]:
+    """The devices of all processes, in the order of these, so that each one's rows of a batch lie side by side."""
+    return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+
+
 def make_mesh(settings: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
     """The mesh with axes data, fsdp and tensor; at most one of the sizes may be -1: what is left.
 
@@ -43,8 +48,7 @@ def make_mesh(settings: ConfigDict, devices: list[jax.Device] | None = None) -> 
     Raises:
       UserError: if the sizes do not fit the number of devices.
     """
-    if devices is None:  # in the order of the processes, so that each one's rows of a batch lie side by side
-        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    devices = all_devices() if devices is None else devices
     sizes = [settings[axis] for axis in AXES]
     text = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
     if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
@@ -53,7 +57,10 @@ def make_mesh(settings: ConfigDict, devices: list[jax.Device] | None = None) -> 
     if -1 in sizes and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
     if int(np.prod(sizes)) != len(devices):
-        raise UserError(f"{text} does not fit {len(devices)} devices; set mesh.data=-1 to use all")
+        raise UserError(
+            f"{text}: their product is not the number of devices, {len(devices)}; let mesh.fsdp x mesh.tensor divide "
+            "it, and mesh.data=-1 take the rest"
+        )
     # In this order, the devices of the tensor axis are the closest, as its many messages need. (`jax.make_mesh` would
     # follow a TPU's torus instead, and tear the rows of a process apart.)
     return Mesh(np.asarray(devices).reshape(sizes), AXES)

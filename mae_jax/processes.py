@@ -128,10 +128,10 @@ def from_main(value: Any) -> Any:
     """The value that process 0 gives, in all processes; anything that JSON can hold. All must call it."""
     if jax.process_count() == 1:
         return value
-    text = np.frombuffer(json.dumps(value).encode(), np.uint8) if is_main() else np.zeros(0, np.uint8)
+    text = json.dumps(value).encode() if is_main() else b""
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-    padded = np.resize(text, size) if len(text) else np.zeros(size, np.uint8)
-    return json.loads(bytes(multihost_utils.broadcast_one_to_all(padded)).decode())
+    text = np.frombuffer(text or bytes(size), np.uint8)  # of one length in all of them
+    return json.loads(bytes(multihost_utils.broadcast_one_to_all(text)))
 
 
 def sum_of_all(number: int) -> int:

@@ -21,7 +21,7 @@ from mae_jax.seeding import make_key
 from mae_jax.training.communication import Collective, read_collectives, table
 from mae_jax.training.plan import describe_plan, make_plan
 from mae_jax.training.state import TrainState
-from mae_jax.training.step import compile_train_step
+from mae_jax.training.step import compile_train_step, memory_in_bytes
 from mae_jax.training.summary import si
 from mae_jax.training.trainee import Trainee
 
@@ -142,10 +142,9 @@ def try_step(step_fn, state: TrainState, batch: dict, key: jax.Array, mesh: Mesh
     seconds = time.perf_counter() - start
     analysis, cost = compiled.memory_analysis(), compiled.cost_analysis()
     params, optimizer = bytes_on_a_device(state.params), bytes_on_a_device(state.opt_state)
-    arguments = analysis.argument_size_in_bytes
-    total = arguments + analysis.output_size_in_bytes + analysis.temp_size_in_bytes - analysis.alias_size_in_bytes
+    rest = analysis.argument_size_in_bytes - params - optimizer
     return StepCost(
-        params, optimizer, arguments - params - optimizer, analysis.temp_size_in_bytes, total,
+        params, optimizer, rest, analysis.temp_size_in_bytes, memory_in_bytes(compiled),
         (cost or {}).get("flops", math.nan), _collectives(compiled, mesh), seconds,
     )  # fmt: skip
 

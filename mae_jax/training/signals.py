@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mae_jax.mesh import all_devices
+
 CALLS_UNTIL_AGREED = 2
 
 
@@ -106,8 +108,7 @@ class SharedStopSignal(StopSignal):
     @functools.cached_property
     def _compare(self) -> Callable[[int], jax.Array]:
         """A number of each process -> the largest of them, still on its way."""
-        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-        mesh = Mesh(np.array(devices), "all")
+        mesh = Mesh(np.array(all_devices()), "all")
         each, same = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["all"], []))
         largest = jax.jit(jnp.max, out_shardings=same)
 
