@@ -45,6 +45,20 @@ def get_config() -> ml_collections.ConfigDict:
     model.decoder_depth = 8
     model.decoder_num_heads = 16
     model.mask_ratio = 0.75  # share of the patches hidden from the encoder; int(L * (1 - ratio)) stay visible
+    model.mask_sampling = "random"  # random | block (arXiv 2106.08254) | grid (one patch of each 2 x 2 stays visible)
+    model.mask_cell = 1  # random: patches are hidden in cells of this side (2, 4: Pixio, arXiv 2512.15715)
+    model.encoder_mask_tokens = False  # the encoder sees all places, a mask token at the hidden ones (paper, Table 1c)
+    model.loss_patches = "hidden"  # patches that the loss is the mean of: hidden | all
+    model.pca_targets = placeholder(int)  # principal components of the patches as targets, as many (paper: 96), or None
+    # What came after the paper; all of it is off.
+    model.class_tokens = 1  # in front of the patches' tokens; a class feature is the mean of theirs (arXiv 2512.15715)
+    model.registers = 0  # further tokens that the encoder works with and then drops (arXiv 2309.16588)
+    model.qk_norm = False  # LayerNorm of each head's queries and keys (arXiv 2302.05442)
+    # The decoder's blocks: self | cross (mask tokens attend to the visible patches alone: CrossMAE, arXiv 2401.14391).
+    model.decoder_attention = "self"
+    model.prediction_ratio = placeholder(float)  # cross: share of all patches predicted in a step; None: all hidden
+    model.masks_per_image = 1  # masks of each image in a step (arXiv 2212.07525); its patches are embedded once
+    model.uniformity = 0.0  # weight of the regulariser that keeps images apart (U-MAE, arXiv 2210.08344: 0.01)
     model.normalize_targets = True  # predict each patch's pixels normalised by its own mean and variance
     # Of the tokens: sincos (a fixed formula, as in the paper) | learned (parameters that begin as the formula; a
     # classifier's always are).

@@ -3,7 +3,7 @@
 import dataclasses
 
 from mae_jax.errors import UserError
-from mae_jax.models.masking import num_visible
+from mae_jax.models.masking import MASK_SAMPLINGS, num_visible
 from mae_jax.models.patches import grid_size
 from mae_jax.models.transformer import ACTIVATIONS, ATTENTION_BACKENDS, BlockConfig
 
@@ -21,6 +21,9 @@ CHOICES = {
     "activation": tuple(ACTIVATIONS),
     "positions": ("sincos", "learned"),
     "attention": ATTENTION_BACKENDS,
+    "mask_sampling": MASK_SAMPLINGS,
+    "loss_patches": ("hidden", "all"),
+    "decoder_attention": ("self", "cross"),
 }
 
 
@@ -54,6 +57,18 @@ class MAEConfig:
     qkv_bias: bool = True
     positions: str = "sincos"
     attention: str = "xla"
+    mask_sampling: str = "random"
+    mask_cell: int = 1
+    encoder_mask_tokens: bool = False
+    loss_patches: str = "hidden"
+    pca_targets: int | None = None
+    class_tokens: int = 1
+    registers: int = 0
+    qk_norm: bool = False
+    decoder_attention: str = "self"
+    prediction_ratio: float | None = None
+    masks_per_image: int = 1
+    uniformity: float = 0.0
 
     def __post_init__(self):
         size = self.image_size

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+MASK_SAMPLINGS = ("random", "block", "grid")
+
 
 class Mask(NamedTuple):
     """Masks of a batch. B examples, L patches, K of them visible."""
