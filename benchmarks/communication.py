@@ -18,7 +18,6 @@ from configs import common
 from mae_jax.mesh import AXES
 from mae_jax.models.mae import init_params
 from mae_jax.models.mae_config import MAEConfig
-from mae_jax.models.masking import num_visible
 from mae_jax.training.communication import Collective, ideal
 from mae_jax.training.dry_run import devices_for
 
@@ -72,7 +71,7 @@ def theory(shape: tuple[int, int, int], parts: int) -> dict[tuple, tuple[int, in
         return path[-1] == "bias" and path[-2] in ("qkv", "fc1")
 
     images = BATCH // (shape[0] * shape[1])
-    visible = 1 + num_visible(model.num_patches, model.mask_ratio)
+    visible = 1 + model.num_visible()
     halves = (("encoder", model.depth, visible * model.width),
               ("decoder", model.decoder_depth, (1 + model.num_patches) * model.decoder_width))  # fmt: skip
     found: list[Collective] = []

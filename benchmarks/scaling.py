@@ -12,7 +12,6 @@ from typing import NamedTuple
 from mae_jax.models.flops import train_flops
 from mae_jax.models.mae import abstract_params
 from mae_jax.models.mae_config import SIZES, MAEConfig
-from mae_jax.models.masking import num_visible
 from mae_jax.models.parameters import count_parameters
 from mae_jax.training.communication import RING, Collective, ideal
 
@@ -90,7 +89,7 @@ def describe_model(size: str) -> Model:
     """The counts of a named size in bfloat16 with the paper's decoder."""
     config = MAEConfig(**SIZES[size], dtype="bfloat16", remat=True)
     params = abstract_params(config)
-    visible = num_visible(config.num_patches, config.mask_ratio)
+    visible = config.num_visible()
     stacks = (  # depth, tokens, width, heads
         (config.depth, 1 + visible, config.width, config.num_heads),
         (config.decoder_depth, 1 + config.num_patches, config.decoder_width, config.decoder_num_heads),

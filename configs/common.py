@@ -63,7 +63,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Of the tokens: sincos (a fixed formula, as in the paper) | learned (parameters that begin as the formula; a
     # classifier's always are).
     model.positions = "sincos"
-    model.activation = "gelu"  # of the MLPs; the exact one (gelu_tanh, relu, ...: models/transformer.py lists them)
+    model.activation = "gelu"  # of the MLPs; the exact one (gelu_tanh, relu, ...: models/layers.py lists them)
     model.qkv_bias = True  # whether queries, keys and values have a bias
     model.norm_epsilon = 1e-6  # of every LayerNorm
     model.dtype = "float32"  # of the matrix products: float32 | bfloat16; everything else is float32 (JAX's default
@@ -153,6 +153,9 @@ def get_config() -> ml_collections.ConfigDict:
     evaluate = config.evaluate = ml_collections.ConfigDict()
     evaluate.every_steps = placeholder(int)  # None: at the end only
     evaluate.mask_ratio = placeholder(float)  # of the evaluation's losses and pictures; None: the model's
+    # Masks by hand: FILE.npy with [rows, columns] or [pictures, rows, columns] patches, not 0 = hidden; or
+    # FILE.py:FUNCTION, (number of the picture, (rows, columns)) -> [rows, columns]. None: they are drawn.
+    evaluate.mask = placeholder(str)
     evaluate.batch_size = 256  # images, over all devices
     evaluate.token = "mean"  # features: mean (of the patch tokens) | class (the class token), after the final norm
     # Training images (a fixed random subset) that k-NN and the probe learn from while pre-training; None: all.

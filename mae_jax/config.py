@@ -12,7 +12,7 @@ import ml_collections
 
 from mae_jax.errors import UserError, first_line
 from mae_jax.models.classifier import POOLS
-from mae_jax.models.mae_config import MAEConfig, check_mask_ratio
+from mae_jax.models.mae_config import MAEConfig
 
 # Least values of numeric settings; those that are None are not checked.
 AT_LEAST = {
@@ -140,7 +140,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         return  # the model is the checkpoint's, and is judged when that is read
     model = MAEConfig(**config.model)
     if config.evaluate.mask_ratio is not None:
-        check_mask_ratio(config.evaluate.mask_ratio, model.num_patches, "evaluate.mask_ratio")
+        model.num_visible(config.evaluate.mask_ratio, name="evaluate.mask_ratio")
     check_channels(data, model.channels)
 
 
@@ -194,6 +194,7 @@ def expand_paths(config: ml_collections.ConfigDict) -> None:
     """Replaces a leading ~ of the paths among the settings, which shells leave alone in `--config.KEY=~/...`."""
     config.init_from = config.init_from and os.path.expanduser(config.init_from)
     config.data.path = config.data.path and os.path.expanduser(config.data.path)
+    config.evaluate.mask = config.evaluate.mask and os.path.expanduser(config.evaluate.mask)
 
 
 def get(config: Any, key: str) -> Any:

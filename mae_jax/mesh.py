@@ -22,6 +22,10 @@ BATCH_AXES = ("data", "fsdp")  # a batch's rows are split over both
 PARAMETER_RULES = (
     (r"attention/qkv/kernel", PartitionSpec("fsdp", None, "tensor")),
     (r"attention/qkv/bias", PartitionSpec(None, "tensor")),
+    (r"attention/q/kernel", PartitionSpec("fsdp", "tensor")),
+    (r"attention/q/bias", PartitionSpec("tensor")),
+    (r"attention/kv/kernel", PartitionSpec("fsdp", None, "tensor")),
+    (r"attention/kv/bias", PartitionSpec(None, "tensor")),
     (r"attention/out/kernel", PartitionSpec("tensor", "fsdp")),
     (r"mlp/fc1/kernel", PartitionSpec("fsdp", "tensor")),
     (r"mlp/fc1/bias", PartitionSpec("tensor")),

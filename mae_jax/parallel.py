@@ -137,3 +137,9 @@ def mean_over_batch(x: jax.Array) -> jax.Array:
     """The mean over the devices that hold a batch's rows, of values that are means over equally many rows."""
     axes = axes_of(BATCH_AXES)
     return jax.lax.pmean(x, axes) if axes else x
+
+
+def all_rows(x: jax.Array) -> jax.Array:
+    """A batch's rows [b, ...] of all devices, in their order."""
+    axes = axes_of(BATCH_AXES)
+    return jax.lax.all_gather(x, axes, axis=0, tiled=True) if axes else x

@@ -10,25 +10,29 @@ from mae_jax.errors import UserError
 
 
 class _Subset:
-    """The examples of a source at `indices` (int [n]), in the source's order."""
+    """The examples of a source at `indices` (int [n]), in the source's order.
+
+    Attributes:
+      indices: int [n], sorted.
+    """
 
     def __init__(self, source: Source, indices: np.ndarray):
-        self._source, self._indices = source, np.sort(indices)
+        self._source, self.indices = source, np.sort(indices)
         self.num_classes, self.class_names = source.num_classes, source.class_names
         self.in_memory = getattr(source, "in_memory", False)
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self.indices)
 
     def __getitem__(self, index: int) -> dict:
-        return self._source[int(self._indices[index])]
+        return self._source[int(self.indices[index])]
 
     def labels(self) -> np.ndarray:
         """int64 [n]: the labels of all examples, -1: none."""
-        return self._source.labels()[self._indices]
+        return self._source.labels()[self.indices]
 
     def name_of(self, index: int) -> str:
-        return self._source.name_of(int(self._indices[index]))
+        return self._source.name_of(int(self.indices[index]))
 
 
 class RandomSubset(_Subset):

@@ -17,9 +17,9 @@ from mae_jax.models.mae_config import MAEConfig
 from mae_jax.parallel import on_rows
 
 
-def pool(tokens: jax.Array, token: str) -> jax.Array:
-    """One feature an image from tokens [B, 1 + L, D] (class token first): "class": it, "mean": the patches' mean."""
-    return tokens[:, 0] if token == "class" else jnp.mean(tokens[:, 1:], axis=1)
+def pool(tokens: jax.Array, token: str, class_tokens: int = 1) -> jax.Array:
+    """One feature an image from tokens [B, C + L, D], class tokens first: the mean of these, or of the others."""
+    return jnp.mean(tokens[:, :class_tokens] if token == "class" else tokens[:, class_tokens:], axis=1)
 
 
 class FeatureExtractor:
@@ -45,7 +45,7 @@ class FeatureExtractor:
     def _features(self, variables: dict, batch: dict) -> jax.Array:
         data = self._config.data
         tokens = self._bind(variables).encode(normalize(batch["image"], data.mean, data.std))
-        return pool(tokens, self._config.evaluate.token)
+        return pool(tokens, self._config.evaluate.token, self._model.class_tokens)
 
 
 def extract_features(

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax.sharding import Mesh
@@ -15,10 +16,12 @@ from mae_jax.data.loader import make_eval_batches
 from mae_jax.data.sources import Source
 from mae_jax.data.subset import RandomSubset
 from mae_jax.evaluation.features import FeatureExtractor, one_ahead
+from mae_jax.evaluation.given_masks import read_masks
 from mae_jax.evaluation.reconstructions import TRUE_STATISTICS, draw_reconstructions
 from mae_jax.evaluation.representations import describe_protocol, measure_features
 from mae_jax.mesh import put, replicated
 from mae_jax.models.mae import MAEConfig, make_bind
+from mae_jax.models.masking import given_masks
 from mae_jax.models.reconstruction import reconstruct
 from mae_jax.parallel import on_rows
 from mae_jax.seeding import make_key
@@ -31,6 +34,9 @@ class MAEEvaluation:
       config: the resolved config: groups data and evaluate, and seed.
       train_source: what k-NN and the probe learn from; None if only loss and pictures are wanted.
       eval_source: what everything is measured on, each example once.
+
+    Raises:
+      UserError: for masks by hand (`evaluate.mask`) that do not fit.
     """
 
     def __init__(
@@ -48,6 +54,8 @@ class MAEEvaluation:
             train_source, config.evaluate.max_train_examples or len(train_source)
         )
         self._mask_ratio = model.mask_ratio if config.evaluate.mask_ratio is None else config.evaluate.mask_ratio
+        given = config.evaluate.mask
+        self._given = given and read_masks(given, len(self.eval_source), model.grid)
         # Each image's mask comes from the seed and the image's index: the same in every evaluation.
         self._key = make_key(config.seed, "evaluate")
         self._extractor = FeatureExtractor(self._bind, model, config, mesh)
@@ -82,9 +90,14 @@ class MAEEvaluation:
         batches = make_eval_batches(shown, self._config.data, len(shown), *self._shape)
         with contextlib.closing(batches):
             batch = next(batches)
-        shown = put((batch["image"], batch["index"]), replicated(self._mesh))
-        images, found = jax.device_get(self._reconstruct_on_all(params, *shown))
-        caption = f"{caption}; {self._mask_ratio:.0%} of the patches hidden"
+        rows = [batch["image"], batch["index"]]
+        if self._given:
+            hidden, visible = self._given
+            rows.append(hidden[shown.indices[batch["index"]]])
+            caption = f"{caption}; {1 - visible / self._model.num_patches:.0%} of the patches hidden, as given"
+        else:
+            caption = f"{caption}; {self._mask_ratio:.0%} of the patches hidden"
+        images, found = jax.device_get(self._reconstruct_on_all(params, *put(rows, replicated(self._mesh))))
         if self._model.normalize_targets:
             caption = f"{caption}; {TRUE_STATISTICS}"
         return draw_reconstructions(images, found, caption)
@@ -100,17 +113,20 @@ class MAEEvaluation:
     def _images(self, images: jax.Array) -> jax.Array:
         return normalize(images, self._config.data.mean, self._config.data.std)
 
-    def _output(self, params, images, index):
+    def _output(self, params, images, index, hidden=None):
+        if hidden is not None:
+            return self._bind(params)(images, mask=given_masks(hidden, self._given[1]))
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(self._key, index)
         return self._bind(params)(images, key=keys, mask_ratio=self._mask_ratio)
 
     def _losses(self, params, batch):
-        output = self._output(params, self._images(batch["image"]), batch["index"])
+        hidden = self._given and jnp.asarray(self._given[0])[batch["index"]]
+        output = self._output(params, self._images(batch["image"]), batch["index"], hidden)
         return output.example_loss, batch["weight"]
 
-    def _reconstruct(self, params, images, index):
+    def _reconstruct(self, params, images, index, hidden=None):
         images = self._images(images)
-        output = self._output(params, images, index)
+        output = self._output(params, images, index, hidden)
         model = self._model
         found = reconstruct(images, output.prediction, output.mask, model.patch_size, model.normalize_targets)
         to_display = functools.partial(denormalize, mean=self._config.data.mean, std=self._config.data.std)

@@ -23,6 +23,9 @@ POOLS = {
     "timm": ("class", "mean", "mean_norm"),
 }
 FORMATS = tuple(POOLS)
+# Settings of models that no other program has, unless they are the usual ones.
+OURS_ALONE = ("class_tokens", "registers", "qk_norm")
+DECODERS_OURS_ALONE = ("decoder_attention", "encoder_mask_tokens", "pca_targets")
 
 
 def fit(weights: Weights, format: str, *, encoder_only: bool = False) -> Weights:
@@ -49,6 +52,7 @@ def fit(weights: Weights, format: str, *, encoder_only: bool = False) -> Weights
             weights = weights._replace(config=config, params=fold_batch_norm(weights.params))
         if classifier.pool == "mean_norm" and format == "huggingface":
             notes.append("written as BeitForImageClassification: transformers' ViT has no such pool")
+    _check_plain(model, weights)
     if format == "timm":
         notes += timm.check(model)
     if format == "huggingface":
@@ -88,6 +92,15 @@ def _check_pool(classifier: ClassifierConfig, format: str) -> None:
             f"format={format} has no head for classifier.pool={classifier.pool} (only for "
             f"{', '.join(POOLS[format])}): {remedy}, or fine-tune with --config.classifier.pool={POOLS[format][0]}"
         )
+
+
+def _check_plain(model: MAEConfig, weights: Weights) -> None:
+    """Refuses what is in no model of the other programs."""
+    usual, decoder = MAEConfig(), "decoder" in weights.params
+    for name in OURS_ALONE + decoder * DECODERS_OURS_ALONE:
+        if getattr(model, name) != getattr(usual, name):
+            remedy = "; export the encoder: --config.encoder_only=True" if name in DECODERS_OURS_ALONE else ""
+            raise UserError(f"model.{name}={getattr(model, name)}: no other program has such models{remedy}")
 
 
 def _check_square(model: MAEConfig, weights: Weights) -> None:

@@ -16,7 +16,7 @@ from mae_jax.models.positions import resize_positions, sincos_table
 OWN_MODEL_SETTINGS = ("image_size", "dtype", "attention", "remat", "scan_unroll")
 ENCODER_SETTINGS = (
     "patch_size", "channels", "width", "depth", "num_heads", "mlp_ratio", "mlp_width",
-    "norm_epsilon", "activation", "qkv_bias",
+    "norm_epsilon", "activation", "qkv_bias", "class_tokens", "registers", "qk_norm",
 )  # fmt: skip
 
 

@@ -26,8 +26,13 @@ from mae_jax.writing import write_json
 # Settings of `model.*` that are the user's choice, whatever the file.
 CHOOSABLE = ("dtype", "attention", "remat", "scan_unroll", "mask_ratio", "image_size", "positions")
 # Settings in which the models of two runs must agree if one begins with the other's parameters.
-STRUCTURE = ("patch_size", "channels", "width", "depth", "num_heads", "activation", "qkv_bias", "positions")
-DECODER_STRUCTURE = ("decoder_width", "decoder_depth", "decoder_num_heads")
+STRUCTURE = (
+    "patch_size", "channels", "width", "depth", "num_heads", "activation", "qkv_bias", "positions", "class_tokens",
+    "registers", "qk_norm",
+)  # fmt: skip
+DECODER_STRUCTURE = (
+    "decoder_width", "decoder_depth", "decoder_num_heads", "decoder_attention", "encoder_mask_tokens", "pca_targets",
+)  # fmt: skip
 
 
 def find_weights(path: str | Path) -> Path:

@@ -17,15 +17,16 @@ from flax import nnx
 
 from mae_jax.errors import UserError
 from mae_jax.models.encoder import Encoder, EncoderOutput, patches_of
+from mae_jax.models.layers import Linear
 from mae_jax.models.mae_config import MAEConfig
 from mae_jax.models.parameters import gather_outside_blocks, split_trained
-from mae_jax.models.transformer import Linear, Record
+from mae_jax.models.transformer import Record
 from mae_jax.parallel import batch_devices, mean_over_batch
 
 POOLS = {  # what the head sees
     "mean_norm": "mean of the patch tokens, then a norm",
     "mean": "mean of the normed patch tokens",
-    "class": "the normed class token",
+    "class": "the normed class token (the mean of several)",
     "attentive": "attention of a learned query to the normed patch tokens",
 }
 BATCH_NORM_EPSILON = 1e-6  # as in the paper's linear probe
@@ -173,15 +174,16 @@ class Classifier(nnx.Module):
         With `keys` [B], one for each example, drop path is at work.
         """
         tokens, _ = self.encoder.before_norm(*patches_of(images, self.config.encoder), keys=keys)
+        classes, patches = jnp.split(tokens, [self.config.encoder.class_tokens], axis=1)
         match self.config.pool:
             case "class":
-                return self.encoder.norm(tokens[:, 0])
+                return jnp.mean(self.encoder.norm(classes), axis=1)
             case "mean":
-                return jnp.mean(self.encoder.norm(tokens[:, 1:]), axis=1)
+                return jnp.mean(self.encoder.norm(patches), axis=1)
             case "mean_norm":
-                return jnp.mean(tokens[:, 1:], axis=1)
+                return jnp.mean(patches, axis=1)
             case "attentive":
-                return self.encoder.norm(tokens[:, 1:])
+                return self.encoder.norm(patches)
 
     def classify(self, x: jax.Array, *, training: bool = False) -> tuple[jax.Array, dict]:
         """Logits [B, K] of what `represent` returns, and in training the batch's statistics as a nested dict."""

@@ -7,7 +7,6 @@ it is about half a percent.
 
 from mae_jax.models.classifier import ClassifierConfig
 from mae_jax.models.mae_config import MAEConfig
-from mae_jax.models.masking import num_visible
 
 
 def block_flops(tokens: int, width: int, mlp_width: int) -> int:
@@ -17,32 +16,68 @@ def block_flops(tokens: int, width: int, mlp_width: int) -> int:
     return projections + attention + mlp_flops(tokens, width, mlp_width)
 
 
+def cross_block_flops(tokens: int, width: int, mlp_width: int, memory: int, memory_width: int) -> int:
+    """The same of a block whose tokens attend to the `memory` tokens of another width."""
+    projections = 2 * tokens * width * 2 * width + 2 * memory * memory_width * 2 * width
+    attention = 2 * 2 * tokens * memory * width
+    return projections + attention + mlp_flops(tokens, width, mlp_width)
+
+
 def mlp_flops(tokens: int, width: int, mlp_width: int) -> int:
     """One MLP's forward pass for one image."""
     return 2 * tokens * width * 2 * mlp_width
 
 
+def encoder_tokens(config: MAEConfig) -> int:
+    """Tokens that the encoder works on: class tokens, registers, and the patches that it sees."""
+    patches = config.num_patches if config.encoder_mask_tokens else config.num_visible()
+    return config.class_tokens + config.registers + patches
+
+
+def decoder_tokens(config: MAEConfig) -> int:
+    """Tokens that the decoder works on: class tokens and all patches; of cross-attention those that are predicted."""
+    if config.decoder_attention == "cross":
+        return config.num_predicted()
+    return config.class_tokens + config.num_patches
+
+
 def forward_flops(config: MAEConfig) -> int:
-    """One image's pass through the autoencoder: encoder, decoder and prediction."""
-    visible, patches = num_visible(config.num_patches, config.mask_ratio), config.num_patches
-    width, decoder_width = config.width, config.decoder_width
-    encoder = config.depth * block_flops(1 + visible, width, config.blocks.mlp_width)
-    decoder = config.decoder_depth * block_flops(1 + patches, decoder_width, config.decoder_blocks.mlp_width)
-    decoder_embed = 2 * (1 + visible) * width * decoder_width
-    predict = 2 * patches * decoder_width * config.patch_dim
-    return _patch_embed_flops(config, visible) + encoder + decoder_embed + decoder + predict
+    """One image's pass through the autoencoder as it trains: encoder, decoder and prediction, for each of its masks."""
+    width, decoder_width, mlp_width = config.width, config.decoder_width, config.decoder_blocks.mlp_width
+    seen, tokens = encoder_tokens(config), decoder_tokens(config)
+    encoded = seen - config.registers
+    encoder = config.depth * block_flops(seen, width, config.blocks.mlp_width)
+    if config.decoder_attention == "cross":
+        decoder = config.decoder_depth * cross_block_flops(tokens, decoder_width, mlp_width, encoded, width)
+        predicted = tokens
+    else:
+        decoder_embed = 2 * encoded * width * decoder_width
+        decoder = decoder_embed + config.decoder_depth * block_flops(tokens, decoder_width, mlp_width)
+        predicted = config.num_patches
+    predict = 2 * predicted * decoder_width * config.target_dim
+    return _patch_embed_flops(config, _embedded_patches(config)) + config.masks_per_image * (
+        encoder + decoder + predict
+    )
 
 
 def train_flops(config: MAEConfig) -> int:
-    """One image's forward and backward pass: 3 x forward, without the gradient of the pixels, which nobody needs."""
-    visible = num_visible(config.num_patches, config.mask_ratio)
-    return 3 * forward_flops(config) - _patch_embed_flops(config, visible)
+    """One image's forward and backward pass: 3 x forward, without the gradient of the pixels, which nobody needs.
+
+    Principal components as targets and the uniformity regulariser come to less than what is not counted.
+    """
+    return 3 * forward_flops(config) - _patch_embed_flops(config, _embedded_patches(config))
+
+
+def _embedded_patches(config: MAEConfig) -> int:
+    if config.encoder_mask_tokens or config.masks_per_image > 1:
+        return config.num_patches
+    return config.num_visible()
 
 
 def represent_flops(config: ClassifierConfig) -> int:
     """One image's pass through the classifier's encoder."""
     encoder = config.encoder
-    blocks = encoder.depth * block_flops(1 + encoder.num_patches, encoder.width, encoder.blocks.mlp_width)
+    blocks = encoder.depth * block_flops(_all_tokens(encoder), encoder.width, encoder.blocks.mlp_width)
     return _patch_embed_flops(encoder, encoder.num_patches) + blocks
 
 
@@ -64,7 +99,7 @@ def classify_train_flops(config: ClassifierConfig) -> int:
 
 def classifier_train_flops(config: ClassifierConfig) -> int:
     """One image's forward pass, and the backward pass (2 x forward) of that which trains."""
-    encoder, tokens = config.encoder, 1 + config.encoder.num_patches
+    encoder, tokens = config.encoder, _all_tokens(config.encoder)
     if config.trained_blocks is None:
         trained = 2 * represent_flops(config) - _patch_embed_flops(encoder, encoder.num_patches)
     elif config.trained_blocks == 0.5:
@@ -72,6 +107,10 @@ def classifier_train_flops(config: ClassifierConfig) -> int:
     else:
         trained = 2 * int(config.trained_blocks) * block_flops(tokens, encoder.width, encoder.blocks.mlp_width)
     return represent_flops(config) + trained + classify_train_flops(config)
+
+
+def _all_tokens(config: MAEConfig) -> int:
+    return config.class_tokens + config.registers + config.num_patches
 
 
 def _patch_embed_flops(config: MAEConfig, patches: int) -> int:

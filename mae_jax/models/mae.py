@@ -10,17 +10,31 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from mae_jax.errors import UserError
-from mae_jax.models.encoder import Encoder, EncoderOutput, patches_of, position_table
-from mae_jax.models.mae_config import MAEConfig, check_mask_ratio
-from mae_jax.models.masking import Mask, masks_from_noise, random_masks, take_patches
+from mae_jax.models.decoder import Decoder
+from mae_jax.models.encoder import Encoder, EncoderOutput, Hidden, patches_of
+from mae_jax.models.mae_config import MAEConfig
+from mae_jax.models.masking import (
+    Mask,
+    MaskFn,
+    check_given_mask,
+    check_mask_ratio,
+    draw_masks,
+    given_masks,
+    masks_from_noise,
+    num_visible,
+    some_hidden,
+    take_patches,
+)
 from mae_jax.models.parameters import gather_outside_blocks
 from mae_jax.models.patches import grid_size, patchify, unpatchify
-from mae_jax.models.positions import sincos_table
-from mae_jax.models.reconstruction import normalize_patches, reconstruct
-from mae_jax.models.transformer import NOTHING, Linear, Record, Recorded, create_blocks, make_norm, scan_blocks
+from mae_jax.models.reconstruction import reconstruct
+from mae_jax.models.targets import make_targets
+from mae_jax.models.transformer import NOTHING, Record, Recorded
+from mae_jax.models.uniformity import uniformity
 
 
 class MAEOutput(NamedTuple):
@@ -37,39 +51,6 @@ class MAEOutput(NamedTuple):
     attentions: jax.Array | None = None
     decoder_hidden_states: jax.Array | None = None
     decoder_attentions: jax.Array | None = None
-
-
-class Decoder(nnx.Module):
-    """Predicts the pixels of every patch from the encoded visible ones and mask tokens."""
-
-    def __init__(self, config: MAEConfig, *, rngs: nnx.Rngs):
-        self.config, dtype, width = config, jnp.dtype(config.dtype), config.decoder_width
-        self.embed = Linear(config.width, width, dtype=dtype, rngs=rngs)
-        self.mask_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, 1, width)))
-        learned = config.positions == "learned"
-        self.positions = nnx.Param(jnp.array(sincos_table(config.grid, width))) if learned else None
-        self.blocks = create_blocks(config.decoder_depth, config.decoder_blocks, rngs=rngs)
-        self.norm = make_norm(width, config.norm_epsilon, rngs=rngs)
-        self.predict = Linear(width, config.patch_dim, dtype=dtype, rngs=rngs)
-
-    def __call__(
-        self,
-        tokens: jax.Array,
-        grid: tuple[int, int],
-        ids_restore: jax.Array,
-        record: Record = NOTHING,
-    ) -> tuple[jax.Array, Recorded]:
-        """Decodes tokens [B, 1 + K, D] of K visible patches: predictions [B, L, p*p*C] in float32."""
-        x = self.embed(tokens)
-        b, n, d = x.shape
-        hidden = jnp.broadcast_to(self.mask_token[...], (b, ids_restore.shape[1] + 1 - n, d))
-        patches = take_patches(jnp.concatenate([x[:, 1:], hidden], axis=1), ids_restore)
-        x = jnp.concatenate([x[:, :1], patches], axis=1)
-        x = x + position_table(self.positions, self.config.grid, grid, d)
-        x, recorded = scan_blocks(
-            self.blocks, x, remat=self.config.remat, unroll=self.config.scan_unroll, record=record
-        )
-        return self.predict(self.norm(x[:, 1:])), recorded
 
 
 class MaskedAutoencoder(nnx.Module):
@@ -96,6 +77,7 @@ class MaskedAutoencoder(nnx.Module):
         *,
         key: jax.Array | None = None,
         noise: jax.Array | None = None,
+        mask: np.ndarray | MaskFn | Mask | None = None,
         mask_ratio: float | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
@@ -106,6 +88,9 @@ class MaskedAutoencoder(nnx.Module):
           images: [B, H, W, C], normalised (channel mean and standard deviation).
           key: a key for the batch, or [B] keys, one for each image: draws the masks.
           noise: [B, L], instead of a key: the patches with the smallest values stay visible.
+          mask: masks by hand, instead of a key: what is not 0 is hidden, [L] or [rows, columns] for all images, or [B,
+            ...] for each; or a function (number of the image, (rows, columns)) -> [L] or [rows, columns]. All images
+            have as many visible patches.
           mask_ratio: instead of the model's own; a Python float, since shapes depend on it. With ratio 0 nothing is
             hidden, and the loss is the mean over all patches: a plain autoencoder's.
           output_hidden_states, output_attentions: also return those of each block.
@@ -113,7 +98,7 @@ class MaskedAutoencoder(nnx.Module):
         Raises:
           UserError: for images whose shape does not fit the model, a mask ratio outside [0, 1), or a model without
             decoder.
-          ValueError: unless exactly one of key and noise is given, in a shape that fits.
+          ValueError: unless exactly one of key, noise and mask is given, in a shape that fits.
         """
         if self.decoder is None:
             raise UserError(
@@ -122,17 +107,71 @@ class MaskedAutoencoder(nnx.Module):
                 "or mae_visualize_vit_*)"
             )
         patches, grid = patches_of(images, self.config)
-        masks = self._masks(patches.shape[:2], key, noise, mask_ratio)
+        masks = self._masks(len(patches), grid, key, noise, mask, mask_ratio)
         record = Record(output_hidden_states, output_attentions)
-        tokens, encoder = self.encoder(patches, grid, masks.ids_keep, record)
+        tokens, encoder = self._encode(patches, grid, masks, record)
         prediction, decoder = self.decoder(tokens, grid, masks.ids_restore, record)
-        targets = normalize_patches(patches) if self.config.normalize_targets else patches
-        error = jnp.mean((prediction - targets) ** 2, axis=-1)
-        some_hidden = masks.ids_keep.shape[1] < patches.shape[1]
-        counted = masks.mask if some_hidden else jnp.ones_like(masks.mask)
-        example_loss = jnp.sum(error * counted, axis=1) / jnp.sum(counted, axis=1)
+        targets = make_targets(patches, self.config, self.decoder.basis)
+        example_loss = self._example_loss(prediction, targets, masks)
+        prediction = self.decoder.to_patches(prediction)
         loss = jnp.mean(example_loss)
         return MAEOutput(loss, prediction, masks.mask, masks.ids_restore, example_loss, *encoder, *decoder)
+
+    def training_loss(self, images: jax.Array, keys: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """What pre-training minimises, over images [B, H, W, C] and keys [B] that draw their masks.
+
+        `__call__` reconstructs, with one mask of each image and predictions of all patches; this is the same loss, but
+        with `masks_per_image` masks of each image (data2vec 2.0, Baevski et al. 2022, arXiv 2212.07525, section 3.3),
+        of whose hidden patches a decoder of cross-attention predicts `prediction_ratio`, and with the regulariser.
+
+        Returns:
+          The loss, and its parts if it has several: means over the batch.
+        """
+        config = self.config
+        patches, grid = patches_of(images, config)
+        if config.masks_per_image > 1:
+            keys = jax.vmap(lambda key: jax.random.split(key, config.masks_per_image))(keys).reshape(-1)
+        masks = self._masks(len(keys), grid, keys)
+        tokens, _ = self._encode(patches, grid, masks)
+        targets = make_targets(patches, config, self.decoder.basis)
+        if config.masks_per_image > 1:
+            targets = jnp.repeat(targets, config.masks_per_image, axis=0)
+        ids = self._predicted(keys, masks, grid)
+        prediction, _ = self.decoder(tokens, grid, masks.ids_restore, ids=ids)
+        if ids is None:
+            example_loss = self._example_loss(prediction, targets, masks)
+        else:
+            example_loss = jnp.mean((prediction - take_patches(targets, ids)) ** 2, axis=(1, 2))
+        loss = jnp.mean(example_loss)
+        if not config.uniformity:
+            return loss, {}
+        features = jnp.mean(tokens[:, config.class_tokens :], axis=1)
+        alike = uniformity(jnp.mean(features.reshape(len(images), -1, config.width), axis=1))
+        return loss + config.uniformity * alike, {"reconstruction_loss": loss, "uniformity": alike}
+
+    def _encode(
+        self, patches: jax.Array, grid: tuple[int, int], masks: Mask, record: Record = NOTHING
+    ) -> tuple[jax.Array, Recorded]:
+        """The tokens that the decoder gets."""
+        if self.config.encoder_mask_tokens:
+            return self.encoder(patches, grid, hidden=Hidden(masks.mask, self.decoder.mask_token[...]), record=record)
+        return self.encoder(patches, grid, masks.ids_keep, record=record)
+
+    def _predicted(self, keys: jax.Array, masks: Mask, grid: tuple[int, int]) -> jax.Array | None:
+        """The patches [B, P] that a training step predicts; None: all."""
+        if self.config.decoder_attention == "self":
+            return None
+        count = self.config.num_predicted(grid)
+        if count == masks.mask.shape[1]:
+            return None
+        return some_hidden(jax.vmap(jax.random.fold_in, (0, None))(keys, 1), masks, count)
+
+    def _example_loss(self, prediction: jax.Array, targets: jax.Array, masks: Mask) -> jax.Array:
+        """[B]: the mean squared error of the patches that count."""
+        error = jnp.mean((prediction - targets) ** 2, axis=-1)
+        only_hidden = self.config.loss_patches == "hidden" and masks.ids_keep.shape[1] < masks.mask.shape[1]
+        counted = masks.mask if only_hidden else jnp.ones_like(masks.mask)
+        return jnp.sum(error * counted, axis=1) / jnp.sum(counted, axis=1)
 
     def encode(
         self,
@@ -141,29 +180,31 @@ class MaskedAutoencoder(nnx.Module):
         mask_ratio: float | None = None,
         *,
         noise: jax.Array | None = None,
+        mask: np.ndarray | MaskFn | Mask | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         output_masks: bool = False,
     ) -> jax.Array | EncoderOutput:
-        """Features of images [B, H, W, C]: [B, 1 + L, D], class token first, after the final norm.
+        """Features of images [B, H, W, C]: [B, 1 + L, D], class token first (or several), after the final norm.
 
-        With a key or noise (as in `__call__`), features [B, 1 + K, D] of the K patches that stay visible at
-        `mask_ratio` (None: the model's own), in the shuffled order of the mask.
+        With a key, noise or mask (as in `__call__`), features [B, 1 + K, D] of the K patches that stay visible at
+        `mask_ratio` (None: the model's own), in the shuffled order of the mask. Hidden patches are left out, also by an
+        encoder that was trained with mask tokens in their places.
 
         Returns:
           The features alone; or an EncoderOutput, if any `output_...` is asked for.
 
         Raises:
           UserError: for images whose shape does not fit the model, or a mask ratio outside [0, 1).
-          ValueError: for a mask ratio, or the masks wanted, without key and noise; or noise in a shape that does not
-            fit.
+          ValueError: for a mask ratio, or the masks wanted, without key, noise and mask; or noise in a shape that does
+            not fit.
         """
         patches, grid = patches_of(images, self.config)
         masks = None
-        if key is not None or noise is not None or mask_ratio is not None or output_masks:
-            masks = self._masks(patches.shape[:2], key, noise, mask_ratio)
+        if any(given is not None for given in (key, noise, mask, mask_ratio)) or output_masks:
+            masks = self._masks(len(patches), grid, key, noise, mask, mask_ratio)
         record = Record(output_hidden_states, output_attentions)
-        features, recorded = self.encoder(patches, grid, masks and masks.ids_keep, record)
+        features, recorded = self.encoder(patches, grid, masks and masks.ids_keep, record=record)
         if not (any(record) or output_masks):
             return features
         return EncoderOutput(features, *recorded, *((masks.mask, masks.ids_restore) if output_masks else ()))
@@ -193,6 +234,7 @@ class MaskedAutoencoder(nnx.Module):
         mask_ratio: float | None = None,
         *,
         noise: jax.Array | None = None,
+        mask: np.ndarray | MaskFn | Mask | None = None,
         paste_visible: bool = True,
     ) -> jax.Array:
         """Pictures uint8 [B, H, W, C] of images [B, H, W, C] (normalised) whose hidden patches are predicted.
@@ -200,7 +242,7 @@ class MaskedAutoencoder(nnx.Module):
         With normalised targets, each predicted patch is drawn with the true patch's mean and variance.
 
         Args:
-          key, noise, mask_ratio: of the masks, as in `__call__`; without key and noise they are drawn from key 0.
+          key, noise, mask, mask_ratio: of the masks, as in `__call__`; without them they are drawn from key 0.
           paste_visible: show the visible patches as they are, not as predicted.
 
         Raises:
@@ -208,35 +250,54 @@ class MaskedAutoencoder(nnx.Module):
         """
         if self.processor is None:
             raise UserError("this model has no processor: set model.processor = mae_jax.Processor(...)")
-        if key is None and noise is None:
+        if key is None and noise is None and mask is None:
             key = jax.random.key(0)
-        output = self(images, key=key, noise=noise, mask_ratio=mask_ratio)
+        output = self(images, key=key, noise=noise, mask=mask, mask_ratio=mask_ratio)
         images, normalized = jnp.asarray(images, jnp.float32), self.config.normalize_targets
         found = reconstruct(images, output.prediction, output.mask, self.config.patch_size, normalized)
         return self.processor.to_pictures(found.pasted if paste_visible else found.prediction)
 
-    def _masks(self, shape: tuple[int, int], key, noise, mask_ratio: float | None) -> Mask:
-        batch, num_patches = shape
-        mask_ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
-        check_mask_ratio(mask_ratio, num_patches)
-        if (key is None) == (noise is None):
-            raise ValueError("give either key= or noise=: the masks need one source of randomness")
+    def _masks(
+        self, batch: int, grid: tuple[int, int], key=None, noise=None, mask=None, mask_ratio: float | None = None
+    ) -> Mask:
+        if sum(given is not None for given in (key, noise, mask)) != 1:
+            raise ValueError("give one of key=, noise= and mask=: the masks need one source")
+        if isinstance(mask, Mask):
+            return mask
+        if mask is not None:
+            if mask_ratio is not None:
+                raise ValueError(f"mask_ratio={mask_ratio} beside mask=, which decides what is hidden: leave it out")
+            hidden, visible = check_given_mask(mask, batch, grid)
+            return given_masks(jnp.asarray(hidden), visible)
+        num_patches = grid[0] * grid[1]
+        ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
         if noise is not None:
-            if noise.shape != shape:
-                raise ValueError(f"noise of shape {noise.shape}: {shape} (batch, patches) is needed")
-            return masks_from_noise(jnp.asarray(noise, jnp.float32), mask_ratio)
+            check_mask_ratio(ratio, num_patches, num_visible(num_patches, ratio))
+            if noise.shape != (batch, num_patches):
+                raise ValueError(f"noise of shape {noise.shape}: {(batch, num_patches)} (batch, patches) is needed")
+            return masks_from_noise(jnp.asarray(noise, jnp.float32), ratio)
+        self.config.num_visible(ratio, grid)  # raises if such masks cannot be
         if not hasattr(key, "dtype"):
             raise ValueError(f"key={key!r} is not a JAX key; give key=jax.random.key(0), and a ratio as mask_ratio=")
         key = key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
         keys = jax.random.split(key, batch) if key.ndim == 0 else key
         if keys.shape != (batch,):
             raise ValueError(f"keys of shape {keys.shape}: one key, or one for each of {batch} images, is needed")
-        return random_masks(keys, num_patches, mask_ratio)
+        return draw_masks(keys, grid, ratio, self.config.mask_sampling, self.config.mask_cell)
 
 
 def init_params(config: MAEConfig, key: jax.Array) -> dict:
     """Initial parameters as a nested dict of float32 arrays."""
     return nnx.to_pure_dict(nnx.state(MaskedAutoencoder(config, rngs=nnx.Rngs(key))))
+
+
+def split_fixed(variables: dict) -> tuple[dict, dict]:
+    """A model's variables as (parameters, those that are fitted to the data and never trained)."""
+    decoder = dict(variables.get("decoder", {}))
+    if "basis" not in decoder:
+        return variables, {}
+    basis = decoder.pop("basis")
+    return variables | {"decoder": decoder}, {"decoder": {"basis": basis}}
 
 
 @functools.lru_cache(maxsize=16)  # tracing a model takes longer than loading it

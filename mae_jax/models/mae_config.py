@@ -3,9 +3,9 @@
 import dataclasses
 
 from mae_jax.errors import UserError
-from mae_jax.models.masking import MASK_SAMPLINGS, num_visible
+from mae_jax.models.layers import ACTIVATIONS, ATTENTION_BACKENDS, BlockConfig
+from mae_jax.models.masking import GRID_RATIO, MASK_SAMPLINGS, check_mask_ratio, count_visible
 from mae_jax.models.patches import grid_size
-from mae_jax.models.transformer import ACTIVATIONS, ATTENTION_BACKENDS, BlockConfig
 
 # The named encoders. tiny, small: DeiT (arXiv 2012.12877); base, large, huge: ViT (arXiv 2010.11929), as in the paper.
 SIZES = {
@@ -25,6 +25,12 @@ CHOICES = {
     "loss_patches": ("hidden", "all"),
     "decoder_attention": ("self", "cross"),
 }
+
+AT_LEAST = {
+    "channels": 1, "width": 1, "depth": 1, "num_heads": 1, "scan_unroll": 1,
+    "decoder_width": 1, "decoder_depth": 1, "decoder_num_heads": 1,
+    "mask_cell": 1, "class_tokens": 1, "registers": 0, "masks_per_image": 1, "uniformity": 0,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +82,9 @@ class MAEConfig:
         if len(size) != 2 or not all(isinstance(side, int) for side in size):
             raise UserError(f"model.image_size={self.image_size!r} is neither an integer nor (height, width)")
         object.__setattr__(self, "image_size", size)
-        for name in ("channels", "width", "depth", "num_heads", "decoder_width", "decoder_depth", "decoder_num_heads"):
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name}={getattr(self, name)} must be at least 1")
+        for name, least in AT_LEAST.items():
+            if getattr(self, name) < least:
+                raise UserError(f"model.{name}={getattr(self, name)} must be at least {least}")
         for name, scale in (("width", "num_heads"), ("decoder_width", "decoder_num_heads")):
             width, heads = getattr(self, name), getattr(self, scale)
             if width % heads:
@@ -97,14 +103,72 @@ class MAEConfig:
                 own = getattr(self, name)
                 text = f"mlp_ratio={self.mlp_ratio} leaves" if own is None else f"{name}={own} leaves"
                 raise UserError(f"model.{text} the MLPs no hidden unit")
-        if self.scan_unroll < 1:
-            raise UserError(f"model.scan_unroll={self.scan_unroll} must be at least 1")
         if self.normalize_targets and self.patch_dim == 1:
             raise UserError(
                 "model.normalize_targets needs patches of more than one value (one value has no variance); "
                 "set model.normalize_targets=False or a larger model.patch_size"
             )
-        check_mask_ratio(self.mask_ratio, self.num_patches, "model.mask_ratio")
+        self.num_visible(name="model.mask_ratio")
+        self._check_objective()
+
+    def _check_objective(self) -> None:
+        """What the settings of masks, targets and decoder must be together."""
+        if self.pca_targets is not None and not 1 <= self.pca_targets <= self.patch_dim:
+            raise UserError(
+                f"model.pca_targets={self.pca_targets} is outside [1, {self.patch_dim}], the values of a patch"
+            )
+        if self.pca_targets is not None and self.normalize_targets:
+            raise UserError("model.pca_targets are components of the pixels: set model.normalize_targets=False")
+        cross, ratio = self.decoder_attention == "cross", self.prediction_ratio
+        if cross and self.encoder_mask_tokens:
+            raise UserError(
+                "model.decoder_attention=cross attends to visible patches alone: set model.encoder_mask_tokens=False"
+            )
+        if ratio is None:
+            return
+        if not cross or self.loss_patches == "all":
+            raise UserError(
+                f"model.prediction_ratio={ratio} is for model.decoder_attention=cross with model.loss_patches=hidden: "
+                "set these, or prediction_ratio=None"
+            )
+        if not 1 <= int(self.num_patches * ratio) <= self.num_patches - self.num_visible():
+            raise UserError(
+                f"model.prediction_ratio={ratio} of {self.num_patches} patches is none, or more than the "
+                f"{self.num_patches - self.num_visible()} that are hidden"
+            )
+
+    def num_visible(
+        self, mask_ratio: float | None = None, grid: tuple[int, int] | None = None, name: str = "mask_ratio"
+    ) -> int:
+        """Patches that the encoder sees of a (rows, columns) grid at a mask ratio; None: the model's own.
+
+        Raises:
+          UserError: unless 0 <= mask_ratio < 1 and at least one patch stays visible, or if the way of sampling masks
+            does not go with the ratio and the grid; `name` is what the ratio is called.
+        """
+        mask_ratio = self.mask_ratio if mask_ratio is None else mask_ratio
+        rows, columns = grid = self.grid if grid is None else grid
+        visible = count_visible(grid, mask_ratio, self.mask_cell)
+        check_mask_ratio(mask_ratio, rows * columns, visible, name)
+        cell, random = self.mask_cell, self.mask_sampling == "random"
+        if cell > 1 and not random:
+            raise UserError(f"model.mask_cell={cell} is for model.mask_sampling=random, not {self.mask_sampling}")
+        if rows % cell or columns % cell:
+            raise UserError(f"model.mask_cell={cell} does not divide the grid of {rows} x {columns} patches")
+        if self.mask_sampling == "grid" and (mask_ratio != GRID_RATIO or rows % 2 or columns % 2):
+            raise UserError(
+                f"model.mask_sampling=grid keeps one patch of each 2 x 2: it needs {name}={GRID_RATIO}, not "
+                f"{mask_ratio}, and even numbers of patches, not {rows} x {columns}"
+            )
+        return visible
+
+    def num_predicted(self, grid: tuple[int, int] | None = None) -> int:
+        """Patches of a grid that a training step predicts with a decoder of cross-attention; None: the model's grid."""
+        rows, columns = grid = self.grid if grid is None else grid
+        hidden = rows * columns - self.num_visible(grid=grid)
+        if self.loss_patches == "all" or hidden == 0:
+            return rows * columns
+        return hidden if self.prediction_ratio is None else int(rows * columns * self.prediction_ratio)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -122,12 +186,15 @@ class MAEConfig:
 
     @property
     def decoder_blocks(self) -> BlockConfig:
-        return self._blocks(self.decoder_width, self.decoder_num_heads, self.decoder_mlp_width)
+        memory_width = self.width if self.decoder_attention == "cross" else None
+        return self._blocks(self.decoder_width, self.decoder_num_heads, self.decoder_mlp_width, memory_width)
 
-    def _blocks(self, width: int, num_heads: int, mlp_width: int | None) -> BlockConfig:
+    def _blocks(
+        self, width: int, num_heads: int, mlp_width: int | None, memory_width: int | None = None
+    ) -> BlockConfig:
         return BlockConfig(
             width, num_heads, int(self.mlp_ratio * width) if mlp_width is None else mlp_width,
-            self.norm_epsilon, self.activation, self.qkv_bias, self.attention, self.dtype,
+            self.norm_epsilon, self.activation, self.qkv_bias, self.attention, self.dtype, self.qk_norm, memory_width,
         )  # fmt: skip
 
     @property
@@ -135,10 +202,7 @@ class MAEConfig:
         """Values in a patch: p * p * C."""
         return self.patch_size**2 * self.channels
 
-
-def check_mask_ratio(mask_ratio: float, num_patches: int, name: str = "mask_ratio") -> None:
-    """Raises UserError unless 0 <= mask_ratio < 1 and at least one of the patches stays visible."""
-    if not 0 <= mask_ratio < 1:
-        raise UserError(f"{name}={mask_ratio} is outside [0, 1)")
-    if num_visible(num_patches, mask_ratio) < 1:
-        raise UserError(f"{name}={mask_ratio} leaves none of {num_patches} patches visible; lower it")
+    @property
+    def target_dim(self) -> int:
+        """Values that are predicted of a patch."""
+        return self.patch_dim if self.pca_targets is None else self.pca_targets

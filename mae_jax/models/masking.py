@@ -1,19 +1,34 @@
-"""Which patches the encoder sees: random masks, one for each example."""
+"""Which patches the encoder sees: masks drawn for each example, or given by hand."""
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+
+from mae_jax.errors import UserError
 
 MASK_SAMPLINGS = ("random", "block", "grid")
+GRID_RATIO = 0.75  # of the masks that keep one patch of each 2 x 2
+# Blocks are drawn as BEiT does (arXiv 2106.08254, algorithm 1), whose smallest is 16 of 14 x 14 patches.
+LEAST_BLOCK = 16 / 196  # share of the patches
+BLOCK_ASPECT = 0.3  # height / width lies between this and its inverse
+BLOCK_DRAWS = 200
 
 
 class Mask(NamedTuple):
     """Masks of a batch. B examples, L patches, K of them visible."""
 
-    ids_keep: jax.Array  # [B, K] the visible patches, in shuffled order
+    ids_keep: jax.Array  # [B, K] the visible patches
     ids_restore: jax.Array  # [B, L] place of each patch in the shuffled order: < K is visible
     mask: jax.Array  # [B, L] float32; 1 = hidden, 0 = visible
+    ids_hidden: jax.Array  # [B, L - K]
+
+
+MaskFn = Callable[[int, tuple[int, int]], np.ndarray]  # (number of the image, grid) -> 1 where a patch is hidden
 
 
 def num_visible(num_patches: int, mask_ratio: float) -> int:
@@ -21,10 +36,105 @@ def num_visible(num_patches: int, mask_ratio: float) -> int:
     return int(num_patches * (1 - mask_ratio))
 
 
+def count_visible(grid: tuple[int, int], mask_ratio: float, cell: int = 1) -> int:
+    """Visible patches of a (rows, columns) grid whose patches are hidden in cells of `cell` x `cell`."""
+    return cell**2 * num_visible(grid[0] * grid[1] // cell**2, mask_ratio)
+
+
+def check_mask_ratio(mask_ratio: float, num_patches: int, visible: int, name: str = "mask_ratio") -> None:
+    """Raises UserError unless 0 <= mask_ratio < 1 and at least one of the patches stays visible."""
+    if not 0 <= mask_ratio < 1:
+        raise UserError(f"{name}={mask_ratio} is outside [0, 1)")
+    if visible < 1:
+        raise UserError(f"{name}={mask_ratio} leaves none of {num_patches} patches visible; lower it")
+
+
+def draw_masks(
+    keys: jax.Array, grid: tuple[int, int], mask_ratio: float, sampling: str = "random", cell: int = 1
+) -> Mask:
+    """Masks for a batch. keys: [B], one key an example, which alone decides its mask (paper, section 3, Table 1f)."""
+    if sampling == "block":
+        return block_masks(keys, grid, mask_ratio)
+    if sampling == "grid":
+        return grid_masks(keys, grid)
+    return cell_masks(keys, grid, mask_ratio, cell) if cell > 1 else random_masks(keys, grid[0] * grid[1], mask_ratio)
+
+
 def random_masks(keys: jax.Array, num_patches: int, mask_ratio: float) -> Mask:
     """Hides a uniformly random set of patches of each example. keys: [B], one key an example (paper, section 3)."""
     ids_shuffle = jax.vmap(jax.random.permutation, in_axes=(0, None))(keys, num_patches)
-    return _mask_from_order(ids_shuffle, mask_ratio)
+    return _mask_from_order(ids_shuffle, num_visible(num_patches, mask_ratio))
+
+
+def cell_masks(keys: jax.Array, grid: tuple[int, int], mask_ratio: float, cell: int) -> Mask:
+    """Hides a uniformly random set of cells of `cell` x `cell` patches; `cell` divides the grid.
+
+    Larger holes than single patches leave (Pixio, Yang et al. 2025, arXiv 2512.15715).
+    """
+    cells = _cells(grid, cell)
+
+    def order(key):
+        return cells[jax.random.permutation(key, len(cells))].reshape(-1)
+
+    return _mask_from_order(jax.vmap(order)(keys), count_visible(grid, mask_ratio, cell))
+
+
+def grid_masks(keys: jax.Array, grid: tuple[int, int]) -> Mask:
+    """Keeps one patch of each 2 x 2, at the same place in all of them (paper, Figure 6); the key chooses the place."""
+    places = _cells(grid, 2).T
+
+    def order(key):
+        return jnp.roll(places, jax.random.randint(key, (), 0, 4), axis=0).reshape(-1)
+
+    return _mask_from_order(jax.vmap(order)(keys), places.shape[1])
+
+
+def block_masks(keys: jax.Array, grid: tuple[int, int], mask_ratio: float) -> Mask:
+    """Hides random rectangles, one after the other, until exactly as many patches are hidden as random masks hide.
+
+    As BEiT does (Bao et al. 2021, arXiv 2106.08254, algorithm 1), which the paper's Table 1f follows. Of the last
+    rectangle only as many patches are hidden as were missing, row by row.
+    """
+    num_patches = grid[0] * grid[1]
+    keep = num_visible(num_patches, mask_ratio)
+    hide = num_patches - keep
+    rows, columns = np.arange(grid[0])[:, None], np.arange(grid[1])
+
+    def draw(state):
+        key, hidden, n = state
+        missing = hide - jnp.sum(hidden)
+        top, left, height, width = _draw_block(jax.random.fold_in(key, n), grid, missing)
+        inside = (top <= rows) & (rows < top + height) & (left <= columns) & (columns < left + width)
+        inside |= n == BLOCK_DRAWS - 1  # never seen: all draws lay inside earlier ones
+        new = (inside & ~hidden).reshape(-1)
+        new &= jnp.cumsum(new) <= missing
+        return key, hidden | new.reshape(grid), n + 1
+
+    def order(key):
+        start = key, jnp.zeros(grid, bool), 0
+        _, hidden, _ = jax.lax.while_loop(lambda state: jnp.sum(state[1]) < hide, draw, start)
+        return jnp.argsort(hidden.reshape(-1), stable=True)
+
+    return _mask_from_order(jax.vmap(order)(keys), keep)
+
+
+def _draw_block(key: jax.Array, grid: tuple[int, int], missing: jax.Array) -> tuple[jax.Array, ...]:
+    """(top, left, height, width) of a rectangle of up to `missing` patches, or of the least size if that is more."""
+    area_key, aspect_key, top_key, left_key = jax.random.split(key, 4)
+    least = max(1.0, LEAST_BLOCK * grid[0] * grid[1])
+    area = jax.random.uniform(area_key, minval=least, maxval=jnp.maximum(least, missing))
+    aspect = jnp.exp(jax.random.uniform(aspect_key, minval=math.log(BLOCK_ASPECT), maxval=-math.log(BLOCK_ASPECT)))
+    height = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32).clip(1, grid[0])
+    width = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32).clip(1, grid[1])
+    top = jax.random.randint(top_key, (), 0, grid[0] - height + 1)
+    left = jax.random.randint(left_key, (), 0, grid[1] - width + 1)
+    return top, left, height, width
+
+
+def _cells(grid: tuple[int, int], cell: int) -> jax.Array:
+    """The patches of each cell of `cell` x `cell`: [cells, cell * cell]."""
+    patches = np.arange(grid[0] * grid[1]).reshape(grid)
+    return jnp.asarray(rearrange(patches, "(r i) (c j) -> (r c) (i j)", i=cell, j=cell))
 
 
 def masks_from_noise(noise: jax.Array, mask_ratio: float) -> Mask:
@@ -32,15 +142,64 @@ def masks_from_noise(noise: jax.Array, mask_ratio: float) -> Mask:
 
     The noise should be float32: in bfloat16 about half of 196 uniform draws coincide, which biases the masks.
     """
-    return _mask_from_order(jnp.argsort(noise, axis=1, stable=True), mask_ratio)
+    return _mask_from_order(jnp.argsort(noise, axis=1, stable=True), num_visible(noise.shape[1], mask_ratio))
 
 
-def _mask_from_order(ids_shuffle: jax.Array, mask_ratio: float) -> Mask:
-    num_patches = ids_shuffle.shape[1]
-    keep = num_visible(num_patches, mask_ratio)
+def given_masks(hidden: jax.Array, num_visible: int) -> Mask:
+    """Hides the patches where `hidden` [B, L] is not 0; every row has `num_visible` zeros (`check_given_mask`)."""
+    return _mask_from_order(jnp.argsort(hidden != 0, axis=1, stable=True), num_visible)
+
+
+def check_given_mask(mask: np.ndarray | MaskFn, count: int, grid: tuple[int, int]) -> tuple[np.ndarray, int]:
+    """A mask by hand for `count` images of a (rows, columns) grid: bool [count, L], and the number of visible patches.
+
+    Args:
+      mask: what is not 0 is hidden: [L] or [rows, columns] for all images, [count, L] or [count, rows, columns]; or a
+        function (number of the image, grid) -> [L] or [rows, columns].
+
+    Raises:
+      UserError: for another shape, or unless every image has the same number of visible patches, at least one.
+    """
+    num_patches = grid[0] * grid[1]
+    if callable(mask):
+        try:
+            mask = np.stack([np.reshape(mask(number, grid), num_patches) for number in range(count)])
+        except ValueError as error:
+            raise UserError(
+                f"the mask function must give {num_patches} values, or {grid[0]} x {grid[1]}: {error}"
+            ) from error
+    try:
+        mask = np.asarray(mask) != 0
+    except jax.errors.TracerArrayConversionError as error:
+        raise UserError(
+            "a mask's count of visible patches decides shapes: inside jax.jit let mask be a NumPy array from outside"
+        ) from error
+    shapes = [(num_patches,), grid, (count, num_patches), (count, *grid)]
+    if mask.shape not in shapes:
+        raise UserError(
+            f"mask of shape {mask.shape}: one of {', '.join(str(shape) for shape in dict.fromkeys(shapes))} is needed"
+        )
+    mask = np.broadcast_to(mask.reshape(-1, num_patches), (count, num_patches))
+    visible = np.sum(~mask, axis=1)
+    if len(np.unique(visible)) != 1 or visible[0] == 0:
+        raise UserError(
+            f"the masks leave {visible.min()} to {visible.max()} of {num_patches} patches visible; "
+            "every image needs the same number, at least one"
+        )
+    return mask, int(visible[0])
+
+
+def some_hidden(keys: jax.Array, masks: Mask, count: int) -> jax.Array:
+    """`count` of the hidden patches of each example, [B, count], a uniformly random set. keys: [B]."""
+    if count == masks.ids_hidden.shape[1]:
+        return masks.ids_hidden
+    return jax.vmap(jax.random.permutation)(keys, masks.ids_hidden)[:, :count]
+
+
+def _mask_from_order(ids_shuffle: jax.Array, keep: int) -> Mask:
     ids_restore = jnp.argsort(ids_shuffle, axis=1)
     mask = (ids_restore >= keep).astype(jnp.float32)
-    return Mask(ids_shuffle[:, :keep], ids_restore, mask)
+    return Mask(ids_shuffle[:, :keep], ids_restore, mask, ids_shuffle[:, keep:])
 
 
 def take_patches(x: jax.Array, ids: jax.Array) -> jax.Array:

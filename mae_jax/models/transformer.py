@@ -1,55 +1,15 @@
 """Pre-norm Transformer blocks, stacked along depth and scanned."""
 
-import dataclasses
-import functools
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from flax import nnx
 
-from mae_jax.errors import UserError
-from mae_jax.parallel import from_rows, gather, gathers_again, splits, to_columns
-
-xavier_uniform = nnx.initializers.xavier_uniform()
-
-
-def exact_gelu(x: jax.Array) -> jax.Array:
-    """x * Phi(x) by the error function, in float32 (`jax.nn.gelu(approximate=False)` takes the costlier erfc)."""
-    x = x.astype(jnp.float32)
-    return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
-
-
-ACTIVATIONS = {  # model.activation -> the function between the two layers of an MLP
-    "gelu": exact_gelu,
-    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-    "leaky_relu": jax.nn.leaky_relu,
-    "mish": jax.nn.mish,
-    "relu": jax.nn.relu,
-    "relu6": jax.nn.relu6,
-    "sigmoid": jax.nn.sigmoid,
-    "silu": jax.nn.silu,
-    "tanh": jnp.tanh,
-}
-ATTENTION_BACKENDS = ("xla", "cudnn")
-
-
-@dataclasses.dataclass(frozen=True)
-class BlockConfig:
-    """What defines the blocks of an encoder or decoder."""
-
-    width: int
-    num_heads: int
-    mlp_width: int
-    epsilon: float = 1e-6  # of the norms
-    activation: str = "gelu"
-    qkv_bias: bool = True
-    attention: str = "xla"
-    dtype: str = "float32"  # of the matrix products
+from mae_jax.models.attention import Attention
+from mae_jax.models.layers import BlockConfig, Mlp, make_norm
+from mae_jax.parallel import gather, gathers_again, splits
 
 
 class Record(NamedTuple):
@@ -69,93 +29,11 @@ class Recorded(NamedTuple):
     attentions: jax.Array | None = None  # [depth, b, h, n, n] float32: weight of each token (last axis) for each
 
 
-class Linear(nnx.Module):
-    """A linear layer with Xavier-uniform kernel, as all of MAE's; the product in `dtype`, the bias and result float32.
-
-    (nnx.Linear adds the bias in `dtype`: its gradient, a sum over all tokens of a batch, would be a bfloat16 sum.)
-
-    Args:
-      outputs: several numbers give the result several axes; the initial kernel is that of one matrix.
-      split: by what the kernel is split where a mesh's tensor axis splits it: "columns", "rows", or None: it is whole.
-    """
-
-    def __init__(
-        self,
-        inputs: int,
-        *outputs: int,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
-        bias_init=nnx.initializers.zeros,
-        use_bias: bool = True,
-        split: str | None = None,
-    ):
-        self.dtype, self.split = dtype, split
-        kernel = xavier_uniform(rngs.params(), (inputs, math.prod(outputs)), jnp.float32)
-        self.kernel = nnx.Param(kernel.reshape(inputs, *outputs))
-        self.bias = nnx.Param(bias_init(rngs.params(), outputs, jnp.float32)) if use_bias else None
-
-    def __call__(self, x: jax.Array) -> jax.Array:  # [..., inputs] -> [..., *outputs]
-        if self.split == "columns":
-            x = to_columns(x)
-        kernel = self.kernel[...].astype(self.dtype)
-        product = jnp.dot(x.astype(self.dtype), kernel.reshape(len(kernel), -1)).astype(jnp.float32)
-        product = product.reshape(*x.shape[:-1], *kernel.shape[1:])
-        if self.split == "rows":
-            product = from_rows(product)
-        return product if self.bias is None else product + self.bias[...]
-
-
-def make_norm(width: int, epsilon: float, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """A LayerNorm in float32 whose variance is the mean of squared deviations (E[x^2] - E[x]^2 loses digits)."""
-    return nnx.LayerNorm(width, epsilon=epsilon, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
-
-
-class Attention(nnx.Module):
-    """Multi-head self-attention. q, k and v are one matrix [D, 3, D], whose Xavier bound is sqrt(6 / 4D)."""
-
-    def __init__(self, config: BlockConfig, *, rngs: nnx.Rngs):
-        self.config, self.dtype, width = config, jnp.dtype(config.dtype), config.width
-        self.qkv = Linear(width, 3, width, dtype=self.dtype, use_bias=config.qkv_bias, split="columns", rngs=rngs)
-        self.out = Linear(width, width, dtype=self.dtype, split="rows", rngs=rngs)
-
-    def __call__(self, x: jax.Array, weights: bool = False) -> tuple[jax.Array, jax.Array | None]:
-        """Maps [b, n, d] to [b, n, d]; with `weights` also returns the attention [b, h, n, n]."""
-        if self.config.attention == "cudnn" and jax.default_backend() != "gpu":
-            raise UserError(
-                f"model.attention=cudnn needs an NVIDIA GPU, but JAX runs on {jax.default_backend()}: "
-                "set model.attention=xla"
-            )
-        qkv = self.qkv(x).astype(self.dtype)
-        # On a mesh, these are the heads of this device's columns.
-        head_width = self.config.width // self.config.num_heads
-        q, k, v = rearrange(qkv, "b n three (h d) -> three b n h d", d=head_width)
-        # Logits and softmax are float32 inside; the scale is 1 / sqrt(head width).
-        x = jax.nn.dot_product_attention(q, k, v, implementation=self.config.attention)
-        # No back-end returns its weights: they are computed once more, so that the result does not depend on them.
-        attention = attention_weights(q, k) if weights else None
-        return self.out(rearrange(x, "b n h d -> b n (h d)")), attention
-
-
-def attention_weights(q: jax.Array, k: jax.Array) -> jax.Array:
-    """softmax(q k^T / sqrt(d)) in float32, [b, h, n, n], of queries and keys [b, n, h, d]."""
-    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
-    return jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=-1)
-
-
-class Mlp(nnx.Module):
-    """Two linear layers with an activation between them; in MAE the exact (erf) GELU."""
-
-    def __init__(self, config: BlockConfig, *, rngs: nnx.Rngs):
-        self.activation, dtype = config.activation, jnp.dtype(config.dtype)
-        self.fc1 = Linear(config.width, config.mlp_width, dtype=dtype, split="columns", rngs=rngs)
-        self.fc2 = Linear(config.mlp_width, config.width, dtype=dtype, split="rows", rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:  # [b, n, d] -> [b, n, d]
-        return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
-
-
 class Block(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). The residual stream is float32."""
+    """x + attention(norm(x)), then x + mlp(norm(x)). The residual stream is float32.
+
+    A memory that the attention is to is not normed: it is an encoder's result, which is.
+    """
 
     def __init__(self, config: BlockConfig, *, rngs: nnx.Rngs):
         self.norm1 = make_norm(config.width, config.epsilon, rngs=rngs)
@@ -164,14 +42,19 @@ class Block(nnx.Module):
         self.mlp = Mlp(config, rngs=rngs)
 
     def __call__(
-        self, x: jax.Array, branch_scales: jax.Array | None = None, weights: bool = False
+        self,
+        x: jax.Array,
+        branch_scales: jax.Array | None = None,
+        memory: jax.Array | None = None,
+        weights: bool = False,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Maps [b, n, d] to [b, n, d], and returns the attention [b, h, n, n] if `weights` are asked for.
+        """Maps [b, n, d] to [b, n, d], and returns the attention [b, h, n, n or m] if `weights` are asked for.
 
-        `branch_scales` [2, b] multiplies the two residual branches of each example.
+        `branch_scales` [2, b] multiplies the two residual branches of each example; `memory` [b, m, memory_width] is
+        what cross-attention attends to.
         """
         attention_scale, mlp_scale = (1, 1) if branch_scales is None else branch_scales[:, :, None, None]
-        update, attention = self.attention(self.norm1(x), weights)
+        update, attention = self.attention(self.norm1(x), memory, weights)
         x = x + attention_scale * update
         return x + mlp_scale * self.mlp(self.norm2(x)), attention
 
@@ -194,6 +77,7 @@ def scan_blocks(
     remat: bool,
     unroll: int,
     branch_scales: jax.Array | None = None,
+    memory: jax.Array | None = None,
     frozen: int = 0,
     record: Record = NOTHING,
 ) -> tuple[jax.Array, Recorded]:
@@ -203,6 +87,7 @@ def scan_blocks(
       remat: recompute each block in the backward pass instead of keeping its activations.
       unroll: blocks in one iteration of the compiled loop.
       branch_scales: [depth, 2, b], of drop path (`drop_path_scales`).
+      memory: [b, m, memory_width], what all blocks attend to if they are of cross-attention.
       frozen: first blocks that pass no gradient to their parameters; if x needs none either, they cost no backward
         pass.
       record: what else to return.
@@ -214,7 +99,7 @@ def scan_blocks(
 
     def apply_block(x, inputs):
         parameters, scales = inputs
-        x, attention = nnx.merge(graphdef, gather(parameters, dtype))(x, scales, record.attentions)
+        x, attention = nnx.merge(graphdef, gather(parameters, dtype))(x, scales, memory, record.attentions)
         return x, (x if record.hidden_states else None, attention)
 
     if remat:

@@ -1,5 +1,7 @@
 """Pre-training: train a masked autoencoder, draw what it reconstructs, measure what its encoder has learnt."""
 
+import contextlib
+import dataclasses
 import functools
 import math
 from pathlib import Path
@@ -8,19 +10,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from jax.sharding import Mesh
 
 from mae_jax.data.augment import color_jitter, normalize, random_flip
-from mae_jax.data.loader import Batches, make_train_batches
+from mae_jax.data.loader import Batches, make_eval_batches, make_train_batches
 from mae_jax.data.sources import make_source
+from mae_jax.data.subset import RandomSubset
 from mae_jax.data.supervised import augmentations
 from mae_jax.evaluation.pretraining import MAEEvaluation
 from mae_jax.interop.weights import check_workdir, pin_weights, read_fitting_params
 from mae_jax.mesh import check_heads, create, make_mesh, process_share
-from mae_jax.models.flops import forward_flops, train_flops
-from mae_jax.models.mae import MAEConfig, init_params, make_bind
-from mae_jax.models.masking import num_visible
-from mae_jax.models.parameters import count_parameters
+from mae_jax.models.flops import decoder_tokens, encoder_tokens, forward_flops, train_flops
+from mae_jax.models.mae import MAEConfig, init_params, make_bind, split_fixed
+from mae_jax.models.parameters import count_parameters, join
+from mae_jax.models.targets import fit_patch_basis
 from mae_jax.seeding import make_key
 from mae_jax.training.reporting import Reporter
 from mae_jax.training.run import run_training
@@ -28,6 +32,13 @@ from mae_jax.training.signals import StopSignal
 from mae_jax.training.state import TrainState, Variables
 from mae_jax.training.step import LossDetails, LossFn
 from mae_jax.training.summary import si
+
+BASIS_IMAGES = 10_000  # at most, that principal components of patches are fitted to
+# Settings of the model that the summary names where they are not the usual ones.
+CHOICES = (
+    "mask_sampling", "mask_cell", "encoder_mask_tokens", "loss_patches", "pca_targets", "class_tokens", "registers",
+    "qk_norm", "decoder_attention", "prediction_ratio", "masks_per_image", "uniformity",
+)  # fmt: skip
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> None:
@@ -65,32 +76,48 @@ class Pretraining:
         self._start_notes: list[str] = []
 
     def init(self, key: jax.Array) -> Variables:
-        return Variables(init_params(self._model, key))
+        return Variables(*split_fixed(init_params(self._model, key)))
 
     def start(self) -> Variables | None:
-        if not self._config.init_from:
-            return None
-        path = pin_weights(self._config.init_from, self._workdir)
-        params, self._start_notes = read_fitting_params(path, self._config)
-        return Variables(params)
+        if self._config.init_from:
+            path = pin_weights(self._config.init_from, self._workdir)
+            params, self._start_notes = read_fitting_params(path, self._config)
+            params, fixed = split_fixed(params)
+        else:
+            params, fixed = {}, {}
+        if self._model.pca_targets is not None and not fixed:
+            fixed = {"decoder": {"basis": self._fit_patch_basis()}}
+        return Variables(params, fixed) if params or fixed else None
+
+    def _fit_patch_basis(self) -> dict[str, np.ndarray]:
+        """Principal components of the training images' patches, the same in all processes."""
+        data, model = self._config.data, self._model
+        source = RandomSubset(self._train_source, BASIS_IMAGES)
+        batches = make_eval_batches(source, data, min(len(source), 256), model.image_size, model.channels)
+        with contextlib.closing(batches):
+            images = (normalize(batch["image"][batch["weight"] > 0], data.mean, data.std) for batch in batches)
+            return fit_patch_basis(images, model)
 
     def describe(self, variables: Variables) -> dict[str, str]:
         model, params = self._model, variables.params
         height, width = model.image_size
-        visible = num_visible(model.num_patches, model.mask_ratio)
         start = "; note: ".join([self._config.init_from or "", *self._start_notes])
-        return ({"start": start} if self._config.init_from else {}) | {
+        rows = {"start": start} if self._config.init_from else {}
+        rows |= {
             "encoder": f"{model.depth} blocks x {model.width}, {model.num_heads} heads, "
             f"{count_parameters(params['encoder']):,} parameters",
             "decoder": f"{model.decoder_depth} blocks x {model.decoder_width}, {model.decoder_num_heads} heads, "
             f"{count_parameters(params['decoder']):,} parameters",
             "images": f"{height} x {width} x {model.channels}, patch {model.patch_size}: {model.num_patches} patches, "
-            f"{visible} visible (mask ratio {model.mask_ratio})",
+            f"{model.num_visible()} visible (mask ratio {model.mask_ratio})",
             "augment": ", ".join(augmentations(self._config.data)) or "nothing",
-            "tokens": f"encoder {visible} + 1, decoder {model.num_patches} + 1",
+            "tokens": f"encoder {encoder_tokens(model)}, decoder {decoder_tokens(model)}",
             "compute": f"{si(forward_flops(model))}FLOP forward, {si(train_flops(model))}FLOP a training image, "
             f"{model.dtype} products",
         }
+        usual = {field.name: field.default for field in dataclasses.fields(MAEConfig)}
+        chosen = [f"{name} {getattr(model, name)}" for name in CHOICES if getattr(model, name) != usual[name]]
+        return rows | ({"choices": ", ".join(chosen)} if chosen else {})
 
     def batches(self, state: TrainState, start_step: int) -> Batches:
         index, count = process_share(self._mesh)
@@ -119,7 +146,7 @@ class Pretraining:
 
 
 def make_loss_fn(config: ml_collections.ConfigDict, model: MAEConfig) -> LossFn:
-    """The masked loss of a batch {"image": uint8 [B, H, W, C]}; each image's key decides its flip and its mask."""
+    """The masked loss of a batch {"image": uint8 [B, H, W, C]}; each image's key decides its flip and its masks."""
     bind, data = make_bind(model), config.data
 
     def loss_fn(params: dict, frozen: dict, batch: dict, keys: jax.Array) -> tuple[jax.Array, LossDetails]:
@@ -127,7 +154,8 @@ def make_loss_fn(config: ml_collections.ConfigDict, model: MAEConfig) -> LossFn:
         images = random_flip(flip_keys, batch["image"]) if data.flip else batch["image"]
         if data.color_jitter:
             images = color_jitter(jax.vmap(jax.random.fold_in, (0, None))(flip_keys, 1), images, data.color_jitter)
-        return bind(params)(normalize(images, data.mean, data.std), key=mask_keys).loss, LossDetails()
+        loss, parts = bind(join(params, frozen)).training_loss(normalize(images, data.mean, data.std), mask_keys)
+        return loss, LossDetails(scalars=parts)
 
     return loss_fn
 

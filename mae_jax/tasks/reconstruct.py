@@ -11,7 +11,7 @@ from mae_jax.evaluation.pretraining import MAEEvaluation
 from mae_jax.interop.weights import has_decoder
 from mae_jax.interop.workdirs import Weights
 from mae_jax.mesh import check_heads, make_mesh, parameter_shardings, put
-from mae_jax.models.mae_config import MAEConfig, check_mask_ratio
+from mae_jax.models.mae_config import MAEConfig
 from mae_jax.tasks.checkpoint import open_checkpoint, write_measurement
 from mae_jax.training.reporting import provenance, save_picture
 from mae_jax.training.signals import StopSignal
@@ -41,7 +41,7 @@ def reconstruct(weights: Weights, config: ml_collections.ConfigDict, workdir: Pa
     """Draws reconstructions/<step>.png and writes result.json with the loss over all images of a source.
 
     Raises:
-      UserError: for a model without a decoder, or a mask ratio that does not fit.
+      UserError: for a model without a decoder, or a mask ratio or masks by hand that do not fit.
     """
     if not has_decoder(weights):
         raise UserError(
@@ -50,7 +50,7 @@ def reconstruct(weights: Weights, config: ml_collections.ConfigDict, workdir: Pa
         )
     model = MAEConfig(**config.model)
     if config.evaluate.mask_ratio is not None:
-        check_mask_ratio(config.evaluate.mask_ratio, model.num_patches, "evaluate.mask_ratio")
+        model.num_visible(config.evaluate.mask_ratio, name="evaluate.mask_ratio")
     mesh = make_mesh(config.mesh)
     check_heads(mesh, model)
     evaluation = MAEEvaluation(config, model, mesh, None, source)

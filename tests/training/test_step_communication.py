@@ -10,7 +10,6 @@ from flax.traverse_util import flatten_dict
 
 from configs.common import get_config
 from mae_jax.models.mae import MAEConfig, init_params
-from mae_jax.models.masking import num_visible
 from mae_jax.tasks.pretrain import make_loss_fn
 from mae_jax.training.communication import read_collectives
 from mae_jax.training.optimizers import make_optimizer, make_schedule
@@ -94,7 +93,7 @@ def test_fsdp_gathers_the_parameters_for_both_passes_and_scatters_their_gradient
 def test_tensor_parallel_sums_activations_twice_a_block_and_pass_and_no_parameters(remat):
     found, numbers = sent((1, 1, 8), remat=remat)
     _, model = model_config()
-    visible = 1 + num_visible(model.num_patches, model.mask_ratio)
+    visible = 1 + model.num_visible()
     streams = [(model.depth, visible * model.width), (model.decoder_depth, 17 * model.decoder_width)]
     once = 4 * BATCH * sum(depth * values for depth, values in streams)
     assert found.keys() == {("all-reduce", ("tensor",))}

@@ -1,0 +1,82 @@
+"""The decoder: from the encoder's tokens to predictions of patches."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mae_jax.models.encoder import position_table
+from mae_jax.models.layers import Linear, make_norm
+from mae_jax.models.mae_config import MAEConfig
+from mae_jax.models.masking import take_patches
+from mae_jax.models.positions import sincos_table
+from mae_jax.models.targets import PatchBasis
+from mae_jax.models.transformer import NOTHING, Record, Recorded, create_blocks, scan_blocks
+
+
+class Decoder(nnx.Module):
+    """Predicts every patch from the encoded visible ones and mask tokens.
+
+    Of self-attention (the paper's), it works on the tokens of all patches. Of cross-attention (CrossMAE, Fu et al.
+    2024, arXiv 2401.14391, section 3.2), it works on mask tokens alone, which attend to the encoder's tokens and not to
+    one another: so any part of the patches can be predicted by itself.
+
+    Where the encoder sees mask tokens, the mask token is of the encoder's width, and it is the encoder that takes it.
+    """
+
+    def __init__(self, config: MAEConfig, *, rngs: nnx.Rngs):
+        self.config, dtype, width = config, jnp.dtype(config.dtype), config.decoder_width
+        cross = config.decoder_attention == "cross"
+        self.embed = None if cross else Linear(config.width, width, dtype=dtype, rngs=rngs)
+        token_width = config.width if config.encoder_mask_tokens else width
+        self.mask_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, 1, token_width)))
+        learned = config.positions == "learned"
+        self.positions = nnx.Param(jnp.array(sincos_table(config.grid, width))) if learned else None
+        self.blocks = create_blocks(config.decoder_depth, config.decoder_blocks, rngs=rngs)
+        self.norm = make_norm(width, config.norm_epsilon, rngs=rngs)
+        self.predict = Linear(width, config.target_dim, dtype=dtype, rngs=rngs)
+        self.basis = None if config.pca_targets is None else PatchBasis(config.patch_dim, config.pca_targets)
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        grid: tuple[int, int],
+        ids_restore: jax.Array,
+        record: Record = NOTHING,
+        ids: jax.Array | None = None,
+    ) -> tuple[jax.Array, Recorded]:
+        """Decodes tokens [B, C + K, D] of C class tokens and K patches: predictions [B, L, target_dim] in float32.
+
+        Args:
+          ids: [B, P], the patches that are predicted by a decoder of cross-attention; None: all.
+        """
+        if self.embed is None:
+            x, memory, first = self._queries(len(tokens), grid, ids), tokens, 0
+        else:
+            x, memory, first = self._all_tokens(tokens, grid, ids_restore), None, self.config.class_tokens
+        x, recorded = scan_blocks(
+            self.blocks, x, remat=self.config.remat, unroll=self.config.scan_unroll, memory=memory, record=record
+        )
+        return self.predict(self.norm(x[:, first:])), recorded
+
+    def to_patches(self, prediction: jax.Array) -> jax.Array:
+        """Predictions [B, L, target_dim] as patches [B, L, p*p*C], which are normalised if the targets are."""
+        return prediction if self.basis is None else self.basis.to_patches(prediction)
+
+    def _queries(self, batch: int, grid: tuple[int, int], ids: jax.Array | None) -> jax.Array:
+        positions = position_table(self.positions, self.config.grid, grid, self.config.decoder_width)[1:]
+        positions = positions[None] if ids is None else take_patches(positions, ids)
+        x = self.mask_token[...] + positions
+        return jnp.broadcast_to(x, (batch, *x.shape[1:]))
+
+    def _all_tokens(self, tokens: jax.Array, grid: tuple[int, int], ids_restore: jax.Array) -> jax.Array:
+        classes = self.config.class_tokens
+        x = self.embed(tokens)
+        b, n, d = x.shape
+        if not self.config.encoder_mask_tokens:
+            hidden = jnp.broadcast_to(self.mask_token[...], (b, ids_restore.shape[1] + classes - n, d))
+            patches = take_patches(jnp.concatenate([x[:, classes:], hidden], axis=1), ids_restore)
+            x = jnp.concatenate([x[:, :classes], patches], axis=1)
+        table = position_table(self.positions, self.config.grid, grid, d)
+        if classes > 1:
+            table = jnp.concatenate([jnp.repeat(table[:1], classes, axis=0), table[1:]])
+        return x + table

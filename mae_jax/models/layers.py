@@ -1,0 +1,103 @@
+"""The layers that Transformer blocks are made of."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mae_jax.parallel import from_rows, to_columns
+
+xavier_uniform = nnx.initializers.xavier_uniform()
+
+
+def exact_gelu(x: jax.Array) -> jax.Array:
+    """x * Phi(x) by the error function, in float32 (`jax.nn.gelu(approximate=False)` takes the costlier erfc)."""
+    x = x.astype(jnp.float32)
+    return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
+
+
+ACTIVATIONS = {  # model.activation -> the function between the two layers of an MLP
+    "gelu": exact_gelu,
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "leaky_relu": jax.nn.leaky_relu,
+    "mish": jax.nn.mish,
+    "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
+    "sigmoid": jax.nn.sigmoid,
+    "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+ATTENTION_BACKENDS = ("xla", "cudnn")
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockConfig:
+    """What defines the blocks of an encoder or decoder."""
+
+    width: int
+    num_heads: int
+    mlp_width: int
+    epsilon: float = 1e-6  # of the norms
+    activation: str = "gelu"
+    qkv_bias: bool = True
+    attention: str = "xla"
+    dtype: str = "float32"  # of the matrix products
+    qk_norm: bool = False  # LayerNorm of each head's queries and keys
+    memory_width: int | None = None  # if set, the tokens attend to others of this width, and not to one another
+
+
+class Linear(nnx.Module):
+    """A linear layer with Xavier-uniform kernel, as all of MAE's; the product in `dtype`, the bias and result float32.
+
+    (nnx.Linear adds the bias in `dtype`: its gradient, a sum over all tokens of a batch, would be a bfloat16 sum.)
+
+    Args:
+      outputs: several numbers give the result several axes; the initial kernel is that of one matrix.
+      split: by what the kernel is split where a mesh's tensor axis splits it: "columns", "rows", or None: it is whole.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        *outputs: int,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+        bias_init=nnx.initializers.zeros,
+        use_bias: bool = True,
+        split: str | None = None,
+    ):
+        self.dtype, self.split = dtype, split
+        kernel = xavier_uniform(rngs.params(), (inputs, math.prod(outputs)), jnp.float32)
+        self.kernel = nnx.Param(kernel.reshape(inputs, *outputs))
+        self.bias = nnx.Param(bias_init(rngs.params(), outputs, jnp.float32)) if use_bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # [..., inputs] -> [..., *outputs]
+        if self.split == "columns":
+            x = to_columns(x)
+        kernel = self.kernel[...].astype(self.dtype)
+        product = jnp.dot(x.astype(self.dtype), kernel.reshape(len(kernel), -1)).astype(jnp.float32)
+        product = product.reshape(*x.shape[:-1], *kernel.shape[1:])
+        if self.split == "rows":
+            product = from_rows(product)
+        return product if self.bias is None else product + self.bias[...]
+
+
+def make_norm(width: int, epsilon: float, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """A LayerNorm in float32 whose variance is the mean of squared deviations (E[x^2] - E[x]^2 loses digits)."""
+    return nnx.LayerNorm(width, epsilon=epsilon, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
+
+
+class Mlp(nnx.Module):
+    """Two linear layers with an activation between them; in MAE the exact (erf) GELU."""
+
+    def __init__(self, config: BlockConfig, *, rngs: nnx.Rngs):
+        self.activation, dtype = config.activation, jnp.dtype(config.dtype)
+        self.fc1 = Linear(config.width, config.mlp_width, dtype=dtype, split="columns", rngs=rngs)
+        self.fc2 = Linear(config.mlp_width, config.width, dtype=dtype, split="rows", rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # [b, n, d] -> [b, n, d]
+        return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
