@@ -132,7 +132,9 @@ def get_config() -> ml_collections.ConfigDict:
     train.ema_decay = placeholder(float)  # if set, a moving average of the weights is kept, evaluated and handed on
 
     optimizer = config.optimizer = ml_collections.ConfigDict()
-    optimizer.name = "adamw"  # adamw | lars (linear and attentive probes)
+    # adamw | lars (linear and attentive probes) | muon: for the matrices of the blocks, adamw for the rest (Jordan et
+    # al. 2024, kellerjordan.github.io/posts/muon), scaled so that adamw's rate and decay serve (arXiv 2502.16982).
+    optimizer.name = "adamw"
     optimizer.base_learning_rate = 1.5e-4  # at batch 256: the peak rate is this x batch_size / 256
     optimizer.warmup_epochs = 40.0  # linear from 0; a tenth of a run that is no longer than this
     optimizer.min_learning_rate = 0.0  # where the cosine ends
@@ -141,6 +143,7 @@ def get_config() -> ml_collections.ConfigDict:
     optimizer.epsilon = 1e-8
     optimizer.weight_decay = 0.05  # on kernels; pre-training: also class and mask tokens; no biases, norms
     optimizer.layer_decay = 1.0  # classify: a block's rate is this x that of the block after it (arXiv 2106.08254)
+    optimizer.muon_momentum = 0.95  # muon: Nesterov's (arXiv 2502.16982; kellerjordan.github.io/posts/muon)
     optimizer.momentum = 0.9  # lars
     optimizer.trust_coefficient = 0.001  # lars: an update's norm / its weights' norm, at rate 1
     optimizer.clip_norm = placeholder(float)  # largest global norm of the gradient; None: no clipping (as the paper)

@@ -61,7 +61,7 @@ CHOICES = {
     "data.crop_rule": ("retry", "clip", "centre"),
     "data.on_bad_image": ("replace", "raise"),
     "evaluate.token": ("mean", "class"),
-    "optimizer.name": ("adamw", "lars"),
+    "optimizer.name": ("adamw", "lars", "muon"),
 }
 # [low, high] of settings that are shares or probabilities; those that are None are not checked.
 WITHIN = {
@@ -79,6 +79,7 @@ BELOW = {
     "optimizer.b1": (0, 1),
     "optimizer.b2": (0, 1),
     "optimizer.momentum": (0, 1),
+    "optimizer.muon_momentum": (0, 1),
     "train.ema_decay": (0, 1),
 }
 
@@ -187,6 +188,11 @@ def _check_classifier(config: ml_collections.ConfigDict) -> None:
         raise UserError(
             "optimizer.name=lars is for probes (its trust ratio would mix the blocks): "
             "set classifier.trained_blocks=0 or optimizer.name=adamw"
+        )
+    if config.optimizer.name == "muon" and trained == 0:
+        raise UserError(
+            "optimizer.name=muon is for the matrices of the blocks, of which classifier.trained_blocks=0 trains none: "
+            "set optimizer.name=adamw or lars"
         )
 
 

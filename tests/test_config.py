@@ -47,7 +47,7 @@ def test_the_imagenet_configs_have_the_papers_recipe_and_sizes(name, parameters)
 BAD_VALUES = {
     "data.batch_size": 0, "train.steps": 0, "train.epochs": 0.0, "train.epochs ": float("inf"),
     "optimizer.base_learning_rate": -1.0, "optimizer.base_learning_rate ": float("nan"), "optimizer.b2": 1.0,
-    "optimizer.clip_norm": 0.0, "checkpoint.keep": 0,
+    "optimizer.clip_norm": 0.0, "optimizer.muon_momentum": 1.0, "optimizer.name": "moun", "checkpoint.keep": 0,
     "evaluate.token": "cls", "evaluate.knn_temperature": 0.0, "data.seed": -1, "seed": 2**32,
     "data.crop_scale": (0.5, 1.5), "data.crop_ratio": (2.0, 1.0), "data.crop_scale ": (0.2,), "data.std ": ("a",),
     "data.mean": (0.5, 0.5), "data.std": (0.0,), "data.eval_crop": 1.5, "data.on_bad_image": "skip",

@@ -58,11 +58,11 @@ def probe_trainee():
 
 
 @functools.cache
-def one_step(sizes, parts=1, trainee=mae_trainee, dtype="float32"):
-    """(loss and other scalars, the state after one step of SGD with rate 1) on a mesh, fetched."""
+def one_step(sizes, parts=1, trainee=mae_trainee, dtype="float32", make_optimizer=lambda: optax.sgd(1.0)):
+    """(loss and other scalars, the state after one step, of SGD with rate 1) on a mesh, fetched."""
     config = dataclasses.replace(MODEL, dtype=dtype)
     make_variables, loss_fn, batch = trainee(config) if trainee is mae_trainee else trainee()
-    mesh, optimizer, key = device_mesh(*sizes), optax.sgd(1.0), jax.random.key(1)
+    mesh, optimizer, key = device_mesh(*sizes), make_optimizer(), jax.random.key(1)
     init = make_init(make_variables, optimizer)
     step_fn = make_train_step(loss_fn, optimizer, lambda _: 1.0, mesh, parts)
     shapes = {name: jax.ShapeDtypeStruct(rows.shape, rows.dtype) for name, rows in batch.items()}

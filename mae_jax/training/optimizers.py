@@ -1,4 +1,6 @@
-"""AdamW and LARS, their learning-rate schedule, which parameters decay, and which learn more slowly."""
+"""AdamW, Muon and LARS, their learning-rate schedule, which parameters decay, and which learn more slowly."""
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +8,7 @@ import optax
 from ml_collections import ConfigDict
 
 TOKENS = ("class_token", "mask_token")
+MUON_RMS = 0.2  # root mean square of Muon's updates at rate 1, about AdamW's (arXiv 2502.16982, section 2.2)
 
 
 def peak_learning_rate(settings: ConfigDict, batch_size: int) -> float:
@@ -62,12 +65,18 @@ def layer_scales(params: dict, layer_decay: float) -> dict:
 def make_optimizer(
     settings: ConfigDict, schedule: optax.Schedule, *, decay_tokens: bool = True
 ) -> optax.GradientTransformation:
-    """AdamW or LARS, after clipping by the gradient's global norm and with layer-wise rates, if set.
+    """AdamW, Muon or LARS, after clipping by the gradient's global norm and with layer-wise rates, if set.
 
     Clipping and layer-wise rates have no state, so that a run may turn them on or off when it goes on.
     """
     mask = lambda params: decays(params, tokens=decay_tokens)  # noqa: E731
-    inner = _lars(settings, schedule) if settings.name == "lars" else _adamw(settings, schedule, mask)
+    match settings.name:
+        case "lars":
+            inner = _lars(settings, schedule)
+        case "muon":
+            inner = _muon(settings, schedule, mask)
+        case _:
+            inner = _adamw(settings, schedule, mask)
     clip = optax.identity() if settings.clip_norm is None else optax.clip_by_global_norm(settings.clip_norm)
 
     def update(grads, state, params):
@@ -85,6 +94,40 @@ def _adamw(settings: ConfigDict, schedule: optax.Schedule, mask) -> optax.Gradie
     return optax.adamw(
         schedule, b1=settings.b1, b2=settings.b2, eps=settings.epsilon, weight_decay=settings.weight_decay, mask=mask
     )
+
+
+def is_block_matrix(path: tuple) -> bool:
+    """Whether the parameter with this path in a tree is a kernel of stacked blocks, [depth, inputs, ..., outputs]."""
+    names = [getattr(entry, "key", None) for entry in path]
+    return "blocks" in names and names[-1] == "kernel"
+
+
+def _muon(settings: ConfigDict, schedule: optax.Schedule, mask) -> optax.GradientTransformation:
+    """Muon for the matrices of the blocks, AdamW for all else: the input and output layers, tokens, biases, norms.
+
+    Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) orthogonalises the Nesterov momentum of a matrix by
+    five Newton-Schulz steps; here each block's, and its queries, keys and values one by one. With the scale
+    of Liu et al. 2025 (arXiv 2502.16982, section 2.2) and decoupled decay it takes AdamW's rate and decay.
+
+    (`optax.contrib.muon` would give the rest Nesterov's AdamW, and decay biases and norms with the kernels.)
+    """
+
+    def labels(params):
+        return jax.tree_util.tree_map_with_path(lambda path, _: "muon" if is_block_matrix(path) else "adamw", params)
+
+    def dimensions(updates):  # all axes but these two count matrices
+        return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=-1), updates)
+
+    def scale(update, _):  # an orthogonal matrix has a root mean square of 1 / sqrt(its longer side)
+        return MUON_RMS * math.sqrt(max(update.shape[1], update.shape[-1])) * update
+
+    muon = optax.chain(
+        optax.contrib.scale_by_muon(beta=settings.muon_momentum, weight_dimension_numbers=dimensions),
+        optax.stateless_with_tree_map(scale),
+        optax.add_decayed_weights(settings.weight_decay, mask),
+        optax.scale_by_learning_rate(schedule),
+    )
+    return optax.partition({"muon": muon, "adamw": _adamw(settings, schedule, mask)}, labels)
 
 
 def _lars(settings: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:

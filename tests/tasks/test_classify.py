@@ -186,6 +186,7 @@ def test_pictures_without_labels_are_refused(pretrained, pictures, tmp_path):
         (dict(data__batch_size=8), "make it a multiple of 16"),  # eight devices, and pairs to mix
         (dict(data__label_fraction=0.0), "label_fraction=0.0"),
         (dict(optimizer__name="lars"), "optimizer.name=lars"),
+        (dict(optimizer__name="muon", classifier__trained_blocks=0.0), "trained_blocks=0 trains none"),
         (dict(data__label_fraction=0.01), "larger than the training data"),
     ],
 )
