@@ -125,6 +125,9 @@ def get_config() -> ml_collections.ConfigDict:
     train = config.train = ml_collections.ConfigDict()
     train.epochs = 800.0  # of floor(examples / batch size) steps
     train.steps = placeholder(int)  # if set, counts instead of the epochs
+    # Smaller images first (arXiv 2212.06593, 2404.00509): pairs of the share of the run at which a stage ends and its
+    # pixels, an int or (height, width), such as ((0.5, 128), (0.75, 160)); then model.image_size. Evaluation has that.
+    train.resolutions = ()
     train.log_every_steps = 50
     train.skip_nonfinite = 0  # updates at most that are left out where loss or gradient is not finite, before it stops
     train.profile_steps = 0  # steps that are profiled, into profile/ (for TensorBoard or Perfetto); 0: none

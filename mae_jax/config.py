@@ -13,6 +13,7 @@ import ml_collections
 from mae_jax.errors import UserError, first_line
 from mae_jax.models.classifier import POOLS
 from mae_jax.models.mae_config import MAEConfig
+from mae_jax.stages import check_resolutions
 
 # Least values of numeric settings; those that are None are not checked.
 AT_LEAST = {
@@ -137,12 +138,14 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"data.eval_crop={data.eval_crop} is outside (0, 1]")
     if not 0 < data.eval_fraction < 1:
         raise UserError(f"data.eval_fraction={data.eval_fraction} is outside (0, 1)")
+    check_resolutions(config.train.resolutions)
     if config.task != "pretrain" and config.init_from:
         return  # the model is the checkpoint's, and is judged when that is read
     model = MAEConfig(**config.model)
     if config.evaluate.mask_ratio is not None:
         model.num_visible(config.evaluate.mask_ratio, name="evaluate.mask_ratio")
     check_channels(data, model.channels)
+    check_resolutions(config.train.resolutions, model)
 
 
 def check_channels(data: ml_collections.ConfigDict, channels: int) -> None:
@@ -217,16 +220,20 @@ def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+            flat[prefix + key] = _replace_sequences(value, tuple, list)
     return flat
 
 
 def from_dict(values: dict) -> dict:
     """Undoes what JSON does to a config: lists become tuples again."""
     return {
-        key: from_dict(value) if isinstance(value, dict) else tuple(value) if isinstance(value, list) else value
+        key: from_dict(value) if isinstance(value, dict) else _replace_sequences(value, list, tuple)
         for key, value in values.items()
     }
+
+
+def _replace_sequences(value: Any, old: type, new: type) -> Any:
+    return new(_replace_sequences(item, old, new) for item in value) if isinstance(value, old) else value
 
 
 def nearest(word: str, words: Iterable[str]) -> str:

@@ -5,6 +5,7 @@ place in the global order alone, so that neither threads, processes nor restarts
 """
 
 import collections
+import functools
 import itertools
 import logging
 import math
@@ -30,6 +31,7 @@ from mae_jax.data.reading import (
     PieceReader,
     RandomCrop,
     Shuffled,
+    Transform,
     candidates,
 )
 from mae_jax.data.sources import Source
@@ -48,11 +50,15 @@ def make_train_batches(
     image_size: tuple[int, int],
     channels: int,
     *,
+    size_at: Callable[[int], tuple[int, int]] | None = None,
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
 ) -> "Batches":
     """Endless batches of shuffled, cropped and augmented pictures, from step `start_step` on.
+
+    Args:
+      size_at: step -> (height, width) of its pictures, where steps differ; None: all have `image_size`.
 
     Returns:
       Iterator of {"image": uint8 [b, h, w, c], "label": int32 [b], "index": int64 [b]} with b = data.batch_size /
@@ -70,11 +76,11 @@ def make_train_batches(
             f"data.batch_size={batch_size} is larger than the training data ({len(source)} pictures): "
             f"set data.batch_size to {len(source)} or less"
         )
-    size, scale, ratio = tuple(image_size), tuple(data_config.crop_scale), tuple(data_config.crop_ratio)
     if data_config.crop_rule == "centre":
-        transform = CentreCrop(size, data_config.eval_crop)
+        transform = CentreCrop(data_config.eval_crop)
     else:
-        transform = RandomCrop(size, scale, ratio, data_config.seed, data_config.crop_rule)
+        scale, ratio = tuple(data_config.crop_scale), tuple(data_config.crop_ratio)
+        transform = RandomCrop(scale, ratio, data_config.seed, data_config.crop_rule)
     augment = make_augmentation(data_config, channels)
     if augment:
         transform = Augmented(transform, augment, data_config.seed)
@@ -83,7 +89,8 @@ def make_train_batches(
         data_config,
         order=Shuffled(len(source), data_config.seed),
         transform=transform,
-        shape=(*image_size, channels),
+        size_at=size_at or functools.partial(_same_size, tuple(image_size)),
+        channels=channels,
         batch_size=batch_size,
         setting="data.batch_size",
         start_step=start_step,
@@ -117,8 +124,9 @@ def make_eval_batches(
         source,
         data_config,
         order=InOrder(len(source)),
-        transform=CentreCrop(tuple(image_size), data_config.eval_crop),
-        shape=(*image_size, channels),
+        transform=CentreCrop(data_config.eval_crop),
+        size_at=functools.partial(_same_size, tuple(image_size)),
+        channels=channels,
         batch_size=batch_size,
         setting="evaluate.batch_size",
         start_step=0,
@@ -134,8 +142,9 @@ def _make_batches(
     data_config: ConfigDict,
     *,
     order: Callable[[int], int],
-    transform: Callable[[np.ndarray, int], np.ndarray],
-    shape: tuple[int, int, int],
+    transform: Transform,
+    size_at: Callable[[int], tuple[int, int]],
+    channels: int,
     batch_size: int,
     setting: str,
     start_step: int,
@@ -152,12 +161,13 @@ def _make_batches(
     rows = batch_size // process_count
     piece_size = max(size for size in range(1, min(rows, MAX_PIECE) + 1) if rows % size == 0)
     pieces_per_batch = rows // piece_size
-    reader = PictureReader(source, shape[2], data_config.max_pixels, data_config.on_bad_image)
+    reader = PictureReader(source, channels, data_config.max_pixels, data_config.on_bad_image)
     read_piece = PieceReader(
         reader,
         order,
         transform,
-        shape,
+        size_at,
+        channels,
         batch_size=batch_size,
         first_row=process_index * rows,
         rows=rows,
@@ -178,6 +188,10 @@ def _make_batches(
     # Pieces are joined here and not by the readers: worker processes take turns piece by piece, in order.
     dataset = dataset.batch(pieces_per_batch, drop_remainder=True, batch_fn=_join)
     return Batches(iter(dataset), reader, keys)
+
+
+def _same_size(size: tuple[int, int], step: int) -> tuple[int, int]:
+    return size
 
 
 def _threads_and_buffer(source: Source, data_config: ConfigDict, pieces_per_batch: int) -> tuple[int, int]:

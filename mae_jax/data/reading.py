@@ -17,6 +17,9 @@ from mae_jax.retry import with_patience
 
 REPLACEMENT_TRIES = 20  # pictures tried in the place of one that cannot be read
 
+# (uint8 [h, w, c], place in the order, size) -> uint8 [*size, c]
+Transform = Callable[[np.ndarray, int, tuple[int, int]], np.ndarray]
+
 
 class Shuffled:
     """The order of training: place -> index. Every run of `length` places is one epoch, each in its own order."""
@@ -48,32 +51,25 @@ class InOrder:
 
 
 class RandomCrop:
-    """The transform of training: (picture, place) -> a random resized crop, keyed by the place."""
+    """The transform of training: (picture, place, size) -> a random resized crop; the box is keyed by the place."""
 
-    def __init__(
-        self,
-        size: tuple[int, int],
-        scale: tuple[float, float],
-        ratio: tuple[float, float],
-        seed: int,
-        rule: str = "retry",
-    ):
-        self._size, self._scale, self._ratio, self._seed, self._rule = size, scale, ratio, seed, rule
+    def __init__(self, scale: tuple[float, float], ratio: tuple[float, float], seed: int, rule: str = "retry"):
+        self._scale, self._ratio, self._seed, self._rule = scale, ratio, seed, rule
 
-    def __call__(self, image: np.ndarray, place: int) -> np.ndarray:
+    def __call__(self, image: np.ndarray, place: int, size: tuple[int, int]) -> np.ndarray:
         # A counter-based generator: any two places have independent streams, and making one is cheap.
         rng = np.random.Generator(np.random.Philox(key=self._seed, counter=[0, 0, 0, place]))
-        return random_resized_crop(image, rng, self._size, self._scale, self._ratio, self._rule)
+        return random_resized_crop(image, rng, size, self._scale, self._ratio, self._rule)
 
 
 class CentreCrop:
-    """The transform of evaluation: (picture, place) -> its centre."""
+    """The transform of evaluation: (picture, place, size) -> its centre."""
 
-    def __init__(self, size: tuple[int, int], eval_crop: float):
-        self._size, self._eval_crop = size, eval_crop
+    def __init__(self, eval_crop: float):
+        self._eval_crop = eval_crop
 
-    def __call__(self, image: np.ndarray, place: int) -> np.ndarray:
-        return resize_and_centre_crop(image, self._size, self._eval_crop)
+    def __call__(self, image: np.ndarray, place: int, size: tuple[int, int]) -> np.ndarray:
+        return resize_and_centre_crop(image, size, self._eval_crop)
 
 
 class Augmented:
@@ -81,16 +77,16 @@ class Augmented:
 
     def __init__(
         self,
-        transform: Callable[[np.ndarray, int], np.ndarray],
+        transform: Transform,
         augment: Callable[[np.ndarray, np.random.Generator], np.ndarray],
         seed: int,
     ):
         self._transform, self._augment, self._seed = transform, augment, seed
 
-    def __call__(self, image: np.ndarray, place: int) -> np.ndarray:
+    def __call__(self, image: np.ndarray, place: int, size: tuple[int, int]) -> np.ndarray:
         # The third number sets it apart from the stream of the crop.
         rng = np.random.Generator(np.random.Philox(key=self._seed, counter=[0, 0, 1, place]))
-        return self._augment(self._transform(image, place), rng)
+        return self._augment(self._transform(image, place, size), rng)
 
 
 def candidates(index: int, length: int) -> Iterator[int]:
@@ -152,8 +148,9 @@ class PieceReader:
     Args:
       reader: of single pictures.
       order: place in the global order -> index in the source, -1 for padding.
-      transform: (uint8 [h, w, c], place) -> uint8 [*size, c].
-      shape: (height, width, channels) of the transformed pictures.
+      transform: what is done to each picture.
+      size_at: step -> (height, width) of its transformed pictures.
+      channels: of the pictures.
       batch_size: rows of the global batch.
       first_row, rows: the rows of the global batch that this process reads.
       piece_size: rows of a piece; divides `rows`.
@@ -164,8 +161,9 @@ class PieceReader:
         self,
         reader: PictureReader,
         order: Callable[[int], int],
-        transform: Callable[[np.ndarray, int], np.ndarray],
-        shape: tuple[int, int, int],
+        transform: Transform,
+        size_at: Callable[[int], tuple[int, int]],
+        channels: int,
         *,
         batch_size: int,
         first_row: int,
@@ -173,17 +171,19 @@ class PieceReader:
         piece_size: int,
         start_step: int,
     ):
-        self._reader, self._order, self._transform, self._shape = reader, order, transform, shape
+        self._reader, self._order, self._transform = reader, order, transform
+        self._size_at, self._channels = size_at, channels
         self._batch_size, self._first_row, self._start_step = batch_size, first_row, start_step
         self._pieces_per_batch, self._piece_size = rows // piece_size, piece_size
 
     def __call__(self, piece: int) -> dict[str, np.ndarray]:
         """Returns the rows of a piece: image, label, index, weight, and what the loader needs to name bad pictures."""
         step, part = divmod(int(piece), self._pieces_per_batch)
-        first = (self._start_step + step) * self._batch_size + self._first_row + part * self._piece_size
-        size = self._piece_size
+        step += self._start_step
+        first = step * self._batch_size + self._first_row + part * self._piece_size
+        size, image_size = self._piece_size, self._size_at(step)
         rows = {
-            "image": np.zeros((size, *self._shape), np.uint8),
+            "image": np.zeros((size, *image_size, self._channels), np.uint8),
             "label": np.full(size, -1, np.int32),
             "index": np.full(size, -1, np.int64),
             "weight": np.zeros(size, np.float32),
@@ -195,7 +195,7 @@ class PieceReader:
             if asked < 0:
                 continue
             image, label, index, failed = self._reader.read_or_replace(asked)
-            rows["image"][row] = self._transform(image, place)
+            rows["image"][row] = self._transform(image, place, image_size)
             rows["label"][row], rows["index"][row], rows["weight"][row] = label, index, 1
             rows["asked_index"][row], rows["failed_reads"][row] = asked, failed
         return rows

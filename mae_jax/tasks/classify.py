@@ -4,6 +4,7 @@ What makes the one or the other are settings: `classifier.trained_blocks`, `.poo
 what happens to the pictures (`data.*`).
 """
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from mae_jax.models.flops import classifier_train_flops, classify_flops, classif
 from mae_jax.models.mae_config import MAEConfig
 from mae_jax.models.parameters import count_parameters, join
 from mae_jax.parallel import on_rows
+from mae_jax.stages import Stage, check_resolutions, size_at
 from mae_jax.training.reporting import Reporter
 from mae_jax.training.run import run_training
 from mae_jax.training.signals import StopSignal
@@ -91,6 +93,7 @@ class Classification:
         self._config, self._workdir, self._mesh, self._weights, self._changed = config, workdir, mesh, weights, changed
         data, encoder = config.data, MAEConfig(**config.model)
         check_heads(mesh, encoder, decoder=False)
+        check_resolutions(config.train.resolutions, encoder)
         sources = [make_source(data, split, encoder.image_size, encoder.channels) for split in ("train", "eval")]
         train_source, eval_source = (Labelled(source, data) for source in sources)
         if data.label_fraction is not None:
@@ -122,6 +125,11 @@ class Classification:
         if self._keeps_features:
             self.batch["feature"] = jax.ShapeDtypeStruct((b, *self._representation), jnp.float32)
             self.train_flops = classify_train_flops(model)
+            if config.train.resolutions:
+                raise UserError(
+                    f"train.resolutions={config.train.resolutions}: a frozen encoder's features are computed once, "
+                    "at one size; leave train.resolutions out, or let the pictures change (such as data.flip=True)"
+                )
         else:
             self.batch["image"] = jax.ShapeDtypeStruct((b, *shape), jnp.uint8)
             self.train_flops = classifier_train_flops(model)
@@ -196,13 +204,18 @@ class Classification:
         loss = -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1))
         return loss, LossDetails(statistics=statistics)
 
-    def batches(self, state: TrainState, start_step: int) -> HostBatches:
+    def train_flops_at(self, image_size: tuple[int, int]) -> int:
+        encoder = dataclasses.replace(self._model.encoder, image_size=image_size)
+        return classifier_train_flops(dataclasses.replace(self._model, encoder=encoder))
+
+    def batches(self, state: TrainState, start_step: int, stages: tuple[Stage, ...]) -> HostBatches:
         config, encoder = self._config, self._model.encoder
         index, count = process_share(self._mesh)
         if not self._keeps_features:
             return make_train_batches(
                 self._train_source, config.data, encoder.image_size, encoder.channels,
-                start_step=start_step, process_index=index, process_count=count,
+                size_at=functools.partial(size_at, stages), start_step=start_step,
+                process_index=index, process_count=count,
             )  # fmt: skip
         variables = state.variables()
         for split, source in (("train", self._train_source), ("eval", self._eval_source)):

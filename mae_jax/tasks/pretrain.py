@@ -26,6 +26,7 @@ from mae_jax.models.mae import MAEConfig, init_params, make_bind, split_fixed
 from mae_jax.models.parameters import count_parameters, join
 from mae_jax.models.targets import fit_patch_basis
 from mae_jax.seeding import make_key
+from mae_jax.stages import Stage, size_at
 from mae_jax.training.reporting import Reporter
 from mae_jax.training.run import run_training
 from mae_jax.training.signals import StopSignal
@@ -119,11 +120,15 @@ class Pretraining:
         chosen = [f"{name} {getattr(model, name)}" for name in CHOICES if getattr(model, name) != usual[name]]
         return rows | ({"choices": ", ".join(chosen)} if chosen else {})
 
-    def batches(self, state: TrainState, start_step: int) -> Batches:
+    def train_flops_at(self, image_size: tuple[int, int]) -> int:
+        return train_flops(dataclasses.replace(self._model, image_size=image_size))
+
+    def batches(self, state: TrainState, start_step: int, stages: tuple[Stage, ...]) -> Batches:
         index, count = process_share(self._mesh)
         return make_train_batches(
             self._train_source, self._config.data, self._model.image_size, self._model.channels,
-            start_step=start_step, process_index=index, process_count=count,
+            size_at=functools.partial(size_at, stages), start_step=start_step,
+            process_index=index, process_count=count,
         )  # fmt: skip
 
     def evaluate(self, state: TrainState, reporter: Reporter) -> dict[str, float]:

@@ -10,7 +10,9 @@ from jax.sharding import Mesh
 
 from mae_jax.errors import UserError
 from mae_jax.mesh import batch_parts, replicated
+from mae_jax.models.mae_config import MAEConfig
 from mae_jax.seeding import make_key
+from mae_jax.stages import Stage, make_stages
 from mae_jax.training.optimizers import fit_warmup, make_optimizer, make_schedule
 from mae_jax.training.state import StateInit, TrainState, Variables, abstract_state, make_init
 from mae_jax.training.step import TrainStep, make_train_step
@@ -24,6 +26,7 @@ class Plan(NamedTuple):
     total_steps: int
     warmup_steps: int
     schedule: optax.Schedule
+    stages: tuple[Stage, ...]  # of the images' sizes
     init: StateInit
     abstract: TrainState  # shapes, types and layout of the state
     step_fn: TrainStep  # not compiled
@@ -47,14 +50,15 @@ def make_plan(config: ml_collections.ConfigDict, trainee: Trainee, mesh: Mesh) -
         trainee.loss_fn, optimizer, schedule, mesh, train.accumulate_steps, train.ema_decay,
         mixes_pairs=trainee.mixes_pairs, skip_nonfinite=train.skip_nonfinite,
     )  # fmt: skip
-    return Plan(total_steps, warmup_steps, schedule, init, abstract_state(init, mesh), step_fn)
+    stages = make_stages(train.resolutions, MAEConfig(**config.model).image_size, total_steps)
+    return Plan(total_steps, warmup_steps, schedule, stages, init, abstract_state(init, mesh), step_fn)
 
 
 def describe_plan(config: ml_collections.ConfigDict, trainee: Trainee, mesh: Mesh, plan: Plan) -> str:
     """What will run, a line each."""
     variables = Variables(plan.abstract.params, plan.abstract.frozen, plan.abstract.statistics)
     steps = {"warmup_steps": plan.warmup_steps, "total_steps": plan.total_steps}
-    return summarize(config, trainee, variables, mesh, **steps)
+    return summarize(config, trainee, variables, mesh, **steps, stages=plan.stages)
 
 
 def make_train_key(seed: int, mesh: Mesh) -> jax.Array:

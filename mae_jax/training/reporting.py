@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ class Reporter:
 
     Lines of metrics.jsonl that lie after `start_step` are of a run that was killed; they are dropped, since the steps
     are made again. A disk that is full does not stop the run.
+
+    Args:
+      flops_per_image: step, from 0 -> operations of one of its images, forward and backward.
     """
 
     def __init__(
@@ -40,7 +44,7 @@ class Reporter:
         start_step: int,
         total_steps: int,
         batch_size: int,
-        flops_per_image: float,
+        flops_per_image: Callable[[int], float],
         unwritten_config: dict[str, Any] | None = None,
     ):
         self._total_steps, self._batch_size, self._flops = total_steps, batch_size, flops_per_image
@@ -71,10 +75,11 @@ class Reporter:
           waited: seconds of it in which the loop waited for data.
         """
         images_per_second = steps * self._batch_size / seconds
+        flops_per_image = sum(self._flops(earlier) for earlier in range(step - steps, step)) / steps
         speed = {
             "images_per_second": images_per_second,
             "data_wait_fraction": waited / seconds,
-            "tflops_per_second": images_per_second * self._flops / 1e12,
+            "tflops_per_second": images_per_second * flops_per_image / 1e12,
         }
         finite = {f"train/{name}": value for name, value in scalars.items() if math.isfinite(value)}
         self._write(step, finite | speed)

@@ -2,10 +2,8 @@
 
 import contextlib
 import math
-import time
 from pathlib import Path
 
-import jax
 import ml_collections
 from jax.sharding import Mesh
 
@@ -25,8 +23,8 @@ from mae_jax.training.reporting import (
     write_if_possible,
 )
 from mae_jax.training.signals import StopSignal
+from mae_jax.training.staged_step import compile_stages, make_flops_at
 from mae_jax.training.state import TrainState, create_state, start_from
-from mae_jax.training.step import compile_train_step, memory_in_bytes
 from mae_jax.training.trainee import Trainee
 from mae_jax.writing import write_json
 
@@ -74,10 +72,10 @@ def run_training(
         del starting_values
     key, step_fn = make_train_key(config.seed, mesh), plan.step_fn
     if start_step < total_steps:
-        step_fn = compile_and_tell(step_fn, abstract, trainee.batch, key, mesh)
+        step_fn = compile_stages(plan, trainee, start_step, key, mesh)
     reporter = Reporter(
         workdir, start_step=start_step, total_steps=total_steps, batch_size=config.data.batch_size,
-        flops_per_image=trainee.train_flops, unwritten_config=settings,
+        flops_per_image=make_flops_at(plan, trainee), unwritten_config=settings,
     )  # fmt: skip
 
     def evaluate(state: TrainState) -> dict[str, float]:
@@ -89,7 +87,7 @@ def run_training(
 
     profiler = Profiler(workdir / "profile", config.train.profile_steps, start_step)
     with contextlib.closing(checkpoints), contextlib.closing(reporter), contextlib.closing(profiler):
-        batches = trainee.batches(state, start_step)
+        batches = trainee.batches(state, start_step, plan.stages)
         wanted = ({name: batch[name] for name in trainee.batch} for batch in batches)
         with contextlib.closing(batches):
             state = train(
@@ -114,13 +112,3 @@ def run_training(
         if replaced := sum_of_all(len(batches.bad_images)):  # since the run was last started
             lines.append(f"{replaced} images could not be read and were replaced; the log names them")
         reporter.line("\n".join(lines))
-
-
-def compile_and_tell(step_fn, state: TrainState, batch: dict, key: jax.Array, mesh: Mesh):
-    """Compiles the step and prints how long that took and what memory the step needs."""
-    start = time.perf_counter()
-    compiled = compile_train_step(step_fn, state, batch, key, mesh)
-    memory = memory_in_bytes(compiled)
-    text = "" if memory is None else f", needs {memory / 2**20:,.0f} MiB a device"
-    print(f"  step      compiled in {time.perf_counter() - start:.1f} s{text}", flush=True)
-    return compiled

@@ -4,6 +4,7 @@ import jax
 import ml_collections
 from jax.sharding import Mesh
 
+from mae_jax.stages import Stage
 from mae_jax.training.optimizers import peak_learning_rate
 from mae_jax.training.state import Variables
 
@@ -16,8 +17,12 @@ def summarize(
     *,
     warmup_steps: int,
     total_steps: int,
+    stages: tuple[Stage, ...],
 ) -> str:
-    """The task's own rows, then data, schedule and mesh, a line each. `variables` may be abstract."""
+    """The task's own rows, then data, stages if there are several, schedule and mesh, a line each.
+
+    `variables` may be abstract.
+    """
     devices = mesh.devices.flat
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     data, train = config.data, config.train
@@ -27,10 +32,23 @@ def summarize(
         "data": f"{data.name}: {trainee.num_train:,} training and {trainee.num_eval:,} evaluation images",
         "batch": f"{data.batch_size}{parts}, {total_steps:,} steps = "
         f"{total_steps * data.batch_size / trainee.num_train:,.1f} passes over the data",
+        **({"stages": _describe_stages(trainee, stages, total_steps)} if len(stages) > 1 else {}),
         "schedule": f"{config.optimizer.name}, peak rate {peak:.3g}, warm-up {warmup_steps:,} steps",
         "mesh": f"{axes} ({len(mesh.devices.flat)} x {devices[0].device_kind}, {jax.process_count()} process(es))",
     }
     return "\n".join(f"  {name:<9} {text}" for name, text in rows.items())
+
+
+def _describe_stages(trainee, stages: tuple[Stage, ...], total_steps: int) -> str:
+    ends = [*(stage.first_step for stage in stages[1:]), total_steps]
+    flops = [si(trainee.train_flops_at(stage.image_size)) for stage in stages]
+    rows = zip(stages, ends, flops, strict=True)
+    return "; ".join(f"{size_text(stage.image_size)} up to step {end:,} ({n}FLOP an image)" for stage, end, n in rows)
+
+
+def size_text(size: tuple[int, int]) -> str:
+    """The size of an image, for people."""
+    return f"{size[0]} x {size[1]} pixels"
 
 
 def si(value: float) -> str:

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import jax
 
+from mae_jax.stages import Stage
 from mae_jax.training.reporting import Reporter
 from mae_jax.training.state import TrainState, Variables
 from mae_jax.training.step import LossDetails
@@ -23,7 +24,7 @@ class Trainee(Protocol):
 
     num_train: int  # examples
     num_eval: int
-    train_flops: int  # of one example, forward and backward
+    train_flops: int  # of one example of the model's own size, forward and backward
     decay_tokens: bool  # whether class and mask tokens have weight decay
     mixes_pairs: bool  # whether rows 2i and 2i + 1 of a batch are mixed
     batch: dict[str, jax.ShapeDtypeStruct]  # what the step takes
@@ -41,8 +42,11 @@ class Trainee(Protocol):
     def loss_fn(self, params: dict, frozen: dict, batch: dict, keys: jax.Array) -> tuple[jax.Array, LossDetails]:
         """The loss of a device batch (step.LossFn)."""
 
-    def batches(self, state: TrainState, start_step: int) -> HostBatches:
-        """The batches from a step on."""
+    def train_flops_at(self, image_size: tuple[int, int]) -> int:
+        """`train_flops` of an image of another size."""
+
+    def batches(self, state: TrainState, start_step: int, stages: tuple[Stage, ...]) -> HostBatches:
+        """The batches from a step on; images have the size of their step's stage."""
 
     def evaluate(self, state: TrainState, reporter: Reporter) -> dict[str, float]:
         """Scores, "loss" among them; only it if it is not finite."""

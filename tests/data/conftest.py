@@ -34,11 +34,11 @@ def make_config():
 def batches(make_config):
     """Returns a function (number of batches, settings, where) -> that many training batches of synthetic pictures."""
 
-    def make(count, *, start_step=0, process_index=0, process_count=1, **settings):
+    def make(count, *, size_at=None, start_step=0, process_index=0, process_count=1, **settings):
         config = make_config(**{"name": "synthetic", "num_examples": 40, "batch_size": 12, **settings})
         source = make_source(config, "train", (12, 12), 3)
-        iterator = make_train_batches(source, config, SIZE, 3, start_step=start_step, process_index=process_index,
-                                      process_count=process_count)  # fmt: skip
+        iterator = make_train_batches(source, config, SIZE, 3, size_at=size_at, start_step=start_step,
+                                      process_index=process_index, process_count=process_count)  # fmt: skip
         result = list(itertools.islice(iterator, count))
         iterator.close()
         return result

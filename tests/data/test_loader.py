@@ -49,7 +49,7 @@ def test_the_seed_decides_the_order(batches):
 
 def test_the_seed_decides_the_crops():
     image = np.random.default_rng(0).integers(0, 256, (50, 50, 3), np.uint8)
-    crops = [RandomCrop(SIZE, (0.2, 1.0), (0.75, 4 / 3), seed)(image, 7).tobytes() for seed in (5, 5, 6)]
+    crops = [RandomCrop((0.2, 1.0), (0.75, 4 / 3), seed)(image, 7, SIZE).tobytes() for seed in (5, 5, 6)]
     assert crops[0] == crops[1] != crops[2]
 
 

@@ -136,7 +136,7 @@ def lines_of(workdir):
 
 
 def test_metrics_wait_for_room_in_order_without_a_half_line_and_both_are_told_once(tmp_path, full, capsys):
-    reporter = Reporter(tmp_path, start_step=0, total_steps=10, batch_size=32, flops_per_image=5e9)
+    reporter = Reporter(tmp_path, start_step=0, total_steps=10, batch_size=32, flops_per_image=lambda _: 5e9)
     reporter.saved(1, 0.5)
     full(10)
     for step in (2, 3, 4):
@@ -168,7 +168,7 @@ def test_tensorboard_pictures_and_config_do_not_stop_a_run_and_come_when_there_i
     fill(disk / "filler")
     noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
     reporter = Reporter(
-        disk, start_step=0, total_steps=10, batch_size=32, flops_per_image=5e9, unwritten_config={"a": 1}
+        disk, start_step=0, total_steps=10, batch_size=32, flops_per_image=lambda _: 5e9, unwritten_config={"a": 1}
     )
     for step in range(1, 31):  # more than the queue of tensorboardX holds
         reporter.saved(step, 0.5)
@@ -189,5 +189,5 @@ def test_tensorboard_pictures_and_config_do_not_stop_a_run_and_come_when_there_i
 def test_a_resumed_run_cuts_its_metrics_on_a_full_disk_too(disk):
     (disk / "metrics.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in range(9)))
     fill(disk / "filler")
-    Reporter(disk, start_step=5, total_steps=10, batch_size=32, flops_per_image=5e9).close()
+    Reporter(disk, start_step=5, total_steps=10, batch_size=32, flops_per_image=lambda _: 5e9).close()
     assert lines_of(disk) == [0, 1, 2, 3, 4, 5]

@@ -23,7 +23,9 @@ def open_reporter(tmp_path):
     opened = []
 
     def open_(start_step=0):
-        opened.append(Reporter(tmp_path, start_step=start_step, total_steps=10, batch_size=32, flops_per_image=5e9))
+        opened.append(
+            Reporter(tmp_path, start_step=start_step, total_steps=10, batch_size=32, flops_per_image=lambda _: 5e9)
+        )
         return opened[-1]
 
     yield open_
@@ -48,6 +50,15 @@ def test_every_line_is_on_disk_at_once_with_its_step_and_names(open_reporter, tm
         },
         {"step": 4, "eval/loss": 0.25},
     ]  # fmt: skip
+
+
+def test_operations_are_counted_by_the_step_that_made_them(tmp_path):
+    # Five steps of 1e9 an image, the others of 4e9; the window has the last two of the five and two others.
+    settings = dict(start_step=0, total_steps=10, batch_size=32)
+    reporter = Reporter(tmp_path, **settings, flops_per_image=lambda step: 1e9 if step < 5 else 4e9)
+    reporter.training(7, {"loss": 0.5}, seconds=2.0, steps=4, waited=0.0)
+    reporter.close()
+    assert lines_of(tmp_path)[0]["tflops_per_second"] == pytest.approx(32 * (2 * 1e9 + 2 * 4e9) / 2 / 1e12)
 
 
 def test_a_resumed_run_drops_the_lines_of_steps_that_are_made_again(open_reporter, tmp_path):
