@@ -1,6 +1,6 @@
-"""Draws docs/masks.png: three masks of each way of sampling them, of a square grid and of one that is not.
+"""Draws docs/masks.png: a mask of each way of sampling, for two square grids and for one that is not.
 
-    python -m docs.draw_masks docs/masks.png
+From the project's folder: python -m docs.draw_masks docs/masks.png
 """
 
 import sys
