@@ -15,10 +15,11 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from configs import common
 from mae_jax import processes
-from mae_jax.config import check, check_command_line, config_path, expand_paths, given_settings
+from mae_jax.config import check, check_command_line, config_file, expand_paths, given_settings
 from mae_jax.errors import NotSaved, UserError
-from mae_jax.lock import locked
+from mae_jax.lock import NAME, locked
 from mae_jax.preflight import check_same_command, check_shared
 from mae_jax.tasks import TRAINED, find_task
 from mae_jax.training.dry_run import dry_run
@@ -51,7 +52,9 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # the libraries' own chatter stays out of the run's lines
     use_compilation_cache()
     try:
-        if not DRY_RUN.value:
+        if CONFIG.value.task == "ablate":  # its runs are processes of their own, which need the devices
+            processes.refuse_several(COORDINATOR.value, PROCESS_COUNT.value, PROCESS_INDEX.value)
+        elif not DRY_RUN.value:
             processes.start(COORDINATOR.value, PROCESS_COUNT.value, PROCESS_INDEX.value)
     except UserError as error:
         fail(error, 2)
@@ -78,8 +81,13 @@ def run(argv: list[str], stop: StopSignal) -> None:
         raise UserError(f"unexpected argument {argv[1]!r}; settings are given as --config.KEY=VALUE")
     config = CONFIG.value
     task = find_task(config.task)
+    path, argument = config_file(sys.argv[1:])
     if config.task not in TRAINED:
         config.given = given_settings(sys.argv[1:])
+    if config.task == "ablate":
+        config.file = ":".join([str(path.absolute()), *([argument] if argument else [])])
+    else:  # one run of an ablation is a run like any other
+        config.ablate = common.get_config().ablate
     check(config)
     expand_paths(config)
     if TOPOLOGY.value and not DRY_RUN.value:
@@ -88,10 +96,13 @@ def run(argv: list[str], stop: StopSignal) -> None:
         if config.task not in TRAINED:
             raise UserError(f"--dry_run compiles a training step, but config.task={config.task} trains nothing")
         return print(dry_run(config, task.make_trainee, TOPOLOGY.value))
-    workdir = create_workdir(WORKDIR.value or f"runs/{config_path(sys.argv[1:]).stem}")
+    workdir = WORKDIR.value or "_".join(["runs/" + path.stem, *([argument] if argument else [])])
+    if config.task == "ablate":
+        task.make_plan(config, Path(workdir))  # what is wrong is told before a folder is made
+    workdir = create_workdir(workdir)
     check_same_command(config)
     check_shared(workdir)
-    with locked(workdir):
+    with locked(workdir, NAME if config.shard is None else f"{NAME}_{config.shard.replace('/', '_of_')}"):
         try:
             task.run(config, workdir, stop)
         except OSError as error:

@@ -12,7 +12,7 @@ from ml_collections.config_dict import FieldReference, placeholder
 
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
-    # pretrain | classify | knn | logistic_regression | features | evaluate | reconstruct | export
+    # pretrain | classify | knn | logistic_regression | features | evaluate | reconstruct | export | ablate
     config.task = "pretrain"
     config.seed = 0  # of the initial weights, and of masks, mixing and drop path
     # Weights to begin with: a workdir (its newest checkpoint) or one checkpoint step; a facebookresearch/mae .pth; a
@@ -21,7 +21,24 @@ def get_config() -> ml_collections.ConfigDict:
     config.format = placeholder(str)  # export: huggingface | facebook | timm
     config.encoder_only = False  # export: leave the decoder, or the head, out
 
-    config.given = ()  # main.py: which settings the command line gave to a task that measures or exports
+    config.given = ()  # main.py: which settings the command line gave to a task that does not train itself
+    config.file = placeholder(str)  # main.py: where the settings come from, FILE or FILE:ARGUMENT; for the task ablate
+
+    # Part of an ablation: "i/n" makes every n-th run, those whose number is i modulo n (i from 0 to n); None: all.
+    config.shard = placeholder(str)
+    ablate = config.ablate = ml_collections.ConfigDict()  # pre-trains and measures once for each cell of a grid
+    # Axes, whose product are the cells: (key, values) or (key, values, names of the values); several keys that change
+    # together are a tuple, and so is then each value. NAME.key is a setting of the protocol NAME of `measure`.
+    ablate.grid = ()
+    ablate.seeds = (0,)  # each makes a run of its own, as seed and data.seed
+    # Protocols that measure what was pre-trained: (name, config, overrides), as ("finetune", "finetune_digits",
+    # (("train.epochs", 20.0),)). Pre-training measures k-NN and a logistic regression by itself.
+    ablate.measure = ()
+    ablate.scores = ("eval/loss",)  # columns of the table: pre-training's results, and NAME/top1 of the protocols
+    ablate.plot = ()  # those of them that are drawn
+    ablate.paper = ()  # curves that are drawn beside them: (name, ((x or a row's name, y), ...))
+    ablate.title = ""  # of the picture
+    ablate.source = ""  # of the paper's curves
 
     assume = config.assume = ml_collections.ConfigDict()  # what a file of another program in init_from leaves open
     assume.num_heads = placeholder(int)

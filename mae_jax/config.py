@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import inspect
 import math
 import os
 from collections.abc import Iterable
@@ -125,6 +126,8 @@ def check(config: ml_collections.ConfigDict) -> None:
             raise UserError(f"{key}={value} is outside [{low}, {high})")
     if config.data.label_fraction is not None and not 0 < config.data.label_fraction <= 1:
         raise UserError(f"data.label_fraction={config.data.label_fraction} is outside (0, 1]")
+    if config.shard is not None and config.task != "ablate":
+        raise UserError(f"shard={config.shard} is for ablations (configs/ablations/): one run has no parts to share")
     _check_sweeps(config.evaluate)
     _check_classifier(config)
     data = config.data
@@ -220,20 +223,20 @@ def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = _replace_sequences(value, tuple, list)
+            flat[prefix + key] = _swap(value, tuple, list)
     return flat
 
 
 def from_dict(values: dict) -> dict:
     """Undoes what JSON does to a config: lists become tuples again."""
     return {
-        key: from_dict(value) if isinstance(value, dict) else _replace_sequences(value, list, tuple)
-        for key, value in values.items()
+        key: from_dict(value) if isinstance(value, dict) else _swap(value, list, tuple) for key, value in values.items()
     }
 
 
-def _replace_sequences(value: Any, old: type, new: type) -> Any:
-    return new(_replace_sequences(item, old, new) for item in value) if isinstance(value, old) else value
+def _swap(value: Any, old: type, new: type) -> Any:
+    """Makes sequences of one type, at any depth, those of another."""
+    return new(_swap(item, old, new) for item in value) if isinstance(value, old) else value
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
@@ -242,8 +245,8 @@ def nearest(word: str, words: Iterable[str]) -> str:
     return f'; did you mean "{close[0]}"?' if close else ""
 
 
-def config_path(arguments: list[str]) -> Path:
-    """The file that `--config=FILE` (or `--config FILE`) names in a command line.
+def config_file(arguments: list[str]) -> tuple[Path, str | None]:
+    """What `--config=FILE` or `--config=FILE:ARGUMENT` (or `--config FILE`) names: the file, and its argument.
 
     Raises:
       UserError: if there is none, or it does not exist.
@@ -252,29 +255,31 @@ def config_path(arguments: list[str]) -> Path:
     found += [b for a, b in zip(arguments, arguments[1:], strict=False) if a in ("--config", "-config")]
     if not found:
         raise UserError("which config? For example: python main.py --config=configs/digits.py")
-    path = Path(found[-1])
+    name, _, argument = found[-1].partition(":")
+    path = Path(name)
     if not path.is_file():
         folder = path.parent if path.parent.is_dir() else Path(__file__).parent.parent / "configs"
         names = {str(folder / f.name): f.name for f in sorted(folder.glob("*.py")) if f.stem != "__init__"}
         close = difflib.get_close_matches(path.name, names.values(), n=1, cutoff=0.5)
         hint = f'did you mean "{folder / close[0]}"?' if close else f"there are: {', '.join(names) or 'none'}"
         raise UserError(f"config {path} does not exist; {hint}")
-    return path
+    return path, argument or None
 
 
 def given_settings(arguments: list[str]) -> tuple[str, ...]:
-    """The keys of all `--config.KEY=VALUE` of a command line."""
+    """The keys of all `--config.KEY=VALUE` (and `--noconfig.KEY`) of a command line."""
     names = (argument.split("=", 1)[0].lstrip("-") for argument in arguments if argument.startswith("-"))
+    names = (name.removeprefix("no") for name in names)
     return tuple(name.removeprefix("config.") for name in names if name.startswith("config."))
 
 
 def check_command_line(arguments: list[str]) -> None:
-    """Checks that the config exists and that each `--config.KEY` is one of its settings.
+    """Checks that the config exists, takes its argument, and has each `--config.KEY` among its settings.
 
     Raises:
       UserError: with the nearest existing name.
     """
-    path = config_path(arguments)
+    path, argument = config_file(arguments)
     spec = importlib.util.spec_from_file_location("checked_config", path)
     if spec is None:
         raise UserError(f"config {path} is not a Python file; give one of configs/*.py")
@@ -285,8 +290,10 @@ def check_command_line(arguments: list[str]) -> None:
         raise UserError(f"config {path} cannot be loaded: {first_line(error)}") from error
     if not hasattr(module, "get_config"):
         raise UserError(f"config {path} has no function get_config()")
+    if argument and not inspect.signature(module.get_config).parameters:
+        raise UserError(f"config {path} takes nothing after a colon, but was given {argument!r}")
     try:
-        config = module.get_config()
+        config = module.get_config(argument) if argument else module.get_config()
     except AttributeError as error:
         if "does not exist and cannot be added" not in str(error):
             raise

@@ -21,10 +21,14 @@ IMPOSSIBLE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOSPC, errno.
 
 
 @contextlib.contextmanager
-def locked(workdir: Path) -> Iterator[None]:
+def locked(workdir: Path, name: str = NAME, wait: bool = False) -> Iterator[None]:
     """A context in which no other run can use the workdir. Of several processes of a run, process 0 holds the lock.
 
     The system gives it back when the process ends, however it ends; reader processes do not inherit it.
+
+    Args:
+      name: of the lock's file, for runs that share the folder and only exclude their like.
+      wait: whether to wait for a run that holds it.
 
     Raises:
       UserError: if another run holds it; it names that run.
@@ -33,7 +37,7 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
         return
     try:
-        file = _lock(workdir)
+        file = _lock(workdir, name, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in IMPOSSIBLE:
             raise
@@ -44,13 +48,13 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(OSError):
-            (workdir / NAME).unlink()  # while it is locked, so that it is no other run's
+            (workdir / name).unlink()  # while it is locked, so that it is no other run's
         os.close(file)
 
 
-def _lock(workdir: Path) -> int:
-    """Locks the file in a workdir, writes into it whose it is, and returns it open."""
-    path = workdir / NAME
+def _lock(workdir: Path, name: str, how: int) -> int:
+    """Locks a file in a workdir, writes into it whose it is, and returns it open."""
+    path = workdir / name
     while True:
         try:
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -59,7 +63,7 @@ def _lock(workdir: Path) -> int:
                 f"{path} is another user's: delete it if no run uses the workdir, or choose another"
             ) from error
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(file, how)
             if _is_at(file, path):  # and not deleted by a run that ended in between
                 _describe(file)
                 return file

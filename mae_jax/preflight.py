@@ -9,7 +9,7 @@ import ml_collections
 
 from mae_jax.config import flatten
 from mae_jax.errors import UserError
-from mae_jax.processes import from_main, is_main, wait_for_all
+from mae_jax.processes import from_main, is_main, process_count, wait_for_all
 
 # What may differ from host to host.
 OWN = ("data.path", "data.num_threads", "data.num_workers", "data.prefetch_batches")
@@ -18,7 +18,7 @@ SEEN_SECONDS = 10  # until a file that one host writes is there for the others: 
 
 def check_same_command(config: ml_collections.ConfigDict) -> None:
     """Raises UserError if this process has other settings than process 0."""
-    if jax.process_count() == 1:
+    if process_count() == 1:
         return
     own = flatten(config.to_dict())
     for key, value in from_main(own).items():
@@ -31,7 +31,7 @@ def check_same_command(config: ml_collections.ConfigDict) -> None:
 
 def check_shared(workdir: Path) -> None:
     """Raises UserError if this process does not see what process 0 writes into the workdir."""
-    if jax.process_count() == 1:
+    if process_count() == 1:
         return
     note = workdir / f".seen_by_all_{from_main(secrets.token_hex(8))}"
     if is_main():

@@ -58,6 +58,16 @@ def start(
         _connect(place, timeout)
 
 
+def refuse_several(coordinator: str | None, count: int | None, index: int | None) -> None:
+    """Raises UserError if this is one of several processes of a run, for a task that is not made for them."""
+    given = place_from_flags(coordinator, count, index)
+    if given is not None or place_from_environment(os.environ) is not None:
+        raise UserError(
+            "an ablation is one process, which starts a process for each of its runs; to share the runs among hosts "
+            "start it once on each, with --config.shard=0/N to N-1/N"
+        )
+
+
 def _initialize(timeout: int, **settings) -> None:
     # The service would catch SIGTERM itself, for an agreement of its own; here training.signals does.
     with contextlib.suppress(AttributeError):  # a jax without that setting
@@ -108,9 +118,14 @@ def _connect(place: Place | None, timeout: int) -> None:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())  # not sys.stdout alone: Gloo writes there too
 
 
+def process_count() -> int:
+    """How many processes the run has. Where it is one, JAX is not asked, which would take the devices for that."""
+    return jax.process_count() if jax.distributed.is_initialized() else 1
+
+
 def is_main() -> bool:
     """Whether this is process 0, the only one that writes metrics, pictures and results."""
-    return jax.process_index() == 0
+    return process_count() == 1 or jax.process_index() == 0
 
 
 def only_main(function: Callable[..., None]) -> Callable[..., None]:
@@ -126,7 +141,7 @@ def only_main(function: Callable[..., None]) -> Callable[..., None]:
 
 def from_main(value: Any) -> Any:
     """The value that process 0 gives, in all processes; anything that JSON can hold. All must call it."""
-    if jax.process_count() == 1:
+    if process_count() == 1:
         return value
     text = json.dumps(value).encode() if is_main() else b""
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
@@ -141,7 +156,7 @@ def sum_of_all(number: int) -> int:
 
 def wait_for_all(place: str) -> None:
     """Returns when every process has come to this place."""
-    if jax.process_count() > 1:
+    if process_count() > 1:
         multihost_utils.sync_global_devices(place)
 
 

@@ -5,7 +5,9 @@ import importlib
 from mae_jax.config import nearest
 from mae_jax.errors import UserError
 
-TASKS = ("pretrain", "classify", "knn", "logistic_regression", "features", "evaluate", "reconstruct", "export")
+TASKS = (
+    "pretrain", "classify", "knn", "logistic_regression", "features", "evaluate", "reconstruct", "export", "ablate",
+)  # fmt: skip
 TRAINED = ("pretrain", "classify")  # the model is the settings' own; other tasks take a checkpoint's
 
 

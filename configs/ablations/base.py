@@ -1,0 +1,45 @@
+"""What the ablations begin with: the pre-training of a base, and the protocols that measure it.
+
+Every file here takes the base after a colon, and is for the digits without one:
+
+    python main.py --config=configs/ablations/mask_ratio.py:vit_large --config.data.path=DATA_DIR
+"""
+
+import importlib
+
+import ml_collections
+
+from mae_jax.config import nearest
+from mae_jax.errors import UserError
+
+# Of each base the protocols that fit it. Those without are measured by what pre-training does at its end by itself:
+# k-NN and a logistic regression.
+PROTOCOLS = {
+    # A tenth of the labels, since with all of them the digits leave little to tell encoders apart by.
+    "digits": (("finetune", "finetune_digits", (("data.label_fraction", 0.1), ("train.epochs", 150.0))),),
+    "cifar10": (("finetune", "finetune_cifar10", ()), ("linear_probe", "linear_probe_cifar10", ())),
+    "image_folder": (),
+    "vit_small": (),
+    "vit_base": (("finetune", "finetune_vit_base", ()), ("linear_probe", "linear_probe_vit_base", ())),
+    "vit_large": (("finetune", "finetune_vit_large", ()), ("linear_probe", "linear_probe_vit_large", ())),
+    "vit_huge": (("finetune", "finetune_vit_huge", ()), ("linear_probe", "linear_probe_vit_huge", ())),
+}
+
+
+def begin(base: str) -> ml_collections.ConfigDict:
+    """The settings of a base with the task ablate, its protocols and their scores; the grid is the caller's.
+
+    Raises:
+      UserError: for a base that is not known.
+    """
+    if base not in PROTOCOLS:
+        raise UserError(f"unknown base {base!r}{nearest(base, PROTOCOLS)}; there are: {', '.join(PROTOCOLS)}")
+    config = importlib.import_module(f"configs.{base}").get_config()
+    config.task = "ablate"
+    if base == "digits":  # minutes for a grid: a third of the quickstart's length
+        config.train.epochs = 60.0
+        config.ablate.seeds = (0, 1)
+    measured = PROTOCOLS[base]
+    top1 = tuple(f"{name}/top1" for name, _, _ in measured if name != "linear_probe") + ("linear_probe/top1",)
+    config.ablate.update(measure=measured, scores=(*top1, "knn/top1", "eval/loss"), plot=top1)
+    return config

@@ -1,0 +1,130 @@
+"""Ablations: pre-trains and measures once for each cell of a grid and each seed, and makes a table and a picture."""
+
+import contextlib
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import ml_collections
+from tqdm import tqdm
+
+from mae_jax.ablation import plan as planning
+from mae_jax.ablation.plan import Plan, Run
+from mae_jax.ablation.plot import draw, make_panels, make_paper_panels
+from mae_jax.ablation.runs import Outcome, check_same_settings, execute, read_outcome
+from mae_jax.ablation.table import draw_csv, draw_markdown, make_rows, show, summarize_values
+from mae_jax.console import say
+from mae_jax.lock import locked
+from mae_jax.training.reporting import keep_earlier_measurement, save_picture
+from mae_jax.training.signals import Stopped, StopSignal
+from mae_jax.writing import write_atomically, write_json
+
+make_plan = planning.make_plan  # main.py asks for it, so that what is wrong is told before a folder is made
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> None:
+    """Makes the runs that are not finished, one after the other, then writes the table of all that are.
+
+    result.json is written when each run of the whole grid, of whatever shard, is finished or has failed. A run that
+    fails does not stop the others, and is tried again when the ablation is started again.
+
+    Raises:
+      UserError: for what cannot be, before anything runs; if a run in the workdir was made with other settings.
+      Stopped: after a signal, when the run that was under way has saved and ended.
+    """
+    plan = make_plan(config, workdir)
+    for one in plan.runs:
+        check_same_settings(one)
+    make_runs(plan, config.ablate.scores, workdir, stop)
+    with locked(workdir, ".lock_table", wait=True):  # of several shards that end at the same time
+        report(config, plan, workdir)
+
+
+def make_runs(plan: Plan, scores: tuple[str, ...], workdir: Path, stop: StopSignal) -> None:
+    """Makes what this shard lacks, and tells how it goes."""
+    to_do = [one for one in plan.own if read_outcome(one).scores is None]
+    finished = len(plan.own) - len(to_do)
+    if not to_do:
+        return say(f"{workdir} is finished: all {finished} runs are done")
+    say(f"{len(to_do)} runs to make{f', {finished} are done' if finished else ''} -> {workdir}")
+    keep_earlier_measurement(workdir, {})  # its table is not the whole one any more
+    failed = set()
+    with contextlib.closing(Progress(len(plan.own), finished)) as progress:
+        for done, one in enumerate(to_do, start=1):
+            place = f"[{finished + done}/{len(plan.own)}] {one.cell}, seed {one.seed}: {one.name}"
+            if one.after in failed:
+                progress.ended(f"{place} left out, since its pre-training failed")
+                continue
+            say(place)
+            with stop.deferred():
+                outcome = execute(one, lambda: stop.received, progress.watch)
+            if stop.received is not None:
+                say(f"stopped; {one.folder} goes on when the ablation is started again")
+                raise Stopped
+            if outcome.error:
+                failed.add(one.folder)
+            progress.note(one, outcome, to_do[done:], scores)
+
+
+class Progress:
+    """Lines for each run, and on a terminal a bar for the whole with the last line of the run under way."""
+
+    def __init__(self, total: int, finished: int):
+        self._seconds: dict[str, list[float]] = defaultdict(list)
+        layout = "{l_bar}{bar}| {n_fmt}/{total_fmt} runs{postfix}"
+        self._bar = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=total, initial=finished, bar_format=layout, dynamic_ncols=True)
+
+    def watch(self, line: str) -> None:
+        """Shows a line of the run under way."""
+        if self._bar is not None and line.strip():
+            self._bar.set_postfix_str(line.strip())
+
+    def note(self, one: Run, outcome: Outcome, left: list[Run], scores: tuple[str, ...]) -> None:
+        """Tells how a run ended, and how long the rest will take if it takes as long as such runs did so far."""
+        self._seconds[one.name].append(outcome.seconds)
+        usual = statistics.fmean(value for values in self._seconds.values() for value in values)
+        rest = sum(statistics.fmean(self._seconds.get(other.name) or [usual]) for other in left)
+        found = [f"{name} {show(name, summarize_values([outcome.scores[name]]))}" for name in scores
+                 if outcome.scores and name in outcome.scores]  # fmt: skip
+        how = f"failed: {outcome.error}; see {one.folder}/log.txt" if outcome.error else ", ".join(found) or "done"
+        self.ended(f"  {how}  ({tqdm.format_interval(outcome.seconds)}; {tqdm.format_interval(rest)} left)")
+
+    def ended(self, text: str) -> None:
+        say(text)
+        if self._bar is not None:
+            self._bar.set_postfix_str("", refresh=False)
+            self._bar.update()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def report(config: ml_collections.ConfigDict, plan: Plan, workdir: Path) -> None:
+    """Writes and prints the table of what is there, and draws it."""
+    ablate = config.ablate
+    rows = make_rows(plan, ablate.scores, read_outcome)
+    table = draw_markdown(rows, plan.axes, ablate.scores)
+    write_atomically(workdir / "table.md", table)
+    write_atomically(workdir / "table.csv", draw_csv(rows, plan.axes, ablate.scores))
+    panels = make_panels(plan, make_rows(plan, ablate.plot, read_outcome), ablate.plot)
+    if panels:
+        x_label = ", ".join(axis.title for axis in plan.axes)
+        picture = draw(panels, make_paper_panels(ablate.paper), x_label, ablate.title, ablate.source)
+        save_picture(workdir / "plot.png", picture)
+    say(f"\n{table}")
+    if failed := sum(len(row["failed"]) for row in rows):
+        say(f"{failed} of {len(rows) * len(plan.seeds)} runs failed; the same command tries them again")
+    files = ["table.md", "table.csv", *(["plot.png"] if panels else [])]
+    missing = sum(row["missing"] > 0 for row in rows)
+    if missing:
+        say(f"{missing} of {len(rows)} cells are missing or not complete: other shards, or the same command, make them")
+    else:
+        result = {"rows": [{key: row[key] for key in row if key not in ("labels", "missing")} for row in rows]}
+        keep_earlier_measurement(workdir, result)
+        write_json(workdir / "result.json", result)
+        files.append("result.json")
+    say(f"see {', '.join(f'{workdir}/{name}' for name in files)}")
