@@ -6,10 +6,11 @@ Every file here takes the base after a colon, and is for the digits without one:
 """
 
 import importlib
+from typing import Any
 
 import ml_collections
 
-from mae_jax.config import nearest
+from mae_jax.config import get, nearest
 from mae_jax.errors import UserError
 
 # Of each base the protocols that fit it. Those without are measured by what pre-training does at its end by itself:
@@ -43,3 +44,18 @@ def begin(base: str) -> ml_collections.ConfigDict:
     top1 = tuple(f"{name}/top1" for name, _, _ in measured if name != "linear_probe") + ("linear_probe/top1",)
     config.ablate.update(measure=measured, scores=(*top1, "knn/top1", "eval/loss"), plot=top1)
     return config
+
+
+def named_rows(config: ml_collections.ConfigDict, rows: dict[str, dict[str, Any]]) -> tuple:
+    """An axis of rows, each with a name and the settings in which it differs from the base."""
+    keys = tuple(dict.fromkeys(key for row in rows.values() for key in row))
+    values = (tuple(row.get(key, get(config, key)) for key in keys) for row in rows.values())
+    return keys, tuple(values), tuple(rows)
+
+
+def curves(xs: tuple, finetuned: tuple, probed: tuple) -> tuple:
+    """The paper's top-1 after fine-tuning and of linear probes."""
+    return (
+        ("fine-tuning", tuple(zip(xs, finetuned, strict=True))),
+        ("linear probing", tuple(zip(xs, probed, strict=True))),
+    )

@@ -13,20 +13,16 @@ from configs.ablations import base as bases
 
 # The digits have 16 patches: 14, 12, 8, 6, 4 and 2 of them stay visible.
 RATIOS = {"digits": (0.125, 0.25, 0.5, 0.625, 0.75, 0.875)}
-PAPERS = (10, 20, 30, 40, 50, 60, 70, 75, 80, 90)  # per cent
+PAPERS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9)
 FINETUNED = (83.2, 83.4, 83.4, 84.7, 84.9, 85.0, 84.9, 84.9, 84.5, 83.0)
 PROBED = (54.6, 58.9, 61.7, 67.0, 69.9, 71.8, 73.2, 73.5, 71.8, 66.1)
 
 
 def get_config(base: str = "digits") -> ml_collections.ConfigDict:
     config = bases.begin(base)
-    ratios = tuple(percent / 100 for percent in PAPERS)
     config.ablate.update(
-        grid=(("model.mask_ratio", RATIOS.get(base, ratios)),),
-        paper=(
-            ("fine-tuning", tuple(zip(ratios, FINETUNED, strict=True))),
-            ("linear probing", tuple(zip(ratios, PROBED, strict=True))),
-        ),
+        grid=(("model.mask_ratio", RATIOS.get(base, PAPERS)),),
+        paper=bases.curves(PAPERS, FINETUNED, PROBED),
         title="mask ratio",
         source="He et al. 2021, Figure 5",
     )

@@ -1,5 +1,6 @@
 """The picture of an ablation: its scores, beside the paper's curves."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ from mae_jax.ablation.table import is_share
 
 PAPER_LABEL = "top-1 % (ViT-L, ImageNet)"
 OURS, PAPERS = "tab:blue", "tab:gray"
-WIDE_RANGE = 8  # largest x / smallest, from which on they are spaced by their ratios
+LEAST_GAP = 0.05  # between two numbers under the x axis, as a share of its length
 
 
 class Panel(NamedTuple):
@@ -39,7 +40,8 @@ def make_panels(plan: Plan, rows: list[dict[str, Any]], scores: tuple[str, ...])
         xs, summaries = zip(*(sorted(found, key=lambda pair: pair[0]) if numbers else found), strict=True)
         ys = [scale * summary["mean"] for summary in summaries]
         errors = [scale * (summary["std"] or 0.0) for summary in summaries] if len(plan.seeds) > 1 else None
-        panels.append(Panel(score, f"{'top-1 %' if scale == 100 else score}", list(xs), ys, errors, OURS))
+        name = score.rsplit("/", 1)[-1].replace("top", "top-")
+        panels.append(Panel(score, f"{name} %" if scale == 100 else name, list(xs), ys, errors, OURS))
     return panels
 
 
@@ -61,6 +63,7 @@ def draw(ours: list[Panel], papers: list[Panel], x_label: str, title: str, sourc
     lines = max(map(len, columns), default=1)
     heights = [max((_height(column[i]) for column in columns if i < len(column)), default=1.0) for i in range(lines)]
     figure = Figure(figsize=(5.6 * max(1, len(columns)), sum(heights) + 0.6), dpi=120, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
     canvas = FigureCanvasAgg(figure)
     grid = figure.subplots(lines, max(1, len(columns)), squeeze=False, height_ratios=heights)
     for j, column in enumerate(columns):
@@ -77,6 +80,24 @@ def draw(ours: list[Panel], papers: list[Panel], x_label: str, title: str, sourc
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
+def choose_scale(xs: list[float]) -> str:
+    """The scale on which numbers lie more evenly: linear | log."""
+    if min(xs) <= 0 or len(set(xs)) < 3:
+        return "linear"
+    gaps, ratios = np.diff(sorted(set(xs))), np.diff(np.log(sorted(set(xs))))
+    return "log" if max(ratios) / min(ratios) < max(gaps) / min(gaps) else "linear"
+
+
+def thin_out(xs: list[float], place: Callable) -> list[float]:
+    """Those of sorted numbers that can be written under an axis without touching one another."""
+    places = place(xs)
+    kept = [0]
+    for i in range(1, len(xs)):
+        if places[i] - places[kept[-1]] >= LEAST_GAP * (places[-1] - places[0]):
+            kept.append(i)
+    return [xs[i] for i in kept]
+
+
 def _height(panel: Panel) -> float:
     return 2.8 if _is_curve(panel) else 0.9 + 0.3 * len(panel.xs)
 
@@ -91,10 +112,11 @@ def _draw_panel(axes, panel: Panel, x_label: str) -> None:
     style = dict(color=panel.color, marker="o", markersize=5, capsize=3)
     if _is_curve(panel):
         axes.errorbar(panel.xs, panel.ys, panel.errors, **style)
-        if min(panel.xs) > 0 and max(panel.xs) / min(panel.xs) >= WIDE_RANGE:
-            axes.set_xscale("log")
-            axes.minorticks_off()
-        axes.set_xticks(panel.xs, [f"{x:g}" for x in panel.xs], fontsize=8)
+        scale = choose_scale(panel.xs)
+        axes.set_xscale(scale)
+        axes.minorticks_off()
+        ticks = thin_out(panel.xs, np.log if scale == "log" else np.asarray)
+        axes.set_xticks(ticks, [f"{x:g}" for x in ticks], fontsize=8)
         axes.set(xlabel=x_label, ylabel=panel.label)
     else:
         places = range(len(panel.xs))

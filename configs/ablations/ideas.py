@@ -1,0 +1,30 @@
+"""What others have added to masked autoencoders since, one at a time, beside the paper's own method.
+
+    python main.py --config=configs/ablations/ideas.py                              # the digits
+    python main.py --config=configs/ablations/ideas.py:vit_large --config.data.path=DATA_DIR
+
+configs/common.py says what each setting does and where it comes from.
+"""
+
+import ml_collections
+
+from configs.ablations import base as bases
+
+
+def get_config(base: str = "digits") -> ml_collections.ConfigDict:
+    config = bases.begin(base)
+    rows = {
+        "baseline": {},
+        "masks of 2 x 2 patches": {"model.mask_cell": 2},
+        "4 class tokens": {"model.class_tokens": 4},
+        "4 registers": {"model.registers": 4},
+        "decoder twice as deep": {"model.decoder_depth": 2 * config.model.decoder_depth},
+        "cross-attention decoder": {"model.decoder_attention": "cross"},
+        "the same, 25 % predicted": {"model.decoder_attention": "cross", "model.prediction_ratio": 0.25},
+        "4 masks an image": {"model.masks_per_image": 4},
+        "moving average": {"train.ema_decay": 0.999},
+        "uniformity": {"model.uniformity": 0.01},
+        "normed queries and keys": {"model.qk_norm": True},
+    }
+    config.ablate.update(grid=(bases.named_rows(config, rows),), title="ideas of others")
+    return config
