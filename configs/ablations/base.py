@@ -17,7 +17,7 @@ from mae_jax.errors import UserError
 # k-NN and a logistic regression.
 PROTOCOLS = {
     # A tenth of the labels, since with all of them the digits leave little to tell encoders apart by.
-    "digits": (("finetune", "finetune_digits", (("data.label_fraction", 0.1), ("train.epochs", 150.0))),),
+    "digits": (("finetune", "finetune_digits", (("data.label_fraction", 0.1), ("train.epochs", 100.0))),),
     "cifar10": (("finetune", "finetune_cifar10", ()), ("linear_probe", "linear_probe_cifar10", ())),
     "image_folder": (),
     "vit_small": (),

@@ -11,8 +11,8 @@ import ml_collections
 
 from configs.ablations import base as bases
 
-# The digits have 16 patches: 14, 12, 8, 6, 4 and 2 of them stay visible.
-RATIOS = {"digits": (0.125, 0.25, 0.5, 0.625, 0.75, 0.875)}
+# The digits have 16 patches: 14, 10, 8, 4 and 2 of them stay visible.
+RATIOS = {"digits": (0.125, 0.375, 0.5, 0.75, 0.875)}
 PAPERS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9)
 FINETUNED = (83.2, 83.4, 83.4, 84.7, 84.9, 85.0, 84.9, 84.9, 84.5, 83.0)
 PROBED = (54.6, 58.9, 61.7, 67.0, 69.9, 71.8, 73.2, 73.5, 71.8, 66.1)

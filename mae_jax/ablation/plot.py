@@ -26,6 +26,7 @@ class Panel(NamedTuple):
 
 def make_panels(plan: Plan, rows: list[dict[str, Any]], scores: tuple[str, ...]) -> list[Panel]:
     """A panel for each score that there is something of; cells without it are absent."""
+    data = plan.runs[0].config.data.name
     numbers = all(cell.x is not None for cell in plan.cells)
     panels = []
     for score in scores:
@@ -41,7 +42,7 @@ def make_panels(plan: Plan, rows: list[dict[str, Any]], scores: tuple[str, ...])
         ys = [scale * summary["mean"] for summary in summaries]
         errors = [scale * (summary["std"] or 0.0) for summary in summaries] if len(plan.seeds) > 1 else None
         name = score.rsplit("/", 1)[-1].replace("top", "top-")
-        panels.append(Panel(score, f"{name} %" if scale == 100 else name, list(xs), ys, errors, OURS))
+        panels.append(Panel(f"{score}, {data}", f"{name} %" if scale == 100 else name, list(xs), ys, errors, OURS))
     return panels
 
 

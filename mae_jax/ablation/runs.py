@@ -168,5 +168,7 @@ def explain(code: int, said: list[str]) -> str:
         return f"stopped by signal {code - 128}, which was not for the ablation; it goes on when that is started again"
     if code < 0:
         return f"killed by signal {-code}{' (out of memory?)' if -code == signal.SIGKILL else ''}"
+    if code == 0:
+        return "it ended without a result"
     last = next((line.strip() for line in reversed(said) if line.strip()), "it said nothing")
     return f"exit code {code}: {last}"[:300]

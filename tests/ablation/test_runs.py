@@ -1,0 +1,208 @@
+"""An ablation whose runs are small programs, which fail, are killed and are stopped as real ones are."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mae_jax.ablation import runs
+from mae_jax.ablation.runs import explain
+from mae_jax.errors import UserError
+from mae_jax.tasks import ablate
+from mae_jax.training.signals import Stopped, StopSignal
+from tests.ablation.test_grid import FINETUNE, ROOT, make_config
+from tests.runs import read_json
+
+# Notes that it was started, obeys what the folder `orders` says for its cell, and otherwise has a result.
+RUN = """
+import json, os, pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[1].split("=", 1)[1])
+with (folder / "starts").open("a") as file: file.write("x")
+order = folder.parents[2] / "orders" / f"{folder.parts[-3]}.{folder.name}"
+if order.exists(): exec(order.read_text())
+name = "eval/loss" if folder.name == "pretrain" else "eval/top1"
+print("all is well")
+(folder / "result.json").write_text(json.dumps({"step": 3, name: 0.5}))
+"""
+RATIOS = (("model.mask_ratio", (0.5, 0.75)),)
+
+
+@pytest.fixture(autouse=True)
+def small_programs(monkeypatch):
+    monkeypatch.setattr(runs, "full_command", lambda run: [sys.executable, "-c", RUN, run.arguments[-1]])
+
+
+def run(workdir, **settings):
+    workdir.mkdir(exist_ok=True)
+    settings = {"grid": RATIOS, "measure": (FINETUNE,), "scores": ("eval/loss", "finetune/top1")} | settings
+    with StopSignal() as stop:
+        ablate.run(make_config(**settings), workdir, stop)
+
+
+def order(workdir, cell, code, name="pretrain"):
+    """Makes the runs of a cell do something; None: nothing out of the ordinary any more."""
+    path = workdir / "orders" / f"mask_ratio_{cell}.{name}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink() if code is None else path.write_text(code)
+
+
+def starts(workdir, cell, name="pretrain", seed=0):
+    path = workdir / f"mask_ratio_{cell}" / f"seed_{seed}" / name / "starts"
+    return len(path.read_text()) if path.exists() else 0
+
+
+def failures(workdir):
+    return [row["failed"] for row in read_json(workdir / "result.json")["rows"]]
+
+
+FAILURES = {
+    "print('error: the loss is nan'); print('more'); sys.exit(1)": "the loss is nan",
+    "os.kill(os.getpid(), signal.SIGKILL)": "killed by signal 9 (out of memory?)",
+    "print('jaxlib: RESOURCE_EXHAUSTED: Out of memory, 12 GiB'); sys.exit(1)": "out of memory: RESOURCE_EXHAUSTED",
+    "raise KeyError('unforeseen')": "exit code 1: KeyError: 'unforeseen'",
+    "os._exit(0)": "it ended without a result",
+}
+
+
+@pytest.mark.parametrize("code", FAILURES)
+def test_a_run_that_fails_is_told_in_its_row_and_the_others_go_on(tmp_path, capsys, code):
+    order(tmp_path, 0.5, code)
+    run(tmp_path)
+    failed, good = failures(tmp_path)
+    assert failed["seed 0"].startswith("pretrain: " + FAILURES[code]) and good == {}
+    assert starts(tmp_path, 0.5, "finetune") == 0 and starts(tmp_path, 0.75, "finetune") == 1
+    out = capsys.readouterr().out
+    assert "[2/4] mask_ratio 0.5, seed 0: finetune left out" in out and "1 of 2 runs failed" in out
+    assert "0.5 (failed)" in (tmp_path / "table.md").read_text()
+
+
+def test_the_same_command_tries_only_what_failed_again(tmp_path, capsys):
+    order(tmp_path, 0.5, "sys.exit(3)", "finetune")
+    run(tmp_path)
+    assert failures(tmp_path)[0] == {"seed 0": "finetune: exit code 3: it said nothing"}
+    order(tmp_path, 0.5, None, "finetune")
+    run(tmp_path)
+    assert [starts(tmp_path, 0.5, name) for name in ("pretrain", "finetune")] == [1, 2]
+    assert failures(tmp_path) == [{}, {}] and (tmp_path / "result.1.json").exists()
+    capsys.readouterr()
+    before = read_json(tmp_path / "result.json")
+    run(tmp_path)
+    assert "is finished: all 4 runs are done" in capsys.readouterr().out
+    assert starts(tmp_path, 0.5, "finetune") == 2 and read_json(tmp_path / "result.json") == before
+
+
+def test_each_run_leaves_its_command_its_output_and_its_time(tmp_path):
+    run(tmp_path)
+    folder = tmp_path / "mask_ratio_0.5" / "seed_0" / "pretrain"
+    assert f"--workdir={folder}" in (folder / "command.txt").read_text()
+    assert (folder / "log.txt").read_text() == "all is well\n"
+    assert read_json(folder / "status.json")["seconds"] > 0
+    (row, _) = read_json(tmp_path / "result.json")["rows"]
+    assert row["cell"] == "mask_ratio 0.5" and row["settings"] == {"model.mask_ratio": 0.5} and row["seeds"] == [0]
+    assert row["scores"]["finetune/top1"] == {"mean": 0.5, "std": None, "values": [0.5]}
+    assert row.keys() == {"cell", "settings", "seeds", "scores", "train_gflop_per_image", "minutes", "failed"}
+
+
+def test_more_seeds_and_values_run_only_what_is_new(tmp_path):
+    run(tmp_path)
+    run(tmp_path, seeds=(0, 1), grid=(("model.mask_ratio", (0.25, 0.5)),))
+    assert [starts(tmp_path, 0.5, seed=seed) for seed in (0, 1)] == [1, 1]
+    assert [starts(tmp_path, 0.25, seed=seed) for seed in (0, 1)] == [1, 1] and starts(tmp_path, 0.75) == 1
+    assert [row["cell"] for row in read_json(tmp_path / "result.json")["rows"]] == ["mask_ratio 0.25", "mask_ratio 0.5"]
+
+
+def test_a_run_that_was_made_with_other_settings_is_not_mixed_in(tmp_path):
+    run(tmp_path)
+    config = make_config(grid=RATIOS)
+    folder = tmp_path / "mask_ratio_0.5" / "seed_0" / "pretrain"
+    made = json.loads(json.dumps(config.to_dict()))
+    made.update(task="pretrain", data=made["data"] | {"num_threads": 3}, mesh=made["mesh"] | {"fsdp": 2})
+    made["model"]["mask_ratio"] = 0.5
+    (folder / "config.json").write_text(json.dumps(made))
+    run(tmp_path)  # on other devices, with other readers: the same run
+    made["train"]["epochs"] = 7.0
+    (folder / "config.json").write_text(json.dumps(made))
+    with pytest.raises(UserError) as error:
+        run(tmp_path)
+    for text in (str(folder), "train.epochs=7.0", "60.0", "another --workdir"):
+        assert text in str(error.value)
+
+
+def test_shards_in_one_folder_end_with_the_whole_table(tmp_path, capsys):
+    run(tmp_path, shard="1/2", seeds=(0, 1))
+    assert not (tmp_path / "result.json").exists() and (tmp_path / "table.md").exists()
+    assert "2 of 2 cells are missing or not complete" in capsys.readouterr().out
+    run(tmp_path, shard="2/2", seeds=(0, 1))
+    rows = read_json(tmp_path / "result.json")["rows"]
+    assert [len(row["scores"]["finetune/top1"]["values"]) for row in rows] == [2, 2]
+    assert all(starts(tmp_path, ratio, seed=seed) == 1 for ratio in (0.5, 0.75) for seed in (0, 1))
+
+
+SAVES = """
+def save(number, frame):
+    (folder / "saved").write_text(str(number))
+    sys.exit(128 + number)
+signal.signal(signal.SIGTERM, save)
+signal.signal(signal.SIGINT, save)
+if not (folder / "saved").exists():
+    os.kill(os.getppid(), int((folder.parents[2] / "orders" / "number").read_text()))
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_handed_on_and_waits_until_the_run_has_saved(tmp_path, number):
+    order(tmp_path, 0.5, SAVES)
+    (tmp_path / "orders" / "number").write_text(str(int(number)))
+    with pytest.raises(Stopped):
+        run(tmp_path)
+    folder = tmp_path / "mask_ratio_0.5" / "seed_0" / "pretrain"
+    assert (folder / "saved").read_text() == str(int(number))
+    assert read_json(folder / "status.json")["error"] is None and starts(tmp_path, 0.75) == 0
+    run(tmp_path)  # goes on where it was
+    assert starts(tmp_path, 0.5) == 2 and failures(tmp_path) == [{}, {}]
+
+
+PARENT = """
+import pathlib, sys
+from mae_jax.ablation import runs
+from tests.ablation.test_grid import plan_of
+run = plan_of(grid=(("model.mask_ratio", (0.5,)),)).runs[0]._replace(folder=pathlib.Path(sys.argv[1]))
+command = [sys.executable, "-c", sys.argv[2], str(run.folder / "saved")]
+runs.execute(run, lambda: None, lambda line: print(line, flush=True), command)
+"""
+CHILD = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path(sys.argv[1]).touch(), sys.exit(143)))
+print("up", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is gone")
+def test_a_run_whose_ablation_is_killed_is_told_to_stop(tmp_path):
+    command = [sys.executable, "-c", PARENT, str(tmp_path), CHILD]
+    process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == "up\n"
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "saved").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert (tmp_path / "saved").exists()
+
+
+def test_why_a_run_ended_is_its_last_error_line():
+    said = ["error: first", "error: --workdir=x is in use", ""]
+    assert explain(2, said) == "--workdir=x is in use"
+    assert explain(143, ["stopped"]).startswith("stopped by signal 15")
+    assert explain(-signal.SIGSEGV, said[2:]) == "killed by signal 11"
+
+
+def test_lines_that_are_written_in_pieces_are_read_whole(tmp_path):
+    order(tmp_path, 0.5, "sys.stdout.write('err'); sys.stdout.flush(); time.sleep(0.5); print('or: late'); sys.exit(1)")
+    run(tmp_path)
+    assert failures(tmp_path)[0] == {"seed 0": "pretrain: late"}

@@ -1,0 +1,103 @@
+"""A whole ablation of a tiny autoencoder by the command line: stopped, started again, and at its end."""
+
+import functools
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests import runs
+from tests.conftest import COMPILE_QUICKLY
+from tests.runs import read_json, start
+
+pytestmark = pytest.mark.slow
+run = functools.partial(runs.run, XLA_FLAGS=COMPILE_QUICKLY)
+TINY = (
+    "--config=configs/ablations/mask_ratio.py:digits",
+    "--config.model.width=16", "--config.model.depth=1", "--config.model.num_heads=2",
+    "--config.model.decoder_width=16", "--config.model.decoder_depth=1", "--config.model.decoder_num_heads=2",
+    "--config.model.scan_unroll=1", "--config.evaluate.max_train_examples=100", "--config.train.log_every_steps=5",
+    "--config.checkpoint.every_steps=5", '--config.ablate.grid=(("model.mask_ratio",(0.5,0.75)),)',
+    "--config.ablate.seeds=(3,)", '--config.ablate.measure=(("finetune","finetune_digits",(("train.steps",3),)),)',
+)  # fmt: skip
+
+
+def wait_for(path: Path, text: str) -> None:
+    deadline = time.monotonic() + 120
+    while not (path.exists() and text in path.read_text()):
+        assert time.monotonic() < deadline, path
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Workdir and outputs of an ablation that was stopped in its first run, and then made to its end."""
+    workdir = tmp_path_factory.mktemp("runs") / "ablation"
+    process = start(*TINY, "--config.train.steps=300", f"--workdir={workdir}", XLA_FLAGS=COMPILE_QUICKLY)
+    wait_for(workdir / "mask_ratio_0.5" / "seed_3" / "pretrain" / "log.txt", "step   5/300")
+    process.send_signal(signal.SIGTERM)
+    stopped, err = process.communicate(timeout=120)
+    assert process.returncode == 143, stopped + err
+    saved = sorted(path.name for path in (workdir / "mask_ratio_0.5/seed_3/pretrain/checkpoints").iterdir())
+    code, out, err = run(*TINY, "--config.train.steps=300", f"--workdir={workdir}")
+    assert code == 0 and err == "", out + err
+    return workdir, stopped, saved, out
+
+
+def test_sigterm_stops_the_run_under_way_when_it_has_saved_and_the_same_command_goes_on(finished):
+    workdir, stopped, saved, _ = finished
+    assert saved and "stopped; " in stopped
+    assert (
+        f"going on from checkpoint {max(map(int, saved))}"
+        in (workdir / "mask_ratio_0.5/seed_3/pretrain/log.txt").read_text()
+    )
+
+
+def test_it_ends_with_a_table_of_what_its_runs_measured(finished):
+    workdir, _, _, out = finished
+    assert "[4/4] mask_ratio 0.75, seed 3: finetune" in out and "finetune/top1 %" in out
+    assert (workdir / "table.md").read_text() in out and (workdir / "plot.png").exists()
+    for row in read_json(workdir / "result.json")["rows"]:
+        folder = workdir / f"mask_ratio_{row['settings']['model.mask_ratio']}" / "seed_3"
+        pretrained, finetuned = (read_json(folder / name / "result.json") for name in ("pretrain", "finetune"))
+        assert row["scores"]["linear_probe/top1"]["values"] == [pretrained["linear_probe/top1"]]
+        assert row["scores"]["finetune/top1"]["values"] == [finetuned["eval/top1"]]
+        assert row["failed"] == {} and row["minutes"] > 0
+
+
+def test_its_runs_are_ordinary_ones_with_the_cells_settings_and_seed(finished):
+    workdir = finished[0]
+    for ratio in (0.5, 0.75):
+        folder = workdir / f"mask_ratio_{ratio}" / "seed_3"
+        config = read_json(folder / "pretrain" / "config.json")
+        assert (config["task"], config["model"]["mask_ratio"], config["train"]["steps"]) == ("pretrain", ratio, 300)
+        assert (config["seed"], config["data"]["seed"], config["ablate"]["grid"]) == (3, 3, [])
+        assert read_json(folder / "finetune" / "config.json")["init_from"] == str(folder / "pretrain")
+
+
+def test_other_settings_are_refused_in_its_folder_and_nothing_runs(finished):
+    code, out, err = run(*TINY, "--config.train.steps=200", f"--workdir={finished[0]}")
+    assert code == 2 and err.count("\n") == 1 and "train.steps=300, now it is 200" in err and out == ""
+
+
+def test_the_ablation_itself_never_asks_jax_for_a_device_and_tells_runs_that_get_none(tmp_path):
+    arguments = (*TINY, "--config.ablate.measure=()", "--config.ablate.scores=eval/loss", "--config.ablate.plot=()")
+    code, out, err = run(*arguments, f"--workdir={tmp_path}", JAX_PLATFORMS="nonesuch")
+    assert code == 0 and err == "", out + err
+    failed = [row["failed"]["seed 3"] for row in read_json(tmp_path / "result.json")["rows"]]
+    assert len(failed) == 2 and all("nonesuch" in why for why in failed)
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["--config.ablate.grid=((\"model.mask_ration\",(0.5,)),)"], 'did you mean "model.mask_ratio"?'),
+        (["--coordinator=localhost:1234", "--process_count=2", "--process_index=0"], "--config.shard=0/N"),
+        (["--config.seed=1"], "ablate.seeds='(1,)'"),
+    ],
+)  # fmt: skip
+def test_a_mistake_ends_with_code_2_and_one_line_and_no_folder(tmp_path, arguments, expected):
+    code, out, err = run(*TINY, *arguments, f"--workdir={tmp_path}/run")
+    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and expected in err
+    assert out == "" and not (tmp_path / "run").exists()
