@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,17 +14,26 @@ from tests.runs import losses, read_checkpoint, read_json
 from tests.tasks.conftest import mistake, run_task
 
 pytestmark = pytest.mark.slow
-# Stages from steps 0, 8 and 12; what Muon's state must survive is in it too.
+# Stages from steps 0 and 8; what Muon's state must survive is in it too.
 SETTINGS = {
-    "model__scan_unroll": 1, "train__steps": 16, "train__log_every_steps": 3, "train__resolutions": ((0.5, 4), (0.75, 6)),
-    "checkpoint__every_steps": 5, "checkpoint__keep": 9, "evaluate__linear_probe": False, "evaluate__pictures": 1,
+    "model__scan_unroll": 1, "model__positions": "learned", "train__steps": 16, "train__log_every_steps": 3,
+    "train__resolutions": ((0.5, 4),), "checkpoint__every_steps": 5, "checkpoint__keep": 9,
+    "evaluate__linear_probe": False, "evaluate__pictures": 1, "evaluate__max_train_examples": 64,
     "optimizer__name": "muon", "train__accumulate_steps": 2, "train__ema_decay": 0.9, "train__skip_nonfinite": 1,
-    "model__positions": "learned",
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """Compiling for one device is quicker than for eight."""
+    with pytest.MonkeyPatch.context() as patch:
+        devices = jax.devices()[:1]
+        patch.setattr(jax, "devices", lambda *_: devices)
+        yield
+
+
 @pytest.fixture(scope="module")
-def unbroken(compile_once, tmp_path_factory):
+def unbroken(compile_once, one_device, tmp_path_factory):
     """The workdir of a run that nothing happened to."""
     return run_task("digits", tmp_path_factory.mktemp("resolutions") / "unbroken", **SETTINGS)
 
@@ -38,7 +48,7 @@ def test_a_run_that_goes_on_from_either_stage_ends_with_the_same_bits(unbroken, 
     run_task("digits", tmp_path, **SETTINGS)
     out = capsys.readouterr().out
     assert f"going on from checkpoint {step}" in out and "changed" not in out
-    assert out.count(" pixels compiled in ") == {5: 3, 10: 2}[step]
+    assert out.count(" pixels compiled in ") == {5: 2, 10: 1}[step]
     ours, theirs = read_checkpoint(tmp_path, 16), read_checkpoint(unbroken, 16)
     assert ours.keys() == theirs.keys() and any("['muon']" in name for name in ours)
     for name in ours:
@@ -50,7 +60,7 @@ def test_a_run_that_goes_on_from_either_stage_ends_with_the_same_bits(unbroken, 
 def test_the_speed_in_operations_counts_the_size_of_each_step(unbroken):
     lines = [json.loads(line) for line in (unbroken / "metrics.jsonl").read_text().splitlines()]
     model = {**read_json(unbroken / "config.json")["model"]}
-    sizes = [4] * 8 + [6] * 4 + [8] * 4
+    sizes = [4] * 8 + [8] * 8
     flops = [train_flops(MAEConfig(**model | {"image_size": size})) for size in sizes]
     found = {line["step"]: 1e12 * line["tflops_per_second"] / line["images_per_second"] for line in lines
              if "tflops_per_second" in line}  # fmt: skip
@@ -66,10 +76,9 @@ def test_the_model_that_comes_out_has_the_full_size(unbroken):
 
 def test_a_classifier_learns_from_images_that_grow(unbroken, tmp_path, capsys):
     settings = {"init_from": str(unbroken), "train__resolutions": ((0.5, 4),), "model__scan_unroll": 1}
-    workdir = run_task("finetune_digits", tmp_path, **settings, optimizer__name="muon", train__steps=4)
+    workdir = run_task("finetune_digits", tmp_path, **settings, train__steps=4)
     assert "stages    4 x 4 pixels up to step 2" in capsys.readouterr().out
     assert 0 <= read_json(workdir / "result.json")["eval/top1"] <= 1
-    assert not (tmp_path / "frozen").exists()
 
 
 @pytest.mark.parametrize(
