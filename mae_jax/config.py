@@ -128,6 +128,11 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"data.label_fraction={config.data.label_fraction} is outside (0, 1]")
     if config.shard is not None and config.task != "ablate":
         raise UserError(f"shard={config.shard} is for ablations (configs/ablations/): one run has no parts to share")
+    if config.evaluate.mask and config.evaluate.mask_ratio is not None:
+        raise UserError(
+            f"evaluate.mask_ratio={config.evaluate.mask_ratio} beside evaluate.mask={config.evaluate.mask}, which "
+            "decides what is hidden: leave one of them out"
+        )
     _check_sweeps(config.evaluate)
     _check_classifier(config)
     data = config.data

@@ -18,17 +18,27 @@ def read_masks(given: str, count: int, grid: tuple[int, int]) -> tuple[np.ndarra
     Raises:
       UserError: if there is no such file or function, it fails, or its masks do not fit.
     """
-    path, _, name = given.partition(":")
+    path, _, name = given.rpartition(":") if ".py:" in given else (given, "", "")
     try:
         mask = load_function(Path(path), name) if name else np.load(path, allow_pickle=False)
-    except (OSError, ValueError, SyntaxError, ImportError, AttributeError) as error:
+    except Exception as error:  # whatever a file that is no mask makes of it, or the user's own code
         raise UserError(
-            f"evaluate.mask={given} cannot be read ({first_line(error)}); give FILE.npy or FILE.py:FUNCTION"
+            f"evaluate.mask={given} cannot be read ({_named(error)}); give FILE.npy or FILE.py:FUNCTION"
         ) from error
     try:
         return check_given_mask(mask, count, grid)
     except UserError as error:
         raise UserError(f"evaluate.mask={given}: {error}") from error
+    except Exception as error:
+        if not callable(mask):
+            raise
+        raise UserError(f"evaluate.mask={given}: the function fails ({_named(error)}); mend it") from error
+
+
+def _named(error: Exception) -> str:
+    """The first line of an error's message; of Python code's errors with their type, without which few make sense."""
+    line = first_line(error)
+    return line if isinstance(error, OSError) or line == type(error).__name__ else f"{type(error).__name__}: {line}"
 
 
 def load_function(path: Path, name: str) -> MaskFn:

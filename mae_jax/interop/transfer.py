@@ -1,5 +1,6 @@
 """Weights of one run as the beginning of a classifier's."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from mae_jax.interop.weights import assumed, pictures_differ, pin_weights, read_weights
 from mae_jax.interop.workdirs import Weights, read_own_config
 from mae_jax.models.classifier import ClassifierConfig, make_classifier_config
-from mae_jax.models.mae_config import MAEConfig
+from mae_jax.models.mae_config import USUAL_MASKS, MAEConfig
 from mae_jax.models.positions import resize_positions, sincos_table
 
 # Settings of `model` that a run chooses for itself; the others are the checkpoint's.
@@ -36,7 +37,10 @@ def resolve_model(config: ml_collections.ConfigDict, workdir: Path) -> tuple[Wei
         trained = weights.config
     else:
         return None, []
-    sizes = {name: value for name, value in trained["model"].items() if name not in OWN_MODEL_SETTINGS}
+    # Newer settings, which a checkpoint of an earlier version lacks, are as they were; and since a classifier hides
+    # nothing, masks that do not fit its size are no obstacle.
+    model = dataclasses.asdict(MAEConfig(**trained["model"])) | USUAL_MASKS
+    sizes = {name: value for name, value in model.items() if name not in OWN_MODEL_SETTINGS}
     changed = [
         f"model.{name} is {value!r}, the checkpoint's, not {config.model[name]!r}"
         for name, value in sizes.items()

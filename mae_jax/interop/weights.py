@@ -19,6 +19,7 @@ from mae_jax.interop.hub import fetch, is_hub
 from mae_jax.interop.workdirs import Weights, find_checkpoint, read_workdir
 from mae_jax.models.classifier import Classifier, make_bind_classifier, make_classifier_config
 from mae_jax.models.mae import MAEConfig, MaskedAutoencoder, make_bind
+from mae_jax.models.mae_config import USUAL_MASKS
 from mae_jax.models.positions import resize_positions, sincos_table
 from mae_jax.processes import from_main, is_main
 from mae_jax.writing import write_json
@@ -161,6 +162,7 @@ def load(path: str | Path, **settings) -> MaskedAutoencoder | Classifier:
 def choose(weights: Weights, settings: dict[str, Any]) -> Weights:
     """The same weights with other settings (`CHOOSABLE`); tables of positions are made to fit."""
     old = MAEConfig(**weights.config["model"])
+    settings, notes = _with_masks_that_fit(weights.config["model"], settings)
     new = MAEConfig(**weights.config["model"] | settings)
     params = dict(weights.params)
     for part, width in (("encoder", old.width), ("decoder", old.decoder_width)):
@@ -173,7 +175,22 @@ def choose(weights: Weights, settings: dict[str, Any]) -> Weights:
             raise UserError("positions='sincos': the model has learned positions, which would be lost")
         if table is not None:
             params[part] = params[part] | {"positions": np.asarray(resize_positions(table, old.grid, new.grid))}
-    return weights._replace(config=weights.config | {"model": weights.config["model"] | settings}, params=params)
+    config = weights.config | {"model": weights.config["model"] | settings}
+    return weights._replace(config=config, params=params, notes=(*weights.notes, *notes))
+
+
+def _with_masks_that_fit(model: Mapping, settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The settings, with the usual masks if the model's own cannot be at another size or mask ratio; and notes."""
+    if not settings.keys() & {"image_size", "mask_ratio"}:
+        return settings, []
+    settings = {"prediction_ratio": None} | settings  # of the training steps, which are over
+    try:
+        MAEConfig(**model | settings)
+        return settings, []
+    except UserError as error:
+        settings = USUAL_MASKS | settings
+        MAEConfig(**model | settings)  # raises if it was something else
+        return settings, [f"{error}; masks are of single random patches instead"]
 
 
 def pictures_differ(weights: Weights, data: Mapping) -> list[str]:
@@ -206,7 +223,7 @@ def read_fitting_params(path: str | Path, config: dict[str, Any]) -> tuple[dict,
     differing = ", ".join(f"model.{name}={a!r} (here {b!r})" for name, (a, b) in pairs.items() if a != b)
     if differing:
         raise UserError(f"init_from={path} holds another model: {differing}; make these settings the same")
-    weights = choose(weights, {"image_size": new.image_size})
+    weights = choose(weights, USUAL_MASKS | {"image_size": new.image_size})  # masks are this run's own
     notes = list(weights.notes)
     if not has_decoder(weights):
         notes.append("the decoder begins with random weights")

@@ -36,6 +36,8 @@ from mae_jax.models.targets import make_targets
 from mae_jax.models.transformer import NOTHING, Record, Recorded
 from mae_jax.models.uniformity import uniformity
 
+PREDICTED = 2**31 - 1  # folded into a mask's key: the small numbers are taken (split(key)[i] is fold_in(key, i))
+
 
 class MAEOutput(NamedTuple):
     """What the autoencoder returns for B images of L patches, of which the encoder sees K."""
@@ -164,7 +166,7 @@ class MaskedAutoencoder(nnx.Module):
         count = self.config.num_predicted(grid)
         if count == masks.mask.shape[1]:
             return None
-        return some_hidden(jax.vmap(jax.random.fold_in, (0, None))(keys, 1), masks, count)
+        return some_hidden(jax.vmap(jax.random.fold_in, (0, None))(keys, PREDICTED), masks, count)
 
     def _example_loss(self, prediction: jax.Array, targets: jax.Array, masks: Mask) -> jax.Array:
         """[B]: the mean squared error of the patches that count."""
@@ -262,11 +264,11 @@ class MaskedAutoencoder(nnx.Module):
     ) -> Mask:
         if sum(given is not None for given in (key, noise, mask)) != 1:
             raise ValueError("give one of key=, noise= and mask=: the masks need one source")
+        if mask is not None and mask_ratio is not None:
+            raise ValueError(f"mask_ratio={mask_ratio} beside mask=, which decides what is hidden: leave it out")
         if isinstance(mask, Mask):
             return mask
         if mask is not None:
-            if mask_ratio is not None:
-                raise ValueError(f"mask_ratio={mask_ratio} beside mask=, which decides what is hidden: leave it out")
             hidden, visible = check_given_mask(mask, batch, grid)
             return given_masks(jnp.asarray(hidden), visible)
         num_patches = grid[0] * grid[1]

@@ -26,6 +26,9 @@ CHOICES = {
     "decoder_attention": ("self", "cross"),
 }
 
+# Settings of masks by which some sizes and ratios cannot be, at their usual values, by which all can.
+USUAL_MASKS = {"mask_sampling": "random", "mask_cell": 1, "prediction_ratio": None}
+
 AT_LEAST = {
     "channels": 1, "width": 1, "depth": 1, "num_heads": 1, "scan_unroll": 1,
     "decoder_width": 1, "decoder_depth": 1, "decoder_num_heads": 1,

@@ -162,12 +162,14 @@ def check_given_mask(mask: np.ndarray | MaskFn, count: int, grid: tuple[int, int
     """
     num_patches = grid[0] * grid[1]
     if callable(mask):
-        try:
-            mask = np.stack([np.reshape(mask(number, grid), num_patches) for number in range(count)])
-        except ValueError as error:
-            raise UserError(
-                f"the mask function must give {num_patches} values, or {grid[0]} x {grid[1]}: {error}"
-            ) from error
+        masks = [np.asarray(mask(number, grid)) for number in range(count)]
+        for number, found in enumerate(masks):
+            if found.shape not in ((num_patches,), grid):
+                raise UserError(
+                    f"the mask function gives an array of shape {found.shape} for image {number}: ({num_patches},) or "
+                    f"{grid} is needed"
+                )
+        mask = np.stack([found.reshape(-1) for found in masks])
     try:
         mask = np.asarray(mask) != 0
     except jax.errors.TracerArrayConversionError as error:

@@ -60,5 +60,6 @@ def reconstruct(weights: Weights, config: ml_collections.ConfigDict, workdir: Pa
     picture = save_picture(workdir / "reconstructions" / f"{weights.step}.png", evaluation.picture(params, caption))
     result = {"step": weights.step, "eval/loss": evaluation.loss(params), "images": len(evaluation.eval_source)}
     write_measurement(workdir, config, result)
-    print(f"loss of the hidden patches, mean over {result['images']:,} images: {result['eval/loss']:.4f}")
+    counted = "all" if model.loss_patches == "all" else "the hidden"
+    print(f"loss of {counted} patches, mean over {result['images']:,} images: {result['eval/loss']:.4f}")
     print(f"see {picture}")

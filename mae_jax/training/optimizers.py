@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-TOKENS = ("class_token", "mask_token")
+TOKENS = ("class_token", "mask_token", "registers")
 MUON_RMS = 0.2  # root mean square of Muon's updates at rate 1, about AdamW's (arXiv 2502.16982, section 2.2)
 
 
@@ -31,7 +31,7 @@ def make_schedule(settings: ConfigDict, batch_size: int, warmup_steps: int, tota
 
 
 def decays(params: dict, *, tokens: bool) -> dict:
-    """True for every parameter with weight decay: kernels, and if `tokens` the class and mask tokens.
+    """True for every parameter with weight decay: kernels, and if `tokens` the class and mask tokens and registers.
 
     Pre-training decays the tokens, fine-tuning does not; biases, norms and position tables never decay. Decided by
     name, because a stack of blocks gives every parameter one more axis.

@@ -25,7 +25,7 @@ class Trainee(Protocol):
     num_train: int  # examples
     num_eval: int
     train_flops: int  # of one example of the model's own size, forward and backward
-    decay_tokens: bool  # whether class and mask tokens have weight decay
+    decay_tokens: bool  # whether class and mask tokens and registers have weight decay
     mixes_pairs: bool  # whether rows 2i and 2i + 1 of a batch are mixed
     batch: dict[str, jax.ShapeDtypeStruct]  # what the step takes
     facts: dict[str, Any]  # saved with the config in each checkpoint
