@@ -13,6 +13,7 @@ from configs.ablations import base as bases
 
 def get_config(base: str = "digits") -> ml_collections.ConfigDict:
     config = bases.begin(base)
+    half = config.model.image_size // 2
     rows = {
         "baseline": {},
         "masks of 2 x 2 patches": {"model.mask_cell": 2},
@@ -22,9 +23,15 @@ def get_config(base: str = "digits") -> ml_collections.ConfigDict:
         "cross-attention decoder": {"model.decoder_attention": "cross"},
         "the same, 25 % predicted": {"model.decoder_attention": "cross", "model.prediction_ratio": 0.25},
         "4 masks an image": {"model.masks_per_image": 4},
-        "moving average": {"train.ema_decay": 0.999},
+        # Over about a tenth of the run.
+        "moving average": {"train.ema_decay": 0.99 if base == "digits" else 0.9999},
         "uniformity": {"model.uniformity": 0.01},
         "normed queries and keys": {"model.qk_norm": True},
+        "half the size at first": {"train.resolutions": ((0.5, half),)},
+        "Muon": {"optimizer.name": "muon"},
     }
     config.ablate.update(grid=(bases.named_rows(config, rows),), title="ideas of others")
+    if base == "digits":  # many rows: what pre-training measures by itself, over more seeds
+        scores = ("linear_probe/top1", "knn/top1", "rankme", "eval/loss")
+        config.ablate.update(seeds=(0, 1, 2), measure=(), scores=scores, plot=scores[:2])
     return config
