@@ -1,4 +1,4 @@
-"""Starts a run: python main.py --config=configs/NAME.py [--workdir=DIR] [--config.KEY=VALUE ...]
+"""Starts a run: python main.py --config=configs/NAME.py[:ARGUMENT] [--workdir=DIR] [--config.KEY=VALUE ...]
 
 Exit codes: 0 done; 1 the run failed; 2 a mistake in the command, the settings or the data; 143 stopped by SIGTERM,
 with everything saved. Of several processes all end with the code of the first one that failed or was stopped.
@@ -32,7 +32,9 @@ WORKDIR = flags.DEFINE_string("workdir", None, "folder of everything that the ru
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if Slurm and others do not tell it")
 PROCESS_COUNT = flags.DEFINE_integer("process_count", None, "number of processes, with --coordinator")
 PROCESS_INDEX = flags.DEFINE_integer("process_index", None, "which of them this one is, from 0")
-DRY_RUN = flags.DEFINE_boolean("dry_run", False, "compile the training step, tell what it needs and sends, and exit")
+DRY_RUN = flags.DEFINE_boolean(
+    "dry_run", False, "compile the step, tell what it needs and sends (ablations: list the runs), exit"
+)
 TOPOLOGY = flags.DEFINE_string("topology", None, "with --dry_run: devices that need not be here, v5p:4x4x4 or cpu:64")
 
 
@@ -90,15 +92,17 @@ def run(argv: list[str], stop: StopSignal) -> None:
         config.ablate = common.get_config().ablate
     check(config)
     expand_paths(config)
+    workdir = WORKDIR.value or "_".join(["runs/" + path.stem, *([argument] if argument else [])])
+    if config.task == "ablate":  # what is wrong is told before a folder is made
+        plan = task.make_plan(config, Path(workdir))
+        if DRY_RUN.value:
+            return print(task.describe_plan(plan))
     if TOPOLOGY.value and not DRY_RUN.value:
         raise UserError(f"--topology={TOPOLOGY.value} is for --dry_run; a run takes the devices that are there")
     if DRY_RUN.value:
         if config.task not in TRAINED:
             raise UserError(f"--dry_run compiles a training step, but config.task={config.task} trains nothing")
         return print(dry_run(config, task.make_trainee, TOPOLOGY.value))
-    workdir = WORKDIR.value or "_".join(["runs/" + path.stem, *([argument] if argument else [])])
-    if config.task == "ablate":
-        task.make_plan(config, Path(workdir))  # what is wrong is told before a folder is made
     workdir = create_workdir(workdir)
     check_same_command(config)
     check_shared(workdir)

@@ -1,6 +1,7 @@
 """Ablations: pre-trains and measures once for each cell of a grid and each seed, and makes a table and a picture."""
 
 import contextlib
+import shlex
 import statistics
 import sys
 from collections import defaultdict
@@ -39,6 +40,11 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
     make_runs(plan, config.ablate.scores, workdir, stop)
     with locked(workdir, ".lock_table", wait=True):  # of several shards that end at the same time
         report(config, plan, workdir)
+
+
+def describe_plan(plan: Plan) -> str:
+    """The commands of the runs that this shard consists of, a line each."""
+    return "\n".join(shlex.join(planning.full_command(one)) for one in plan.own)
 
 
 def make_runs(plan: Plan, scores: tuple[str, ...], workdir: Path, stop: StopSignal) -> None:

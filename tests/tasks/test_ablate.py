@@ -18,7 +18,7 @@ TINY = (
     "--config.model.width=16", "--config.model.depth=1", "--config.model.num_heads=2",
     "--config.model.decoder_width=16", "--config.model.decoder_depth=1", "--config.model.decoder_num_heads=2",
     "--config.model.scan_unroll=1", "--config.evaluate.max_train_examples=100", "--config.train.log_every_steps=5",
-    "--config.checkpoint.every_steps=5", '--config.ablate.grid=(("model.mask_ratio",(0.5,0.75)),)',
+    "--config.checkpoint.every_steps=100", '--config.ablate.grid=(("model.mask_ratio",(0.5,0.75)),)',
     "--config.ablate.seeds=(3,)", '--config.ablate.measure=(("finetune","finetune_digits",(("train.steps",3),)),)',
 )  # fmt: skip
 
@@ -74,6 +74,14 @@ def test_its_runs_are_ordinary_ones_with_the_cells_settings_and_seed(finished):
         assert (config["task"], config["model"]["mask_ratio"], config["train"]["steps"]) == ("pretrain", ratio, 300)
         assert (config["seed"], config["data"]["seed"], config["ablate"]["grid"]) == (3, 3, [])
         assert read_json(folder / "finetune" / "config.json")["init_from"] == str(folder / "pretrain")
+
+
+def test_a_dry_run_lists_the_commands_and_makes_no_folder(tmp_path):
+    code, out, err = run(*TINY, "--dry_run", f"--workdir={tmp_path}/run")
+    assert code == 0 and err == "" and not (tmp_path / "run").exists()
+    lines = out.splitlines()
+    assert len(lines) == 4 and "--config.task=pretrain" in lines[0] and "--config.model.mask_ratio=0.75" in lines[2]
+    assert lines[3].endswith(f"--workdir={tmp_path}/run/mask_ratio_0.75/seed_3/finetune")
 
 
 def test_other_settings_are_refused_in_its_folder_and_nothing_runs(finished):
