@@ -25,7 +25,7 @@ def random_like(shapes: dict, seed: int = 0) -> dict:
     def draw(path, leaf):
         name, normal = path[-1].key, rng.standard_normal(leaf.shape, np.float32)
         if name == "kernel":
-            return normal / np.float32(math.sqrt(leaf.shape[-3 if path[-2].key == "qkv" else -2]))
+            return normal / np.float32(math.sqrt(leaf.shape[-3 if path[-2].key in ("qkv", "kv") else -2]))
         return normal * np.float32(0.2) + np.float32(name == "scale")
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
