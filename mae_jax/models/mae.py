@@ -25,7 +25,6 @@ from mae_jax.models.masking import (
     draw_masks,
     given_masks,
     masks_from_noise,
-    num_visible,
     some_hidden,
     take_patches,
 )
@@ -274,7 +273,7 @@ class MaskedAutoencoder(nnx.Module):
         num_patches = grid[0] * grid[1]
         ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
         if noise is not None:
-            check_mask_ratio(ratio, num_patches, num_visible(num_patches, ratio))
+            check_mask_ratio(ratio, grid)
             if noise.shape != (batch, num_patches):
                 raise ValueError(f"noise of shape {noise.shape}: {(batch, num_patches)} (batch, patches) is needed")
             return masks_from_noise(jnp.asarray(noise, jnp.float32), ratio)

@@ -4,7 +4,7 @@ import dataclasses
 
 from mae_jax.errors import UserError
 from mae_jax.models.layers import ACTIVATIONS, ATTENTION_BACKENDS, BlockConfig
-from mae_jax.models.masking import GRID_RATIO, MASK_SAMPLINGS, check_mask_ratio, count_visible
+from mae_jax.models.masking import GRID_RATIO, MASK_SAMPLINGS, check_mask_ratio
 from mae_jax.models.patches import grid_size
 
 # The named encoders. tiny, small: DeiT (arXiv 2012.12877); base, large, huge: ViT (arXiv 2010.11929), as in the paper.
@@ -151,13 +151,12 @@ class MAEConfig:
         """
         mask_ratio = self.mask_ratio if mask_ratio is None else mask_ratio
         rows, columns = grid = self.grid if grid is None else grid
-        visible = count_visible(grid, mask_ratio, self.mask_cell)
-        check_mask_ratio(mask_ratio, rows * columns, visible, name)
         cell, random = self.mask_cell, self.mask_sampling == "random"
         if cell > 1 and not random:
             raise UserError(f"model.mask_cell={cell} is for model.mask_sampling=random, not {self.mask_sampling}")
         if rows % cell or columns % cell:
             raise UserError(f"model.mask_cell={cell} does not divide the grid of {rows} x {columns} patches")
+        visible = check_mask_ratio(mask_ratio, grid, cell, name)
         if self.mask_sampling == "grid" and (mask_ratio != GRID_RATIO or rows % 2 or columns % 2):
             raise UserError(
                 f"model.mask_sampling=grid keeps one patch of each 2 x 2: it needs {name}={GRID_RATIO}, not "

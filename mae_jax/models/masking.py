@@ -41,12 +41,14 @@ def count_visible(grid: tuple[int, int], mask_ratio: float, cell: int = 1) -> in
     return cell**2 * num_visible(grid[0] * grid[1] // cell**2, mask_ratio)
 
 
-def check_mask_ratio(mask_ratio: float, num_patches: int, visible: int, name: str = "mask_ratio") -> None:
-    """Raises UserError unless 0 <= mask_ratio < 1 and at least one of the patches stays visible."""
+def check_mask_ratio(mask_ratio: float, grid: tuple[int, int], cell: int = 1, name: str = "mask_ratio") -> int:
+    """`count_visible`; raises UserError unless 0 <= mask_ratio < 1 and at least one of the patches stays visible."""
     if not 0 <= mask_ratio < 1:
         raise UserError(f"{name}={mask_ratio} is outside [0, 1)")
+    visible = count_visible(grid, mask_ratio, cell)
     if visible < 1:
-        raise UserError(f"{name}={mask_ratio} leaves none of {num_patches} patches visible; lower it")
+        raise UserError(f"{name}={mask_ratio} leaves none of {grid[0] * grid[1]} patches visible; lower it")
+    return visible
 
 
 def draw_masks(

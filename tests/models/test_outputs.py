@@ -113,7 +113,7 @@ def test_encoding_with_a_key_sees_the_patches_that_the_autoencoder_sees():
 
 @pytest.mark.parametrize("arguments", [{"mask_ratio": 0.5}, {"output_masks": True}])
 def test_a_mask_without_a_key_is_refused(arguments):
-    with pytest.raises(ValueError, match="either key= or noise="):
+    with pytest.raises(ValueError, match="give one of key=, noise= and mask="):
         make_model().encode(IMAGES, **arguments)
 
 
