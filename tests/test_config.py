@@ -139,4 +139,4 @@ def test_nothing_is_suggested_where_nothing_is_near():
 
 def test_the_settings_given_on_a_command_line_are_known_by_their_keys():
     line = ["--config=configs/knn.py", "--config.model.image_size=224", "--workdir=x", "-config.data.mean=(0.5,)"]
-    assert given_settings(line) == ("model.image_size", "data.mean")
+    assert given_settings([*line, "--noconfig.model.remat"]) == ("model.image_size", "data.mean", "model.remat")

@@ -53,6 +53,7 @@ class Run(NamedTuple):
     after: Path | None  # the folder of the run that must be finished before
     arguments: tuple[str, ...]  # of main.py
     config: ConfigDict  # what they come to
+    measured_by: tuple[str, ...] = ()  # of pre-training: the names of its protocols, whose scores are theirs alone
 
 
 class Plan(NamedTuple):
@@ -138,7 +139,7 @@ def make_runs(
         pretrain = folder("pretrain")
         arguments = command(start, given, split["pretrain"] | seeds, pretrain)
         trained = resolve(arguments)
-        runs = [Run("pretrain", cell.name, seed, pretrain, None, arguments, trained)]
+        runs = [Run("pretrain", cell.name, seed, pretrain, None, arguments, trained, tuple(split)[1:])]
         usual = common.get_config()
         shared = {key: get(trained, key) for key in SHARED if get(trained, key) != get(usual, key)}
         for protocol in protocols:

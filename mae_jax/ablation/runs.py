@@ -24,7 +24,7 @@ POLL_SECONDS = 0.2
 DIE_WITH_PARENT = 1  # Linux: PR_SET_PDEATHSIG
 # Settings with which a run may have been made and still be the same run: how it was made, and what is noted.
 FREE = (
-    "ablate.", "shard", "given", "file", "init_from", "mesh.", "checkpoint.", "data.num_threads", "data.num_workers",
+    "ablate.", "shard", "given", "file", "mesh.", "checkpoint.", "data.num_threads", "data.num_workers",
     "data.prefetch_batches", "train.log_every_steps", "train.profile_steps", "evaluate.pictures",
     "evaluate.every_steps",
 )  # fmt: skip
@@ -51,7 +51,7 @@ def _name_scores(run: Run, result: dict[str, Any]) -> dict[str, float]:
         k: v for k, v in result.items() if isinstance(v, int | float) and not isinstance(v, bool) and k != "step"
     }
     if run.after is None:
-        return numbers
+        return {key: value for key, value in numbers.items() if key.split("/")[0] not in run.measured_by}
     own = (f"{run.config.task}/", "eval/")
     named = {}
     for key, value in numbers.items():
@@ -76,7 +76,7 @@ def check_same_settings(run: Run) -> None:
     given = {argument.split("=", 1)[0].removeprefix("--config.") for argument in run.arguments}
     for key, value in new.items():
         if key in old and old[key] != value and (key in given or _decides(run.config, key)):
-            if not key.startswith(FREE):
+            if not key.startswith(FREE) and not (run.after and key == "init_from"):
                 raise UserError(
                     f"{run.folder} was made with {key}={old[key]!r}, now it is {value!r}: one table cannot have both; "
                     "choose another --workdir"

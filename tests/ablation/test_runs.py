@@ -23,9 +23,9 @@ folder = pathlib.Path(sys.argv[1].split("=", 1)[1])
 with (folder / "starts").open("a") as file: file.write("x")
 order = folder.parents[2] / "orders" / f"{folder.parts[-3]}.{folder.name}"
 if order.exists(): exec(order.read_text())
-name = "eval/loss" if folder.name == "pretrain" else "eval/top1"
+result = {"eval/loss": 0.5, "linear_probe/top1": 0.4} if folder.name == "pretrain" else {"eval/top1": 0.5}
 print("all is well")
-(folder / "result.json").write_text(json.dumps({"step": 3, name: 0.5}))
+(folder / "result.json").write_text(json.dumps({"step": 3} | result))
 """
 RATIOS = (("model.mask_ratio", (0.5, 0.75)),)
 
@@ -104,6 +104,17 @@ def test_each_run_leaves_its_command_its_output_and_its_time(tmp_path):
     assert row["cell"] == "mask_ratio 0.5" and row["settings"] == {"model.mask_ratio": 0.5} and row["seeds"] == [0]
     assert row["scores"]["finetune/top1"] == {"mean": 0.5, "std": None, "values": [0.5]}
     assert row.keys() == {"cell", "settings", "seeds", "scores", "train_gflop_per_image", "minutes", "failed"}
+
+
+def test_a_protocols_score_is_never_taken_from_pretrainings_own_of_that_name(tmp_path):
+    settings = dict(measure=(("linear_probe", "linear_probe_digits", ()),), scores=("linear_probe/top1",))
+    order(tmp_path, 0.5, "sys.exit(1)", "linear_probe")
+    run(tmp_path, **settings)
+    rows = read_json(tmp_path / "result.json")["rows"]
+    assert [row["scores"]["linear_probe/top1"]["values"] for row in rows] == [[], [0.5]]
+    run(tmp_path, **settings | {"measure": ()})
+    rows = read_json(tmp_path / "result.json")["rows"]
+    assert [row["scores"]["linear_probe/top1"]["values"] for row in rows] == [[0.4], [0.4]]
 
 
 def test_more_seeds_and_values_run_only_what_is_new(tmp_path):
