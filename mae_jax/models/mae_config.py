@@ -86,7 +86,7 @@ class MAEConfig:
             raise UserError(f"model.image_size={self.image_size!r} is neither an integer nor (height, width)")
         object.__setattr__(self, "image_size", size)
         for name, least in AT_LEAST.items():
-            if getattr(self, name) < least:
+            if not getattr(self, name) >= least:
                 raise UserError(f"model.{name}={getattr(self, name)} must be at least {least}")
         for name, scale in (("width", "num_heads"), ("decoder_width", "decoder_num_heads")):
             width, heads = getattr(self, name), getattr(self, scale)
@@ -134,6 +134,8 @@ class MAEConfig:
                 f"model.prediction_ratio={ratio} is for model.decoder_attention=cross with model.loss_patches=hidden: "
                 "set these, or prediction_ratio=None"
             )
+        if not 0 < ratio < 1:
+            raise UserError(f"model.prediction_ratio={ratio} is outside (0, 1)")
         if not 1 <= int(self.num_patches * ratio) <= self.num_patches - self.num_visible():
             raise UserError(
                 f"model.prediction_ratio={ratio} of {self.num_patches} patches is none, or more than the "
