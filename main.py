@@ -106,7 +106,7 @@ def run(argv: list[str], stop: StopSignal) -> None:
     workdir = create_workdir(workdir)
     check_same_command(config)
     check_shared(workdir)
-    with locked(workdir, NAME if config.shard is None else f"{NAME}_{config.shard.replace('/', '_of_')}"):
+    with locked(workdir, task.lock_name(config) if config.task == "ablate" else NAME):
         try:
             task.run(config, workdir, stop)
         except OSError as error:

@@ -188,6 +188,11 @@ def _check_classifier(config: ml_collections.ConfigDict) -> None:
     """What the settings of classify must be together."""
     if config.task in ("pretrain", "classify") and config.data.name is None:
         raise UserError("data.name is not set: which pictures? For example --config.data.name=image_folder")
+    if config.task == "pretrain" and config.model.uniformity and config.train.accumulate_steps > 1:
+        raise UserError(
+            f"model.uniformity={config.model.uniformity} compares the images of a whole batch: set "
+            f"train.accumulate_steps=1, not {config.train.accumulate_steps}"
+        )
     if config.task == "pretrain" and config.optimizer.name == "lars":
         raise UserError("optimizer.name=lars is for probes of a frozen encoder; set optimizer.name=adamw")
     if config.task != "classify":

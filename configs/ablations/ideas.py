@@ -13,7 +13,7 @@ from configs.ablations import base as bases
 
 def get_config(base: str = "digits") -> ml_collections.ConfigDict:
     config = bases.begin(base)
-    half = config.model.image_size // 2
+    half = config.model.image_size // 2  # of the base's own size
     rows = {
         "baseline": {},
         "masks of 2 x 2 patches": {"model.mask_cell": 2},
@@ -23,7 +23,6 @@ def get_config(base: str = "digits") -> ml_collections.ConfigDict:
         "cross-attention decoder": {"model.decoder_attention": "cross"},
         "the same, 25 % predicted": {"model.decoder_attention": "cross", "model.prediction_ratio": 0.25},
         "4 masks an image": {"model.masks_per_image": 4},
-        # Over about a tenth of the run.
         "moving average": {"train.ema_decay": 0.99 if base == "digits" else 0.9999},
         "uniformity": {"model.uniformity": 0.01},
         "normed queries and keys": {"model.qk_norm": True},

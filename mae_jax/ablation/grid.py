@@ -11,6 +11,7 @@ from mae_jax.errors import UserError
 EXAMPLE = '(("model.mask_ratio", (0.5, 0.75)),)'
 # Settings that an ablation decides itself.
 RESERVED = ("task", "seed", "data.seed", "shard", "given", "file")
+OF_PROTOCOLS = (*RESERVED, "init_from")  # the same of the runs that measure
 
 
 class Axis(NamedTuple):
@@ -76,17 +77,14 @@ def _parse_axis(axis: tuple, every_key: list[str]) -> Axis:
             raise UserError(
                 f"ablate.grid gives {', '.join(keys)} the value {value!r}, not {len(keys)} values, one each"
             )
-    for key in keys:
-        if key in RESERVED or key.startswith("ablate."):
-            remedy = "set ablate.seeds" if "seed" in key else "leave it out"
-            raise UserError(f"ablate.grid cannot vary {key}, which the ablation sets itself; {remedy}")
     leaves = [_short(key, every_key) for key in keys]
     named = len(axis) == 3
     if named and len(axis[2]) != len(values):
         raise UserError(f"ablate.grid gives {', '.join(keys)} {len(values)} values, but {len(axis[2])} names")
     labels = tuple(str(name) for name in axis[2]) if named else tuple(", ".join(map(str, value)) for value in values)
-    if twice := _first_twice(labels):
-        raise UserError(f"ablate.grid has {twice!r} twice among the values of {', '.join(keys)}")
+    for number, value in enumerate(values):
+        if value in values[:number] or labels[number] in labels[:number]:
+            raise UserError(f"ablate.grid has {labels[number]!r} twice among the values of {', '.join(keys)}")
     title = "variant" if named and len(keys) > 1 else ", ".join(leaves)
     return Axis(keys, tuple(map(tuple, values)), labels, title, named)
 
@@ -173,12 +171,25 @@ def safe_name(name: str) -> str:
 
 
 def check_keys(axes: list[Axis], protocols: list[Protocol], known: Iterable[str]) -> None:
-    """Raises UserError for a key of the grid that is no setting, with the nearest that is one."""
+    """Raises UserError for a key that is no setting, with the nearest that is one, or that the ablation sets itself."""
     known = set(known)
     words = [*known, *(f"{protocol.name}.{key}" for protocol in protocols for key in known)]
     for key in (key for axis in axes for key in axis.keys):
         if key not in words:
             raise UserError(f"ablate.grid: unknown setting {key!r}{nearest(key, words)}")
+        owner = owner_of(key, protocols)
+        _check_free("ablate.grid", key, key.removeprefix(f"{owner}."), owner)
+    for protocol in protocols:
+        for key in protocol.overrides:
+            if key not in known:
+                raise UserError(f"ablate.measure, {protocol.name}: unknown setting {key!r}{nearest(key, known)}")
+            _check_free(f"ablate.measure, {protocol.name},", key, key, protocol.name)
+
+
+def _check_free(where: str, key: str, own: str, owner: str) -> None:
+    if own in (RESERVED if owner == "pretrain" else OF_PROTOCOLS) or own.startswith("ablate."):
+        remedy = "set ablate.seeds" if "seed" in own else "leave it out"
+        raise UserError(f"{where} cannot set {key}, which the ablation sets itself; {remedy}")
 
 
 def _as_keys(keys: Any) -> tuple[str, ...]:

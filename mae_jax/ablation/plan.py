@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from configs import common
 from mae_jax.ablation.grid import (
     RESERVED,
     Axis,
@@ -26,12 +25,15 @@ from mae_jax.config import check, check_command_line, flatten, get, nearest
 from mae_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent.parent
-PATHS = ("data.path", "init_from")
+PATHS = ("data.path", "init_from", "evaluate.mask")
 # What a measuring run takes over from the pre-training of its cell: where the pictures and the devices are.
 SHARED = (
     "data.path", "data.num_threads", "data.num_workers", "data.prefetch_batches", "data.on_bad_image",
     "mesh.data", "mesh.fsdp", "mesh.tensor",
 )  # fmt: skip
+# And which pictures, if the command names others than the base's.
+PLACE = ("data.name", "data.train_split", "data.eval_split", "data.eval_fraction", "data.num_examples")
+LONGEST_NAME = 200  # of a folder; file systems have 255 bytes
 # Results of pre-training, and of the tasks that can measure it (under the protocol's name).
 PRETRAINED = ("knn/top1", "linear_probe/top1", "rankme")
 SCORES = {
@@ -80,6 +82,7 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
             raise UserError(
                 f"--config.{key} is set by ablate.seeds; give --config.ablate.seeds='({get(config, key)},)'"
             )
+    check_paper(ablate.paper)
     seeds = tuple(ablate.seeds)
     if not seeds or not all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in seeds):
         raise UserError(f"ablate.seeds={seeds} must be one or more whole numbers, for example '(0, 1, 2)'")
@@ -87,6 +90,8 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
     axes = parse_grid(ablate.grid)
     protocols = parse_protocols(ablate.measure, known | {key.split(".")[0]: None for key in known})
     check_keys(axes, protocols, known)
+    for key in (key for axis in axes for key in axis.keys if key in config.given):
+        raise UserError(f"--config.{key} is what ablate.grid varies: change --config.ablate.grid, or leave it out")
     for protocol in protocols:
         check_config(protocol)
     cells = make_cells(axes)
@@ -98,7 +103,8 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
             runs = make_runs(config, axes, cell, protocols, seed, workdir)
             needed[cell.name, seed] = [_once(run, by_folder) for run in runs]
     runs = list(by_folder.values())
-    check_scores([*ablate.scores, *ablate.plot], runs)
+    for name in ("scores", "plot"):
+        check_scores(name, ablate[name], runs)
     # Cells that share their pre-training belong to one shard.
     first = [run.folder for run in runs if run.after is None]
     own = [run for run in runs if first.index(run.after or run.folder) % count == index]
@@ -130,8 +136,10 @@ def make_runs(
     def folder(*owners: str) -> Path:
         """Named by the axes that matter to the run, so that cells that differ in others share it."""
         matters = [any(owner_of(key, protocols) in owners for key in axis.keys) for axis in axes]
-        parts = [part for part, own in zip(cell.folders, matters, strict=True) if own]
-        return workdir / ("__".join(parts) or "all_cells") / f"seed_{seed}" / owners[-1]
+        name = "__".join(part for part, own in zip(cell.folders, matters, strict=True) if own)
+        if len(name.encode()) > LONGEST_NAME:
+            raise UserError("its name is too long for a folder; give the values of ablate.grid shorter names")
+        return workdir / (name or "all_cells") / f"seed_{seed}" / owners[-1]
 
     try:
         start = [f"--config={config.file}", "--config.task=pretrain"]
@@ -140,14 +148,17 @@ def make_runs(
         arguments = command(start, given, split["pretrain"] | seeds, pretrain)
         trained = resolve(arguments)
         runs = [Run("pretrain", cell.name, seed, pretrain, None, arguments, trained, tuple(split)[1:])]
-        usual = common.get_config()
-        shared = {key: get(trained, key) for key in SHARED if get(trained, key) != get(usual, key)}
+        taken = SHARED + (PLACE if "data.name" in config.given else ())
         for protocol in protocols:
             start = [f"--config={ROOT}/configs/{protocol.config}.py", f"--config.init_from={pretrain}"]
+            usual = resolve(start)
+            shared = {key: get(trained, key) for key in taken if get(trained, key) != get(usual, key)}
             measured = folder("pretrain", protocol.name)
             settings = protocol.overrides | split[protocol.name]
             arguments = command(start, shared, settings | seeds, measured)
-            runs.append(Run(protocol.name, cell.name, seed, measured, pretrain, arguments, resolve(arguments)))
+            run = Run(protocol.name, cell.name, seed, measured, pretrain, arguments, resolve(arguments))
+            check_fits(run, trained)
+            runs.append(run)
     except UserError as error:
         raise UserError(f"cell {cell.name!r}: {error}") from error
     return runs
@@ -218,12 +229,32 @@ def check_config(protocol: Protocol) -> None:
         raise UserError(f"ablate.measure: configs/{protocol.config}.py has the task {task}, not one of {tasks}")
 
 
-def check_scores(scores: list[str], runs: list[Run]) -> None:
-    """Raises UserError for a score that no run has."""
+def check_fits(run: Run, trained: ConfigDict) -> None:
+    """Raises UserError if a classifier cannot have the encoder that a cell pre-trains."""
+    if run.config.task == "classify":
+        blocks, depth = run.config.classifier.trained_blocks, trained.model.depth
+        if blocks is not None and blocks > depth:
+            raise UserError(f"{run.name}.classifier.trained_blocks={blocks} is more than model.depth={depth}")
+
+
+def check_paper(paper: Any) -> None:
+    """Raises UserError unless it is curves (name, ((x, y), ...)) with at least one point."""
+    for curve in paper:
+        pairs = curve[1] if isinstance(curve, tuple | list) and len(curve) == 2 else ()
+        if not pairs or not all(
+            isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[1], int | float) for pair in pairs
+        ):
+            raise UserError(
+                f"ablate.paper has {curve!r}, which is no curve (name, ((x, y), ...)), for example "
+                '("fine-tuning", ((0.5, 84.9), (0.75, 84.9)))'
+            )
+
+
+def check_scores(setting: str, scores: tuple[str, ...], runs: list[Run]) -> None:
+    """Raises UserError for a score that no run has; `setting` of `ablate` names it."""
     known = set(SCORES["pretrain"])
     known |= {f"{run.name}/{score}" for run in runs if run.after for score in SCORES[run.config.task]}
     for score in scores:
         if score not in known:
-            raise UserError(
-                f"ablate.scores: no run measures {score!r}{nearest(score, known)}; there are {', '.join(sorted(known))}"
-            )
+            there = ", ".join(sorted(known))
+            raise UserError(f"ablate.{setting}: no run measures {score!r}{nearest(score, known)}; there are {there}")

@@ -26,7 +26,6 @@ class Panel(NamedTuple):
 
 def make_panels(plan: Plan, rows: list[dict[str, Any]], scores: tuple[str, ...]) -> list[Panel]:
     """A panel for each score that there is something of; cells without it are absent."""
-    data = plan.runs[0].config.data.name
     numbers = all(cell.x is not None for cell in plan.cells)
     panels = []
     for score in scores:
@@ -41,6 +40,8 @@ def make_panels(plan: Plan, rows: list[dict[str, Any]], scores: tuple[str, ...])
         xs, summaries = zip(*(sorted(found, key=lambda pair: pair[0]) if numbers else found), strict=True)
         ys = [scale * summary["mean"] for summary in summaries]
         errors = [scale * (summary["std"] or 0.0) for summary in summaries] if len(plan.seeds) > 1 else None
+        measured = next((run for run in plan.runs if run.after and run.name == score.split("/")[0]), plan.runs[0])
+        data = measured.config.data.name or plan.runs[0].config.data.name
         name = score.rsplit("/", 1)[-1].replace("top", "top-")
         panels.append(Panel(f"{score}, {data}", f"{name} %" if scale == 100 else name, list(xs), ys, errors, OURS))
     return panels

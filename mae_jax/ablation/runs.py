@@ -25,8 +25,8 @@ DIE_WITH_PARENT = 1  # Linux: PR_SET_PDEATHSIG
 # Settings with which a run may have been made and still be the same run: how it was made, and what is noted.
 FREE = (
     "ablate.", "shard", "given", "file", "mesh.", "checkpoint.", "data.num_threads", "data.num_workers",
-    "data.prefetch_batches", "train.log_every_steps", "train.profile_steps", "evaluate.pictures",
-    "evaluate.every_steps",
+    "data.prefetch_batches", "data.path", "data.max_pixels", "train.log_every_steps", "train.profile_steps",
+    "train.accumulate_steps", "model.remat", "model.scan_unroll", "evaluate.pictures", "evaluate.every_steps",
 )  # fmt: skip
 
 
@@ -36,6 +36,7 @@ class Outcome(NamedTuple):
     scores: dict[str, float] | None  # None: it is not finished
     seconds: float | None  # that all its processes took together, if they were started by an ablation
     error: str | None  # of the last attempt, if that failed
+    elsewhere: bool = False  # whether another process is at work on it
 
 
 def read_outcome(run: Run) -> Outcome:
@@ -106,8 +107,8 @@ def execute(
     command, folder = command or full_command(run), run.folder
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "command.txt", shlex.join(command) + "\n")
-    before = read_outcome(run).seconds or 0.0
-    write_json(folder / "status.json", {"seconds": before, "error": None})
+    earlier = read_outcome(run)
+    before = earlier.seconds or 0.0
     log, start = folder / "log.txt", time.perf_counter()
     with log.open("a") as output, log.open(errors="replace") as lines:
         lines.seek(0, os.SEEK_END)
@@ -120,6 +121,8 @@ def execute(
         said = _wait(process, lines.read, told_to_stop, watch)
     stopped = told_to_stop() is not None and process.returncode != 0
     finished = process.returncode == 0 and (folder / "result.json").exists()
+    if process.returncode == 2 and any(f"--workdir={folder} is in use by" in line for line in said):
+        return read_outcome(run)._replace(elsewhere=True)
     error = None if finished or stopped else explain(process.returncode, said)
     write_json(folder / "status.json", {"seconds": before + time.perf_counter() - start, "error": error})
     return read_outcome(run)

@@ -1,10 +1,13 @@
 """What an ablation comes to: a row for each cell, as data, Markdown and CSV."""
 
 import csv
+import dataclasses
 import io
 import statistics
 from collections.abc import Callable
 from typing import Any
+
+from ml_collections import ConfigDict
 
 from mae_jax.ablation.grid import Axis
 from mae_jax.ablation.plan import Plan, Run
@@ -40,7 +43,6 @@ def make_rows(plan: Plan, scores: tuple[str, ...], outcome: Callable[[Run], Outc
                 missing += sum(end.scores is None and end.error is None for end in ends)
             if all(end.scores is not None and end.seconds is not None for end in ends):
                 minutes.append(sum(end.seconds for end in ends) / 60)
-        model = MAEConfig(**runs_of[plan.seeds[0]][0].config.model)
         rows.append(
             {
                 "cell": cell.name,
@@ -48,13 +50,22 @@ def make_rows(plan: Plan, scores: tuple[str, ...], outcome: Callable[[Run], Outc
                 "settings": cell.settings,
                 "seeds": list(plan.seeds),
                 "scores": {score: summarize_values(found) for score, found in values.items()},
-                "train_gflop_per_image": train_flops(model) / 1e9,
+                "train_gflop_per_image": mean_train_flops(runs_of[plan.seeds[0]][0].config) / 1e9,
                 "minutes": statistics.fmean(minutes) if minutes else None,
                 "failed": failed,
                 "missing": missing,
             }
         )
     return rows
+
+
+def mean_train_flops(config: ConfigDict) -> float:
+    """Operations of a training image of a run, forward and backward: the mean over the run, whose images may grow."""
+    model, begin, total = MAEConfig(**config.model), 0.0, 0.0
+    for end, size in (*config.train.resolutions, (1.0, model.image_size)):
+        total += (end - begin) * train_flops(dataclasses.replace(model, image_size=size))
+        begin = end
+    return total
 
 
 def summarize_values(values: list[float]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ PREDICTED = 2**31 - 1  # folded into a mask's key: the small numbers are taken (
 class MAEOutput(NamedTuple):
     """What the autoencoder returns for B images of L patches, of which the encoder sees K."""
 
-    loss: jax.Array  # scalar: mean squared error of the hidden patches
+    loss: jax.Array  # scalar: mean squared error of the hidden patches (of all: model.loss_patches, ratio 0)
     prediction: jax.Array  # [B, L, p*p*C] float32; of every patch, normalised if the targets are
     mask: jax.Array  # [B, L]; 1 = hidden
     ids_restore: jax.Array  # [B, L]

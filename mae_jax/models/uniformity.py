@@ -10,7 +10,8 @@ def uniformity(features: jax.Array) -> jax.Array:
     """The mean squared cosine of the features [B, D] of two different images of the batch, over all devices.
 
     The regulariser of U-MAE (Zhang et al. 2022, arXiv 2210.08344, section 4): with it a masked autoencoder's features
-    do not collapse into a few dimensions. Of a single image it is 0.
+    do not collapse into a few dimensions. Of a single image it is 0. (The authors' code counts each image with itself
+    too, which adds a constant.)
     """
     features = features / jnp.linalg.norm(features, axis=1, keepdims=True)
     others = all_rows(features)

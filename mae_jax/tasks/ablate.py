@@ -2,26 +2,31 @@
 
 import contextlib
 import shlex
-import statistics
-import sys
-from collections import defaultdict
 from pathlib import Path
 
 import ml_collections
-from tqdm import tqdm
 
 from mae_jax.ablation import plan as planning
-from mae_jax.ablation.plan import Plan, Run
+from mae_jax.ablation.grid import parse_shard
+from mae_jax.ablation.plan import Plan
 from mae_jax.ablation.plot import draw, make_panels, make_paper_panels
-from mae_jax.ablation.runs import Outcome, check_same_settings, execute, read_outcome
-from mae_jax.ablation.table import draw_csv, draw_markdown, make_rows, show, summarize_values
+from mae_jax.ablation.progress import Progress
+from mae_jax.ablation.runs import check_same_settings, execute, read_outcome
+from mae_jax.ablation.table import draw_csv, draw_markdown, make_rows
 from mae_jax.console import say
-from mae_jax.lock import locked
+from mae_jax.lock import NAME, locked
 from mae_jax.training.reporting import keep_earlier_measurement, save_picture
 from mae_jax.training.signals import Stopped, StopSignal
 from mae_jax.writing import write_atomically, write_json
 
+TABLE_LOCK = ".lock_table"
 make_plan = planning.make_plan  # main.py asks for it, so that what is wrong is told before a folder is made
+
+
+def lock_name(config: ml_collections.ConfigDict) -> str:
+    """Shards share the workdir, and exclude their like."""
+    index, count = parse_shard(config.shard)
+    return NAME if count == 1 else f"{NAME}_{index}_of_{count}"
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> None:
@@ -38,7 +43,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
     for one in plan.runs:
         check_same_settings(one)
     make_runs(plan, config.ablate.scores, workdir, stop)
-    with locked(workdir, ".lock_table", wait=True):  # of several shards that end at the same time
+    with locked(workdir, TABLE_LOCK, wait=True):  # of several shards that end at the same time
         report(config, plan, workdir)
 
 
@@ -54,13 +59,14 @@ def make_runs(plan: Plan, scores: tuple[str, ...], workdir: Path, stop: StopSign
     if not to_do:
         return say(f"{workdir} is finished: all {finished} runs are done")
     say(f"{len(to_do)} runs to make{f', {finished} are done' if finished else ''} -> {workdir}")
-    keep_earlier_measurement(workdir, {})  # its table is not the whole one any more
+    with locked(workdir, TABLE_LOCK, wait=True):
+        keep_earlier_measurement(workdir, {})  # its table is not the whole one any more
     failed = set()
     with contextlib.closing(Progress(len(plan.own), finished)) as progress:
         for done, one in enumerate(to_do, start=1):
             place = f"[{finished + done}/{len(plan.own)}] {one.cell}, seed {one.seed}: {one.name}"
             if one.after in failed:
-                progress.ended(f"{place} left out, since its pre-training failed")
+                progress.ended(f"{place} left out, since its pre-training is not there")
                 continue
             say(place)
             with stop.deferred():
@@ -68,45 +74,13 @@ def make_runs(plan: Plan, scores: tuple[str, ...], workdir: Path, stop: StopSign
             if stop.received is not None:
                 say(f"stopped; {one.folder} goes on when the ablation is started again")
                 raise Stopped
+            if outcome.elsewhere:
+                failed.add(one.folder)
+                progress.ended("  another process is at work on it")
+                continue
             if outcome.error:
                 failed.add(one.folder)
             progress.note(one, outcome, to_do[done:], scores)
-
-
-class Progress:
-    """Lines for each run, and on a terminal a bar for the whole with the last line of the run under way."""
-
-    def __init__(self, total: int, finished: int):
-        self._seconds: dict[str, list[float]] = defaultdict(list)
-        layout = "{l_bar}{bar}| {n_fmt}/{total_fmt} runs{postfix}"
-        self._bar = None
-        if sys.stderr.isatty():
-            self._bar = tqdm(total=total, initial=finished, bar_format=layout, dynamic_ncols=True)
-
-    def watch(self, line: str) -> None:
-        """Shows a line of the run under way."""
-        if self._bar is not None and line.strip():
-            self._bar.set_postfix_str(line.strip())
-
-    def note(self, one: Run, outcome: Outcome, left: list[Run], scores: tuple[str, ...]) -> None:
-        """Tells how a run ended, and how long the rest will take if it takes as long as such runs did so far."""
-        self._seconds[one.name].append(outcome.seconds)
-        usual = statistics.fmean(value for values in self._seconds.values() for value in values)
-        rest = sum(statistics.fmean(self._seconds.get(other.name) or [usual]) for other in left)
-        found = [f"{name} {show(name, summarize_values([outcome.scores[name]]))}" for name in scores
-                 if outcome.scores and name in outcome.scores]  # fmt: skip
-        how = f"failed: {outcome.error}; see {one.folder}/log.txt" if outcome.error else ", ".join(found) or "done"
-        self.ended(f"  {how}  ({tqdm.format_interval(outcome.seconds)}; {tqdm.format_interval(rest)} left)")
-
-    def ended(self, text: str) -> None:
-        say(text)
-        if self._bar is not None:
-            self._bar.set_postfix_str("", refresh=False)
-            self._bar.update()
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
 
 
 def report(config: ml_collections.ConfigDict, plan: Plan, workdir: Path) -> None:
@@ -119,7 +93,13 @@ def report(config: ml_collections.ConfigDict, plan: Plan, workdir: Path) -> None
     panels = make_panels(plan, make_rows(plan, ablate.plot, read_outcome), ablate.plot)
     if panels:
         x_label = ", ".join(axis.title for axis in plan.axes)
-        picture = draw(panels, make_paper_panels(ablate.paper), x_label, ablate.title, ablate.source)
+        # Of a grid on the command line, what the file says of its own is not true.
+        own_grid = "ablate.grid" in config.given
+        paper, title, source = (
+            "" if own_grid and f"ablate.{name}" not in config.given else ablate[name]
+            for name in ("paper", "title", "source")
+        )
+        picture = draw(panels, make_paper_panels(paper), x_label, title, source)
         save_picture(workdir / "plot.png", picture)
     say(f"\n{table}")
     if failed := sum(len(row["failed"]) for row in rows):

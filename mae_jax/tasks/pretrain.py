@@ -25,6 +25,7 @@ from mae_jax.models.flops import decoder_tokens, encoder_tokens, forward_flops, 
 from mae_jax.models.mae import MAEConfig, init_params, make_bind, split_fixed
 from mae_jax.models.parameters import count_parameters, join
 from mae_jax.models.targets import fit_patch_basis
+from mae_jax.processes import from_main
 from mae_jax.seeding import make_key
 from mae_jax.stages import Stage, size_at
 from mae_jax.training.reporting import Reporter
@@ -97,7 +98,10 @@ class Pretraining:
         batches = make_eval_batches(source, data, min(len(source), 256), model.image_size, model.channels)
         with contextlib.closing(batches):
             images = (normalize(batch["image"][batch["weight"] > 0], data.mean, data.std) for batch in batches)
-            return fit_patch_basis(images, model)
+            basis = fit_patch_basis(images, model)
+        # Other hosts may round otherwise, and axes of nearly the same variance then differ.
+        found = from_main({name: values.tolist() for name, values in basis.items()})
+        return {name: np.asarray(values, np.float32) for name, values in found.items()}
 
     def describe(self, variables: Variables) -> dict[str, str]:
         model, params = self._model, variables.params
