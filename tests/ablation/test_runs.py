@@ -138,7 +138,7 @@ def test_a_run_that_was_made_with_other_settings_is_not_mixed_in(tmp_path):
     (folder / "config.json").write_text(json.dumps(made))
     with pytest.raises(UserError) as error:
         run(tmp_path)
-    for text in (str(folder), "train.epochs=7.0", "60.0", "another --workdir"):
+    for text in (str(folder), "train.epochs=7.0", str(config.train.epochs), "another --workdir"):
         assert text in str(error.value)
 
 
