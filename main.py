@@ -17,7 +17,8 @@ from ml_collections import config_flags
 
 from configs import common
 from mae_jax import processes
-from mae_jax.config import check, check_command_line, config_file, expand_paths, given_settings
+from mae_jax.command_line import check_command_line, config_file, given_settings
+from mae_jax.config import check, expand_paths
 from mae_jax.errors import NotSaved, UserError
 from mae_jax.lock import NAME, locked
 from mae_jax.preflight import check_same_command, check_shared

@@ -5,7 +5,8 @@ import ml_collections
 import pytest
 
 from configs import common, digits, finetune_vit_base
-from mae_jax.config import check, check_command_line, expand_paths, flatten, from_dict, given_settings, nearest
+from mae_jax.command_line import check_command_line, given_settings
+from mae_jax.config import check, expand_paths, flatten, from_dict, nearest
 from mae_jax.errors import UserError
 from mae_jax.tasks import TASKS, find_task
 

@@ -21,7 +21,8 @@ from mae_jax.ablation.grid import (
     parse_shard,
     split_settings,
 )
-from mae_jax.config import check, check_command_line, flatten, get, nearest
+from mae_jax.command_line import check_command_line
+from mae_jax.config import check, flatten, get, nearest
 from mae_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent.parent

@@ -13,7 +13,8 @@ from configs import common
 from configs.ablations import base as bases
 from mae_jax.ablation.grid import make_cells, parse_grid, parse_shard, safe_name
 from mae_jax.ablation.plan import make_plan, resolve
-from mae_jax.config import check_command_line, config_file, flatten, from_dict
+from mae_jax.command_line import check_command_line, config_file
+from mae_jax.config import flatten, from_dict
 from mae_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent.parent
