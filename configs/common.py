@@ -188,7 +188,7 @@ def get_config() -> ml_collections.ConfigDict:
     evaluate.knn_temperature = 0.07  # weight of a neighbour: exp(cosine / temperature)
     evaluate.knn_sweep_k = (1, 5, 10, 20, 50, 100, 200)  # task knn measures all pairs of these
     evaluate.knn_sweep_temperature = (0.03, 0.07, 0.2)
-    evaluate.random_encoder = True  # tasks knn and logistic_regression: measure one with random weights beside it
+    evaluate.random_encoder = True  # at the end, and in the tasks that measure: one with random weights beside it
     evaluate.linear_probe = True  # while pre-training and after it: a logistic regression on the frozen features
     evaluate.probe_c = 1.0  # inverse strength of the logistic regression's L2 penalty
     evaluate.probe_sweep_c = (0.01, 0.1, 1.0, 10.0)  # task logistic_regression measures all of these

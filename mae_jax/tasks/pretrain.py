@@ -146,10 +146,11 @@ class Pretraining:
     def result(self, state: TrainState, scores: dict[str, float]) -> tuple[dict[str, Any], list[str]]:
         result = {"eval/loss": scores["loss"]} | {name: value for name, value in scores.items() if name != "loss"}
         if self._evaluation.labelled:
-            init = functools.partial(init_params, self._model)
-            random_params = create(init, make_key(self._config.seed, "init"), self._mesh)
-            random_scores = self._evaluation.features(random_params)
-            result |= {f"random_encoder/{name}": value for name, value in random_scores.items()}
+            if self._config.evaluate.random_encoder:
+                init = functools.partial(init_params, self._model)
+                random_params = create(init, make_key(self._config.seed, "init"), self._mesh)
+                random_scores = self._evaluation.features(random_params)
+                result |= {f"random_encoder/{name}": value for name, value in random_scores.items()}
             result["protocol"] = self._evaluation.protocol
         return result, describe_result(result, int(state.step), self._workdir)
 
@@ -173,14 +174,18 @@ def describe_result(result: dict, step: int, workdir: Path) -> list[str]:
     """What the run has learnt, as a person reads it."""
     lines = [f"done: {step:,} steps, loss on unseen images {result['eval/loss']:.4f}"]
     if "protocol" in result:
-        lines.append(f"what was learnt             {'this encoder':>14}{'random encoder':>17}")
+        beside = any(name.startswith("random_encoder/") for name in result)
+        lines.append(
+            f"what was learnt             {'this encoder':>14}{'random encoder' if beside else '':>17}".rstrip()
+        )
         for name, title, form in (
             ("knn/top1", "k-NN, top-1", ".1%"),
             ("linear_probe/top1", "linear probe, top-1", ".1%"),
             ("rankme", "RankMe of the features", ".1f"),
         ):
             if name in result:
-                lines.append(f"  {title:<27}{result[name]:>14{form}}{result['random_encoder/' + name]:>17{form}}")
+                random = f"{result['random_encoder/' + name]:>17{form}}" if beside else ""
+                lines.append(f"  {title:<27}{result[name]:>14{form}}{random}")
         lines.append(result["protocol"])
     else:
         lines.append("the images have no labels: k-NN and the linear probe are left out")
