@@ -30,7 +30,4 @@ def get_config(base: str = "digits") -> ml_collections.ConfigDict:
         "Muon": {"optimizer.name": "muon"},
     }
     config.ablate.update(grid=(bases.named_rows(config, rows),), title="ideas of others")
-    if base == "digits":  # many rows: what pre-training measures by itself, over more seeds
-        scores = ("linear_probe/top1", "knn/top1", "rankme", "eval/loss")
-        config.ablate.update(seeds=(0, 1, 2), measure=(), scores=scores, plot=scores[:2])
     return config

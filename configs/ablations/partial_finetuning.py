@@ -26,6 +26,9 @@ def names(depth: int) -> tuple[str, ...]:
 def get_config(base: str = "digits") -> ml_collections.ConfigDict:
     config = bases.begin(base)
     depth = config.model.depth
+    if base == "digits":  # a tenth of the labels, since with all of them little is left to tell encoders apart by
+        overrides = (("data.label_fraction", 0.1), ("train.epochs", 100.0), ("model.scan_unroll", 1))
+        config.ablate.measure = (("finetune", "finetune_digits", overrides),)
     measure = tuple(protocol for protocol in config.ablate.measure if protocol[0] == "finetune")
     if not measure:
         raise UserError(f"base {base!r} has no protocol for fine-tuning: take another, or set ablate.measure yourself")
