@@ -91,6 +91,15 @@ def test_exactly_kernels_and_tokens_decay():
     }  # fmt: skip
 
 
+def test_registers_decay_and_norms_of_heads_do_not_as_the_other_tokens_and_norms():
+    model = MAEConfig(8, 4, 1, 8, 2, 2, 2.0, 8, 1, 2, class_tokens=2, registers=2, qk_norm=True)
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    encoder = decays(shapes, tokens=True)["encoder"]
+    assert encoder["registers"] and encoder["class_token"]
+    assert not encoder["blocks"]["attention"]["q_norm"]["scale"]
+    assert not decays(shapes, tokens=False)["encoder"]["registers"]
+
+
 def test_in_fine_tuning_neither_tokens_nor_positions_decay():
     classifier = ClassifierConfig(MAEConfig(8, 4, 1, 8, 2, 2, 2.0, 8, 1, 2), 3, pool="attentive")
     mask = decays(jax.eval_shape(lambda: init_classifier(classifier, jax.random.key(0))[0]), tokens=False)
