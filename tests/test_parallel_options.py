@@ -53,7 +53,11 @@ def one_step(name, sizes, parts=1):
 
 @pytest.mark.parametrize(
     "name, sizes",
-    [*(("cross", sizes) for sizes in [(8,), (2, 2, 2)]), ("mask tokens", (2, 2, 2))],
+    [
+        ("cross", (2, 2, 2)),
+        pytest.param("cross", (8,), marks=pytest.mark.slow),
+        pytest.param("mask tokens", (2, 2, 2), marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_a_step_with_every_option_has_the_loss_and_gradients_of_one_device(name, sizes):
@@ -69,6 +73,7 @@ def test_a_step_with_every_option_has_the_loss_and_gradients_of_one_device(name,
     jax.tree.map(np.testing.assert_array_equal, frozen, expected_frozen)
 
 
+@pytest.mark.slow
 def test_every_parameter_of_the_options_learns():
     for name in MODELS:
         for path, gradient in flatten_dict(one_step(name, (1,))[1]).items():
@@ -97,6 +102,7 @@ def test_queries_and_the_memorys_keys_and_values_are_split_by_heads_and_inputs()
     )
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_has_the_regulariser_of_each_part_on_every_mesh():
     whole, halves = one_step("cross", (2, 2, 2))[0], one_step("cross", (2, 2, 2), parts=2)[0]
     expected = one_step("cross", (1,), parts=2)[0]

@@ -11,8 +11,9 @@ from mae_jax.data.sources import Digits
 from mae_jax.errors import UserError
 from mae_jax.evaluation.given_masks import read_masks
 from mae_jax.evaluation.pretraining import MAEEvaluation
-from mae_jax.models.mae import MAEConfig, init_params, make_bind
+from mae_jax.models.mae import MAEConfig, make_bind
 from tests.meshes import device_mesh
+from tests.reference import random_params
 
 GRID = 2, 3
 ONE = np.array([[1, 0, 1], [0, 1, 1]])
@@ -97,6 +98,13 @@ def test_a_mask_and_a_mask_ratio_of_the_evaluation_are_refused_together():
 # --------------------------------------------------------------------------------------------- in the evaluation
 
 
+@pytest.fixture(scope="module")
+def pictures():
+    """uint8 [360, 8, 8, 1]: the digits that are evaluated."""
+    source = Digits("eval")
+    return np.stack([source[i]["image"] for i in range(len(source))])
+
+
 def make_evaluation(mask, devices=1, **evaluate):
     config = digits.get_config()
     config.model.update(width=16, depth=1, num_heads=2, decoder_width=16, decoder_depth=1, decoder_num_heads=2)
@@ -114,11 +122,10 @@ def numbered(tmp_path_factory):
     return path
 
 
-def test_the_loss_is_that_of_each_images_own_mask_for_any_batch_size_and_number_of_devices(numbered):
+def test_the_loss_is_that_of_each_images_own_mask_for_any_batch_size_and_number_of_devices(numbered, pictures):
     (evaluation, config, model), masks = make_evaluation(numbered), np.load(numbered)
-    params = init_params(model, jax.random.key(0))
-    images = np.stack([Digits("eval")[i]["image"] for i in range(360)])
-    images = normalize(images, config.data.mean, config.data.std)
+    params = random_params(model)
+    images = normalize(pictures, config.data.mean, config.data.std)
     losses = np.asarray(jax.jit(lambda x: make_bind(model)(params)(x, mask=masks).example_loss)(images), np.float64)
     for devices, batch_size in ((1, 360), (8, 104)):
         other = make_evaluation(numbered, devices, batch_size=batch_size)[0]
@@ -127,25 +134,24 @@ def test_the_loss_is_that_of_each_images_own_mask_for_any_batch_size_and_number_
     np.save(numbered.with_name("fifty.npy"), masks[:50])
     evaluation = make_evaluation(numbered.with_name("fifty.npy"), max_examples=50)[0]
     chosen = images[evaluation.eval_source.indices]
-    expected = make_bind(model)(params)(chosen, mask=masks[:50]).loss
+    expected = jax.jit(lambda x: make_bind(model)(params)(x, mask=masks[:50]).loss)(chosen)
     assert evaluation.loss(params) == pytest.approx(float(expected), rel=1e-6)
 
 
-def test_the_pictures_drawn_are_hidden_by_the_masks_of_those_images(numbered, monkeypatch):
+def test_the_pictures_drawn_are_hidden_by_the_masks_of_those_images(numbered, pictures, monkeypatch):
     drawn = []
     monkeypatch.setattr(
         "mae_jax.evaluation.pretraining.draw_reconstructions",
         lambda images, found, caption: drawn.append((images, found, caption)),
     )
     evaluation, _, model = make_evaluation(numbered, pictures=5)
-    evaluation.picture(init_params(model, jax.random.key(0)), "step 0")
+    evaluation.picture(random_params(model), "step 0")
     ((images, found, caption),) = drawn
     assert caption.startswith("step 0; 75% of the patches hidden, as given")
-    pictures = np.stack([Digits("eval")[i]["image"] for i in range(360)]) / 255
     hidden = np.load(numbered).repeat(2, axis=1).repeat(2, axis=2)
     for image, visible in zip(images, found.visible[..., 0], strict=True):
-        number = np.abs(pictures - image).max((1, 2, 3)).argmin()
-        assert np.abs(pictures[number] - image).max() < 1e-6
+        number = np.abs(pictures / 255 - image).max((1, 2, 3)).argmin()
+        assert np.abs(pictures[number] / 255 - image).max() < 1e-6
         np.testing.assert_array_equal(visible, ~hidden[number])
 
 

@@ -60,7 +60,7 @@ draws = st.one_of(
 )
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @example(draw=((14, 14), 0.75, "block", 1))
 @example(draw=((1, 1), 0.0, "block", 1))
 @example(draw=((12, 4), 0.7, "random", 4))
@@ -82,7 +82,7 @@ def test_every_sampler_hides_exactly_the_known_number_of_patches_and_tells_which
     np.testing.assert_array_equal(masks.mask, expected)
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(cell=st.integers(2, 4), cells=st.tuples(st.integers(1, 4), st.integers(1, 4)), ratio=ratios)
 def test_a_cell_is_hidden_as_a_whole_or_not_at_all(cell, cells, ratio):
     grid = cells[0] * cell, cells[1] * cell

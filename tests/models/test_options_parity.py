@@ -73,7 +73,10 @@ def expected(name):
     return loss.item(), flatten_dict(jax.tree.map(lambda leaf: leaf.grad, params)), prediction.detach().numpy()
 
 
-each_option = pytest.mark.parametrize("name", OPTIONS)
+# All at once is fast; one by one tells which it is that fails.
+each_option = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name.startswith("all") else pytest.mark.slow) for name in OPTIONS]
+)
 
 
 @each_option
