@@ -44,9 +44,9 @@ def begin(base: str) -> ml_collections.ConfigDict:
     # The paper's ablations are of pixels as they are, all but one row of Table 1d.
     config.model.normalize_targets = False
     measured = PROTOCOLS[base]
-    top1 = tuple(f"{name}/top1" for name, _, _ in measured if name != "linear_probe") + ("linear_probe/top1",)
-    plot = top1 if measured else (*top1, "knn/top1")
-    config.ablate.update(measure=measured, scores=(*top1, "knn/top1", "rankme", "eval/loss"), plot=plot)
+    others = tuple(f"{name}/top1" for name, _, _ in measured if name != "linear_probe")
+    scores = ("linear_probe/top1", *others, "knn/top1", "rankme", "eval/loss")
+    config.ablate.update(measure=measured, scores=scores, plot=scores[:2])
     return config
 
 
@@ -60,6 +60,6 @@ def named_rows(config: ml_collections.ConfigDict, rows: dict[str, dict[str, Any]
 def curves(xs: tuple, finetuned: tuple, probed: tuple) -> tuple:
     """The paper's top-1 after fine-tuning and of linear probes."""
     return (
-        ("fine-tuning", tuple(zip(xs, finetuned, strict=True))),
         ("linear probing", tuple(zip(xs, probed, strict=True))),
+        ("fine-tuning", tuple(zip(xs, finetuned, strict=True))),
     )
