@@ -216,3 +216,43 @@ def test_a_grid_survives_json_and_the_command_line():
     arguments = ["--config=configs/ablations/mask_ratio.py", f"--config.ablate.grid={grid}"]
     read = resolve([*arguments, "--config.ablate.seeds=(0,1,2)", f"--config.ablate.measure={(FINETUNE,)}"]).ablate
     assert (read.grid, read.seeds, read.measure) == (grid, (0, 1, 2), (FINETUNE,))
+
+
+def test_what_the_command_sets_and_the_grid_varies_is_refused():
+    config = make_config(grid=(("model.mask_ratio", (0.5, 0.75)),))
+    config.given = ("model.mask_ratio",)
+    with pytest.raises(UserError, match="--config.model.mask_ratio is what ablate.grid varies"):
+        make_plan(config, Path("/nowhere"))
+
+
+@pytest.mark.parametrize("key", ["seed", "init_from", "task", "ablate.title"])
+def test_what_an_ablation_sets_itself_is_no_protocols_setting(key):
+    grid = (("model.mask_ratio", (0.5,)),)
+    assert "which the ablation sets itself" in mistake(grid=((f"finetune.{key}", ("a", "b")),), measure=(FINETUNE,))
+    assert "which the ablation sets itself" in mistake(grid=grid, measure=((*FINETUNE[:2], ((key, 1),)),))
+
+
+def test_values_that_are_equal_are_one_cell_however_they_are_written():
+    assert "100.0" in mistake(grid=(("train.epochs", (100, 100.0)),))
+
+
+def test_more_trained_blocks_than_the_encoder_has_are_refused_before_anything_is_trained():
+    grid = (("finetune.classifier.trained_blocks", (1.0, 99.0)),)
+    assert "is more than model.depth=4" in mistake(grid=grid, measure=(FINETUNE,))
+
+
+@pytest.mark.parametrize("paper", [("x",), (("x", ()),), (("x", ((1, "high"),)),)])
+def test_a_curve_that_is_none_is_refused_before_anything_is_trained(paper):
+    assert "ablate.paper" in mistake(grid=(("model.mask_ratio", (0.5,)),), paper=paper)
+
+
+def test_a_cell_whose_name_no_folder_can_have_is_refused():
+    assert "too long" in mistake(grid=(("init_from", ("a" * 300,)),))
+
+
+def test_measuring_runs_take_the_pictures_that_the_command_names():
+    config = make_config(grid=(("model.mask_ratio", (0.5,)),), measure=(FINETUNE,))
+    config.given = ("data.name", "data.num_examples")
+    config.data.update(name="synthetic", num_examples=64)
+    runs = make_plan(config, Path("/nowhere")).runs
+    assert [run.config.data.name for run in runs] == ["synthetic", "synthetic"]

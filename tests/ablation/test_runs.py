@@ -142,6 +142,16 @@ def test_a_run_that_was_made_with_other_settings_is_not_mixed_in(tmp_path):
         assert text in str(error.value)
 
 
+def test_a_run_that_another_process_is_at_work_on_is_neither_failed_nor_finished(tmp_path, capsys):
+    order(tmp_path, 0.5, "print(f'error: --workdir={folder} is in use by process 7 on host'); sys.exit(2)")
+    run(tmp_path)
+    assert "another process is at work on it" in capsys.readouterr().out
+    assert not (tmp_path / "result.json").exists() and "0.5 (missing)" in (tmp_path / "table.md").read_text()
+    order(tmp_path, 0.5, None)
+    run(tmp_path)
+    assert failures(tmp_path) == [{}, {}]
+
+
 def test_shards_in_one_folder_end_with_the_whole_table(tmp_path, capsys):
     run(tmp_path, shard="1/2", seeds=(0, 1))
     assert not (tmp_path / "result.json").exists() and (tmp_path / "table.md").exists()

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from mae_jax.ablation.runs import Outcome
-from mae_jax.ablation.table import draw_csv, draw_markdown, make_rows, show, summarize_values
+from mae_jax.ablation.table import draw_csv, draw_markdown, make_rows, mean_train_flops, show, summarize_values
 from mae_jax.models.flops import train_flops
 from mae_jax.models.mae_config import MAEConfig
-from tests.ablation.test_grid import FINETUNE, plan_of
+from tests.ablation.test_grid import FINETUNE, make_config, plan_of
 
 SCORES = ("finetune/top1", "eval/loss")
 TOP1 = {("0.5", 0): 0.9, ("0.5", 1): 0.92, ("0.75", 0): 0.97, ("0.75", 1): 0.95}
@@ -84,3 +84,11 @@ def test_a_folder_of_a_run_that_never_began_says_nothing(plan):
 
     assert not Path("/nowhere").exists()
     assert read_outcome(plan.runs[0]) == Outcome(None, None, None)
+
+
+def test_images_that_grow_count_by_their_share_of_the_run():
+    model = make_config().model.to_dict()
+    small, whole = (train_flops(MAEConfig(**model | {"image_size": size})) for size in (4, 8))
+    config = make_config()
+    config.train.resolutions = ((0.25, 4),)
+    assert mean_train_flops(config) == pytest.approx(0.25 * small + 0.75 * whole)
