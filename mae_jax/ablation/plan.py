@@ -68,6 +68,7 @@ class Plan(NamedTuple):
     runs: list[Run]  # in order; all of them
     own: list[Run]  # those of this shard
     needed: dict[tuple[str, int], list[Run]]  # by a cell's name and seed; cells may share runs
+    scores: tuple[str, ...]  # columns of the table
 
 
 def make_plan(config: ConfigDict, workdir: Path) -> Plan:
@@ -109,7 +110,11 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
     # Cells that share their pre-training belong to one shard.
     first = [run.folder for run in runs if run.after is None]
     own = [run for run in runs if first.index(run.after or run.folder) % count == index]
-    return Plan(axes, cells, tuple(dict.fromkeys(seeds)), runs, own, needed)
+    # A protocol that no score is of has its first one: it was asked for.
+    named = {score.split("/")[0] for score in ablate.scores}
+    unnamed = {run.name: SCORES[run.config.task][0] for run in runs if run.after and run.name not in named}
+    scores = (*ablate.scores, *(f"{name}/{score}" for name, score in unnamed.items()))
+    return Plan(axes, cells, tuple(dict.fromkeys(seeds)), runs, own, needed, scores)
 
 
 def _once(run: Run, by_folder: dict[Path, Run]) -> Run:

@@ -42,7 +42,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
     plan = make_plan(config, workdir)
     for one in plan.runs:
         check_same_settings(one)
-    make_runs(plan, config.ablate.scores, workdir, stop)
+    make_runs(plan, workdir, stop)
     with locked(workdir, TABLE_LOCK, wait=True):  # of several shards that end at the same time
         report(config, plan, workdir)
 
@@ -52,7 +52,7 @@ def describe_plan(plan: Plan) -> str:
     return "\n".join(shlex.join(planning.full_command(one)) for one in plan.own)
 
 
-def make_runs(plan: Plan, scores: tuple[str, ...], workdir: Path, stop: StopSignal) -> None:
+def make_runs(plan: Plan, workdir: Path, stop: StopSignal) -> None:
     """Makes what this shard lacks, and tells how it goes."""
     to_do = [one for one in plan.own if read_outcome(one).scores is None]
     finished = len(plan.own) - len(to_do)
@@ -80,16 +80,16 @@ def make_runs(plan: Plan, scores: tuple[str, ...], workdir: Path, stop: StopSign
                 continue
             if outcome.error:
                 failed.add(one.folder)
-            progress.note(one, outcome, to_do[done:], scores)
+            progress.note(one, outcome, to_do[done:], plan.scores)
 
 
 def report(config: ml_collections.ConfigDict, plan: Plan, workdir: Path) -> None:
     """Writes and prints the table of what is there, and draws it."""
     ablate = config.ablate
-    rows = make_rows(plan, ablate.scores, read_outcome)
-    table = draw_markdown(rows, plan.axes, ablate.scores)
+    rows = make_rows(plan, plan.scores, read_outcome)
+    table = draw_markdown(rows, plan.axes, plan.scores)
     write_atomically(workdir / "table.md", table)
-    write_atomically(workdir / "table.csv", draw_csv(rows, plan.axes, ablate.scores))
+    write_atomically(workdir / "table.csv", draw_csv(rows, plan.axes, plan.scores))
     panels = make_panels(plan, make_rows(plan, ablate.plot, read_outcome), ablate.plot)
     if panels:
         x_label = ", ".join(axis.title for axis in plan.axes)
