@@ -107,6 +107,11 @@ class Pretraining:
         model, params = self._model, variables.params
         height, width = model.image_size
         start = "; note: ".join([self._config.init_from or "", *self._start_notes])
+        others = model.class_tokens + model.registers
+        if model.decoder_attention == "cross":
+            decoder = f"{decoder_tokens(model)}, which attend to the encoder's"
+        else:
+            decoder = f"{model.num_patches} + {model.class_tokens}"
         rows = {"start": start} if self._config.init_from else {}
         rows |= {
             "encoder": f"{model.depth} blocks x {model.width}, {model.num_heads} heads, "
@@ -116,7 +121,7 @@ class Pretraining:
             "images": f"{height} x {width} x {model.channels}, patch {model.patch_size}: {model.num_patches} patches, "
             f"{model.num_visible()} visible (mask ratio {model.mask_ratio})",
             "augment": ", ".join(augmentations(self._config.data)) or "nothing",
-            "tokens": f"encoder {encoder_tokens(model)}, decoder {decoder_tokens(model)}",
+            "tokens": f"encoder {encoder_tokens(model) - others} + {others}, decoder {decoder}",
             "compute": f"{si(forward_flops(model))}FLOP forward, {si(train_flops(model))}FLOP a training image, "
             f"{model.dtype} products",
         }
