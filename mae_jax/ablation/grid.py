@@ -52,7 +52,7 @@ def parse_grid(grid: Any) -> list[Axis]:
         raise UserError(f"ablate.grid={grid!r} is not a tuple of axes (key, values), for example {EXAMPLE}")
     if not grid:
         raise UserError(f"ablate.grid is empty: what shall vary? For example --config.ablate.grid='{EXAMPLE}'")
-    every_key = [key for axis in grid if axis for key in _as_keys(axis[0])]
+    every_key = [key for axis in grid if axis for key in as_keys(axis[0])]
     axes = [_parse_axis(axis, every_key) for axis in grid]
     if twice := _first_twice(every_key):
         raise UserError(f"ablate.grid has {twice} twice; a setting can be part of one axis only")
@@ -65,7 +65,7 @@ def _parse_axis(axis: tuple, every_key: list[str]) -> Axis:
             f"ablate.grid has the axis {axis!r}, which is neither (key, values) nor (key, values, names), "
             f"for example {EXAMPLE}"
         )
-    keys, values = _as_keys(axis[0]), tuple(axis[1])
+    keys, values = as_keys(axis[0]), tuple(axis[1])
     if not keys or not all(isinstance(key, str) for key in keys):
         raise UserError(f"ablate.grid has the axis {axis!r}, whose keys {axis[0]!r} are no names of settings")
     if not values:
@@ -192,7 +192,8 @@ def _check_free(where: str, key: str, own: str, owner: str) -> None:
         raise UserError(f"{where} cannot set {key}, which the ablation sets itself; {remedy}")
 
 
-def _as_keys(keys: Any) -> tuple[str, ...]:
+def as_keys(keys: Any) -> tuple[str, ...]:
+    """The keys of an axis, which may be one or a tuple; of anything else none."""
     return (keys,) if isinstance(keys, str) else tuple(keys) if isinstance(keys, tuple | list) else ()
 
 

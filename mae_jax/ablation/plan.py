@@ -13,6 +13,7 @@ from mae_jax.ablation.grid import (
     Axis,
     Cell,
     Protocol,
+    as_keys,
     check_keys,
     make_cells,
     owner_of,
@@ -222,6 +223,11 @@ def resolve(arguments: tuple[str, ...] | list[str]) -> ConfigDict:
         raise UserError(str(error).splitlines()[0]) from error
     check(config.value)
     return config.value
+
+
+def keys_of_file(file: str) -> list[tuple[str, ...]]:
+    """The keys of the axes that a config file itself has."""
+    return [as_keys(axis[0]) for axis in resolve([f"--config={file}"]).ablate.grid]
 
 
 def check_config(protocol: Protocol) -> None:

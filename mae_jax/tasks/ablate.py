@@ -93,10 +93,10 @@ def report(config: ml_collections.ConfigDict, plan: Plan, workdir: Path) -> None
     panels = make_panels(plan, make_rows(plan, ablate.plot, read_outcome), ablate.plot)
     if panels:
         x_label = ", ".join(axis.title for axis in plan.axes)
-        # Of a grid on the command line, what the file says of its own is not true.
-        own_grid = "ablate.grid" in config.given
+        # Of other axes on the command line, what the file says of its own is not true.
+        others = [axis.keys for axis in plan.axes] != planning.keys_of_file(config.file)
         paper, title, source = (
-            "" if own_grid and f"ablate.{name}" not in config.given else ablate[name]
+            "" if others and f"ablate.{name}" not in config.given else ablate[name]
             for name in ("paper", "title", "source")
         )
         picture = draw(panels, make_paper_panels(paper), x_label, title, source)
