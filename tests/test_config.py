@@ -70,6 +70,15 @@ def test_a_value_out_of_range_is_one_line_that_names_it(key):
     assert key.strip().split(".")[-1].replace("_", " ") in message.replace("_", " ")
 
 
+def test_the_regulariser_over_a_batch_is_refused_where_steps_see_parts_of_it():
+    config = digits.get_config()
+    config.model.uniformity = 0.01
+    check(config)
+    config.train.accumulate_steps = 2
+    with pytest.raises(UserError, match="model.uniformity=0.01 .* set train.accumulate_steps=1, not 2"):
+        check(config)
+
+
 def test_a_classifiers_image_size_is_not_judged_by_a_patch_size_that_the_checkpoint_will_replace():
     config = finetune_vit_base.get_config()  # patches of 16 pixels
     config.model.image_size = (40, 24)

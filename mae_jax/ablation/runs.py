@@ -92,9 +92,7 @@ def _decides(config: ConfigDict, key: str) -> bool:
     return not key.startswith(theirs)
 
 
-def execute(
-    run: Run, told_to_stop: Callable[[], int | None], watch: Callable[[str], None], command: list[str] | None = None
-) -> Outcome:
+def execute(run: Run, told_to_stop: Callable[[], int | None], watch: Callable[[str], None]) -> Outcome:
     """Starts a run's process, waits for its end, and notes in the folder what became of it.
 
     command.txt has the command, log.txt what the process says. A signal is handed on to the process, which saves.
@@ -102,13 +100,11 @@ def execute(
     Args:
       told_to_stop: the signal that has been received, if any.
       watch: gets the lines of log.txt as they come.
-      command: instead of the run's own.
     """
-    command, folder = command or full_command(run), run.folder
+    command, folder = full_command(run), run.folder
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "command.txt", shlex.join(command) + "\n")
-    earlier = read_outcome(run)
-    before = earlier.seconds or 0.0
+    before = read_outcome(run).seconds or 0.0
     log, start = folder / "log.txt", time.perf_counter()
     with log.open("a") as output, log.open(errors="replace") as lines:
         lines.seek(0, os.SEEK_END)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from mae_jax.ablation import runs
@@ -152,6 +153,20 @@ def test_a_run_that_another_process_is_at_work_on_is_neither_failed_nor_finished
     assert failures(tmp_path) == [{}, {}]
 
 
+@pytest.mark.parametrize("grid, title", [(RATIOS, "mask ratio"), ((("model.decoder_depth", (1, 2)),), "")])
+def test_the_papers_curves_stand_beside_the_axis_that_they_are_of_and_no_other(tmp_path, monkeypatch, grid, title):
+    drawn = []
+    monkeypatch.setattr(ablate, "draw", lambda *parts: drawn.append(parts) or np.zeros((2, 2, 3), np.uint8))
+    run(tmp_path, grid=grid, plot=("eval/loss",))
+    ((_, papers, _, found, source),) = drawn
+    assert (found, len(papers), bool(source)) == (title, 2 if title else 0, bool(title))
+
+
+def test_one_shard_has_one_lock_however_it_is_counted_and_others_have_others():
+    names = [ablate.lock_name(make_config(shard=shard)) for shard in ("0/4", "4/4", "1/4", None)]
+    assert names[0] == names[1] and len(set(names)) == 3
+
+
 def test_shards_in_one_folder_end_with_the_whole_table(tmp_path, capsys):
     run(tmp_path, shard="1/2", seeds=(0, 1))
     assert not (tmp_path / "result.json").exists() and (tmp_path / "table.md").exists()
@@ -192,8 +207,8 @@ import pathlib, sys
 from mae_jax.ablation import runs
 from tests.ablation.test_grid import plan_of
 run = plan_of(grid=(("model.mask_ratio", (0.5,)),)).runs[0]._replace(folder=pathlib.Path(sys.argv[1]))
-command = [sys.executable, "-c", sys.argv[2], str(run.folder / "saved")]
-runs.execute(run, lambda: None, lambda line: print(line, flush=True), command)
+runs.full_command = lambda run: [sys.executable, "-c", sys.argv[2], str(run.folder / "saved")]
+runs.execute(run, lambda: None, lambda line: print(line, flush=True))
 """
 CHILD = """
 import pathlib, signal, sys, time

@@ -63,6 +63,7 @@ def test_it_ends_with_a_table_of_what_its_runs_measured(finished):
         pretrained, finetuned = (read_json(folder / name / "result.json") for name in ("pretrain", "finetune"))
         assert row["scores"]["linear_probe/top1"]["values"] == [pretrained["linear_probe/top1"]]
         assert row["scores"]["finetune/top1"]["values"] == [finetuned["eval/top1"]]
+        assert not any(name.startswith("random_encoder/") for name in pretrained)  # evaluate.random_encoder is False
         assert row["failed"] == {} and row["minutes"] > 0
 
 
