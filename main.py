@@ -19,7 +19,7 @@ from configs import common
 from mae_jax import processes
 from mae_jax.command_line import check_command_line, config_file, given_settings
 from mae_jax.config import check, expand_paths
-from mae_jax.errors import NotSaved, UserError
+from mae_jax.errors import NotSaved, UserError, complain
 from mae_jax.lock import NAME, locked
 from mae_jax.preflight import check_same_command, check_shared
 from mae_jax.tasks import TRAINED, find_task
@@ -140,7 +140,7 @@ def create_workdir(name: str) -> Path:
 
 
 def fail(message: object, code: int) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    complain(f"error: {message}")
     sys.exit(code)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 
 
 class UserError(ValueError):
@@ -16,6 +17,12 @@ class NotSaved(RuntimeError):
 
     `main.py` prints the message without a traceback and exits with code 1.
     """
+
+
+def complain(text: str) -> None:
+    """Prints a line to standard error, in one piece: other threads and processes may write there at the same time."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
 
 
 def first_line(error: Exception) -> str:

@@ -15,6 +15,8 @@ import threading
 from collections.abc import Callable
 from typing import NoReturn
 
+from mae_jax.errors import complain
+
 HOST_GONE_SECONDS = 20
 LEAVE_SECONDS = 5  # that a process which has failed waits for the others to have heard of it
 CONNECT_SECONDS = 60
@@ -87,7 +89,7 @@ class Lifeline:
         if not self._leaving.acquire(blocking=False):
             return
         said = f"process {message['failed']} {message['reason']}"
-        print(said if message["code"] > 128 else f"error: {said}", file=sys.stderr)
+        complain(said if message["code"] > 128 else f"error: {said}")
         if self._index == 0:
             self._tell(message)
             self._gone.wait(LEAVE_SECONDS)

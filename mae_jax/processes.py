@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from mae_jax.cluster import Place, may_be_tpu_pod, place_from_environment, place_from_flags
-from mae_jax.errors import UserError, first_line
+from mae_jax.errors import UserError, complain, first_line
 from mae_jax.lifeline import Lifeline
 
 START_SECONDS = 300  # that processes wait for one another at the start: hosts do not all come up at once
@@ -87,11 +87,10 @@ def _initialize(timeout: int, **settings) -> None:
 
 
 def _give_up(place: str, timeout: int) -> NoReturn:
-    print(
+    complain(
         f"error: the processes did not find one another within {timeout} s ({place}): are all of them started, and can "
-        "each host reach that of process 0?",
-        file=sys.stderr, flush=True,
-    )  # fmt: skip
+        "each host reach that of process 0?"
+    )
     os._exit(2)
 
 
@@ -182,8 +181,8 @@ def stop(code: int) -> NoReturn:
 def fail(error: Exception, code: int) -> NoReturn:
     """Ends with one line that says what is wrong, the other processes with it."""
     if _lifeline is not None:
-        _lifeline.leave(code, f"failed: {error}", lambda: print(f"error: {error}", file=sys.stderr))
-    print(f"error: {error}", file=sys.stderr)
+        _lifeline.leave(code, f"failed: {error}", lambda: complain(f"error: {error}"))
+    complain(f"error: {error}")
     sys.exit(code)
 
 
