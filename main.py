@@ -17,6 +17,7 @@ from ml_collections import config_flags
 
 from configs import common
 from mae_jax import processes
+from mae_jax.allocator import keep_freed_memory
 from mae_jax.command_line import check_command_line, config_file, given_settings
 from mae_jax.config import check, expand_paths
 from mae_jax.errors import NotSaved, UserError, complain
@@ -53,6 +54,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # the libraries' own chatter stays out of the run's lines
+    keep_freed_memory()
     use_compilation_cache()
     try:
         if CONFIG.value.task == "ablate":  # its runs are processes of their own, which need the devices

@@ -51,11 +51,14 @@ class Attention(nnx.Module):
             k, v = rearrange(self.kv(memory).astype(self.dtype), "b m two (h d) -> two b m h d", d=head_width)
         if self.config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        # Logits and softmax are float32 inside; the scale is 1 / sqrt(head width).
-        x = jax.nn.dot_product_attention(q, k, v, implementation=self.config.attention)
+        by_head = [rearrange(x, "b n h d -> (b h) n d") for x in (q, k, v)]
+        if self.config.attention == "cudnn":
+            x = rearrange(jax.nn.dot_product_attention(q, k, v, implementation="cudnn"), "b n h d -> b n (h d)")
+        else:
+            x = rearrange(attend(*by_head), "(b h) n d -> b n (h d)", b=len(x))
         # No back-end returns its weights: they are computed once more, so that the result does not depend on them.
-        attention = attention_weights(q, k) if weights else None
-        return self.out(rearrange(x, "b n h d -> b n (h d)")), attention
+        attention = rearrange(attention_weights(*by_head[:2]), "(b h) n m -> b h n m", b=len(x)) if weights else None
+        return self.out(x), attention
 
 
 class HeadNorm(nnx.Module):
@@ -71,7 +74,35 @@ class HeadNorm(nnx.Module):
         return (normed * to_columns(self.scale[...])).astype(x.dtype)
 
 
+@jax.custom_vjp
+def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """softmax(q k^T / sqrt(d)) v of queries [x, n, d], keys and values [x, m, d]; logits and softmax in float32.
+
+    x counts the heads of all images: products of one batch axis are the fastest. For the backward pass the weights
+    [x, n, m] are kept once, in the type of q (`jax.nn.dot_product_attention` keeps them twice, in float32).
+    """
+    return _attend_forward(q, k, v)[0]
+
+
+def _attend_forward(q, k, v):
+    weights = attention_weights(q, k).astype(q.dtype)
+    return jnp.einsum("xqk,xkd->xqd", weights, v), (q, k, v, weights)
+
+
+def _attend_backward(saved, gradient):
+    q, k, v, weights = saved
+    of_v = jnp.einsum("xqk,xqd->xkd", weights, gradient)
+    of_weights = jnp.einsum("xqd,xkd->xqk", gradient, v, preferred_element_type=jnp.float32)
+    weights = weights.astype(jnp.float32)
+    of_logits = weights * (of_weights - jnp.sum(weights * of_weights, axis=-1, keepdims=True))
+    of_logits = (of_logits * q.shape[-1] ** -0.5).astype(q.dtype)
+    return jnp.einsum("xqk,xkd->xqd", of_logits, k), jnp.einsum("xqk,xqd->xkd", of_logits, q), of_v
+
+
+attend.defvjp(_attend_forward, _attend_backward)
+
+
 def attention_weights(q: jax.Array, k: jax.Array) -> jax.Array:
-    """softmax(q k^T / sqrt(d)) in float32, [b, h, n, n], of queries and keys [b, n, h, d]."""
-    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+    """softmax(q k^T / sqrt(d)) in float32, [x, n, m], of queries [x, n, d] and keys [x, m, d]."""
+    logits = jnp.einsum("xqd,xkd->xqk", q, k, preferred_element_type=jnp.float32)
     return jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=-1)

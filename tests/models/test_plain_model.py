@@ -9,6 +9,7 @@ import pytest
 from einops import rearrange
 from flax import nnx
 
+from mae_jax.models.attention import attend
 from mae_jax.models.mae import MAEConfig, make_bind
 from mae_jax.models.masking import random_masks, take_patches
 from mae_jax.models.patches import patchify
@@ -25,8 +26,8 @@ def plain_blocks(blocks, x, heads, dtype):
     def apply(x, parameters):
         block = nnx.merge(graphdef, parameters)
         qkv = block.attention.qkv(block.norm1(x)).astype(dtype)
-        q, k, v = rearrange(qkv, "b n three (h d) -> three b n h d", h=heads)
-        x = x + block.attention.out(rearrange(jax.nn.dot_product_attention(q, k, v), "b n h d -> b n (h d)"))
+        q, k, v = rearrange(qkv, "b n three (h d) -> three (b h) n d", h=heads)
+        x = x + block.attention.out(rearrange(attend(q, k, v), "(b h) n d -> b n (h d)", h=heads))
         return x + block.mlp(block.norm2(x)), None
 
     return jax.lax.scan(apply, x, stacked)[0]
