@@ -136,11 +136,9 @@ def describe(measured: dict) -> list[str]:
             f"| {program['compile_seconds']:.1f} | {program['peak_memory_bytes'] / 2**20:,.0f} |"
         )
     lines += [f"| {name} | failed: {why} | | | |" for name, why in measured["failed"].items()]
-    lines += [
-        "",
-        f"{measured['tflops_per_second']:.3g} TFLOP/s, {measured['matmul_share']:.0%} of the "
-        f"{ours['matmul_tflops']:.3g} TFLOP/s of large matrix products; the step needs {ours['memory_bytes'] / 2**20:,.0f} MiB a device",
-    ]
+    rate = f"{measured['tflops_per_second']:.3g} TFLOP/s, {measured['matmul_share']:.0%} of the"
+    memory = f"the step needs {ours['memory_bytes'] / 2**20:,.0f} MiB a device"
+    lines += ["", f"{rate} {ours['matmul_tflops']:.3g} TFLOP/s of large matrix products; {memory}"]
     if "ratio" in measured:
         lines.append(f"ratio {measured['ratio']:.2f}")
     return lines
