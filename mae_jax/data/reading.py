@@ -11,11 +11,13 @@ from grain.experimental import index_shuffle
 
 from mae_jax.data.decoding import BadImage, decode
 from mae_jax.data.sources import Source
-from mae_jax.data.transforms import random_resized_crop, resize_and_centre_crop
+from mae_jax.data.transforms import crop_draws, random_resized_crop, resize_and_centre_crop
 from mae_jax.errors import UserError, reason
 from mae_jax.retry import with_patience
 
 REPLACEMENT_TRIES = 20  # pictures tried in the place of one that cannot be read
+DRAWS_AT_ONCE = 64  # places whose crops are drawn together; 20 KB
+RUNS_KEPT = 64  # such runs of places that are remembered: more than threads read at a time
 
 # (uint8 [h, w, c], place in the order, size) -> uint8 [*size, c]
 Transform = Callable[[np.ndarray, int, tuple[int, int]], np.ndarray]
@@ -55,11 +57,19 @@ class RandomCrop:
 
     def __init__(self, scale: tuple[float, float], ratio: tuple[float, float], seed: int, rule: str = "retry"):
         self._scale, self._ratio, self._seed, self._rule = scale, ratio, seed, rule
+        # Many places at once, since most of the time goes into making a generator. Threads read different runs.
+        self._draws_of_run = functools.lru_cache(maxsize=RUNS_KEPT)(self._draw_run)
 
     def __call__(self, image: np.ndarray, place: int, size: tuple[int, int]) -> np.ndarray:
-        # A counter-based generator: any two places have independent streams, and making one is cheap.
-        rng = np.random.Generator(np.random.Philox(key=self._seed, counter=[0, 0, 0, place]))
-        return random_resized_crop(image, rng, size, self._scale, self._ratio, self._rule)
+        run, place_in_run = divmod(place, DRAWS_AT_ONCE)
+        draws = self._draws_of_run(run)[place_in_run]
+        return random_resized_crop(image, draws, size, self._scale, self._ratio, self._rule)
+
+    def _draw_run(self, run: int) -> np.ndarray:
+        return crop_draws(self._seed, run * DRAWS_AT_ONCE, DRAWS_AT_ONCE)
+
+    def __reduce__(self):
+        return RandomCrop, (self._scale, self._ratio, self._seed, self._rule)
 
 
 class CentreCrop:
@@ -84,7 +94,7 @@ class Augmented:
         self._transform, self._augment, self._seed = transform, augment, seed
 
     def __call__(self, image: np.ndarray, place: int, size: tuple[int, int]) -> np.ndarray:
-        # The third number sets it apart from the stream of the crop.
+        # The third number sets it apart from the crops, whose counters are below 2^128.
         rng = np.random.Generator(np.random.Philox(key=self._seed, counter=[0, 0, 1, place]))
         return self._augment(self._transform(image, place, size), rng)
 

@@ -5,71 +5,110 @@ import math
 import numpy as np
 from PIL import Image
 
-CROP_TRIES = 10  # draws before the central crop is taken, as in torchvision's RandomResizedCrop
+CROP_TRIES = 10  # boxes drawn before the central one is taken, as in torchvision's RandomResizedCrop
+_NUMBERS = 4  # of a try: for area, aspect, top, left; as many as Philox makes from one value of its counter
 
 
-def sample_crop(
-    height: int, width: int, rng: np.random.Generator, scale: tuple[float, float], ratio: tuple[float, float]
-) -> tuple[int, int, int, int]:
-    """Draws the box of a random resized crop (Szegedy et al. 2015, arXiv 1409.4842, section 6).
+def crop_draws(seed: int, first: int, count: int) -> np.ndarray:
+    """Uniform numbers on [0, 1) for the random crops of the places first, ..., first + count - 1 of the global order.
 
-    Args:
-      height, width: of the picture, pixels.
-      rng: consumed by the draw.
-      scale: least and greatest area of the box as a share of the picture's, drawn uniformly.
-      ratio: least and greatest width / height of the box, drawn uniformly on a log scale.
+    Counter-based (Philox, Salmon et al. 2011): the numbers of a place are a function of the seed and the place alone,
+    `crop_draws(s, p, n)[i] == crop_draws(s, p + i, 1)[0]`, however many are drawn at once. Those whose counters are
+    2^128 and above, as in reading.py's Augmented, are never among them.
 
     Returns:
-      (top, left, height, width) of a box inside the picture. If no draw fits, the largest central box whose
-      ratio lies within the limits.
+      float64 [count, CROP_TRIES, 4], the four for a try's area, aspect, top and left.
     """
-    for _ in range(CROP_TRIES):
-        area = height * width * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
-        box_width, box_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < box_width <= width and 0 < box_height <= height:
-            top = int(rng.integers(height - box_height + 1))
-            left = int(rng.integers(width - box_width + 1))
-            return top, left, box_height, box_width
-    aspect = min(max(width / height, ratio[0]), ratio[1])
-    box_width = min(width, max(1, round(height * aspect)))
-    box_height = min(height, max(1, round(width / aspect)))
-    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+    generator = np.random.Generator(np.random.Philox(key=seed, counter=int(first) * CROP_TRIES))
+    return generator.random((count, CROP_TRIES, _NUMBERS))
 
 
-def sample_clipped_crop(
-    height: int, width: int, rng: np.random.Generator, scale: tuple[float, float], ratio: tuple[float, float]
-) -> tuple[int, int, int, int]:
-    """Draws a box as `sample_crop` does, but once: sides that are longer than the picture's are cut to them.
+def sample_crops(
+    heights: np.ndarray, widths: np.ndarray, draws: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float]
+) -> np.ndarray:
+    """The boxes of random resized crops (Szegedy et al. 2015, arXiv 1409.4842, section 6), of n pictures at once.
+
+    Args:
+      heights, widths: of the pictures, int [n], pixels.
+      draws: [n, CROP_TRIES, 4], as `crop_draws` makes them.
+      scale: least and greatest area of a box as a share of its picture's; uniform.
+      ratio: least and greatest width / height of a box; uniform on a log scale.
+
+    Returns:
+      int64 [n, 4]: top, left, height and width of boxes inside the pictures. The first try that fits is taken; if none
+      does, the largest central box whose ratio lies within the limits.
+    """
+    box_heights, box_widths = _box_sides(heights[:, None], widths[:, None], draws, scale, ratio)
+    fits = (box_heights > 0) & (box_widths > 0) & (box_heights <= heights[:, None]) & (box_widths <= widths[:, None])
+    chosen = np.arange(len(draws)), fits.argmax(1)  # 0 where none fits, which is put right below
+    boxes = _place(heights, widths, box_heights[chosen], box_widths[chosen], draws[chosen])
+    none_fits = ~fits[chosen]
+    if none_fits.any():
+        boxes[none_fits] = _central_boxes(heights[none_fits], widths[none_fits], ratio)
+    return boxes
+
+
+def sample_clipped_crops(
+    heights: np.ndarray, widths: np.ndarray, draws: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float]
+) -> np.ndarray:
+    """Boxes as `sample_crops` has them, but of the first try: sides longer than the picture's are cut to them.
 
     The rule that the authors of MAE train their linear probe with. An area may be below `scale`, and a ratio beyond
     `ratio`.
     """
-    area = height * width * rng.uniform(*scale)
-    aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
-    box_width = min(max(1, round(math.sqrt(area * aspect))), width)
-    box_height = min(max(1, round(math.sqrt(area / aspect))), height)
-    top = int(rng.integers(height - box_height + 1))
-    left = int(rng.integers(width - box_width + 1))
-    return top, left, box_height, box_width
+    first = draws[:, 0]
+    box_heights, box_widths = _box_sides(heights, widths, first, scale, ratio)
+    box_heights = np.minimum(np.maximum(box_heights, 1), heights)
+    box_widths = np.minimum(np.maximum(box_widths, 1), widths)
+    return _place(heights, widths, box_heights, box_widths, first)
 
 
-CROP_RULES = {"retry": sample_crop, "clip": sample_clipped_crop}  # data.crop_rule -> how the box is drawn
+def _box_sides(heights, widths, draws, scale, ratio) -> tuple[np.ndarray, np.ndarray]:
+    """Heights and widths, float64 of whole pixels, of the boxes that draws [..., 4] ask for, fitting or not."""
+    areas = heights * widths * (scale[0] + (scale[1] - scale[0]) * draws[..., 0])
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    aspects = np.exp(low + (high - low) * draws[..., 1])
+    return np.rint(np.sqrt(areas / aspects)), np.rint(np.sqrt(areas * aspects))
+
+
+def _place(heights, widths, box_heights, box_widths, draws) -> np.ndarray:
+    """int64 [n, 4] of boxes with these sides, every place in the picture being as likely; draws [n, 4]."""
+    boxes = np.empty((len(draws), 4), np.int64)  # which drops the fractions
+    boxes[:, 0] = draws[:, 2] * (heights - box_heights + 1)
+    boxes[:, 1] = draws[:, 3] * (widths - box_widths + 1)
+    boxes[:, 2], boxes[:, 3] = box_heights, box_widths
+    return boxes
+
+
+def _central_boxes(heights, widths, ratio) -> np.ndarray:
+    aspects = np.clip(widths / heights, *ratio)
+    box_heights = np.minimum(heights, np.maximum(1, np.rint(widths / aspects)))
+    box_widths = np.minimum(widths, np.maximum(1, np.rint(heights * aspects)))
+    boxes = [(heights - box_heights) // 2, (widths - box_widths) // 2, box_heights, box_widths]
+    return np.stack(boxes, axis=1).astype(np.int64)
+
+
+CROP_RULES = {"retry": sample_crops, "clip": sample_clipped_crops}  # data.crop_rule -> how the boxes are drawn
 
 
 def random_resized_crop(
     image: np.ndarray,
-    rng: np.random.Generator,
+    draws: np.ndarray,
     size: tuple[int, int],
     scale: tuple[float, float],
     ratio: tuple[float, float],
     rule: str = "retry",
 ) -> np.ndarray:
-    """Cuts a random box out of `image` (uint8 [h, w, c]) and resizes it to uint8 [*size, c]; see CROP_RULES."""
+    """Cuts a random box out of `image` (uint8 [h, w, c]) and resizes it to uint8 [*size, c]; see CROP_RULES.
+
+    Args:
+      draws: [CROP_TRIES, 4], the picture's of `crop_draws`.
+    """
     height, width, _ = image.shape
     if scale[0] == scale[1] == 1 and ratio[0] == ratio[1] == 1 and (height, width) == tuple(size) and height == width:
         return image  # the only possible box is the whole picture: no need to draw it
-    top, left, box_height, box_width = CROP_RULES[rule](height, width, rng, scale, ratio)
+    (box,) = CROP_RULES[rule](np.asarray([height]), np.asarray([width]), draws[None], scale, ratio)
+    top, left, box_height, box_width = box.tolist()
     return resize(image[top : top + box_height, left : left + box_width], size)
 
 

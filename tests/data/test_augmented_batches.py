@@ -7,9 +7,10 @@ from mae_jax.data import loader
 from mae_jax.data.loader import make_train_batches
 from mae_jax.data.rand_augment import RandAugment
 from mae_jax.data.sources import make_source
-from mae_jax.data.transforms import resize, resize_and_centre_crop, sample_clipped_crop
+from mae_jax.data.transforms import resize, resize_and_centre_crop
 from mae_jax.errors import UserError
 from tests.data.conftest import SIZE, assert_same
+from tests.data.test_transforms import loop_box
 
 AUGMENTED = {"augmentation": "rand_augment", "rand_augment_ops": 3, "crop_rule": "clip"}
 
@@ -32,8 +33,8 @@ def test_a_picture_is_augmented_after_the_crop_and_both_follow_from_the_place_al
     iterator.close()
     augment = RandAugment(3, 9.0, 0.5, (128, 128, 128))
     for row, index in enumerate(batch["index"]):
-        rng = np.random.Generator(np.random.Philox(key=7, counter=[0, 0, 0, 24 + row]))
-        top, left, height, width = sample_clipped_crop(12, 12, rng, (0.2, 1.0), (3 / 4, 4 / 3))
+        draws = np.random.Generator(np.random.Philox(key=7, counter=10 * (24 + row))).random((10, 4))
+        top, left, height, width = loop_box(12, 12, draws, rule="clip")
         crop = resize(source[index]["image"][top : top + height, left : left + width], SIZE)
         rng = np.random.Generator(np.random.Philox(key=7, counter=[0, 0, 1, 24 + row]))
         np.testing.assert_array_equal(batch["image"][row], augment(crop, rng))

@@ -12,9 +12,9 @@ from configs import digits
 from mae_jax.data import loader
 from mae_jax.data.loader import make_train_batches
 from mae_jax.data.sources import Digits, make_source
-from mae_jax.data.transforms import sample_crop
 from mae_jax.stages import make_stages, size_at
 from tests.data.conftest import SIZE, assert_same
+from tests.data.test_transforms import loop_box
 
 STAGES = make_stages(((0.3, 4), (0.6, (6, 4))), SIZE, 10)
 BY_STEP = [(4, 4)] * 3 + [(6, 4)] * 3 + [SIZE] * 4
@@ -40,8 +40,8 @@ def test_the_crop_of_a_place_is_the_same_box_resized_by_pillow_at_every_size(gro
     source = make_source(make_config(name="synthetic", num_examples=40), "train", (12, 12), 3)
     for step, batch in enumerate(grow(10)):
         for row, index in enumerate(batch["index"]):
-            rng = np.random.Generator(np.random.Philox(key=0, counter=[0, 0, 0, 12 * step + row]))
-            top, left, height, width = sample_crop(12, 12, rng, (0.2, 1.0), (3 / 4, 4 / 3))
+            draws = np.random.Generator(np.random.Philox(key=0, counter=10 * (12 * step + row))).random((10, 4))
+            top, left, height, width = loop_box(12, 12, draws)
             box = Image.fromarray(source[int(index)]["image"]).crop((left, top, left + width, top + height))
             expected = box.resize(BY_STEP[step][::-1], Image.Resampling.BICUBIC)
             np.testing.assert_array_equal(batch["image"][row], np.asarray(expected))

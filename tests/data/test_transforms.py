@@ -9,15 +9,41 @@ from hypothesis import strategies as st
 
 from mae_jax.data.transforms import (
     CROP_RULES,
+    CROP_TRIES,
+    crop_draws,
     random_resized_crop,
     resize,
     resize_and_centre_crop,
-    sample_clipped_crop,
-    sample_crop,
+    sample_clipped_crops,
+    sample_crops,
 )
 
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
 sides = st.integers(1, 700)
+places = st.integers(0, 2**48)
+
+
+def loop_box(height: int, width: int, draws: np.ndarray, scale=SCALE, ratio=RATIO, rule="retry") -> tuple:
+    """The rules in plain Python, one picture and one try after the other."""
+    for area_draw, aspect_draw, top_draw, left_draw in draws.tolist():
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * area_draw)
+        aspect = ratio[0] * (ratio[1] / ratio[0]) ** aspect_draw
+        box_height, box_width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+        if rule == "clip":
+            box_height, box_width = min(max(box_height, 1), height), min(max(box_width, 1), width)
+        if 1 <= box_height <= height and 1 <= box_width <= width:
+            top = math.floor(top_draw * (height - box_height + 1))
+            left = math.floor(left_draw * (width - box_width + 1))
+            return top, left, box_height, box_width
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    box_height = min(height, max(1, round(width / aspect)))
+    box_width = min(width, max(1, round(height * aspect)))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def boxes_of_one_size(height, width, draws, scale=SCALE, ratio=RATIO, rule="retry") -> np.ndarray:
+    """[n, 4]: boxes of as many pictures of one size as there are draws."""
+    return CROP_RULES[rule](np.full(len(draws), height), np.full(len(draws), width), draws, scale, ratio)
 
 
 def noise(*shape, seed=0) -> np.ndarray:
@@ -29,19 +55,60 @@ def mild_noise(*shape) -> np.ndarray:
     return np.random.default_rng(0).integers(80, 176, shape, np.uint8)
 
 
+@settings(deadline=None, max_examples=100)
+@given(st.integers(0, 2**63), places, st.integers(1, 70))
+def test_the_numbers_of_a_place_are_the_same_however_many_are_drawn_at_once(seed, first, count):
+    draws = crop_draws(seed, first, count)
+    assert draws.shape == (count, CROP_TRIES, 4)
+    for row in {0, count // 2, count - 1}:
+        np.testing.assert_array_equal(draws[row], crop_draws(seed, first + row, 1)[0])
+
+
+def test_the_numbers_are_philoxs_counted_on_from_place_to_place():
+    # An independent way to the same counters: a place has 10 values of the counter, of 4 numbers each.
+    stream = np.random.Generator(np.random.Philox(key=3)).random(7 * 40)
+    np.testing.assert_array_equal(crop_draws(3, 5, 2).ravel(), stream[5 * 40 :])
+    assert len(np.unique(crop_draws(3, 2**40, 1000))) == 1000 * 40  # no place shares a number with another
+
+
+def test_the_numbers_of_far_places_and_of_the_augmentation_are_other_ones():
+    def bits(counter, count):
+        return set(np.random.Philox(key=3, counter=counter).random_raw(count).tolist())
+
+    far = crop_draws(3, 2**40, 100)
+    assert ((far >= 0) & (far < 1)).all()
+    taken = [set(draws.ravel().tolist()) for draws in (far, crop_draws(3, 0, 100), crop_draws(4, 2**40, 100))]
+    assert not (taken[0] & taken[1] or taken[0] & taken[2])
+    for place in (0, 1, 2**40, 2**40 + 99):
+        crops, augmentation = bits([place * CROP_TRIES, 0, 0, 0], 40), bits([0, 0, 1, place], 4000)
+        assert not crops & augmentation
+
+
 @settings(deadline=None, max_examples=300)
-@given(sides, sides, st.integers(0, 2**32), st.sampled_from(sorted(CROP_RULES)))
-def test_a_sampled_box_lies_inside_the_picture(height, width, seed, rule):
-    top, left, box_height, box_width = CROP_RULES[rule](height, width, np.random.default_rng(seed), SCALE, RATIO)
+@given(st.lists(st.tuples(sides, sides), min_size=1, max_size=20), places, st.sampled_from(sorted(CROP_RULES)),
+       st.sampled_from([SCALE, (0.9, 1.0), (0.01, 0.1)]), st.sampled_from([RATIO, (1, 1), (0.2, 0.5)]))  # fmt: skip
+def test_boxes_of_pictures_of_many_sizes_are_those_of_a_loop_over_them(sizes, first, rule, scale, ratio):
+    heights, widths = np.asarray(sizes).T
+    draws = crop_draws(0, first, len(sizes))
+    boxes = CROP_RULES[rule](heights, widths, draws, scale, ratio)
+    assert boxes.dtype == np.int64
+    expected = [loop_box(*size, one, scale, ratio, rule) for size, one in zip(sizes, draws, strict=True)]
+    np.testing.assert_array_equal(boxes, expected)
+
+
+@settings(deadline=None, max_examples=300)
+@given(sides, sides, places, st.sampled_from(sorted(CROP_RULES)))
+def test_a_sampled_box_lies_inside_the_picture(height, width, place, rule):
+    ((top, left, box_height, box_width),) = boxes_of_one_size(height, width, crop_draws(0, place, 1), rule=rule)
     assert box_height >= 1 and box_width >= 1
     assert top >= 0 and left >= 0 and top + box_height <= height and left + box_width <= width
 
 
 @settings(deadline=None, max_examples=300)
-@given(st.integers(100, 700), st.floats(3 / 4, 4 / 3), st.integers(0, 2**32))
-def test_a_sampled_box_has_an_area_and_a_ratio_within_the_limits(height, aspect, seed):
+@given(st.integers(100, 700), st.floats(3 / 4, 4 / 3), places)
+def test_a_sampled_box_has_an_area_and_a_ratio_within_the_limits(height, aspect, place):
     width = round(height * aspect)
-    _, _, box_height, box_width = sample_crop(height, width, np.random.default_rng(seed), SCALE, RATIO)
+    ((_, _, box_height, box_width),) = boxes_of_one_size(height, width, crop_draws(0, place, 1))
     # Sides are rounded to whole pixels, by half a pixel at most.
     least, most = (box_height - 0.5) * (box_width - 0.5), (box_height + 0.5) * (box_width + 0.5)
     assert most >= 0.2 * height * width
@@ -51,8 +118,7 @@ def test_a_sampled_box_has_an_area_and_a_ratio_within_the_limits(height, aspect,
 
 
 def test_the_area_is_uniform_and_the_ratio_log_uniform_where_every_draw_fits():
-    rng = np.random.default_rng(0)
-    boxes = np.asarray([sample_crop(1000, 1000, rng, (0.1, 0.5), RATIO) for _ in range(4000)])
+    boxes = boxes_of_one_size(1000, 1000, crop_draws(0, 0, 4000), (0.1, 0.5))
     areas = boxes[:, 2] * boxes[:, 3] / 1e6
     ratios = np.log(boxes[:, 3] / boxes[:, 2])
     for values, low, high in ((areas, 0.1, 0.5), (ratios, math.log(3 / 4), math.log(4 / 3))):
@@ -62,9 +128,16 @@ def test_the_area_is_uniform_and_the_ratio_log_uniform_where_every_draw_fits():
 
 
 def test_every_place_of_a_box_is_possible():
-    rng = np.random.default_rng(0)
-    tops = {sample_crop(4, 4, rng, (0.25, 0.25), (1, 1))[:2] for _ in range(300)}
+    tops = set(map(tuple, boxes_of_one_size(4, 4, crop_draws(0, 0, 300), (0.25, 0.25), (1, 1))[:, :2].tolist()))
     assert tops == {(top, left) for top in range(3) for left in range(3)}
+
+
+def test_the_greatest_number_below_one_places_a_box_at_the_far_edge_and_not_beyond():
+    draws = np.full((1, CROP_TRIES, 4), 0.5)
+    draws[..., 2:] = 1 - 2.0**-53
+    for side in (3, 1000, 2**15, 13_377):
+        ((top, left, height, width),) = boxes_of_one_size(side, side, draws)
+        assert (top + height, left + width) == (side, side)
 
 
 @pytest.mark.parametrize("height, width, expected", [
@@ -72,26 +145,26 @@ def test_every_place_of_a_box_is_possible():
     (1000, 12, (492, 0, 16, 12)),  # too high: 3/4
 ])  # fmt: skip
 def test_where_no_draw_fits_the_central_box_of_the_nearest_ratio_is_taken(height, width, expected):
-    assert sample_crop(height, width, np.random.default_rng(0), (0.9, 1.0), RATIO) == expected
+    boxes = boxes_of_one_size(height, width, crop_draws(0, 0, 2), (0.9, 1.0))
+    np.testing.assert_array_equal(boxes, [expected] * 2)
 
 
 @settings(deadline=None)
-@given(st.integers(100, 700), st.integers(100, 700), st.integers(0, 2**32))
-def test_the_clipping_rule_cuts_the_first_draw_to_the_picture(height, width, seed):
-    rng = np.random.default_rng(seed)
-    area = height * width * (0.2 + 0.8 * rng.uniform())
-    aspect = (3 / 4) * (16 / 9) ** rng.uniform()
+@given(st.integers(100, 700), st.integers(100, 700), places)
+def test_the_clipping_rule_cuts_the_first_draw_to_the_picture(height, width, place):
+    draws = crop_draws(0, place, 1)
+    area = height * width * (0.2 + 0.8 * draws[0, 0, 0])
+    aspect = (3 / 4) * (16 / 9) ** draws[0, 0, 1]
     expected = min(round((area / aspect) ** 0.5), height), min(round((area * aspect) ** 0.5), width)
-    box = sample_clipped_crop(height, width, np.random.default_rng(seed), SCALE, RATIO)
-    np.testing.assert_allclose(box[2:], expected, atol=1)  # a half may be rounded either way
+    box = sample_clipped_crops(np.asarray([height]), np.asarray([width]), draws, SCALE, RATIO)
+    np.testing.assert_allclose(box[0, 2:], expected, atol=1)  # a half may be rounded either way
     if expected[0] < height and expected[1] < width:  # it fits: both rules agree
-        assert box == sample_crop(height, width, np.random.default_rng(seed), SCALE, RATIO)
+        np.testing.assert_array_equal(box, sample_crops(np.asarray([height]), np.asarray([width]), draws, SCALE, RATIO))
 
 
 def test_every_place_of_a_clipped_box_is_possible():
-    rng = np.random.default_rng(0)
-    boxes = {sample_clipped_crop(2, 50, rng, (0.36, 0.36), (1, 1)) for _ in range(1000)}  # 6 x 6, cut to 2 x 6
-    assert boxes == {(0, left, 2, 6) for left in range(45)}
+    boxes = boxes_of_one_size(2, 50, crop_draws(0, 0, 1000), (0.36, 0.36), (1, 1), "clip")  # 6 x 6, cut to 2 x 6
+    assert set(map(tuple, boxes.tolist())) == {(0, left, 2, 6) for left in range(45)}
 
 
 def torch_resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -116,8 +189,9 @@ def test_resizing_agrees_with_torch_bicubic_antialias_within_rounding(shape, siz
 @pytest.mark.parametrize("rule", ["retry", "clip"])
 def test_a_random_crop_is_its_box_cut_out_and_then_resized(rule):
     image = mild_noise(60, 80, 3)
-    crop = random_resized_crop(image, np.random.default_rng(5), (24, 24), (0.9, 1.0), RATIO, rule)
-    top, left, height, width = CROP_RULES[rule](60, 80, np.random.default_rng(5), (0.9, 1.0), RATIO)
+    (draws,) = crop_draws(5, 0, 1)
+    crop = random_resized_crop(image, draws, (24, 24), (0.9, 1.0), RATIO, rule)
+    top, left, height, width = loop_box(60, 80, draws, (0.9, 1.0), RATIO, rule)
     # What lies outside the box does not bleed in: the reference never sees it.
     reference = torch_resize(image[top : top + height, left : left + width], (24, 24))
     np.testing.assert_allclose(crop, reference, atol=1.3)
@@ -127,13 +201,13 @@ def test_a_random_crop_is_its_box_cut_out_and_then_resized(rule):
 @settings(deadline=None)
 def test_a_square_picture_of_the_right_size_is_kept_whole_when_the_crop_is_full(side, seed):
     image = noise(side, side, 1, seed=seed)
-    crop = random_resized_crop(image, np.random.default_rng(seed), (side, side), (1, 1), (1, 1))
+    crop = random_resized_crop(image, crop_draws(seed, 0, 1)[0], (side, side), (1, 1), (1, 1))
     np.testing.assert_array_equal(crop, image)
 
 
 def test_a_full_crop_of_an_oblong_picture_is_its_central_square():
     image = noise(8, 12, 1)
-    crop = random_resized_crop(image, np.random.default_rng(0), (8, 8), (1, 1), (1, 1))
+    crop = random_resized_crop(image, crop_draws(0, 0, 1)[0], (8, 8), (1, 1), (1, 1))
     np.testing.assert_array_equal(crop, image[:, 2:10])
 
 
