@@ -11,7 +11,7 @@ from PIL import Image
 
 from mae_jax.data.augment import denormalize, normalize
 from mae_jax.data.decoding import BadImage, decode, to_array
-from mae_jax.data.transforms import resize_and_centre_crop
+from mae_jax.data.transforms import Pixels, resize_and_centre_crop
 from mae_jax.errors import UserError
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit
@@ -74,7 +74,7 @@ class Processor:
                 picture = decode(_to_bytes(np.asarray(picture)), self.channels, MAX_PIXELS)
         except (BadImage, OSError) as error:
             raise UserError(f"{getattr(picture, 'filename', None) or picture} cannot be used: {error}") from error
-        return resize_and_centre_crop(picture, self.image_size, self.eval_crop)
+        return resize_and_centre_crop(Pixels(picture), self.image_size, self.eval_crop)
 
 
 def _to_bytes(picture: np.ndarray) -> np.ndarray:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from grain.experimental import index_shuffle
 
-from mae_jax.data.decoding import BadImage, decode
+from mae_jax.data.decoding import BadImage, open_picture
 from mae_jax.data.sources import Source
-from mae_jax.data.transforms import crop_draws, random_resized_crop, resize_and_centre_crop
+from mae_jax.data.transforms import Picture, crop_draws, random_resized_crop, resize_and_centre_crop
 from mae_jax.errors import UserError, reason
 from mae_jax.retry import with_patience
 
@@ -19,8 +19,8 @@ REPLACEMENT_TRIES = 20  # pictures tried in the place of one that cannot be read
 DRAWS_AT_ONCE = 64  # places whose crops are drawn together; 20 KB
 RUNS_KEPT = 64  # such runs of places that are remembered: more than threads read at a time
 
-# (uint8 [h, w, c], place in the order, size) -> uint8 [*size, c]
-Transform = Callable[[np.ndarray, int, tuple[int, int]], np.ndarray]
+# (picture, place in the order, size) -> uint8 [*size, c]
+Transform = Callable[[Picture, int, tuple[int, int]], np.ndarray]
 
 
 class Shuffled:
@@ -60,10 +60,10 @@ class RandomCrop:
         # Many places at once, since most of the time goes into making a generator. Threads read different runs.
         self._draws_of_run = functools.lru_cache(maxsize=RUNS_KEPT)(self._draw_run)
 
-    def __call__(self, image: np.ndarray, place: int, size: tuple[int, int]) -> np.ndarray:
+    def __call__(self, picture: Picture, place: int, size: tuple[int, int]) -> np.ndarray:
         run, place_in_run = divmod(place, DRAWS_AT_ONCE)
         draws = self._draws_of_run(run)[place_in_run]
-        return random_resized_crop(image, draws, size, self._scale, self._ratio, self._rule)
+        return random_resized_crop(picture, draws, size, self._scale, self._ratio, self._rule)
 
     def _draw_run(self, run: int) -> np.ndarray:
         return crop_draws(self._seed, run * DRAWS_AT_ONCE, DRAWS_AT_ONCE)
@@ -78,8 +78,8 @@ class CentreCrop:
     def __init__(self, eval_crop: float):
         self._eval_crop = eval_crop
 
-    def __call__(self, image: np.ndarray, place: int, size: tuple[int, int]) -> np.ndarray:
-        return resize_and_centre_crop(image, size, self._eval_crop)
+    def __call__(self, picture: Picture, place: int, size: tuple[int, int]) -> np.ndarray:
+        return resize_and_centre_crop(picture, size, self._eval_crop)
 
 
 class Augmented:
@@ -93,10 +93,10 @@ class Augmented:
     ):
         self._transform, self._augment, self._seed = transform, augment, seed
 
-    def __call__(self, image: np.ndarray, place: int, size: tuple[int, int]) -> np.ndarray:
+    def __call__(self, picture: Picture, place: int, size: tuple[int, int]) -> np.ndarray:
         # The third number sets it apart from the crops, whose counters are below 2^128.
         rng = np.random.Generator(np.random.Philox(key=self._seed, counter=[0, 0, 1, place]))
-        return self._augment(self._transform(image, place, size), rng)
+        return self._augment(self._transform(picture, place, size), rng)
 
 
 def candidates(index: int, length: int) -> Iterator[int]:
@@ -118,8 +118,10 @@ class PictureReader:
         self.source = source
         self._channels, self._max_pixels, self._on_bad_image = channels, max_pixels, on_bad_image
 
-    def read(self, index: int, patient: bool = True) -> tuple[np.ndarray, int]:
-        """Returns (uint8 [h, w, c], label) of picture `index`, or raises BadImage.
+    def read(
+        self, index: int, take: Callable[[Picture], np.ndarray] = lambda picture: picture.whole(), patient: bool = True
+    ) -> tuple[np.ndarray, int]:
+        """Returns (what is taken of picture `index`, its label), or raises BadImage.
 
         If `patient`, an error of the disk or the network that may pass is waited for, up to two seconds.
         """
@@ -128,15 +130,15 @@ class PictureReader:
         except OSError as error:  # the file has gone, may not be read, or lies on a faulty disk
             raise BadImage(reason(error)) from error
         try:
-            return decode(record["image"], self._channels, self._max_pixels), record["label"]
+            return take(open_picture(record["image"], self._channels, self._max_pixels)), record["label"]
         except UserError as error:
             raise UserError(f"{self.source.name_of(index)}: {error}") from error
 
-    def read_or_replace(self, index: int) -> tuple[np.ndarray, int, int, int]:
-        """Returns (picture, label, index of the picture read, number of candidates that failed before it)."""
+    def read_or_replace(self, index: int, take: Callable[[Picture], np.ndarray]) -> tuple[np.ndarray, int, int, int]:
+        """Returns (what is taken, label, index of the picture read, number of candidates that failed before it)."""
         for failed, candidate in enumerate(candidates(index, len(self.source))):
             try:
-                image, label = self.read(candidate)
+                image, label = self.read(candidate, take)
                 return image, label, candidate, failed
             except BadImage as error:
                 if self._on_bad_image == "raise":
@@ -204,8 +206,8 @@ class PieceReader:
             asked = self._order(place)
             if asked < 0:
                 continue
-            image, label, index, failed = self._reader.read_or_replace(asked)
-            rows["image"][row] = self._transform(image, place, image_size)
+            take = functools.partial(self._transform, place=place, size=image_size)
+            rows["image"][row], label, index, failed = self._reader.read_or_replace(asked, take)
             rows["label"][row], rows["index"][row], rows["weight"][row] = label, index, 1
             rows["asked_index"][row], rows["failed_reads"][row] = asked, failed
         return rows

@@ -1,12 +1,46 @@
 """Geometry on the host: the random crop of training and the centre crop of evaluation, on uint8 pictures."""
 
 import math
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
+Box = tuple[int, int, int, int]  # top, left, height, width
+
 CROP_TRIES = 10  # boxes drawn before the central one is taken, as in torchvision's RandomResizedCrop
 _NUMBERS = 4  # of a try: for area, aspect, top, left; as many as Philox makes from one value of its counter
+
+
+class Picture(Protocol):
+    """What crops are taken of: pixels that are there, or that have still to be decoded."""
+
+    height: int
+    width: int
+
+    def whole(self) -> np.ndarray:
+        """uint8 [h, w, c]."""
+
+    def part(self, box: Box, size: tuple[int, int], exact: bool = True) -> np.ndarray:
+        """The box as uint8 [*size, c], by Pillow's bicubic filter, which antialiases; what lies outside has no part.
+
+        If not `exact`, it may be an approximation that is made faster.
+        """
+
+
+class Pixels:
+    """A picture that is an array, uint8 [h, w, c]."""
+
+    def __init__(self, image: np.ndarray):
+        self._image = image
+        self.height, self.width, _ = image.shape
+
+    def whole(self) -> np.ndarray:
+        return self._image
+
+    def part(self, box: Box, size: tuple[int, int], exact: bool = True) -> np.ndarray:
+        top, left, height, width = box
+        return resize(self._image[top : top + height, left : left + width], size)
 
 
 def crop_draws(seed: int, first: int, count: int) -> np.ndarray:
@@ -92,41 +126,40 @@ CROP_RULES = {"retry": sample_crops, "clip": sample_clipped_crops}  # data.crop_
 
 
 def random_resized_crop(
-    image: np.ndarray,
+    picture: Picture,
     draws: np.ndarray,
     size: tuple[int, int],
     scale: tuple[float, float],
     ratio: tuple[float, float],
     rule: str = "retry",
 ) -> np.ndarray:
-    """Cuts a random box out of `image` (uint8 [h, w, c]) and resizes it to uint8 [*size, c]; see CROP_RULES.
+    """Cuts a random box out of a picture and resizes it, not always exactly, to uint8 [*size, c]; see CROP_RULES.
 
     Args:
       draws: [CROP_TRIES, 4], the picture's of `crop_draws`.
     """
-    height, width, _ = image.shape
+    height, width = picture.height, picture.width
     if scale[0] == scale[1] == 1 and ratio[0] == ratio[1] == 1 and (height, width) == tuple(size) and height == width:
-        return image  # the only possible box is the whole picture: no need to draw it
+        return picture.whole()  # the only possible box: no need to draw it
     (box,) = CROP_RULES[rule](np.asarray([height]), np.asarray([width]), draws[None], scale, ratio)
-    top, left, box_height, box_width = box.tolist()
-    return resize(image[top : top + box_height, left : left + box_width], size)
+    return picture.part(tuple(box.tolist()), size, exact=False)
 
 
-def resize_and_centre_crop(image: np.ndarray, size: tuple[int, int], eval_crop: float) -> np.ndarray:
-    """Resizes `image` (uint8 [h, w, c]) and cuts out its centre, uint8 [*size, c].
+def resize_and_centre_crop(picture: Picture, size: tuple[int, int], eval_crop: float) -> np.ndarray:
+    """Resizes a picture and cuts out its centre, uint8 [*size, c].
 
     The picture is resized, keeping its aspect, to the smallest size that covers `size / eval_crop` (for
     224 pixels and 0.875: the shorter side becomes 256). With `eval_crop` 1 and a picture that already has the
     right size, nothing is done to it.
     """
-    height, width, _ = image.shape
+    height, width = picture.height, picture.width
     least_height, least_width = round(size[0] / eval_crop), round(size[1] / eval_crop)
     # In integers, because a float scale can fall one pixel short. The longer side is truncated, as in torchvision.
     if least_height * width >= least_width * height:
         resized = least_height, max(least_width, width * least_height // height)
     else:
         resized = max(least_height, height * least_width // width), least_width
-    image = resize(image, resized)
+    image = picture.part((0, 0, height, width), resized)
     top, left = (resized[0] - size[0]) // 2, (resized[1] - size[1]) // 2
     return image[top : top + size[0], left : left + size[1]]
 

@@ -15,6 +15,7 @@ from mae_jax.data import loader
 from mae_jax.data.loader import make_eval_batches, make_train_batches, prefetch_to_device
 from mae_jax.data.reading import RandomCrop
 from mae_jax.data.sources import make_source
+from mae_jax.data.transforms import Pixels
 from mae_jax.errors import UserError
 from tests.data.conftest import SIZE, assert_same
 
@@ -49,7 +50,7 @@ def test_the_seed_decides_the_order(batches):
 
 def test_the_seed_decides_the_crops():
     image = np.random.default_rng(0).integers(0, 256, (50, 50, 3), np.uint8)
-    crops = [RandomCrop((0.2, 1.0), (0.75, 4 / 3), seed)(image, 7, SIZE).tobytes() for seed in (5, 5, 6)]
+    crops = [RandomCrop((0.2, 1.0), (0.75, 4 / 3), seed)(Pixels(image), 7, SIZE).tobytes() for seed in (5, 5, 6)]
     assert crops[0] == crops[1] != crops[2]
 
 

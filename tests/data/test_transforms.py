@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mae_jax.data.transforms import (
     CROP_RULES,
     CROP_TRIES,
+    Pixels,
     crop_draws,
     random_resized_crop,
     resize,
@@ -190,7 +191,7 @@ def test_resizing_agrees_with_torch_bicubic_antialias_within_rounding(shape, siz
 def test_a_random_crop_is_its_box_cut_out_and_then_resized(rule):
     image = mild_noise(60, 80, 3)
     (draws,) = crop_draws(5, 0, 1)
-    crop = random_resized_crop(image, draws, (24, 24), (0.9, 1.0), RATIO, rule)
+    crop = random_resized_crop(Pixels(image), draws, (24, 24), (0.9, 1.0), RATIO, rule)
     top, left, height, width = loop_box(60, 80, draws, (0.9, 1.0), RATIO, rule)
     # What lies outside the box does not bleed in: the reference never sees it.
     reference = torch_resize(image[top : top + height, left : left + width], (24, 24))
@@ -201,13 +202,13 @@ def test_a_random_crop_is_its_box_cut_out_and_then_resized(rule):
 @settings(deadline=None)
 def test_a_square_picture_of_the_right_size_is_kept_whole_when_the_crop_is_full(side, seed):
     image = noise(side, side, 1, seed=seed)
-    crop = random_resized_crop(image, crop_draws(seed, 0, 1)[0], (side, side), (1, 1), (1, 1))
+    crop = random_resized_crop(Pixels(image), crop_draws(seed, 0, 1)[0], (side, side), (1, 1), (1, 1))
     np.testing.assert_array_equal(crop, image)
 
 
 def test_a_full_crop_of_an_oblong_picture_is_its_central_square():
     image = noise(8, 12, 1)
-    crop = random_resized_crop(image, crop_draws(0, 0, 1)[0], (8, 8), (1, 1), (1, 1))
+    crop = random_resized_crop(Pixels(image), crop_draws(0, 0, 1)[0], (8, 8), (1, 1), (1, 1))
     np.testing.assert_array_equal(crop, image[:, 2:10])
 
 
@@ -219,13 +220,13 @@ def test_evaluation_resizes_the_shorter_side_to_256_and_takes_the_central_224(sh
     full = resize(image, tuple(256 if side == min(shape[:2]) else int(side * factor + 1e-9) for side in shape[:2]))
     top, left = (full.shape[0] - 224) // 2, (full.shape[1] - 224) // 2
     expected = full[top : top + 224, left : left + 224]
-    np.testing.assert_array_equal(resize_and_centre_crop(image, (224, 224), 0.875), expected)
+    np.testing.assert_array_equal(resize_and_centre_crop(Pixels(image), (224, 224), 0.875), expected)
 
 
 @given(sides, sides, st.sampled_from([(8, 8), (224, 224), (96, 32), (10, 70)]), st.sampled_from([1.0, 0.875, 0.95]))
 @settings(deadline=None, max_examples=60)
 def test_evaluation_always_gives_the_size_asked_for(height, width, size, eval_crop):
-    assert resize_and_centre_crop(noise(height, width, 1), size, eval_crop).shape == (*size, 1)
+    assert resize_and_centre_crop(Pixels(noise(height, width, 1)), size, eval_crop).shape == (*size, 1)
 
 
 def test_evaluation_keeps_the_aspect_when_the_size_is_oblong():
@@ -233,7 +234,7 @@ def test_evaluation_keeps_the_aspect_when_the_size_is_oblong():
     height, width = 120, 300
     ramp = np.zeros((height, width, 2), np.uint8)
     ramp[..., 0], ramp[..., 1] = np.arange(height)[:, None] * 2, np.arange(width) * 0.8
-    crop = resize_and_centre_crop(ramp, (60, 100), 1.0).astype(float)
+    crop = resize_and_centre_crop(Pixels(ramp), (60, 100), 1.0).astype(float)
     assert crop.shape == (60, 100, 2)
     vertical = (crop[50, 50, 0] - crop[10, 50, 0]) / 40 / 2  # source pixels a target pixel
     horizontal = (crop[30, 90, 1] - crop[30, 10, 1]) / 80 / 0.8
@@ -243,7 +244,7 @@ def test_evaluation_keeps_the_aspect_when_the_size_is_oblong():
 @pytest.mark.parametrize("shape", [(8, 8, 1), (32, 32, 3), (28, 36, 1)])
 def test_evaluation_sees_a_picture_of_the_right_size_whole_and_unchanged(shape):
     image = noise(*shape)
-    np.testing.assert_array_equal(resize_and_centre_crop(image, shape[:2], 1.0), image)
+    np.testing.assert_array_equal(resize_and_centre_crop(Pixels(image), shape[:2], 1.0), image)
 
 
 def test_four_channels_are_not_weighed_by_the_last():
