@@ -123,6 +123,9 @@ def get_config() -> ml_collections.ConfigDict:
     data.num_threads = 16  # reader threads (in each worker process, if there are any)
     data.num_workers = 0  # reader processes; 0: threads of the main process read
     data.prefetch_batches = 2  # batches held ready on the device, and as many more on the host
+    # Small pictures live on the devices and are cropped there, the same bits as read one by one. None: where all have
+    # one size of at most 128 pixels, take 2 GiB at most, and are seen once at least.
+    data.on_device = placeholder(bool)
     data.on_bad_image = "replace"  # replace: by another, counted, an error above 1 %; raise: stop at the first
     data.max_pixels = 178_956_970  # width x height above which a picture is refused; at most Pillow's own limit, this
 

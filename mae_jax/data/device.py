@@ -1,19 +1,86 @@
 """From host batches to batches on the devices."""
 
+import collections
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 
+import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mae_jax.data.loader import make_eval_batches, prefetch_to_device
+from mae_jax.data.loader import make_eval_batches, make_train_batches
+from mae_jax.data.resident import ResidentBatches, can_be_resident, read_all
 from mae_jax.data.sources import Source
 from mae_jax.mesh import batch_parts, batch_sharding, process_share, put_batch
+from mae_jax.stages import Stage, size_at, sizes_from
+
+
+class DeviceBatches(Iterator[dict[str, jax.Array]]):
+    """Endless batches on the devices.
+
+    Args:
+      batches: where they come from; has `bad_images` and `close()`.
+      ahead: the same on the devices, some of them ahead.
+    """
+
+    def __init__(self, batches: Iterator[dict], ahead: Iterator[dict]):
+        self._batches, self._ahead = batches, ahead
+
+    @property
+    def bad_images(self) -> dict[int, str]:
+        """Index in the source -> name, of the pictures found bad so far by this process."""
+        return self._batches.bad_images
+
+    def __next__(self) -> dict[str, jax.Array]:
+        return next(self._ahead)
+
+    def close(self) -> None:
+        """Stops what reads ahead."""
+        self._batches.close()
 
 
 def to_devices(batches: Iterator[dict], mesh: Mesh, prefetch: int) -> Iterator[dict]:
     """Splits each batch over the devices, up to `prefetch` batches ahead."""
     return prefetch_to_device(batches, functools.partial(put_batch, sharding=batch_sharding(mesh)), prefetch)
+
+
+def on_devices(batches: Iterator[dict], mesh: Mesh, names: Collection[str], prefetch: int) -> DeviceBatches:
+    """Splits the arrays `names` of each batch over the devices."""
+    wanted = ({name: batch[name] for name in names} for batch in batches)
+    return DeviceBatches(batches, to_devices(wanted, mesh, prefetch))
+
+
+def training_batches(
+    source: Source,
+    data_config: ConfigDict,
+    image_size: tuple[int, int],
+    channels: int,
+    mesh: Mesh,
+    names: Collection[str],
+    *,
+    stages: tuple[Stage, ...],
+    steps: range,
+) -> DeviceBatches:
+    """The batches of `make_train_batches` for the steps of a run: of small pictures that live on the devices, or read.
+
+    Args:
+      names: of what a batch has: image, label, index.
+      stages: of the pictures' sizes.
+    """
+    sizes = sizes_from(stages, steps.start)
+    if can_be_resident(source, data_config, channels, sizes, len(steps) * data_config.batch_size):
+        pictures = read_all(source, data_config, channels)
+        batches = ResidentBatches(
+            pictures, data_config, mesh, names=tuple(names), size_at=functools.partial(size_at, stages),
+            start_step=steps.start,
+        )  # fmt: skip
+        return DeviceBatches(batches, prefetch_to_device(batches, lambda batch: batch, data_config.prefetch_batches))
+    index, count = process_share(mesh)
+    batches = make_train_batches(
+        source, data_config, image_size, channels, size_at=functools.partial(size_at, stages),
+        start_step=steps.start, process_index=index, process_count=count,
+    )  # fmt: skip
+    return on_devices(batches, mesh, names, data_config.prefetch_batches)
 
 
 def evaluation_batches(
@@ -32,3 +99,17 @@ def evaluation_batch_size(batch_size: int, mesh: Mesh) -> int:
     """The next multiple of the number of parts that a batch is split into."""
     parts = batch_parts(mesh)
     return -(-batch_size // parts) * parts
+
+
+def prefetch_to_device(batches: Iterator, put_fn: Callable, size: int) -> Iterator:
+    """Yields put_fn(batch) in order, with up to `size` further batches already handed to the device.
+
+    `put_fn` must return before the copy is complete, as `jax.device_put` does.
+    """
+    queue = collections.deque()
+    for batch in batches:
+        queue.append(put_fn(batch))
+        if len(queue) > size:
+            yield queue.popleft()
+    while queue:
+        yield queue.popleft()

@@ -4,7 +4,6 @@ The batch of step s is a pure function of (data.seed, s). Grain runs the readers
 place in the global order alone, so that neither threads, processes nor restarts can change it.
 """
 
-import collections
 import functools
 import itertools
 import logging
@@ -33,6 +32,7 @@ from mae_jax.data.reading import (
     Shuffled,
     Transform,
     candidates,
+    whole,
 )
 from mae_jax.data.sources import Source
 from mae_jax.errors import UserError
@@ -134,6 +134,25 @@ def make_eval_batches(
         keys=("image", "label", "index", "weight"),
         process_index=process_index,
         process_count=process_count,
+    )
+
+
+def make_whole_batches(source: Source, data_config: ConfigDict, size: tuple[int, int], channels: int) -> "Batches":
+    """Every picture exactly once, in order, as it is; all have this size. Else as `make_eval_batches`."""
+    return _make_batches(
+        source,
+        data_config,
+        order=InOrder(len(source)),
+        transform=whole,
+        size_at=functools.partial(_same_size, size),
+        channels=channels,
+        batch_size=MAX_PIECE,
+        setting="",
+        start_step=0,
+        num_steps=math.ceil(len(source) / MAX_PIECE),
+        keys=("image", "label", "index", "weight"),
+        process_index=0,
+        process_count=1,
     )
 
 
@@ -282,17 +301,3 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         except BadImage as error:
             reason = str(error)
         _logger.warning("bad picture %s (%s): another takes its place", name, reason)
-
-
-def prefetch_to_device(batches: Iterator, put_fn: Callable, size: int) -> Iterator:
-    """Yields put_fn(batch) in order, with up to `size` further batches already handed to the device.
-
-    `put_fn` must return before the copy is complete, as `jax.device_put` does.
-    """
-    queue = collections.deque()
-    for batch in batches:
-        queue.append(put_fn(batch))
-        if len(queue) > size:
-            yield queue.popleft()
-    while queue:
-        yield queue.popleft()

@@ -82,6 +82,11 @@ class CentreCrop:
         return resize_and_centre_crop(picture, size, self._eval_crop)
 
 
+def whole(picture: Picture, place: int, size: tuple[int, int]) -> np.ndarray:
+    """The transform that does nothing, of pictures that have the size."""
+    return picture.whole()
+
+
 class Augmented:
     """A transform and then an augmentation, (uint8 [h, w, c], generator) -> uint8 [h, w, c], keyed by the place."""
 

@@ -2,7 +2,8 @@
 
 A source has `len(source)`, `source[i] -> {"image": uint8 [h, w, c] or encoded bytes, "label": int}` (-1: none),
 `num_classes` (0: unlabelled), `class_names` (or None), `labels()`, those of all pictures without decoding any, and
-`name_of(i)`, what a person would call picture i. Sources can be pickled, because reader processes get a copy.
+`name_of(i)`, what a person would call picture i. Where all pictures are known to have one size, `picture_size` is it,
+(height, width). Sources can be pickled, because reader processes get a copy.
 """
 
 from typing import Protocol
@@ -65,6 +66,7 @@ class Digits:
 
     in_memory = True
     num_classes = 10
+    picture_size = (8, 8)
 
     def __init__(self, split: str):
         from sklearn.datasets import load_digits  # here, since it takes a second
@@ -104,6 +106,7 @@ class Synthetic:
         self._length = num_examples if split == "train" else num_examples // 4
         self._split = split
         self._shape = (*image_size, channels)
+        self.picture_size = tuple(image_size)
 
     def __len__(self) -> int:
         return self._length

@@ -20,6 +20,7 @@ class _Subset:
         self._source, self.indices = source, np.sort(indices)
         self.num_classes, self.class_names = source.num_classes, source.class_names
         self.in_memory = getattr(source, "in_memory", False)
+        self.picture_size = getattr(source, "picture_size", None)
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -59,6 +59,8 @@ class TfdsSource:
                     f"{setting}={split}: {name} has no such split, or it is empty; there are "
                     f"{', '.join(sorted(builder.info.splits))}, and slices of them such as train[:10%]"
                 ) from error
+        height, width, _ = features[self._image_key].shape
+        self.picture_size = (height, width) if height and width else None
         label = features[self._label_key] if self._label_key else None
         self.num_classes = (label.num_classes or 0) if label else 0
         self.class_names = list(label.names) if self.num_classes else None

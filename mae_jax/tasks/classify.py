@@ -18,8 +18,14 @@ from jax.sharding import Mesh
 from mae_jax.config import check_channels
 from mae_jax.data.arrays import ArrayBatches, eval_array_batches
 from mae_jax.data.augment import normalize
-from mae_jax.data.device import evaluation_batch_size, evaluation_batches, to_devices
-from mae_jax.data.loader import make_train_batches
+from mae_jax.data.device import (
+    DeviceBatches,
+    evaluation_batch_size,
+    evaluation_batches,
+    on_devices,
+    to_devices,
+    training_batches,
+)
 from mae_jax.data.mixing import soft_targets
 from mae_jax.data.sources import make_source
 from mae_jax.data.subset import Labelled, RandomSubset, StratifiedSubset
@@ -43,14 +49,13 @@ from mae_jax.models.flops import classifier_train_flops, classify_flops, classif
 from mae_jax.models.mae_config import MAEConfig
 from mae_jax.models.parameters import count_parameters, join
 from mae_jax.parallel import on_rows
-from mae_jax.stages import Stage, check_resolutions, size_at
+from mae_jax.stages import Stage, check_resolutions
 from mae_jax.training.reporting import Reporter
 from mae_jax.training.run import run_training
 from mae_jax.training.signals import StopSignal
 from mae_jax.training.state import TrainState, Variables
 from mae_jax.training.step import LossDetails
 from mae_jax.training.summary import si
-from mae_jax.training.trainee import HostBatches
 
 KEPT_FEATURES_GIB = 8  # a frozen encoder's output for all images is kept if it takes no more than this
 
@@ -208,24 +213,24 @@ class Classification:
         encoder = dataclasses.replace(self._model.encoder, image_size=image_size)
         return classifier_train_flops(dataclasses.replace(self._model, encoder=encoder))
 
-    def batches(self, state: TrainState, start_step: int, stages: tuple[Stage, ...]) -> HostBatches:
+    def batches(self, state: TrainState, steps: range, stages: tuple[Stage, ...]) -> DeviceBatches:
         config, encoder = self._config, self._model.encoder
-        index, count = process_share(self._mesh)
         if not self._keeps_features:
-            return make_train_batches(
+            return training_batches(
                 self._train_source, config.data, encoder.image_size, encoder.channels,
-                size_at=functools.partial(size_at, stages), start_step=start_step,
-                process_index=index, process_count=count,
+                self._mesh, self.batch, stages=stages, steps=steps,
             )  # fmt: skip
         variables = state.variables()
         for split, source in (("train", self._train_source), ("eval", self._eval_source)):
             represent = functools.partial(self._representations, variables)
             features, labels = extract_features(represent, self._eval_pictures(source), len(source))
             self._kept[split] = {"feature": features, "label": labels}
-        return ArrayBatches(
+        index, count = process_share(self._mesh)
+        batches = ArrayBatches(
             self._kept["train"], config.data.batch_size, seed=config.data.seed,
-            start_step=start_step, process_index=index, process_count=count,
+            start_step=steps.start, process_index=index, process_count=count,
         )  # fmt: skip
+        return on_devices(batches, self._mesh, self.batch, config.data.prefetch_batches)
 
     def _represent(self, variables: dict, images: jax.Array) -> jax.Array:
         data = self._config.data

@@ -14,20 +14,21 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mae_jax.data.augment import color_jitter, normalize, random_flip
-from mae_jax.data.loader import Batches, make_eval_batches, make_train_batches
+from mae_jax.data.device import DeviceBatches, training_batches
+from mae_jax.data.loader import make_eval_batches
 from mae_jax.data.sources import make_source
 from mae_jax.data.subset import RandomSubset
 from mae_jax.data.supervised import augmentations
 from mae_jax.evaluation.pretraining import MAEEvaluation
 from mae_jax.interop.weights import check_workdir, pin_weights, read_fitting_params
-from mae_jax.mesh import check_heads, create, make_mesh, process_share
+from mae_jax.mesh import check_heads, create, make_mesh
 from mae_jax.models.flops import decoder_tokens, encoder_tokens, forward_flops, train_flops
 from mae_jax.models.mae import MAEConfig, init_params, make_bind, split_fixed
 from mae_jax.models.parameters import count_parameters, join
 from mae_jax.models.targets import fit_patch_basis
 from mae_jax.processes import from_main
 from mae_jax.seeding import make_key
-from mae_jax.stages import Stage, size_at
+from mae_jax.stages import Stage
 from mae_jax.training.reporting import Reporter
 from mae_jax.training.run import run_training
 from mae_jax.training.signals import StopSignal
@@ -132,12 +133,10 @@ class Pretraining:
     def train_flops_at(self, image_size: tuple[int, int]) -> int:
         return train_flops(dataclasses.replace(self._model, image_size=image_size))
 
-    def batches(self, state: TrainState, start_step: int, stages: tuple[Stage, ...]) -> Batches:
-        index, count = process_share(self._mesh)
-        return make_train_batches(
+    def batches(self, state: TrainState, steps: range, stages: tuple[Stage, ...]) -> DeviceBatches:
+        return training_batches(
             self._train_source, self._config.data, self._model.image_size, self._model.channels,
-            size_at=functools.partial(size_at, stages), start_step=start_step,
-            process_index=index, process_count=count,
+            self._mesh, self.batch, stages=stages, steps=steps,
         )  # fmt: skip
 
     def evaluate(self, state: TrainState, reporter: Reporter) -> dict[str, float]:

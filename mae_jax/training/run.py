@@ -7,7 +7,6 @@ from pathlib import Path
 import ml_collections
 from jax.sharding import Mesh
 
-from mae_jax.data.device import to_devices
 from mae_jax.errors import NotSaved, reason
 from mae_jax.processes import from_main, sum_of_all
 from mae_jax.seeding import make_key
@@ -87,11 +86,10 @@ def run_training(
 
     profiler = Profiler(workdir / "profile", config.train.profile_steps, start_step)
     with contextlib.closing(checkpoints), contextlib.closing(reporter), contextlib.closing(profiler):
-        batches = trainee.batches(state, start_step, plan.stages)
-        wanted = ({name: batch[name] for name in trainee.batch} for batch in batches)
+        batches = trainee.batches(state, range(start_step, total_steps), plan.stages)
         with contextlib.closing(batches):
             state = train(
-                state, step_fn, to_devices(wanted, mesh, config.data.prefetch_batches), key,
+                state, step_fn, batches, key,
                 total_steps=total_steps, log_every_steps=config.train.log_every_steps,
                 evaluate=evaluate, evaluate_every_steps=config.evaluate.every_steps,
                 checkpoints=checkpoints, reporter=reporter, profiler=profiler, stop=stop,

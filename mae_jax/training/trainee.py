@@ -1,22 +1,14 @@
 """What the training loop asks of a task: what to train, on what, and how it is measured."""
 
-from collections.abc import Iterator
 from typing import Any, Protocol
 
 import jax
 
+from mae_jax.data.device import DeviceBatches
 from mae_jax.stages import Stage
 from mae_jax.training.reporting import Reporter
 from mae_jax.training.state import TrainState, Variables
 from mae_jax.training.step import LossDetails
-
-
-class HostBatches(Iterator[dict], Protocol):
-    """Endless batches of NumPy arrays with a leading axis [b]."""
-
-    bad_images: dict[int, str]  # index -> name of the pictures that were replaced
-
-    def close(self) -> None: ...
 
 
 class Trainee(Protocol):
@@ -45,8 +37,8 @@ class Trainee(Protocol):
     def train_flops_at(self, image_size: tuple[int, int]) -> int:
         """`train_flops` of an image of another size."""
 
-    def batches(self, state: TrainState, start_step: int, stages: tuple[Stage, ...]) -> HostBatches:
-        """The batches from a step on; images have the size of their step's stage."""
+    def batches(self, state: TrainState, steps: range, stages: tuple[Stage, ...]) -> DeviceBatches:
+        """The batches of some steps; images have the size of their step's stage."""
 
     def evaluate(self, state: TrainState, reporter: Reporter) -> dict[str, float]:
         """Scores, "loss" among them; only it if it is not finite."""

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from mae_jax.data import loader
-from mae_jax.data.loader import make_eval_batches, make_train_batches, prefetch_to_device
+from mae_jax.data.device import prefetch_to_device
+from mae_jax.data.loader import make_eval_batches, make_train_batches
 from mae_jax.data.reading import RandomCrop
 from mae_jax.data.sources import make_source
 from mae_jax.data.transforms import Pixels
