@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from mae_jax.console import say
 from mae_jax.data.loader import make_eval_batches, make_train_batches
 from mae_jax.data.resident import ResidentBatches, can_be_resident, read_all
 from mae_jax.data.sources import Source
@@ -69,6 +70,8 @@ def training_batches(
     """
     sizes = sizes_from(stages, steps.start)
     if can_be_resident(source, data_config, channels, sizes, len(steps) * data_config.batch_size):
+        if not getattr(source, "in_memory", False):
+            say(f"  data      reads {len(source):,} pictures, which will live on the device (data.on_device)")
         pictures = read_all(source, data_config, channels)
         batches = ResidentBatches(
             pictures, data_config, mesh, names=tuple(names), size_at=functools.partial(size_at, stages),
