@@ -4,8 +4,13 @@ Exit codes: 0 done; 1 the run failed; 2 a mistake in the command, the settings o
 with everything saved. Of several processes all end with the code of the first one that failed or was stopped.
 """
 
+import time
+
+BEGAN = time.perf_counter()  # before the imports, on which a start spends much of its time
+
 import contextlib
 import errno
+import functools
 import socket
 import sys
 import tempfile
@@ -23,6 +28,7 @@ from mae_jax.config import check, expand_paths
 from mae_jax.errors import NotSaved, UserError, complain
 from mae_jax.lock import NAME, locked
 from mae_jax.preflight import check_same_command, check_shared
+from mae_jax.startup import Startup
 from mae_jax.tasks import TRAINED, find_task
 from mae_jax.training.dry_run import dry_run
 from mae_jax.training.loop import NonFiniteLoss
@@ -52,7 +58,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         fail(str(error).splitlines()[0], 2)
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str], startup: Startup) -> None:
     logging.set_verbosity(logging.WARNING)  # the libraries' own chatter stays out of the run's lines
     keep_freed_memory()
     use_compilation_cache()
@@ -65,7 +71,7 @@ def main(argv: list[str]) -> None:
         fail(error, 2)
     with make_stop_signal() as stop:
         try:
-            run(argv, stop)
+            run(argv, stop, startup)
             processes.finish()
         except UserError as error:
             processes.fail(error, 2)
@@ -80,12 +86,13 @@ def main(argv: list[str]) -> None:
             raise
 
 
-def run(argv: list[str], stop: StopSignal) -> None:
+def run(argv: list[str], stop: StopSignal, startup: Startup) -> None:
     """Does what the command line says."""
     if argv[1:]:
         raise UserError(f"unexpected argument {argv[1]!r}; settings are given as --config.KEY=VALUE")
     config = CONFIG.value
-    task = find_task(config.task)
+    with startup.phase("imports"):
+        task = find_task(config.task)
     path, argument = config_file(sys.argv[1:])
     if config.task not in TRAINED:
         config.given = given_settings(sys.argv[1:])
@@ -111,7 +118,10 @@ def run(argv: list[str], stop: StopSignal) -> None:
     check_shared(workdir)
     with locked(workdir, task.lock_name(config) if config.task == "ablate" else NAME):
         try:
-            task.run(config, workdir, stop)
+            if config.task in TRAINED:
+                task.run(config, workdir, stop, startup)
+            else:
+                task.run(config, workdir, stop)
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
@@ -147,4 +157,4 @@ def fail(message: object, code: int) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    app.run(functools.partial(main, startup=Startup(BEGAN)), flags_parser=parse_flags)

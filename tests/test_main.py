@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import re
 
 import jax
 import numpy as np
@@ -64,6 +65,18 @@ def test_a_run_tells_what_will_run_how_it_goes_and_what_was_learnt(finished):
         "random encoder", "k 20, temperature 0.07", "mean of the patch tokens",
     ):  # fmt: skip
         assert text in out, text
+
+
+def test_a_run_tells_where_the_time_up_to_its_first_step_went(finished):
+    _, out = finished
+    (line,) = [line for line in out.splitlines() if line.startswith("  start ")]
+    found = re.fullmatch(
+        r"  start     imports ([\d.]+) s, data ([\d.]+) s, compile ([\d.]+) s, other ([\d.]+) s: "
+        r"first step after ([\d.]+) s", line
+    )  # fmt: skip
+    *parts, total = map(float, found.groups())
+    assert sum(parts) == pytest.approx(total, abs=0.25) and parts[0] > 0.2, "they are rounded, and JAX takes its time"
+    assert out.index("compiled in") < out.index(line) < out.index("step 1/20")
 
 
 def test_a_workdir_has_the_promised_files(finished):

@@ -1,4 +1,4 @@
-"""What `config.task` names. A task is a module with `run(config, workdir, stop)`."""
+"""What `config.task` names. A task is a module with `run(config, workdir, stop)`, and `startup` where it trains."""
 
 import importlib
 

@@ -50,6 +50,7 @@ from mae_jax.models.mae_config import MAEConfig
 from mae_jax.models.parameters import count_parameters, join
 from mae_jax.parallel import on_rows
 from mae_jax.stages import Stage, check_resolutions
+from mae_jax.startup import Startup
 from mae_jax.training.reporting import Reporter
 from mae_jax.training.run import run_training
 from mae_jax.training.signals import StopSignal
@@ -60,15 +61,18 @@ from mae_jax.training.summary import si
 KEPT_FEATURES_GIB = 8  # a frozen encoder's output for all images is kept if it takes no more than this
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> None:
+def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal, startup: Startup | None = None) -> None:
     """Trains a classifier as `config` says; see `run_training`.
 
     Raises:
       UserError: for pictures without labels, and checkpoints that do not fit.
     """
     check_workdir(workdir)
+    startup = startup or Startup()
     mesh = make_mesh(config.mesh)
-    run_training(config, workdir, stop, make_trainee(config, workdir, mesh), mesh)
+    with startup.phase("data"):
+        trainee = make_trainee(config, workdir, mesh)
+    run_training(config, workdir, stop, trainee, mesh, startup)
 
 
 def make_trainee(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh) -> "Classification":

@@ -29,6 +29,7 @@ from mae_jax.models.targets import fit_patch_basis
 from mae_jax.processes import from_main
 from mae_jax.seeding import make_key
 from mae_jax.stages import Stage
+from mae_jax.startup import Startup
 from mae_jax.training.reporting import Reporter
 from mae_jax.training.run import run_training
 from mae_jax.training.signals import StopSignal
@@ -44,11 +45,14 @@ CHOICES = (
 )  # fmt: skip
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> None:
+def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal, startup: Startup | None = None) -> None:
     """Pre-trains as `config` says; see `run_training`."""
     check_workdir(workdir)
+    startup = startup or Startup()
     mesh = make_mesh(config.mesh)
-    run_training(config, workdir, stop, make_trainee(config, workdir, mesh), mesh)
+    with startup.phase("data"):
+        trainee = make_trainee(config, workdir, mesh)
+    run_training(config, workdir, stop, trainee, mesh, startup)
 
 
 def make_trainee(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh) -> "Pretraining":

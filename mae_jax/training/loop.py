@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mae_jax.startup import Startup
 from mae_jax.training.checkpoints import Checkpoints
 from mae_jax.training.profiling import Profiler
 from mae_jax.training.reporting import Reporter
@@ -49,6 +50,7 @@ def train(
     reporter: Reporter,
     profiler: Profiler,
     stop: StopSignal,
+    startup: Startup,
 ) -> TrainState:
     """Trains from `state` to `total_steps`, saves the last state, and returns it.
 
@@ -58,6 +60,7 @@ def train(
       key: the run's key; the step derives its own from it and its number.
       log_every_steps: steps between two reports; the first and the last step are reported too.
       profiler: is told before each step.
+      startup: is told the wait for the first batch, and itself tells of the start when the first step is done.
       evaluate: state -> scalars to report; called at every multiple of `evaluate_every_steps` but the last step.
 
     Raises:
@@ -65,7 +68,7 @@ def train(
       Stopped: after a signal, when the state is on disk.
       NotSaved: if the last state cannot be saved, or that of a signal. Other saves that fail are told.
     """
-    step = int(state.step)
+    step = start_step = int(state.step)
     pending = []  # (step, its scalars still on the device) since the last look
     waited, clock, clock_step = 0.0, time.perf_counter(), step
     skipped = int(state.skipped)
@@ -127,6 +130,10 @@ def train(
                 state, scalars = step_fn(state, batch, key)
             step += 1
             pending.append((step, scalars))
+            if step == start_step + 1:
+                jax.block_until_ready(scalars)
+                startup.add("data", waited)
+                reporter.line(startup.describe())
 
             if step % log_every_steps == 0 or step in (1, total_steps):
                 scalars = look()

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from mae_jax.errors import NotSaved, reason
 from mae_jax.processes import from_main, sum_of_all
 from mae_jax.seeding import make_key
+from mae_jax.startup import Startup
 from mae_jax.training.checkpoints import Checkpoints
 from mae_jax.training.loop import NonFiniteLoss, train
 from mae_jax.training.plan import describe_plan, make_plan, make_train_key
@@ -29,9 +30,16 @@ from mae_jax.writing import write_json
 
 
 def run_training(
-    config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal, trainee: Trainee, mesh: Mesh
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    stop: StopSignal,
+    trainee: Trainee,
+    mesh: Mesh,
+    startup: Startup,
 ) -> None:
     """Trains as `config` says; goes on from the newest checkpoint in `workdir`, does nothing if it is finished.
+
+    `startup` is told what takes time, up to the first step.
 
     Raises:
       UserError: for settings or checkpoints that do not fit, before anything is compiled.
@@ -66,12 +74,14 @@ def run_training(
         state = checkpoints.restore(saved_step, abstract)
         print(f"going on from checkpoint {saved_step}", flush=True)
     else:
-        state = create_state(plan.init, make_key(config.seed, "init"), mesh)
+        with startup.phase("compile"):
+            state = create_state(plan.init, make_key(config.seed, "init"), mesh)
         state = start_from(state, starting_values) if starting_values else state
         del starting_values
     key, step_fn = make_train_key(config.seed, mesh), plan.step_fn
     if start_step < total_steps:
-        step_fn = compile_stages(plan, trainee, start_step, key, mesh)
+        with startup.phase("compile"):
+            step_fn = compile_stages(plan, trainee, start_step, key, mesh)
     reporter = Reporter(
         workdir, start_step=start_step, total_steps=total_steps, batch_size=config.data.batch_size,
         flops_per_image=make_flops_at(plan, trainee), unwritten_config=settings,
@@ -92,7 +102,7 @@ def run_training(
                 state, step_fn, batches, key,
                 total_steps=total_steps, log_every_steps=config.train.log_every_steps,
                 evaluate=evaluate, evaluate_every_steps=config.evaluate.every_steps,
-                checkpoints=checkpoints, reporter=reporter, profiler=profiler, stop=stop,
+                checkpoints=checkpoints, reporter=reporter, profiler=profiler, stop=stop, startup=startup,
             )  # fmt: skip
         if line := checkpoints.summary():
             reporter.line(line)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from mae_jax.startup import Startup
 from mae_jax.training.loop import NonFiniteLoss, train
 from mae_jax.training.profiling import Profiler
 from mae_jax.training.signals import CALLS_UNTIL_AGREED, SharedStopSignal, Stopped, StopSignal
@@ -108,6 +109,7 @@ class Run:
                 total_steps=self.total, log_every_steps=self.log,
                 evaluate=self.evaluate, evaluate_every_steps=self.every_evaluation,
                 checkpoints=self.checkpoints, reporter=self.reporter, profiler=self.profiler, stop=self.stop,
+                startup=Startup(),
             )  # fmt: skip
 
 
@@ -124,6 +126,15 @@ def test_the_order_is_evaluate_save_batch_step():
         "evaluate 4", "evaluated 4", "save 4", "batch 4", "step 5",
         "save 5",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("start", [State(0, ()), State(5, (0, 1, 2, 3, 4))])
+def test_a_start_is_told_once_when_its_first_step_is_done(start):
+    run, told = Run(start=start), []
+    run.reporter.line = lambda line: told.append((run.events[-1], line))
+    run()
+    ((when, line),) = told
+    assert when == f"step {start.step + 1}" and line.startswith("  start     imports 0.0 s, data ")
 
 
 def test_a_state_that_is_saved_after_s_steps_has_seen_the_batches_below_s():
@@ -316,13 +327,13 @@ def test_updates_that_are_left_out_are_told_and_the_run_goes_on_until_there_are_
     nan = float("nan")
     run = Run(losses={3: nan, 5: (1.0, nan)}, skip=2)
     assert run() == State(10, (0, 1, 3, 5, 6, 7, 8, 9), 2)
-    assert [line.split(";")[0] for line in run.reporter.lines] == [
+    assert [line.split(";")[0] for line in run.reporter.lines[1:]] == [  # after the line of the start
         "step 3: train/loss is nan", "step 5: train/grad_norm is nan"
     ]  # fmt: skip
     run = Run(losses={3: nan, 5: nan, 6: nan}, skip=2, every=1)
     with pytest.raises(NonFiniteLoss) as error:
         run()
-    assert error.value.step == 6 and len(run.reporter.lines) == 2
+    assert error.value.step == 6 and len(run.reporter.lines) == 3
     assert max(run.checkpoints.saved) == 4  # the state after step 5 is the one whose loss is not finite
 
 
