@@ -6,11 +6,14 @@ import numpy as np
 import optax
 import pytest
 
+from configs import digits
 from configs.common import get_config
 from mae_jax.mesh import batch_sharding, put_batch
 from mae_jax.models.mae import MAEConfig
+from mae_jax.tasks import pretrain
 from mae_jax.tasks.pretrain import make_loss_fn
 from mae_jax.training.optimizers import make_optimizer, make_schedule
+from mae_jax.training.plan import make_plan
 from mae_jax.training.state import Variables, abstract_state, create_state, make_init
 from mae_jax.training.step import LossDetails, compile_train_step, make_train_step
 from tests.meshes import device_mesh
@@ -194,3 +197,17 @@ def test_each_device_holds_its_share_of_the_batch_and_a_whole_copy_of_the_state(
     state = create_state(init, jax.random.key(0), mesh)
     for leaf in jax.tree.leaves(state):
         assert [s.data.shape for s in leaf.addressable_shards] == [leaf.shape] * 8
+
+
+def test_a_deeper_model_has_a_program_of_the_same_size():
+    """So that compiling takes as long: XLA sees one block, however often it runs."""
+
+    def lowered(depth: int) -> str:
+        config, mesh = digits.get_config(), device_mesh()
+        config.model.update(depth=depth, decoder_depth=depth, scan_unroll=1)
+        trainee = pretrain.make_trainee(config, None, mesh)
+        plan = make_plan(config, trainee, mesh)
+        return jax.jit(plan.step_fn).lower(plan.abstract, trainee.batch, jax.random.key(0)).as_text()
+
+    shallow, deep = lowered(4), lowered(12)
+    assert shallow != deep and shallow.count("\n") == deep.count("\n")
