@@ -5,7 +5,7 @@ from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
 from mae_jax.errors import UserError
-from mae_jax.mesh import batch_parts, batch_sharding, make_mesh, parameter_shardings, process_share, put_batch
+from mae_jax.mesh import batch_parts, batch_sharding, create, make_mesh, parameter_shardings, process_share, put_batch
 
 ALL = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
 
@@ -52,3 +52,16 @@ def test_one_process_reads_all_rows():
     assert (
         process_share(make_mesh(ALL)) == process_share(make_mesh(ConfigDict(dict(data=2, fsdp=2, tensor=2)))) == (0, 1)
     )
+
+
+def test_what_is_created_with_little_optimisation_has_the_bits_of_what_is_compiled_in_full(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS")  # those of the tests would be kept; XLA itself has read them
+
+    def init(key):
+        kernel, bias = jax.random.split(key)
+        return {"fc1": {"kernel": jax.nn.initializers.xavier_uniform()(kernel, (8, 16)),
+                        "bias": 0.02 * jax.random.normal(bias, (16,))}}  # fmt: skip
+
+    found = create(init, jax.random.key(0), make_mesh(ConfigDict(dict(data=2, fsdp=2, tensor=2))))
+    expected = jax.jit(init, compiler_options={"xla_backend_optimization_level": 3})(jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
