@@ -59,12 +59,15 @@ def measure(arguments: argparse.Namespace) -> dict:
                 workers[name] = Worker(TorchStep, config, overrides, compiled)
             except RuntimeError as error:
                 failed[name] = str(error).splitlines()[0]
-    turns = take_turns(workers, arguments.rounds, arguments.seconds)
+    try:
+        turns = take_turns(workers, arguments.rounds, arguments.seconds)
+    finally:  # whatever happens, their memory is free for the next ones
+        for worker in workers.values():
+            worker.close()
     measured = {"model": arguments.model, "config": f"configs/{config}.py", "overrides": overrides, "failed": failed}
     measured |= {"programs": {}, "rounds": arguments.rounds}
     for name, worker in workers.items():
         measured["programs"][name] = worker.facts | speed(turns[name], overrides["data.batch_size"])
-        worker.close()
     return measured | summary(measured["programs"])
 
 

@@ -24,6 +24,12 @@ class Turn(NamedTuple):
     seen: dict[str, Any]
 
 
+class Failure(NamedTuple):
+    """What a process answers that cannot go on: words, since not every exception can be sent."""
+
+    text: str
+
+
 class Worker:
     """A process that makes its work once, and does some of it when it is told to.
 
@@ -65,8 +71,8 @@ class Worker:
         except EOFError:
             self._process.join()
             raise RuntimeError(f"the process ended with code {self._process.exitcode}") from None
-        if isinstance(answer, Exception):
-            raise RuntimeError(f"{type(answer).__name__}: {answer}") from answer
+        if isinstance(answer, Failure):
+            raise RuntimeError(answer.text)
         return answer
 
 
@@ -82,7 +88,7 @@ def _serve(pipe, make: Callable[..., Work], arguments: tuple) -> None:
     except EOFError:  # the other end is gone
         pass
     except Exception as error:
-        pipe.send(error)
+        pipe.send(Failure(f"{type(error).__name__}: {error}"))
 
 
 def take_turns(workers: Mapping[str, Worker], rounds: int, least_seconds: float) -> dict[str, list[Turn]]:
