@@ -28,47 +28,71 @@ def read_config(model: str, overrides: dict[str, Any]) -> ml_collections.ConfigD
 
 
 class JaxStep:
-    """The whole step of pre-training, compiled as a run compiles it, on one batch that lies on the device."""
+    """The whole step of pre-training, compiled as a run compiles it, on one batch that lies on the device.
 
-    def __init__(self, model: str, overrides: dict[str, Any]):
-        from mae_jax.allocator import keep_freed_memory
+    Args:
+      peak: measure the rate of large matrix products, too, which takes some seconds.
+    """
 
-        keep_freed_memory()  # as main.py does
+    def __init__(self, model: str, overrides: dict[str, Any], peak: bool = True):
+        config, mesh, trainee, plan, self._key, self._step, self.facts = _compile(model, overrides)
         import jax
 
-        from mae_jax.mesh import batch_sharding, make_mesh, put_batch
+        from mae_jax.mesh import batch_sharding, put_batch
         from mae_jax.seeding import make_key
-        from mae_jax.tasks.pretrain import make_trainee
-        from mae_jax.training.plan import make_plan, make_train_key
         from mae_jax.training.state import create_state
-        from mae_jax.training.step import compile_train_step, memory_in_bytes
 
-        config = read_config(model, overrides)
-        mesh = make_mesh(config.mesh)
-        trainee = make_trainee(config, Path(tempfile.gettempdir()), mesh)
-        plan = make_plan(config, trainee, mesh)
-        self._key = make_train_key(config.seed, mesh)
-        start = time.perf_counter()
-        self._step = compile_train_step(plan.step_fn, plan.abstract, trainee.batch, self._key, mesh)
-        compile_seconds = time.perf_counter() - start
         self._state = create_state(plan.init, make_key(config.seed, "init"), mesh)
         self._batch = put_batch(random_images(trainee.batch["image"].shape), batch_sharding(mesh))
-        device = jax.devices()[0]
-        self.facts = {
-            "device": device.device_kind,
-            "platform": device.platform,
-            "devices": jax.device_count(),
-            "jax": jax.__version__,
-            "flops": trainee.train_flops,
-            "compile_seconds": compile_seconds,
-            "memory_bytes": memory_in_bytes(self._step),
-            "matmul_tflops": matmul_tflops(config.model.dtype) * jax.device_count(),
-        }
+        if peak:
+            self.facts["matmul_tflops"] = matmul_tflops(config.model.dtype) * jax.device_count()
 
     def __call__(self, count: int) -> dict[str, Any]:
         for _ in range(count):
             self._state, scalars = self._step(self._state, self._batch, self._key)
         return {"loss": float(scalars["loss"]), "peak_memory_bytes": _peak_memory_of_jax()}
+
+
+class CompiledStep:
+    """The same step only compiled: it makes no array and tells what it would need, also for a batch of any size."""
+
+    def __init__(self, model: str, overrides: dict[str, Any]):
+        *_, self.facts = _compile(model, overrides)
+
+    def __call__(self, count: int) -> dict[str, Any]:
+        return {}
+
+
+def _compile(model: str, overrides: dict[str, Any]) -> tuple:
+    """(config, mesh, what is trained, plan, key, compiled step, facts) of a config's pre-training."""
+    from mae_jax.allocator import keep_freed_memory
+
+    keep_freed_memory()  # as main.py does
+    import jax
+
+    from mae_jax.mesh import make_mesh
+    from mae_jax.tasks.pretrain import make_trainee
+    from mae_jax.training.plan import make_plan, make_train_key
+    from mae_jax.training.step import compile_train_step, memory_in_bytes
+
+    config = read_config(model, overrides)
+    mesh = make_mesh(config.mesh)
+    trainee = make_trainee(config, Path(tempfile.gettempdir()), mesh)
+    plan = make_plan(config, trainee, mesh)
+    key = make_train_key(config.seed, mesh)
+    start = time.perf_counter()
+    step = compile_train_step(plan.step_fn, plan.abstract, trainee.batch, key, mesh)
+    device = jax.devices()[0]
+    facts = {
+        "device": device.device_kind,
+        "platform": device.platform,
+        "devices": jax.device_count(),
+        "jax": jax.__version__,
+        "flops": trainee.train_flops,
+        "compile_seconds": time.perf_counter() - start,
+        "memory_bytes": memory_in_bytes(step),
+    }
+    return config, mesh, trainee, plan, key, step, facts
 
 
 def random_images(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
