@@ -1,6 +1,7 @@
 """What a run tells: lines or a progress bar, metrics.jsonl, TensorBoard, pictures, config.json and result.json."""
 
 import contextlib
+import functools
 import importlib.metadata
 import itertools
 import json
@@ -56,7 +57,7 @@ class Reporter:
         evaluated = {line["step"] for line in lines if any(name.startswith("eval/") for name in line)}
         self._evaluated = set(from_main(sorted(evaluated)))
         self._metrics = Appender(path if is_main() else Path(os.devnull))
-        self._tensorboard = make_summary_writer(self._workdir, purge_step=start_step + 1)
+        self._start_step = start_step
         self._watched = ""
         self._bar = None
         if sys.stderr.isatty() and is_main():
@@ -123,7 +124,14 @@ class Reporter:
         if self._bar is not None:
             self._bar.close()
         self._metrics.close()
-        self._tensorboard.close()
+        if "_tensorboard" in vars(self):
+            self._tensorboard.close()
+
+    @functools.cached_property
+    def _tensorboard(self):
+        # Not before there is something to write: the first step need not wait for tensorboardX, which imports PyTorch
+        # where that is installed.
+        return make_summary_writer(self._workdir, purge_step=self._start_step + 1)
 
     def _write(self, step: int, scalars: dict[str, float]) -> None:
         if self._unwritten_config:

@@ -96,7 +96,8 @@ def run_training(
 
     profiler = Profiler(workdir / "profile", config.train.profile_steps, start_step)
     with contextlib.closing(checkpoints), contextlib.closing(reporter), contextlib.closing(profiler):
-        batches = trainee.batches(state, range(start_step, total_steps), plan.stages)
+        with startup.phase("data"):
+            batches = trainee.batches(state, range(start_step, total_steps), plan.stages)
         with contextlib.closing(batches):
             state = train(
                 state, step_fn, batches, key,
