@@ -76,7 +76,7 @@ def test_a_run_tells_where_the_time_up_to_its_first_step_went(finished):
     )  # fmt: skip
     *parts, total = map(float, found.groups())
     assert sum(parts) == pytest.approx(total, abs=0.25) and parts[0] > 0.2, "they are rounded, and JAX takes its time"
-    assert out.index("compiled in") < out.index(line) < out.index("step 1/20")
+    assert out.index("compiled in") < out.index(line) < out.index("step  1/20")
 
 
 def test_a_workdir_has_the_promised_files(finished):
