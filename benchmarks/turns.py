@@ -85,7 +85,7 @@ def _serve(pipe, make: Callable[..., Work], arguments: tuple) -> None:
             start = time.perf_counter()
             seen = work(count)
             pipe.send((time.perf_counter() - start, seen))
-    except EOFError:  # the other end is gone
+    except (EOFError, BrokenPipeError):  # the other end is gone
         pass
     except Exception as error:
         pipe.send(Failure(f"{type(error).__name__}: {error}"))
