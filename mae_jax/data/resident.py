@@ -6,6 +6,7 @@ and so is the arithmetic of Pillow's bicubic filter, which is that of whole numb
 
 import functools
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -120,28 +121,34 @@ class ResidentBatches(Iterator[dict[str, jax.Array]]):
         self._facts = {name: getattr(pictures, name) for name in names if name != "image"}
         self._images = put(pictures.image, replicated(mesh))
         self._cutter = functools.cache(self._make_cutter)
+        self._thread = ThreadPoolExecutor(1)  # one step ahead: the order, place by place, takes a while
+        self._coming = self._thread.submit(self._choose, start_step)
 
     def __next__(self) -> dict[str, jax.Array]:
-        size, sharding = self._size_at(self._step), batch_sharding(self._mesh)
-        places = range(self._step * self._data.batch_size, (self._step + 1) * self._data.batch_size)[self._own]
+        size, chosen = self._size_at(self._step), self._coming.result()
         self._step += 1
-        rows = np.fromiter((self._order(place) for place in places), np.int32, len(places))
-        batch = put_batch({name: values[rows] for name, values in self._facts.items()} | {"row": rows}, sharding)
-        taken = self._cutter(size)(self._images, batch.pop("row"), *self._boxes(places, size))
+        self._coming = self._thread.submit(self._choose, self._step)
+        batch = put_batch(chosen, batch_sharding(self._mesh))
+        boxes = (batch.pop("box"),) if "box" in batch else ()
+        taken = self._cutter(size)(self._images, batch.pop("row"), *boxes)
         return {name: taken if name == "image" else batch[name] for name in self._names}
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Stops the thread that works ahead."""
+        self._thread.shutdown(cancel_futures=True)
 
-    def _boxes(self, places: range, size: tuple[int, int]) -> tuple[jax.Array, ...]:
-        """int32 [b, 4] of the step's boxes; none if the pictures are taken whole."""
+    def _choose(self, step: int) -> dict[str, np.ndarray]:
+        """What a step takes: "row" int32 [b], "box" int32 [b, 4] unless pictures are taken whole, and the facts."""
         data, (height, width) = self._data, self._picture_size
-        if self._taken_whole(size):
-            return ()
+        places = range(step * data.batch_size, (step + 1) * data.batch_size)[self._own]
+        rows = np.fromiter((self._order(place) for place in places), np.int32, len(places))
+        chosen = {name: values[rows] for name, values in self._facts.items()} | {"row": rows}
+        if self._taken_whole(self._size_at(step)):
+            return chosen
         sides = (np.full(len(places), side) for side in (height, width))
         draws = crop_draws(data.seed, places.start, len(places))
         boxes = CROP_RULES[data.crop_rule](*sides, draws, tuple(data.crop_scale), tuple(data.crop_ratio))
-        return (put_batch({"box": boxes.astype(np.int32)}, batch_sharding(self._mesh))["box"],)
+        return chosen | {"box": boxes.astype(np.int32)}
 
     def _taken_whole(self, size: tuple[int, int]) -> bool:
         height, width = self._picture_size
