@@ -5,6 +5,7 @@ and so is the arithmetic of Pillow's bicubic filter, which is that of whole numb
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -26,7 +27,7 @@ from mae_jax.mesh import batch_sharding, process_share, put, put_batch, replicat
 from mae_jax.parallel import ROWS, on_shards
 
 LIMIT = 2 * 2**30  # bytes of all pictures, on each device
-LARGEST_SIDE = 128  # pixels: the filter's table of a size has this many whole-picture rows
+LARGEST_SIDE = 128  # pixels; a filter's table has the cube of it, 8 MiB
 
 _BICUBIC = -0.5  # Keys's parameter, and
 _PRECISION = 22  # bits of a coefficient behind the point, both as Pillow has them
@@ -57,9 +58,9 @@ def _obstacle(source: Source, data_config: ConfigDict, channels: int, sizes: lis
     size = getattr(source, "picture_size", None)
     if size is None:
         return "the pictures are not known to have one size"
-    if max(*size, *(side for size in sizes for side in size)) > LARGEST_SIDE:
+    if max(itertools.chain(size, *sizes)) > LARGEST_SIDE:
         return f"there are pictures with more than {LARGEST_SIDE} pixels a side"
-    if any(side > wanted for one in sizes for side, wanted in zip(size, one, strict=True)):
+    if any(height < size[0] or width < size[1] for height, width in sizes):
         return "the pictures are made smaller, which Pillow does in an order of its own"
     if len(source) * size[0] * size[1] * channels > LIMIT:
         return f"the pictures take more than {LIMIT // 2**20:,} MiB"
