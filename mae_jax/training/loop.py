@@ -142,6 +142,5 @@ def train(
                 waited, clock, clock_step = 0.0, now, step
                 checkpoints.check()
         checkpoints.wait()
-    if stop.received:  # while the last checkpoint was being written
-        raise Stopped
+    stop.look()  # while the last checkpoint was being written
     return state

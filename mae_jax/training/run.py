@@ -108,9 +108,11 @@ def run_training(
         if line := checkpoints.summary():
             reporter.line(line)
         scores = evaluate(state)
+        stop.look()
         if not reporter.has_evaluation(total_steps):  # it has if the run was killed after this line
             reporter.scalars(total_steps, scores, prefix="eval/")
         result, lines = trainee.result(state, scores)
+        stop.look()
         try:
             write_json(workdir / "result.json", {"step": total_steps} | result)
         except OSError as error:

@@ -56,11 +56,16 @@ class StopSignal:
         before = self._deferred
         try:
             self._deferred = value
-            if self.received is not None and not value:
-                raise Stopped
+            if not value:
+                self.look()
             yield
         finally:
             self._deferred = before
+
+    def look(self) -> None:
+        """Raises `Stopped` if a signal was received: also one whose own `Stopped` was lost, as in a callback."""
+        if self.received is not None:
+            raise Stopped
 
     def agree(self) -> None:
         """Makes a signal to any process `received` in all of them; all must call it at the same places."""
@@ -122,8 +127,8 @@ class SharedStopSignal(StopSignal):
     def deferred(self, value: bool = True):
         outermost = not self._deferred
         with super().deferred(True):
-            if self.received is not None and not value:
-                raise Stopped
+            if not value:
+                self.look()
             yield
         if outermost and self._noted and not self.everywhere:
             self.received = self._noted

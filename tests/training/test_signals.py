@@ -86,6 +86,13 @@ def test_a_signal_during_garbage_collection_is_noted_without_a_word_and_other_er
             raises = Raises(action)
             del raises
         assert stop.received == signal.SIGTERM and told == [ValueError]
+        with pytest.raises(Stopped):
+            stop.look()
+
+
+def test_a_look_does_nothing_while_there_is_no_signal():
+    with StopSignal() as stop:
+        stop.look()
 
 
 def agree(stop, times):
