@@ -2,6 +2,8 @@
 
 import contextlib
 import math
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import ml_collections
@@ -69,7 +71,9 @@ def run_training(
     for key, (then, now) in changed.items():
         print(f"  changed   {key} was {then!r} up to step {start_step}, is now {now!r}")
 
-    # Run it.
+    # Run it. The step compiles while the state and the first batches are made, which leave a core free.
+    key = make_train_key(config.seed, mesh)
+    compiling = _in_background(compile_stages, plan, trainee, start_step, key, mesh)
     if saved_step is not None:
         state = checkpoints.restore(saved_step, abstract)
         print(f"going on from checkpoint {saved_step}", flush=True)
@@ -78,10 +82,6 @@ def run_training(
             state = create_state(plan.init, make_key(config.seed, "init"), mesh)
         state = start_from(state, starting_values) if starting_values else state
         del starting_values
-    key, step_fn = make_train_key(config.seed, mesh), plan.step_fn
-    if start_step < total_steps:
-        with startup.phase("compile"):
-            step_fn = compile_stages(plan, trainee, start_step, key, mesh)
     reporter = Reporter(
         workdir, start_step=start_step, total_steps=total_steps, batch_size=config.data.batch_size,
         flops_per_image=make_flops_at(plan, trainee), unwritten_config=settings,
@@ -99,6 +99,10 @@ def run_training(
         with startup.phase("data"):
             batches = trainee.batches(state, range(start_step, total_steps), plan.stages)
         with contextlib.closing(batches):
+            with startup.phase("compile"):
+                step_fn, told = compiling.result()
+            for line in told:
+                reporter.line(line)
             state = train(
                 state, step_fn, batches, key,
                 total_steps=total_steps, log_every_steps=config.train.log_every_steps,
@@ -123,3 +127,11 @@ def run_training(
         if replaced := sum_of_all(len(batches.bad_images)):  # since the run was last started
             lines.append(f"{replaced} images could not be read and were replaced; the log names them")
         reporter.line("\n".join(lines))
+
+
+def _in_background(function: Callable, *arguments) -> Future:
+    """Calls a function in a thread of its own."""
+    thread = ThreadPoolExecutor(1)
+    future = thread.submit(function, *arguments)
+    thread.shutdown(wait=False)
+    return future

@@ -25,25 +25,30 @@ class StepOfSize:
         return self._compiled[batch["image"].shape](state, batch, key)
 
 
-def compile_stages(plan: Plan, trainee: Trainee, start_step: int, key: jax.Array, mesh: Mesh) -> TrainStep:
-    """Compiles the step for every size that images have from `start_step` on, and tells of each."""
+def compile_stages(
+    plan: Plan, trainee: Trainee, start_step: int, key: jax.Array, mesh: Mesh
+) -> tuple[TrainStep, list[str]]:
+    """Compiles the step for every size that images have from `start_step` on; a line about each says what it took."""
+    if start_step == plan.total_steps:
+        return plan.step_fn, []
     if len(plan.stages) == 1:
-        return compile_and_tell(plan, trainee.batch, key, mesh)
-    compiled = {}
+        compiled, line = _compile(plan, trainee.batch, key, mesh)
+        return compiled, [line]
+    steps, lines = {}, []
     for size in sizes_from(plan.stages, start_step):
         batch = trainee.batch | {"image": _resized(trainee.batch["image"], size)}
-        compiled[batch["image"].shape] = compile_and_tell(plan, batch, key, mesh, f"of {size_text(size)} ")
-    return StepOfSize(compiled)
+        steps[batch["image"].shape], line = _compile(plan, batch, key, mesh, f"of {size_text(size)} ")
+        lines.append(line)
+    return StepOfSize(steps), lines
 
 
-def compile_and_tell(plan: Plan, batch: dict, key: jax.Array, mesh: Mesh, which: str = "") -> jax.stages.Compiled:
-    """Compiles the step for an abstract batch, and prints how long that took and what memory the step needs."""
+def _compile(plan: Plan, batch: dict, key: jax.Array, mesh: Mesh, which: str = "") -> tuple[jax.stages.Compiled, str]:
+    """Compiles the step for an abstract batch; the line tells how long that took and what memory the step needs."""
     start = time.perf_counter()
     compiled = compile_train_step(plan.step_fn, plan.abstract, batch, key, mesh)
     memory = memory_in_bytes(compiled)
     text = "" if memory is None else f", needs {memory / 2**20:,.0f} MiB a device"
-    print(f"  step      {which}compiled in {time.perf_counter() - start:.1f} s{text}", flush=True)
-    return compiled
+    return compiled, f"  step      {which}compiled in {time.perf_counter() - start:.1f} s{text}"
 
 
 def make_flops_at(plan: Plan, trainee: Trainee) -> Callable[[int], int]:

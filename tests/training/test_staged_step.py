@@ -34,7 +34,7 @@ def test_the_shape_of_the_images_decides_which_step_runs():
 
 
 @pytest.mark.parametrize("start_step, sizes", [(0, [(4, 4), (6, 8), (8, 8)]), (4, [(6, 8), (8, 8)]), (7, [(8, 8)])])
-def test_what_is_still_to_come_is_compiled_once_each_and_told(monkeypatch, capsys, start_step, sizes):
+def test_what_is_still_to_come_is_compiled_once_each_and_told(monkeypatch, start_step, sizes):
     _, trainee, mesh, plan = planned(*RESOLUTIONS)
     seen = []
 
@@ -43,17 +43,20 @@ def test_what_is_still_to_come_is_compiled_once_each_and_told(monkeypatch, capsy
         return jax.jit(lambda: 0).lower().compile()
 
     monkeypatch.setattr(staged_step, "compile_train_step", compile_fake)
-    compile_stages(plan, trainee, start_step, make_train_key(0, mesh), mesh)
+    _, lines = compile_stages(plan, trainee, start_step, make_train_key(0, mesh), mesh)
     assert [image.shape for image in seen] == [(64, *size, 1) for size in sizes]
     assert {image.dtype for image in seen} == {np.dtype(np.uint8)}
-    told = [line.split(" compiled in")[0] for line in capsys.readouterr().out.splitlines()]
-    assert told == [f"  step      of {height} x {width} pixels" for height, width in sizes]
+    assert [line.split(" compiled in")[0] for line in lines] == [
+        f"  step      of {height} x {width} pixels" for height, width in sizes
+    ]
 
 
 def test_without_stages_the_step_that_runs_is_the_compiled_one_itself(monkeypatch):
     _, trainee, mesh, plan = planned()
     monkeypatch.setattr(staged_step, "compile_train_step", lambda _, __, batch, *___: Fake(batch))
-    assert compile_stages(plan, trainee, 0, None, mesh).batch is trainee.batch
+    step, _ = compile_stages(plan, trainee, 0, None, mesh)
+    assert step.batch is trainee.batch
+    assert compile_stages(plan, trainee, 8, None, mesh) == (plan.step_fn, [])  # all is done
 
 
 class Fake:
@@ -69,7 +72,8 @@ class Fake:
 def test_the_loss_of_a_step_of_small_images_is_that_of_a_model_of_their_size():
     config, trainee, mesh, plan = planned((0.5, 4))
     key = make_train_key(0, mesh)
-    step, state = compile_stages(plan, trainee, 0, key, mesh), create_state(plan.init, jax.random.key(0), mesh)
+    step, _ = compile_stages(plan, trainee, 0, key, mesh)
+    state = create_state(plan.init, jax.random.key(0), mesh)
     pixels = np.random.default_rng(0).integers(0, 256, (64, 4, 4, 1), np.uint8)
     small = pretrain.make_loss_fn(config, MAEConfig(**config.model.to_dict() | {"image_size": 4}))
     keys = jax.random.split(jax.random.fold_in(key, 0), 64)
