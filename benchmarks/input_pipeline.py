@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.input_programs import BACKENDS, Job, our_crop, programs, quality
+from benchmarks.input_programs import BACKENDS, OURS, Job, programs, quality
 from mae_jax.errors import UserError
 
 READY = 8  # batches that may have been read ahead, a worker: ours were 6, 2 in each stage of the pipeline
@@ -65,7 +65,7 @@ def measure(arguments: argparse.Namespace, workers: list[int], cores: int) -> di
     found, missing = programs(arguments.against)
     jobs = [Job(arguments.folder, arguments.size, arguments.batch, count) for count in workers]
     source = jobs[0].source()
-    backends = {"mae_jax": our_crop} | {name: BACKENDS[name][1] for name in found if name in BACKENDS}
+    backends = {name: backend for name, (_, backend) in (OURS | BACKENDS).items() if name in found}
     decibels = {name: quality(backend, source, arguments.size) for name, backend in backends.items()}
     measured = {
         "folder": arguments.folder, "size": arguments.size, "batch": arguments.batch, "rounds": arguments.rounds,

@@ -61,9 +61,11 @@ class Images(Iterator[np.ndarray]):
         self._batches.close()
 
 
-def ours(job: Job) -> Images:
-    """The library as users run it."""
-    return Images(job, job.source(), job.settings())
+def ours(job: Job, resize: str = "pillow") -> Images:
+    """The library as users run it, with `data.resize`."""
+    settings = job.settings()
+    settings.resize = resize
+    return Images(job, job.source(), settings)
 
 
 # (encoded picture, draws [1, CROP_TRIES, 4], size) -> uint8 [*size, 3]
@@ -102,9 +104,15 @@ def draw_box(height: int, width: int, draws: np.ndarray) -> Box:
     return tuple(box.tolist())
 
 
-def our_crop(data: bytes, draws: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def our_crop(data: bytes, draws: np.ndarray, size: tuple[int, int], resize: str = "pillow") -> np.ndarray:
     """What the library does, as a back-end; only its quality is measured so."""
-    return random_resized_crop(open_picture(data, 3, 10**9), draws[0], size, SCALE, RATIO)
+    return random_resized_crop(open_picture(data, 3, 10**9), draws[0], size, SCALE, RATIO, resize=resize)
+
+
+OURS: dict[str, tuple[str, Backend]] = {  # name -> (package that it needs, what it does to a picture)
+    "mae_jax": ("PIL", our_crop),
+    "mae_jax, data.resize=opencv": ("cv2", functools.partial(our_crop, resize="opencv")),
+}
 
 
 def pillow(data: bytes, draws: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -240,14 +248,18 @@ def tf_data(job: Job):
 
 def programs(against: list[str]) -> tuple[dict[str, Callable[[Job], Iterator]], list[str]]:
     """Returns name -> program of what is installed, ours first, and the names of the packages that are missing."""
-    found: dict[str, Callable[[Job], Iterator]] = {"mae_jax": ours}
+    resizes = "pillow", "opencv"
     needed = {
+        name: (package, functools.partial(ours, resize=resize))
+        for (name, (package, _)), resize in zip(OURS.items(), resizes, strict=True)
+    }
+    needed |= {
         name: (package, functools.partial(with_backend, backend)) for name, (package, backend) in BACKENDS.items()
     }
     others = {"torch": ("torch DataLoader", torch_loader), "tf": ("tf.data", tf_data)}
     packages = {"torch": "torch", "tf": "tensorflow"}
     needed |= {others[name][0]: (packages[name], others[name][1]) for name in against}
-    missing = []
+    found, missing = {}, []
     for name, (package, program) in needed.items():
         if importlib.util.find_spec(package):
             found[name] = program

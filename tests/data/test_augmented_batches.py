@@ -7,7 +7,7 @@ from mae_jax.data import loader
 from mae_jax.data.loader import make_train_batches
 from mae_jax.data.rand_augment import RandAugment
 from mae_jax.data.sources import make_source
-from mae_jax.data.transforms import Pixels, resize, resize_and_centre_crop
+from mae_jax.data.transforms import Pixels, resize_and_centre_crop, resize_by_pillow
 from mae_jax.errors import UserError
 from tests.data.conftest import SIZE, assert_same
 from tests.data.test_transforms import loop_box
@@ -35,7 +35,7 @@ def test_a_picture_is_augmented_after_the_crop_and_both_follow_from_the_place_al
     for row, index in enumerate(batch["index"]):
         draws = np.random.Generator(np.random.Philox(key=7, counter=10 * (24 + row))).random((10, 4))
         top, left, height, width = loop_box(12, 12, draws, rule="clip")
-        crop = resize(source[index]["image"][top : top + height, left : left + width], SIZE)
+        crop = resize_by_pillow(source[index]["image"][top : top + height, left : left + width], SIZE)
         rng = np.random.Generator(np.random.Philox(key=7, counter=[0, 0, 1, 24 + row]))
         np.testing.assert_array_equal(batch["image"][row], augment(crop, rng))
 

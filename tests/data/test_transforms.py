@@ -13,8 +13,8 @@ from mae_jax.data.transforms import (
     Pixels,
     crop_draws,
     random_resized_crop,
-    resize,
     resize_and_centre_crop,
+    resize_by_pillow,
     sample_clipped_crops,
     sample_crops,
 )
@@ -181,7 +181,7 @@ def torch_resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 ])  # fmt: skip
 def test_resizing_agrees_with_torch_bicubic_antialias_within_rounding(shape, size):
     image = mild_noise(*shape)
-    resized = resize(image, size)
+    resized = resize_by_pillow(image, size)
     assert resized.shape == (*size, shape[2]) and resized.dtype == np.uint8
     # Pillow rounds after each of its two passes: a half each time, the first widened by the filter's negative lobes.
     np.testing.assert_allclose(resized, torch_resize(image, size), atol=1.3)
@@ -217,7 +217,9 @@ def test_evaluation_resizes_the_shorter_side_to_256_and_takes_the_central_224(sh
     image = noise(*shape)
     factor = 256 / min(shape[:2])
     # torchvision: Resize(256) truncates the longer side; CenterCrop(224).
-    full = resize(image, tuple(256 if side == min(shape[:2]) else int(side * factor + 1e-9) for side in shape[:2]))
+    full = resize_by_pillow(
+        image, tuple(256 if side == min(shape[:2]) else int(side * factor + 1e-9) for side in shape[:2])
+    )
     top, left = (full.shape[0] - 224) // 2, (full.shape[1] - 224) // 2
     expected = full[top : top + 224, left : left + 224]
     np.testing.assert_array_equal(resize_and_centre_crop(Pixels(image), (224, 224), 0.875), expected)
@@ -250,4 +252,4 @@ def test_evaluation_sees_a_picture_of_the_right_size_whole_and_unchanged(shape):
 def test_four_channels_are_not_weighed_by_the_last():
     image = np.full((20, 20, 4), 200, np.uint8)
     image[::2, ::2, 3] = 0  # transparent pixels, if it were alpha
-    np.testing.assert_array_equal(resize(image, (10, 10))[..., :3], 200)
+    np.testing.assert_array_equal(resize_by_pillow(image, (10, 10))[..., :3], 200)
