@@ -11,7 +11,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from tests.conftest import COMPILE_QUICKLY
+
 ROOT = Path(__file__).parent.parent
+WITHOUT_TORCH = ROOT / "tests" / "without_torch"  # as users' environments are; TensorBoard's writer starts sooner so
 COMPILED = tempfile.TemporaryDirectory(prefix="compiled_")  # what one run has compiled, the next ones load
 TINY = (
     "--config=configs/digits.py",
@@ -24,9 +27,9 @@ TINY = (
 
 def start(*arguments: str, under: tuple[str, ...] = (), **environment: str) -> subprocess.Popen:
     """Starts main.py with one CPU device and no terminal; `under`: the command that starts it, as `nice` does."""
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    env |= {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": COMPILED.name} | environment
-    env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+    env = os.environ | {"XLA_FLAGS": COMPILE_QUICKLY, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(WITHOUT_TORCH)}
+    env |= {"JAX_COMPILATION_CACHE_DIR": COMPILED.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+    env |= environment
     command = [*under, sys.executable, "main.py", *arguments]
     return subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 

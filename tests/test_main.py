@@ -1,6 +1,5 @@
 """The command line as users see it: exit codes, one line for a mistake, the files of a workdir."""
 
-import functools
 import json
 import math
 import re
@@ -14,12 +13,9 @@ from tensorboardX.proto.event_pb2 import Event
 import mae_jax
 from mae_jax.data.augment import normalize
 from mae_jax.data.sources import Digits
-from tests import runs
-from tests.conftest import COMPILE_QUICKLY
-from tests.runs import TINY, losses, read_json
+from tests.runs import TINY, losses, read_json, run
 
 pytestmark = pytest.mark.slow
-run = functools.partial(runs.run, XLA_FLAGS=COMPILE_QUICKLY)
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,14 @@
 """A whole ablation of a tiny autoencoder by the command line: stopped, started again, and at its end."""
 
-import functools
 import signal
 import time
 from pathlib import Path
 
 import pytest
 
-from tests import runs
-from tests.conftest import COMPILE_QUICKLY
-from tests.runs import read_json, start
+from tests.runs import read_json, run, start
 
 pytestmark = pytest.mark.slow
-run = functools.partial(runs.run, XLA_FLAGS=COMPILE_QUICKLY)
 TINY = (
     "--config=configs/ablations/mask_ratio.py:digits",
     "--config.model.width=16", "--config.model.depth=1", "--config.model.num_heads=2",
@@ -34,7 +30,7 @@ def wait_for(path: Path, text: str) -> None:
 def finished(tmp_path_factory):
     """Workdir and outputs of an ablation that was stopped in its first run, and then made to its end."""
     workdir = tmp_path_factory.mktemp("runs") / "ablation"
-    process = start(*TINY, "--config.train.steps=300", f"--workdir={workdir}", XLA_FLAGS=COMPILE_QUICKLY)
+    process = start(*TINY, "--config.train.steps=300", f"--workdir={workdir}")
     wait_for(workdir / "mask_ratio_0.5" / "seed_3" / "pretrain" / "log.txt", "step   5/300")
     process.send_signal(signal.SIGTERM)
     stopped, err = process.communicate(timeout=120)

@@ -250,18 +250,18 @@ def test_a_signal_before_an_evaluation_does_not_wait_for_it():
 
 def test_a_signal_between_any_two_looks_at_it_is_stopped_with_the_state_saved():
     class SignalAtLook(StopSignal):
-        """The signal arrives just before the loop looks for the `look`-th time."""
+        """The signal arrives just before the loop looks for the `last`-th time."""
 
-        look, looks = 0, 0
+        last, looks = 0, 0
         received = property(lambda self: self._look(), lambda self, value: None)
 
         def _look(self):
             self.looks += 1
-            return signal.SIGTERM if self.looks >= self.look else None
+            return signal.SIGTERM if self.looks >= self.last else None
 
     for look in range(1, 25):
         run = Run(total=6, every=100, evaluate=None, stop=SignalAtLook())
-        run.stop.look = look
+        run.stop.last = look
         try:
             run()
         except Stopped:
