@@ -28,7 +28,7 @@ TINY = (
 def start(*arguments: str, under: tuple[str, ...] = (), **environment: str) -> subprocess.Popen:
     """Starts main.py with one CPU device and no terminal; `under`: the command that starts it, as `nice` does."""
     env = os.environ | {"XLA_FLAGS": COMPILE_QUICKLY, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(WITHOUT_TORCH)}
-    env |= {"JAX_COMPILATION_CACHE_DIR": COMPILED.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+    env |= {"JAX_COMPILATION_CACHE_DIR": COMPILED.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     env |= environment
     command = [*under, sys.executable, "main.py", *arguments]
     return subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
