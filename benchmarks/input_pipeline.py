@@ -1,10 +1,10 @@
 """Speed of the input: `python -m benchmarks.input_pipeline DIR [--against=torch,tf] [--workers 0 1 2] [--json=FILE]`.
 
 From the JPEG files of DIR, an image folder, to ready uint8 batches of random crops: the library as users run it, other
-ways to decode and resize in the same loader, and other libraries where they are installed. The programs take turns;
-before each turn what was read ahead is used up, and after it all reading has come to rest. CPU seconds count all
-processes and are what a busy machine falsifies least: images a CPU second is what one core makes when it does nothing
-else. Medians over turns.
+ways to decode and resize in the same loader, and other libraries where they are installed. The programs take turns,
+each in processes of its own; before a turn what was read ahead is used up, and after it all reading has come to rest.
+CPU seconds count all processes and are what a busy machine falsifies least: images a CPU second is what one core makes
+when it does nothing else. Medians over turns.
 """
 
 import argparse
@@ -16,13 +16,12 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from benchmarks.input_programs import BACKENDS, OURS, Job, programs, quality
+from benchmarks.turns import Worker
+from mae_jax.allocator import keep_freed_memory
 from mae_jax.errors import UserError
 
 READY = 8  # batches that may have been read ahead, a worker: ours were 6, 2 in each stage of the pipeline
@@ -42,6 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", metavar="DIR", help="an image folder of JPEG files")
     parser.add_argument("--against", type=lambda text: text.split(","), default=[], metavar="torch,tf")
+    parser.add_argument("--without_backends", action="store_true", help="leave out other decoders and resizers")
     parser.add_argument("--workers", type=int, nargs="+", help="worker processes, 0: threads; default: 0, 1, 2, 4, ...")
     parser.add_argument("--size", type=int, default=224, help="height and width of the crops, pixels")
     parser.add_argument("--batch", type=int, default=64, help="images a batch")
@@ -62,7 +62,7 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace, workers: list[int], cores: int) -> dict:
     """Times what the command line asks for, and prints a table as it goes."""
-    found, missing = programs(arguments.against)
+    found, missing = programs(arguments.against, backends=not arguments.without_backends)
     jobs = [Job(arguments.folder, arguments.size, arguments.batch, count) for count in workers]
     source = jobs[0].source()
     backends = {name: backend for name, (_, backend) in (OURS | BACKENDS).items() if name in found}
@@ -78,7 +78,7 @@ def measure(arguments: argparse.Namespace, workers: list[int], cores: int) -> di
     print("\n| program | dB to Pillow | workers | images/s | a core | CPU ms an image | images a CPU second "
           "| mae_jax is faster | and saves CPU |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|")  # fmt: skip
     for job in jobs:
-        turns = take_turns({name: open_(job) for name, open_ in found.items()}, job, arguments)
+        turns = take_turns(list(found), job, arguments)
         for name, own in turns.items():
             own_decibels = decibels.get(name)  # None: not known
             same = None if own_decibels is None else math.isinf(own_decibels)
@@ -89,30 +89,43 @@ def measure(arguments: argparse.Namespace, workers: list[int], cores: int) -> di
     return measured
 
 
-def take_turns(batches: dict[str, Iterator[np.ndarray]], job: Job, arguments: argparse.Namespace) -> dict[str, list]:
+def take_turns(programs: list[str], job: Job, arguments: argparse.Namespace) -> dict[str, list[Turn]]:
     """`rounds` turns of each program, one after the other, after one turn to warm up."""
-    lead = READY * max(1, job.workers)
-    counts, turns = {}, {name: [] for name in batches}
-    for name, own in batches.items():
-        turn = take_turn(own, lead, 2 * max(1, job.workers))
-        counts[name] = max(2, round(arguments.seconds / (turn.seconds * job.batch_size)))
-    for _ in range(arguments.rounds):
-        for name, own in batches.items():
-            turns[name].append(take_turn(own, lead, counts[name]))
-    for own in batches.values():
-        own.close()
+    workers, counts = {}, {}
+    turns = {name: [] for name in programs}
+    try:
+        for name in programs:
+            workers[name] = Worker(Reading, name, job, daemon=False)
+            warm = workers[name].turn(2 * max(1, job.workers)).seen
+            counts[name] = max(2, round(arguments.seconds / (warm["seconds"] * job.batch_size)))
+        for _ in range(arguments.rounds):
+            for name, worker in workers.items():
+                turns[name].append(Turn(**worker.turn(counts[name]).seen))
+    finally:
+        for worker in workers.values():
+            worker.close()
     return turns
 
 
-def take_turn(batches: Iterator[np.ndarray], lead: int, count: int) -> Turn:
-    """Times `count` batches, after `lead` that may have been ready before."""
-    for _ in range(lead):
-        next(batches)
-    start, cpu_start = time.perf_counter(), cpu_seconds()
-    images = sum(len(next(batches)) for _ in range(count))
-    seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu_start
-    come_to_rest()
-    return Turn(seconds / images, cpu / images)
+class Reading:
+    """The batches of a program, in a process of its own: threads that rest in one program slow down another."""
+
+    facts: dict = {}
+
+    def __init__(self, program: str, job: Job):
+        keep_freed_memory()  # as main.py does
+        found, _ = programs(["torch", "tf"])
+        self._batches, self._lead = found[program](job), READY * max(1, job.workers)
+
+    def __call__(self, count: int) -> dict[str, float]:
+        """Times `count` batches, after those that may have been ready before."""
+        for _ in range(self._lead):
+            next(self._batches)
+        start, cpu_start = time.perf_counter(), cpu_seconds()
+        images = sum(len(next(self._batches)) for _ in range(count))
+        seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu_start
+        come_to_rest()
+        return {"seconds": seconds / images, "cpu_seconds": cpu / images}
 
 
 def come_to_rest() -> None:

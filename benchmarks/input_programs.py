@@ -246,16 +246,17 @@ def tf_data(job: Job):
     return images()
 
 
-def programs(against: list[str]) -> tuple[dict[str, Callable[[Job], Iterator]], list[str]]:
+def programs(against: list[str], backends: bool = True) -> tuple[dict[str, Callable[[Job], Iterator]], list[str]]:
     """Returns name -> program of what is installed, ours first, and the names of the packages that are missing."""
     resizes = "pillow", "opencv"
     needed = {
         name: (package, functools.partial(ours, resize=resize))
         for (name, (package, _)), resize in zip(OURS.items(), resizes, strict=True)
     }
-    needed |= {
-        name: (package, functools.partial(with_backend, backend)) for name, (package, backend) in BACKENDS.items()
-    }
+    if backends:
+        needed |= {
+            name: (package, functools.partial(with_backend, backend)) for name, (package, backend) in BACKENDS.items()
+        }
     others = {"torch": ("torch DataLoader", torch_loader), "tf": ("tf.data", tf_data)}
     packages = {"torch": "torch", "tf": "tensorflow"}
     needed |= {others[name][0]: (packages[name], others[name][1]) for name in against}

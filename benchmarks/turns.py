@@ -36,15 +36,22 @@ class Worker:
     Args:
       make: a function of a module, which makes the work; called with `arguments` in the new process.
       environment: variables of the new process, from its start on.
+      daemon: it ends with this program, but cannot start processes itself; else it must be closed.
 
     Raises:
       RuntimeError: if the work cannot be made or done, with the other process's words.
     """
 
-    def __init__(self, make: Callable[..., Work], *arguments, environment: Mapping[str, str] = {}):  # noqa: B006
+    def __init__(
+        self,
+        make: Callable[..., Work],
+        *arguments,
+        environment: Mapping[str, str] = {},  # noqa: B006
+        daemon: bool = True,
+    ):
         context = multiprocessing.get_context("spawn")
         self._pipe, other = context.Pipe()
-        self._process = context.Process(target=_serve, args=(other, make, arguments), daemon=True)
+        self._process = context.Process(target=_serve, args=(other, make, arguments), daemon=daemon)
         before = dict(os.environ)
         os.environ.update(environment)
         try:
