@@ -122,7 +122,7 @@ def get_config() -> ml_collections.ConfigDict:
     data.mix_switch_probability = 0.5  # share of them that cutmix takes, if both are on
     data.mean = (0.485, 0.456, 0.406)  # of each channel on [0, 1]; ImageNet's; one value serves all channels
     data.std = (0.229, 0.224, 0.225)
-    data.num_threads = 16  # reader threads (in each worker process, if there are any)
+    data.num_threads = 16  # reader threads at most; never more than cores (in each worker process: its share)
     data.num_workers = 0  # reader processes; 0: threads of the main process read
     data.prefetch_batches = 2  # batches held ready on the device, and as many more on the host
     # Small pictures live on the devices and are cropped there, the same bits as read one by one. None: where all have
