@@ -109,9 +109,9 @@ def our_crop(data: bytes, draws: np.ndarray, size: tuple[int, int], resize: str 
     return random_resized_crop(open_picture(data, 3, 10**9), draws[0], size, SCALE, RATIO, resize=resize)
 
 
-OURS: dict[str, tuple[str, Backend]] = {  # name -> (package that it needs, what it does to a picture)
-    "mae_jax": ("PIL", our_crop),
-    "mae_jax, data.resize=opencv": ("cv2", functools.partial(our_crop, resize="opencv")),
+OURS = {  # name -> (package that it needs, data.resize)
+    "mae_jax": ("PIL", "pillow"),
+    "mae_jax, data.resize=opencv": ("cv2", "opencv"),
 }
 
 
@@ -248,11 +248,7 @@ def tf_data(job: Job):
 
 def programs(against: list[str], backends: bool = True) -> tuple[dict[str, Callable[[Job], Iterator]], list[str]]:
     """Returns name -> program of what is installed, ours first, and the names of the packages that are missing."""
-    resizes = "pillow", "opencv"
-    needed = {
-        name: (package, functools.partial(ours, resize=resize))
-        for (name, (package, _)), resize in zip(OURS.items(), resizes, strict=True)
-    }
+    needed = {name: (package, functools.partial(ours, resize=resize)) for name, (package, resize) in OURS.items()}
     if backends:
         needed |= {
             name: (package, functools.partial(with_backend, backend)) for name, (package, backend) in BACKENDS.items()

@@ -191,7 +191,7 @@ def resize_by_opencv(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resizes uint8 [h, w, c] to uint8 [*size, c] by OpenCV, in less than half of Pillow's time.
 
     Along an axis that shrinks, a pixel is the mean of what it covers; along others the filter is bicubic. Crops of
-    ImageNet's pictures are 43 dB from Pillow's antialiased bicubic filter, and those of its Lanczos filter 42 to 43.
+    ImageNet's pictures are 43 dB from Pillow's antialiased bicubic filter, and those of its Lanczos filter about 42.
     """
     import cv2  # needed with data.resize=opencv only
 

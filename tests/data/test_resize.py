@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from mae_jax.data.decoding import BadImage, decode, open_picture
-from mae_jax.data.loader import make_train_batches
-from mae_jax.data.reading import CentreCrop, RandomCrop
+from mae_jax.data.loader import make_eval_batches, make_train_batches
+from mae_jax.data.reading import RandomCrop
 from mae_jax.data.resident import can_be_resident
 from mae_jax.data.sources import make_source
-from mae_jax.data.transforms import Pixels, resize_and_centre_crop, resize_by_opencv, resize_by_pillow
+from mae_jax.data.transforms import resize_by_opencv, resize_by_pillow
 from mae_jax.errors import UserError
 from tests.data.test_parts import LIMIT, PHOTOGRAPHS, cut, decibels, encode, noise, turned
 
@@ -95,10 +95,14 @@ def test_a_damaged_picture_is_still_found_out():
         open_picture(data[: len(data) // 2], 3, LIMIT).part((0, 0, 50, 61), (40, 40), "opencv")
 
 
-def test_evaluation_does_not_use_it():
-    picture = Pixels(np.asarray(noise()))
-    expected = resize_and_centre_crop(picture, (32, 32), 0.875)
-    np.testing.assert_array_equal(CentreCrop(0.875)(picture, 0, (32, 32)), expected)
+def test_evaluation_does_not_use_it(make_config):
+    images = []
+    for resize in ("pillow", "opencv"):
+        config = make_config(name="synthetic", num_examples=40, resize=resize)
+        source = make_source(config, "eval", (12, 12), 3)
+        (batch,) = make_eval_batches(source, config, len(source), (8, 8), 3)
+        images.append(batch["image"])
+    np.testing.assert_array_equal(*images)
 
 
 def test_training_batches_have_crops_by_opencv_if_the_settings_say_so(batches):
