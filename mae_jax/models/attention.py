@@ -6,8 +6,11 @@ from einops import rearrange
 from flax import nnx
 
 from mae_jax.errors import UserError
-from mae_jax.models.layers import BlockConfig, Linear
+from mae_jax.models.layers import BlockConfig, LayerNorm, Linear
 from mae_jax.parallel import to_columns
+
+CPU_GROUPS = 4  # more take longer to compile, and are no faster on two cores
+WORTH_GROUPS = 2**25  # multiplications of one of attention's products
 
 
 class Attention(nnx.Module):
@@ -30,11 +33,12 @@ class Attention(nnx.Module):
             self.q_norm, self.k_norm = HeadNorm(head_width, config.epsilon), HeadNorm(head_width, config.epsilon)
 
     def __call__(
-        self, x: jax.Array, memory: jax.Array | None = None, weights: bool = False
+        self, x: jax.Array, norm: LayerNorm, memory: jax.Array | None = None, weights: bool = False
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Maps [b, n, d] to [b, n, d]; with `weights` also returns the attention [b, h, n, n or m].
+        """Maps x [b, n, d], which is normed first, to [b, n, d].
 
-        `memory` [b, m, memory_width] is what cross-attention attends to.
+        `memory` [b, m, memory_width] is what cross-attention attends to; it is not normed. With `weights` the attention
+        [b, h, n, n or m] is returned, too.
         """
         if self.config.attention == "cudnn" and jax.default_backend() != "gpu":
             raise UserError(
@@ -44,21 +48,23 @@ class Attention(nnx.Module):
         # On a mesh, these are the heads of this device's columns.
         head_width = self.config.width // self.config.num_heads
         if memory is None:
-            qkv = self.qkv(x).astype(self.dtype)
-            q, k, v = rearrange(qkv, "b n three (h d) -> three b n h d", d=head_width)
+            queries, keys, values = jnp.split(self.qkv(x, norm), 3, axis=2)  # the gradient is one join, not a sum
         else:
-            q = rearrange(self.q(x).astype(self.dtype), "b n (h d) -> b n h d", d=head_width)
-            k, v = rearrange(self.kv(memory).astype(self.dtype), "b m two (h d) -> two b m h d", d=head_width)
+            queries = self.q(x, norm)[:, :, None]
+            keys, values = jnp.split(self.kv(memory), 2, axis=2)
+        q, k, v = (
+            rearrange(x.astype(self.dtype), "b n 1 (h d) -> b n h d", d=head_width) for x in (queries, keys, values)
+        )
         if self.config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        by_head = [rearrange(x, "b n h d -> (b h) n d") for x in (q, k, v)]
         if self.config.attention == "cudnn":
-            x = rearrange(jax.nn.dot_product_attention(q, k, v, implementation="cudnn"), "b n h d -> b n (h d)")
+            attended = jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
         else:
-            x = rearrange(attend(*by_head), "(b h) n d -> b n (h d)", b=len(x))
-        # No back-end returns its weights: they are computed once more, so that the result does not depend on them.
-        attention = rearrange(attention_weights(*by_head[:2]), "(b h) n m -> b h n m", b=len(x)) if weights else None
-        return self.out(x), attention
+            attended = attend_in_groups(q, k, v)
+        attention = None
+        if weights:  # no back-end returns them: they are computed once more, so that the result does not depend on them
+            attention = rearrange(attention_weights(_by_head(q), _by_head(k)), "(b h) n m -> b h n m", b=len(x))
+        return self.out(rearrange(attended, "b n h d -> b n (h d)")), attention
 
 
 class HeadNorm(nnx.Module):
@@ -72,6 +78,24 @@ class HeadNorm(nnx.Module):
         normed = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + self.epsilon)
         # Each device of a mesh has some of the heads: the gradients of the scale that they share are summed.
         return (normed * to_columns(self.scale[...])).astype(x.dtype)
+
+
+def attend_in_groups(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Attention of each image by itself: queries [b, n, h, d], keys and values [b, m, h, d] to [b, n, h, d].
+
+    XLA (0.10) computes one product of many small matrices on one core of a CPU, but several products side by side. So
+    there, where there is much to compute, the images are a few groups.
+    """
+    groups = 1
+    if jax.default_backend() == "cpu" and q.size * k.shape[1] >= WORTH_GROUPS:
+        groups = min(CPU_GROUPS, len(q))
+    parts = zip(*(jnp.array_split(x, groups) for x in (q, k, v)), strict=True)
+    attended = [attend(*map(_by_head, part)) for part in parts]
+    return jnp.concatenate([rearrange(x, "(b h) n d -> b n h d", h=q.shape[2]) for x in attended])
+
+
+def _by_head(x: jax.Array) -> jax.Array:
+    return rearrange(x, "b n h d -> (b h) n d")
 
 
 @jax.custom_vjp

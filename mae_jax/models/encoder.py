@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from mae_jax.errors import UserError
-from mae_jax.models.layers import Linear, make_norm
+from mae_jax.models.layers import LayerNorm, Linear
 from mae_jax.models.mae_config import MAEConfig
 from mae_jax.models.masking import take_patches
 from mae_jax.models.patches import grid_size, patchify
@@ -68,7 +68,7 @@ class Encoder(nnx.Module):
         learned = learned_positions or config.positions == "learned"
         self.positions = nnx.Param(jnp.array(sincos_table(config.grid, config.width))) if learned else None
         self.blocks = create_blocks(config.depth, config.blocks, rngs=rngs)
-        self.norm = make_norm(config.width, config.norm_epsilon, rngs=rngs)
+        self.norm = LayerNorm(config.width, config.norm_epsilon)
 
     def __call__(
         self,

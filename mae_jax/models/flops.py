@@ -98,14 +98,21 @@ def classify_train_flops(config: ClassifierConfig) -> int:
 
 
 def classifier_train_flops(config: ClassifierConfig) -> int:
-    """One image's forward pass, and the backward pass (2 x forward) of that which trains."""
+    """One image's forward pass, and the backward pass of that which trains: 2 x forward, but for the first layer.
+
+    That one's input needs no gradient: below it nothing trains (a norm's scale and bias are taken into its kernel).
+    """
     encoder, tokens = config.encoder, _all_tokens(config.encoder)
+    width, mlp_width = encoder.width, encoder.blocks.mlp_width
     if config.trained_blocks is None:
         trained = 2 * represent_flops(config) - _patch_embed_flops(encoder, encoder.num_patches)
+    elif config.trained_blocks == 0:
+        trained = 0
     elif config.trained_blocks == 0.5:
-        trained = 2 * mlp_flops(tokens, encoder.width, encoder.blocks.mlp_width)
+        trained = 2 * mlp_flops(tokens, width, mlp_width) - 2 * tokens * width * mlp_width
     else:
-        trained = 2 * int(config.trained_blocks) * block_flops(tokens, encoder.width, encoder.blocks.mlp_width)
+        blocks = int(config.trained_blocks) * block_flops(tokens, width, mlp_width)
+        trained = 2 * blocks - 2 * tokens * width * 3 * width
     return represent_flops(config) + trained + classify_train_flops(config)
 
 

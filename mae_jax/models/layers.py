@@ -52,6 +52,27 @@ class BlockConfig:
     memory_width: int | None = None  # if set, the tokens attend to others of this width, and not to one another
 
 
+class LayerNorm(nnx.Module):
+    """A LayerNorm in float32, whose variance is the mean of squared deviations (E[x^2] - E[x]^2 loses digits)."""
+
+    def __init__(self, width: int, epsilon: float):
+        self.epsilon, self.scale, self.bias = epsilon, nnx.Param(jnp.ones(width)), nnx.Param(jnp.zeros(width))
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # [..., d] -> [..., d] float32
+        return self.normalize(x) * self.scale[...] + self.bias[...]
+
+    def normalize(self, x: jax.Array) -> jax.Array:
+        """[..., d] to [..., d] float32 of mean 0 and variance 1: what `scale` and `bias` are applied to."""
+        return _normalize(x, self.epsilon)
+
+
+@functools.partial(jax.checkpoint, static_argnums=1)  # keeps x alone for the backward pass
+def _normalize(x: jax.Array, epsilon: float) -> jax.Array:
+    x = x.astype(jnp.float32)
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + epsilon)
+
+
 class Linear(nnx.Module):
     """A linear layer with Xavier-uniform kernel, as all of MAE's; the product in `dtype`, the bias and result float32.
 
@@ -77,27 +98,30 @@ class Linear(nnx.Module):
         self.kernel = nnx.Param(kernel.reshape(inputs, *outputs))
         self.bias = nnx.Param(bias_init(rngs.params(), outputs, jnp.float32)) if use_bias else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:  # [..., inputs] -> [..., *outputs]
+    def __call__(self, x: jax.Array, norm: LayerNorm | None = None) -> jax.Array:
+        """Maps x [..., inputs] to [..., *outputs].
+
+        Args:
+          norm: what x is normed by before. Its scale and bias are taken into the kernel and the bias: so their
+            gradients are sums over the kernel's numbers, instead of sums over all tokens of a batch.
+        """
+        kernel = self.kernel[...].reshape(len(self.kernel[...]), -1)
+        bias = None if self.bias is None else self.bias[...].reshape(-1)
+        if norm is not None:
+            x, scale, shift = norm.normalize(x), norm.scale[...], norm.bias[...]
+            if self.split == "columns":
+                scale, shift = to_columns(scale), to_columns(shift)
+            shift = jnp.dot(shift, kernel, precision="highest")
+            bias = shift if bias is None else bias + shift
+            kernel = scale[:, None] * kernel
         if self.split == "columns":
             x = to_columns(x)
-        kernel = self.kernel[...].astype(self.dtype)
-        product = matmul(x.astype(self.dtype), kernel.reshape(len(kernel), -1)).astype(jnp.float32)
-        product = product.reshape(*x.shape[:-1], *kernel.shape[1:])
+        product = matmul(x.astype(self.dtype), kernel.astype(self.dtype)).astype(jnp.float32)
         if self.split == "rows":
             product = from_rows(product)
-        return product if self.bias is None else product + self.bias[...]
-
-
-class LayerNorm(nnx.LayerNorm):
-    """A LayerNorm that keeps its input alone for the backward pass, where Flax's own keeps four arrays of its size."""
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return jax.checkpoint(super().__call__)(x)
-
-
-def make_norm(width: int, epsilon: float, *, rngs: nnx.Rngs) -> LayerNorm:
-    """A LayerNorm in float32 whose variance is the mean of squared deviations (E[x^2] - E[x]^2 loses digits)."""
-    return LayerNorm(width, epsilon=epsilon, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
+        if bias is not None:
+            product = product + bias
+        return product.reshape(*x.shape[:-1], *self.kernel.shape[1:])
 
 
 class Mlp(nnx.Module):
@@ -108,5 +132,11 @@ class Mlp(nnx.Module):
         self.fc1 = Linear(config.width, config.mlp_width, dtype=dtype, split="columns", rngs=rngs)
         self.fc2 = Linear(config.mlp_width, config.width, dtype=dtype, split="rows", rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:  # [b, n, d] -> [b, n, d]
-        return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
+    def __call__(self, x: jax.Array, norm: LayerNorm) -> jax.Array:
+        """Maps x [b, n, d], which is normed first, to [b, n, d]."""
+        return _activate_and_project(ACTIVATIONS[self.activation], self.fc1(x, norm), self.fc2)
+
+
+@functools.partial(jax.checkpoint, static_argnums=0)  # the activation's result is computed again, not kept
+def _activate_and_project(activation, x: jax.Array, project: Linear) -> jax.Array:
+    return project(activation(x))

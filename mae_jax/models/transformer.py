@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from mae_jax.models.attention import Attention
-from mae_jax.models.layers import BlockConfig, Mlp, make_norm
+from mae_jax.models.layers import BlockConfig, LayerNorm, Mlp
 from mae_jax.parallel import gather, gathers_again, splits
 
 
@@ -36,9 +36,9 @@ class Block(nnx.Module):
     """
 
     def __init__(self, config: BlockConfig, *, rngs: nnx.Rngs):
-        self.norm1 = make_norm(config.width, config.epsilon, rngs=rngs)
+        self.norm1 = LayerNorm(config.width, config.epsilon)
         self.attention = Attention(config, rngs=rngs)
-        self.norm2 = make_norm(config.width, config.epsilon, rngs=rngs)
+        self.norm2 = LayerNorm(config.width, config.epsilon)
         self.mlp = Mlp(config, rngs=rngs)
 
     def __call__(
@@ -54,9 +54,9 @@ class Block(nnx.Module):
         what cross-attention attends to.
         """
         attention_scale, mlp_scale = (1, 1) if branch_scales is None else branch_scales[:, :, None, None]
-        update, attention = self.attention(self.norm1(x), memory, weights)
+        update, attention = self.attention(x, self.norm1, memory, weights)
         x = x + attention_scale * update
-        return x + mlp_scale * self.mlp(self.norm2(x)), attention
+        return x + mlp_scale * self.mlp(x, self.norm2), attention
 
 
 def create_blocks(depth: int, config: BlockConfig, *, rngs: nnx.Rngs) -> Block:

@@ -18,7 +18,7 @@ from mae_jax.models.mae_config import SIZES
 from mae_jax.models.parameters import join
 
 
-def xla_flops(config: MAEConfig, transform, batch: int = 2) -> float:
+def xla_flops(config: MAEConfig, transform, batch: int = 8) -> float:
     """Operations of one image that XLA counts in transform(loss)."""
 
     def loss(params, images, noise):
@@ -51,7 +51,7 @@ def test_a_training_step_takes_the_operations_that_xla_counts():
     assert train_flops(config) == pytest.approx(xla_flops(config, jax.grad), rel=0.02)
 
 
-def xla_classifier_flops(config: ClassifierConfig, transform, batch: int = 2) -> float:
+def xla_classifier_flops(config: ClassifierConfig, transform, batch: int = 8) -> float:
     """Operations of one image that XLA counts in transform(loss of the trained parameters)."""
 
     def loss(trained, frozen, images):

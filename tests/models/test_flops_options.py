@@ -28,7 +28,7 @@ OPTIONS = {
 }
 
 
-def xla_flops(config: MAEConfig, transform, batch: int = 2) -> float:
+def xla_flops(config: MAEConfig, transform, batch: int = 8) -> float:
     """Operations of one image that XLA counts in transform(training loss)."""
 
     def loss(params, images, keys):

@@ -25,10 +25,10 @@ def plain_blocks(blocks, x, heads, dtype):
 
     def apply(x, parameters):
         block = nnx.merge(graphdef, parameters)
-        qkv = block.attention.qkv(block.norm1(x)).astype(dtype)
-        q, k, v = rearrange(qkv, "b n three (h d) -> three (b h) n d", h=heads)
+        qkv = jnp.split(block.attention.qkv(x, block.norm1), 3, axis=2)
+        q, k, v = (rearrange(part.astype(dtype), "b n 1 (h d) -> (b h) n d", h=heads) for part in qkv)
         x = x + block.attention.out(rearrange(attend(q, k, v), "(b h) n d -> b n (h d)", h=heads))
-        return x + block.mlp(block.norm2(x)), None
+        return x + block.mlp(x, block.norm2), None
 
     return jax.lax.scan(apply, x, stacked)[0]
 
@@ -47,7 +47,7 @@ def plain_loss(config, params, images, keys):
     tokens = take_patches(jnp.concatenate([x[:, 1:], hidden], axis=1), masks.ids_restore)
     x = jnp.concatenate([x[:, :1], tokens], axis=1) + jnp.asarray(sincos_table(config.grid, config.decoder_width))
     x = plain_blocks(decoder.blocks, x, config.decoder_num_heads, config.dtype)
-    prediction = decoder.predict(decoder.norm(x[:, 1:]))
+    prediction = decoder.predict(x[:, 1:], decoder.norm)
     error = jnp.mean((prediction - normalize_patches(patches)) ** 2, axis=-1)
     return jnp.mean(jnp.sum(error * masks.mask, axis=1) / jnp.sum(masks.mask, axis=1))
 

@@ -48,4 +48,4 @@ def test_the_operations_of_a_whole_training_step_are_those_that_xla_counts():
 def test_what_remat_repeats_is_work_for_xla_but_not_for_us():
     (plain, ours), (remat, ours_with_remat) = counts(BATCH), counts(BATCH, remat=True)
     assert ours_with_remat == ours
-    assert remat > 1.15 * plain
+    assert remat > 1.1 * plain
