@@ -32,7 +32,7 @@ class Decoder(nnx.Module):
         learned = config.positions == "learned"
         self.positions = nnx.Param(jnp.array(sincos_table(config.grid, width))) if learned else None
         self.blocks = create_blocks(config.decoder_depth, config.decoder_blocks, rngs=rngs)
-        self.norm = LayerNorm(width, config.norm_epsilon)
+        self.norm = LayerNorm(width, config.norm_epsilon, rngs=rngs)
         self.predict = Linear(width, config.target_dim, dtype=dtype, rngs=rngs)
         self.basis = None if config.pca_targets is None else PatchBasis(config.patch_dim, config.pca_targets)
 

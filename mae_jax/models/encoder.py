@@ -68,7 +68,7 @@ class Encoder(nnx.Module):
         learned = learned_positions or config.positions == "learned"
         self.positions = nnx.Param(jnp.array(sincos_table(config.grid, config.width))) if learned else None
         self.blocks = create_blocks(config.depth, config.blocks, rngs=rngs)
-        self.norm = LayerNorm(config.width, config.norm_epsilon)
+        self.norm = LayerNorm(config.width, config.norm_epsilon, rngs=rngs)
 
     def __call__(
         self,

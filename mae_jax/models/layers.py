@@ -55,8 +55,10 @@ class BlockConfig:
 class LayerNorm(nnx.Module):
     """A LayerNorm in float32, whose variance is the mean of squared deviations (E[x^2] - E[x]^2 loses digits)."""
 
-    def __init__(self, width: int, epsilon: float):
-        self.epsilon, self.scale, self.bias = epsilon, nnx.Param(jnp.ones(width)), nnx.Param(jnp.zeros(width))
+    def __init__(self, width: int, epsilon: float, *, rngs: nnx.Rngs):
+        self.epsilon = epsilon
+        self.scale = nnx.Param(nnx.initializers.ones(rngs.params(), (width,), jnp.float32))
+        self.bias = nnx.Param(nnx.initializers.zeros(rngs.params(), (width,), jnp.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:  # [..., d] -> [..., d] float32
         return self.normalize(x) * self.scale[...] + self.bias[...]

@@ -36,9 +36,9 @@ class Block(nnx.Module):
     """
 
     def __init__(self, config: BlockConfig, *, rngs: nnx.Rngs):
-        self.norm1 = LayerNorm(config.width, config.epsilon)
+        self.norm1 = LayerNorm(config.width, config.epsilon, rngs=rngs)
         self.attention = Attention(config, rngs=rngs)
-        self.norm2 = LayerNorm(config.width, config.epsilon)
+        self.norm2 = LayerNorm(config.width, config.epsilon, rngs=rngs)
         self.mlp = Mlp(config, rngs=rngs)
 
     def __call__(

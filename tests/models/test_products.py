@@ -68,7 +68,8 @@ def test_groups_of_images_attend_as_all_of_them_do(monkeypatch, images):
 
 @pytest.mark.parametrize("use_bias", [True, False])
 def test_a_norm_that_is_taken_into_a_layers_kernel_has_the_values_and_gradients_of_one_before_it(use_bias):
-    norm, layer = LayerNorm(12, 1e-6), Linear(12, 3, 4, dtype=jnp.float32, use_bias=use_bias, rngs=nnx.Rngs(0))
+    rngs = nnx.Rngs(0)
+    norm, layer = LayerNorm(12, 1e-6, rngs=rngs), Linear(12, 3, 4, dtype=jnp.float32, use_bias=use_bias, rngs=rngs)
     norm.scale[...], norm.bias[...] = jax.random.normal(jax.random.key(0), (2, 12))  # some are near 0, or negative
     x = 3 + 2 * jax.random.normal(jax.random.key(1), (5, 7, 12))
     weight = jax.random.normal(jax.random.key(2), (5, 7, 3, 4))
