@@ -119,7 +119,8 @@ def ideal(
     data: the gradients are summed, each device those that it keeps. fsdp (ZeRO-3, Rajbhandari et al. 2020, arXiv
     1910.02054, section 5.3): kernels are gathered for the forward pass and again for the backward pass, their
     gradients reduced and scattered. tensor (Megatron, Shoeybi et al. 2019, arXiv 1909.08053, section 3): two sums of
-    activations in a block's forward pass and two in its backward pass.
+    activations in a block's forward pass and two in its backward pass. (The gradients of norms' scales and biases, four
+    vectors of a block's width that are summed over tensor too, are left out.)
 
     Args:
       mesh_shape: sizes of the axes data, fsdp and tensor.

@@ -90,17 +90,19 @@ def test_fsdp_gathers_the_parameters_for_both_passes_and_scatters_their_gradient
 
 
 @pytest.mark.parametrize("remat", [False, True])
-def test_tensor_parallel_sums_activations_twice_a_block_and_pass_and_no_parameters(remat):
+def test_tensor_parallel_sums_activations_twice_a_block_and_pass_and_of_gradients_those_of_norms(remat):
     found, numbers = sent((1, 1, 8), remat=remat)
     _, model = model_config()
     visible = 1 + model.num_visible()
     streams = [(model.depth, visible * model.width), (model.decoder_depth, 17 * model.decoder_width)]
     once = 4 * BATCH * sum(depth * values for depth, values in streams)
+    # Scale and bias of a block's two norms are taken into kernels, of which each device has some columns.
+    norms = 4 * 2 * 2 * (model.depth * model.width + model.decoder_depth * model.decoder_width)
     assert found.keys() == {("all-reduce", ("tensor",))}
     # Recomputing a block sums the attention's output again; nobody needs the MLP's.
     executions, total = found["all-reduce", ("tensor",)]
     assert executions == (5 if remat else 4) * (model.depth + model.decoder_depth)
-    assert total == (5 if remat else 4) * once
+    assert total == (5 if remat else 4) * once + norms
     assert numbers < 2 * NUMBERS
 
 
