@@ -101,6 +101,7 @@ def classifier_train_flops(config: ClassifierConfig) -> int:
     """One image's forward pass, and the backward pass of that which trains: 2 x forward, but for the first layer.
 
     That one's input needs no gradient: below it nothing trains (a norm's scale and bias are taken into its kernel).
+    With two blocks or more XLA computes it all the same, since all blocks are one loop.
     """
     encoder, tokens = config.encoder, _all_tokens(config.encoder)
     width, mlp_width = encoder.width, encoder.blocks.mlp_width

@@ -107,7 +107,7 @@ class Linear(nnx.Module):
           norm: what x is normed by before. Its scale and bias are taken into the kernel and the bias: so their
             gradients are sums over the kernel's numbers, instead of sums over all tokens of a batch.
         """
-        kernel = self.kernel[...].reshape(len(self.kernel[...]), -1)
+        kernel = self.kernel[...].reshape(self.kernel.shape[0], -1)
         bias = None if self.bias is None else self.bias[...].reshape(-1)
         if norm is not None:
             x, scale, shift = norm.normalize(x), norm.scale[...], norm.bias[...]

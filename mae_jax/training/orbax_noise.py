@@ -1,4 +1,4 @@
-"""Quiet: what Orbax and TensorStore print of errors that they raise too. What a person needs to know, we tell."""
+"""Quiet: what Orbax and TensorStore print of errors that they raise too, and of waits that a run tells at its end."""
 
 import functools
 import logging
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 def silence_orbax() -> None:
-    """Drops the tracebacks that a save in the background prints when it fails; from then on, in the whole program."""
+    """Drops what a save in the background prints when it fails or takes long; from then on, in the whole program."""
     logger = logging.getLogger("absl")
     if _is_news not in logger.filters:
         logger.addFilter(_is_news)
@@ -20,7 +20,8 @@ def silence_orbax() -> None:
 def _is_news(record: logging.LogRecord) -> bool:
     if record.name == "asyncio":
         return "exception was never retrieved" not in record.getMessage()
-    return not (record.exc_info and "orbax" in record.pathname)
+    known = record.exc_info or "Waiting for previous save" in record.getMessage()
+    return not (known and "orbax" in record.pathname)
 
 
 def _report(report: Callable, unraisable) -> None:

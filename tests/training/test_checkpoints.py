@@ -1,4 +1,5 @@
 import contextlib
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from configs.common import get_config
 from mae_jax.errors import UserError
 from mae_jax.training.checkpoints import Checkpoints
 from mae_jax.training.fitting import check_fits
+from mae_jax.training.orbax_noise import _is_news
 from mae_jax.training.state import TrainState, Variables, abstract_state, create_state, make_init
 from tests.meshes import device_mesh
 
@@ -231,3 +233,14 @@ def test_the_number_of_updates_left_out_is_kept(open_checkpoints, new_state):
     checkpoints.wait()
     restored = checkpoints.restore(4, abstract_state(INIT, device_mesh(8)))
     assert (int(restored.step), int(restored.skipped)) == (4, 2)
+
+
+def test_orbax_is_quiet_about_waits_and_about_errors_that_it_raises_too_and_about_nothing_else():
+    def is_news(path, message, error=None):
+        return _is_news(logging.LogRecord("absl", logging.WARNING, path, 1, message, (), error))
+
+    orbax, error = "/site-packages/orbax/checkpoint/checkpoint_manager.py", (OSError, OSError("full"), None)
+    assert not is_news(orbax, "Waiting for previous save to complete took 1.3 seconds.")
+    assert not is_news(orbax, "it failed", error)
+    assert is_news(orbax, "another warning")
+    assert is_news("/elsewhere.py", "Waiting for previous save to complete") and is_news("/elsewhere.py", "", error)

@@ -15,7 +15,7 @@ BATCH = 32
 
 
 @functools.cache
-def counts(batch: int, remat: bool = False) -> tuple[float, float]:
+def counts(batch: int, remat: bool = False, unroll: int = 2) -> tuple[float, float]:
     """(XLA's count, ours) of the step as a run compiles it: flips, masks, forward, backward, AdamW.
 
     The blocks are unrolled, since XLA counts a loop's body once; they are wide, so that norms, softmax and GELU, which
@@ -23,7 +23,7 @@ def counts(batch: int, remat: bool = False) -> tuple[float, float]:
     """
     config, mesh = get_config(), device_mesh(1)
     config.model.update(image_size=128, width=384, depth=2, num_heads=6, decoder_width=256, decoder_depth=2,
-                        decoder_num_heads=4, scan_unroll=2, remat=remat)  # fmt: skip
+                        decoder_num_heads=4, scan_unroll=unroll, remat=remat)  # fmt: skip
     config.data.update(name="synthetic", batch_size=batch)
     trainee = make_trainee(config, None, mesh)
     plan = make_plan(config, trainee, mesh)
@@ -46,6 +46,7 @@ def test_the_operations_of_a_whole_training_step_are_those_that_xla_counts():
 
 @pytest.mark.slow
 def test_what_remat_repeats_is_work_for_xla_but_not_for_us():
-    (plain, ours), (remat, ours_with_remat) = counts(BATCH), counts(BATCH, remat=True)
+    # In loops: of blocks that are unrolled XLA merges a part of what remat repeats with what it repeats.
+    (plain, ours), (remat, ours_with_remat) = (counts(BATCH, remat, unroll=1) for remat in (False, True))
     assert ours_with_remat == ours
-    assert remat > 1.1 * plain
+    assert remat > 1.15 * plain
