@@ -52,13 +52,13 @@ class Attention(nnx.Module):
         else:
             queries = self.q(x, norm)[:, :, None]
             keys, values = jnp.split(self.kv(memory), 2, axis=2)
-        q, k, v = (
-            rearrange(x.astype(self.dtype), "b n 1 (h d) -> b n h d", d=head_width) for x in (queries, keys, values)
-        )
+        q, k, v = (rearrange(x, "b n 1 (h d) -> b n h d", d=head_width) for x in (queries, keys, values))
         if self.config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
+        q = q * head_width**-0.5  # fewer numbers than the logits, and still in float32
+        q, k, v = (x.astype(self.dtype) for x in (q, k, v))
         if self.config.attention == "cudnn":
-            attended = jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+            attended = jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation="cudnn")
         else:
             attended = attend_in_groups(q, k, v)
         attention = None
@@ -73,15 +73,15 @@ class HeadNorm(nnx.Module):
     def __init__(self, width: int, epsilon: float):
         self.epsilon, self.scale = epsilon, nnx.Param(jnp.ones(width))
 
-    def __call__(self, x: jax.Array) -> jax.Array:  # [b, n, h, d] -> [b, n, h, d], in the type of x
-        centred = x.astype(jnp.float32) - jnp.mean(x.astype(jnp.float32), axis=-1, keepdims=True)
+    def __call__(self, x: jax.Array) -> jax.Array:  # [b, n, h, d] float32 -> [b, n, h, d] float32
+        centred = x - jnp.mean(x, axis=-1, keepdims=True)
         normed = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + self.epsilon)
         # Each device of a mesh has some of the heads: the gradients of the scale that they share are summed.
-        return (normed * to_columns(self.scale[...])).astype(x.dtype)
+        return normed * to_columns(self.scale[...])
 
 
 def attend_in_groups(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Attention of each image by itself: queries [b, n, h, d], keys and values [b, m, h, d] to [b, n, h, d].
+    """Attention of each image by itself: scaled queries [b, n, h, d], keys, values [b, m, h, d] to [b, n, h, d].
 
     XLA (0.10) computes one product of many small matrices on one core of a CPU, but several products side by side. So
     there, where there is much to compute, the images are a few groups.
@@ -100,7 +100,7 @@ def _by_head(x: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """softmax(q k^T / sqrt(d)) v of queries [x, n, d], keys and values [x, m, d]; logits and softmax in float32.
+    """softmax(q k^T) v of scaled queries [x, n, d], keys and values [x, m, d]; logits and softmax in float32.
 
     x counts the heads of all images: products of one batch axis are the fastest. For the backward pass the weights
     [x, n, m] are kept once, in the type of q (`jax.nn.dot_product_attention` keeps them twice, in float32).
@@ -119,7 +119,7 @@ def _attend_backward(saved, gradient):
     of_weights = jnp.einsum("xqd,xkd->xqk", gradient, v, preferred_element_type=jnp.float32)
     weights = weights.astype(jnp.float32)
     of_logits = weights * (of_weights - jnp.sum(weights * of_weights, axis=-1, keepdims=True))
-    of_logits = (of_logits * q.shape[-1] ** -0.5).astype(q.dtype)
+    of_logits = of_logits.astype(q.dtype)
     return jnp.einsum("xqk,xkd->xqd", of_logits, k), jnp.einsum("xqk,xqd->xkd", of_logits, q), of_v
 
 
@@ -127,6 +127,5 @@ attend.defvjp(_attend_forward, _attend_backward)
 
 
 def attention_weights(q: jax.Array, k: jax.Array) -> jax.Array:
-    """softmax(q k^T / sqrt(d)) in float32, [x, n, m], of queries [x, n, d] and keys [x, m, d]."""
-    logits = jnp.einsum("xqd,xkd->xqk", q, k, preferred_element_type=jnp.float32)
-    return jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=-1)
+    """softmax(q k^T) in float32, [x, n, m], of scaled queries [x, n, d] and keys [x, m, d]."""
+    return jax.nn.softmax(jnp.einsum("xqd,xkd->xqk", q, k, preferred_element_type=jnp.float32), axis=-1)

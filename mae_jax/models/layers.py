@@ -107,10 +107,13 @@ class Linear(nnx.Module):
           norm: what x is normed by before. Its scale and bias are taken into the kernel and the bias: so their
             gradients are sums over the kernel's numbers, instead of sums over all tokens of a batch.
         """
+        return self._project(x) if norm is None else _norm_and_project(norm.normalize(x), norm, self)
+
+    def _project(self, x: jax.Array, norm: LayerNorm | None = None) -> jax.Array:
         kernel = self.kernel[...].reshape(self.kernel.shape[0], -1)
         bias = None if self.bias is None else self.bias[...].reshape(-1)
         if norm is not None:
-            x, scale, shift = norm.normalize(x), norm.scale[...], norm.bias[...]
+            scale, shift = norm.scale[...], norm.bias[...]
             if self.split == "columns":
                 scale, shift = to_columns(scale), to_columns(shift)
             shift = jnp.dot(shift, kernel, precision="highest")
@@ -124,6 +127,11 @@ class Linear(nnx.Module):
         if bias is not None:
             product = product + bias
         return product.reshape(*x.shape[:-1], *self.kernel.shape[1:])
+
+
+@jax.checkpoint  # keeps x and the parameters alone: what is normed and the kernel times the norm's scale are made again
+def _norm_and_project(x: jax.Array, norm: LayerNorm, project: Linear) -> jax.Array:
+    return project._project(x, norm)
 
 
 class Mlp(nnx.Module):

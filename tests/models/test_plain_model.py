@@ -25,7 +25,9 @@ def plain_blocks(blocks, x, heads, dtype):
 
     def apply(x, parameters):
         block = nnx.merge(graphdef, parameters)
-        qkv = jnp.split(block.attention.qkv(x, block.norm1), 3, axis=2)
+        queries, keys, values = jnp.split(block.attention.qkv(x, block.norm1), 3, axis=2)
+        queries = queries * (queries.shape[-1] // heads) ** -0.5
+        qkv = (queries, keys, values)
         q, k, v = (rearrange(part.astype(dtype), "b n 1 (h d) -> (b h) n d", h=heads) for part in qkv)
         x = x + block.attention.out(rearrange(attend(q, k, v), "(b h) n d -> b n (h d)", h=heads))
         return x + block.mlp(x, block.norm2), None
