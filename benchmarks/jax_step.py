@@ -45,7 +45,8 @@ class JaxStep:
         self._state = create_state(plan.init, make_key(config.seed, "init"), mesh)
         self._batch = put_batch(random_images(trainee.batch["image"].shape), batch_sharding(mesh))
         if peak:
-            self.facts["matmul_tflops"] = matmul_tflops(config.model.dtype) * jax.device_count()
+            chips = 1 if jax.default_backend() == "cpu" else jax.device_count()  # a CPU's devices share its cores
+            self.facts["matmul_tflops"] = matmul_tflops(config.model.dtype) * chips
 
     def __call__(self, count: int) -> dict[str, Any]:
         for _ in range(count):
@@ -70,12 +71,13 @@ def _compile(model: str, overrides: dict[str, Any]) -> tuple:
     keep_freed_memory()  # as main.py does
     import jax
 
-    from mae_jax.mesh import make_mesh
+    from mae_jax.mesh import make_mesh, use_cpu_devices
     from mae_jax.tasks.pretrain import make_trainee
     from mae_jax.training.plan import make_plan, make_train_key
     from mae_jax.training.step import compile_train_step, memory_in_bytes
 
     config = read_config(model, overrides)
+    use_cpu_devices(config.mesh)
     mesh = make_mesh(config.mesh)
     trainee = make_trainee(config, Path(tempfile.gettempdir()), mesh)
     plan = make_plan(config, trainee, mesh)

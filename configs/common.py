@@ -203,4 +203,5 @@ def get_config() -> ml_collections.ConfigDict:
     mesh.data = -1  # devices along each axis; -1: all that are left
     mesh.fsdp = 1
     mesh.tensor = 1
+    mesh.cpu_devices = 1  # devices that a process counts its CPU's cores as, if it runs on a CPU
     return config.lock()  # a config that sets an unknown key is refused

@@ -38,6 +38,25 @@ PARAMETER_RULES = (
 )
 
 
+def use_cpu_devices(settings: ConfigDict) -> None:
+    """Lets a process count its CPU as several devices, whatever its cores; must come before JAX starts.
+
+    Each computes its rows with the same threads, while another one is at what takes one core alone. XLA_FLAGS decides
+    where it has a number of its own (`--xla_force_host_platform_device_count`).
+
+    Args:
+      settings: the group `mesh`.
+
+    Raises:
+      UserError: unless there is at least one.
+    """
+    count = settings.cpu_devices
+    if count < 1:
+        raise UserError(f"mesh.cpu_devices={count} must be at least 1")
+    if count > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", count)
+
+
 def all_devices() -> list[jax.Device]:
     """The devices of all processes, in the order of these, so that each one's rows of a batch lie side by side."""
     return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))

@@ -5,7 +5,16 @@ from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
 from mae_jax.errors import UserError
-from mae_jax.mesh import batch_parts, batch_sharding, create, make_mesh, parameter_shardings, process_share, put_batch
+from mae_jax.mesh import (
+    batch_parts,
+    batch_sharding,
+    create,
+    make_mesh,
+    parameter_shardings,
+    process_share,
+    put_batch,
+    use_cpu_devices,
+)
 
 ALL = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
 
@@ -46,6 +55,21 @@ def test_matrices_are_split_by_their_names_and_vectors_stay_whole():
             "kernel": PartitionSpec(None, "fsdp", "tensor"), "bias": PartitionSpec(None, "tensor")
         }  # fmt: skip
         assert specs["encoder"]["norm"]["scale"] == PartitionSpec(None) and specs["count"] == PartitionSpec()
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_a_cpu_is_at_least_one_device(count):
+    with pytest.raises(UserError, match=f"mesh.cpu_devices={count} must be at least 1"):
+        use_cpu_devices(ConfigDict(dict(cpu_devices=count)))
+
+
+@pytest.mark.parametrize("flags, expected", [("", 2), ("--xla_force_host_platform_device_count=8", None)])
+def test_a_cpu_is_as_many_devices_as_the_setting_says_unless_the_environment_does(monkeypatch, flags, expected):
+    seen = {}
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.setattr(jax.config, "update", lambda name, value: seen.update({name: value}))
+    use_cpu_devices(ConfigDict(dict(cpu_devices=2)))
+    assert seen.get("jax_num_cpu_devices") == expected
 
 
 def test_one_process_reads_all_rows():

@@ -12,7 +12,6 @@ import time
 import numpy as np
 import pytest
 
-from tests.conftest import COMPILE_QUICKLY
 from tests.full_disk import fill, small_disk
 from tests.runs import ROOT, TINY, losses, read_checkpoint, read_json, run, start
 
@@ -185,8 +184,7 @@ def test_a_run_goes_on_through_a_full_disk_and_ends_well_when_there_is_room_agai
 
 
 def test_a_model_that_two_devices_trained_loads_on_one_and_goes_on_there(tmp_path):
-    two = {"XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {COMPILE_QUICKLY}"}
-    code, out, err = run(*TINY, "--config.train.steps=4", f"--workdir={tmp_path}", **two)
+    code, out, err = run(*TINY, "--config.train.steps=4", "--config.mesh.cpu_devices=2", f"--workdir={tmp_path}")
     assert code == 0 and "data 2" in out, out + err
     program = f"import mae_jax, jax.numpy as j; print(mae_jax.load('{tmp_path}').encode(j.ones((1, 8, 8, 1))).shape)"
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
