@@ -41,8 +41,9 @@ PARAMETER_RULES = (
 def use_cpu_devices(settings: ConfigDict) -> None:
     """Lets a process count its CPU as several devices, whatever its cores; must come before JAX starts.
 
-    Each computes its rows with the same threads, while another one is at what takes one core alone. XLA_FLAGS decides
-    where it has a number of its own (`--xla_force_host_platform_device_count`).
+    All share the same threads: while one device is at what takes one core alone, another one has its rows to work on.
+    The environment decides where it has a number (JAX_NUM_CPU_DEVICES, or XLA_FLAGS with
+    `--xla_force_host_platform_device_count`).
 
     Args:
       settings: the group `mesh`.
@@ -53,7 +54,8 @@ def use_cpu_devices(settings: ConfigDict) -> None:
     count = settings.cpu_devices
     if count < 1:
         raise UserError(f"mesh.cpu_devices={count} must be at least 1")
-    if count > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    decided = jax.config.jax_num_cpu_devices > 0 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if count > 1 and not decided:
         jax.config.update("jax_num_cpu_devices", count)
 
 

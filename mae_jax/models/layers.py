@@ -129,7 +129,7 @@ class Linear(nnx.Module):
         return product.reshape(*x.shape[:-1], *self.kernel.shape[1:])
 
 
-@jax.checkpoint  # keeps x and the parameters alone: what is normed and the kernel times the norm's scale are made again
+@jax.checkpoint  # the kernel times the norm's scale is made again: a loop would keep one of each block
 def _norm_and_project(x: jax.Array, norm: LayerNorm, project: Linear) -> jax.Array:
     return project._project(x, norm)
 
