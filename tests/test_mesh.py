@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -63,13 +67,16 @@ def test_a_cpu_is_at_least_one_device(count):
         use_cpu_devices(ConfigDict(dict(cpu_devices=count)))
 
 
-@pytest.mark.parametrize("flags, expected", [("", 2), ("--xla_force_host_platform_device_count=8", None)])
-def test_a_cpu_is_as_many_devices_as_the_setting_says_unless_the_environment_does(monkeypatch, flags, expected):
-    seen = {}
-    monkeypatch.setenv("XLA_FLAGS", flags)
-    monkeypatch.setattr(jax.config, "update", lambda name, value: seen.update({name: value}))
-    use_cpu_devices(ConfigDict(dict(cpu_devices=2)))
-    assert seen.get("jax_num_cpu_devices") == expected
+@pytest.mark.parametrize(
+    "variables, expected",
+    [({}, 2), ({"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}, 3), ({"JAX_NUM_CPU_DEVICES": "3"}, 3)],
+)
+def test_a_cpu_is_as_many_devices_as_the_setting_says_unless_the_environment_does(variables, expected):
+    program = "import jax; from ml_collections import ConfigDict; from mae_jax.mesh import use_cpu_devices; "
+    program += "use_cpu_devices(ConfigDict(dict(cpu_devices=2))); print(jax.device_count())"
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"} | variables
+    found = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert int(found.stdout) == expected
 
 
 def test_one_process_reads_all_rows():

@@ -107,9 +107,9 @@ class Linear(nnx.Module):
           norm: what x is normed by before. Its scale and bias are taken into the kernel and the bias: so their
             gradients are sums over the kernel's numbers, instead of sums over all tokens of a batch.
         """
-        return self._project(x) if norm is None else _norm_and_project(norm.normalize(x), norm, self)
+        return self._project(x) if norm is None else _scale_and_project(norm.normalize(x), norm, self)
 
-    def _project(self, x: jax.Array, norm: LayerNorm | None = None) -> jax.Array:
+    def _project(self, x: jax.Array, norm: LayerNorm | None = None) -> jax.Array:  # x is normalised already
         kernel = self.kernel[...].reshape(self.kernel.shape[0], -1)
         bias = None if self.bias is None else self.bias[...].reshape(-1)
         if norm is not None:
@@ -130,7 +130,7 @@ class Linear(nnx.Module):
 
 
 @jax.checkpoint  # the kernel times the norm's scale is made again: a loop would keep one of each block
-def _norm_and_project(x: jax.Array, norm: LayerNorm, project: Linear) -> jax.Array:
+def _scale_and_project(x: jax.Array, norm: LayerNorm, project: Linear) -> jax.Array:
     return project._project(x, norm)
 
 
