@@ -27,7 +27,7 @@ from mae_jax.command_line import check_command_line, config_file, given_settings
 from mae_jax.config import check, expand_paths
 from mae_jax.errors import NotSaved, UserError, complain
 from mae_jax.lock import NAME, locked
-from mae_jax.mesh import use_cpu_devices
+from mae_jax.mesh import prepare_cpu
 from mae_jax.preflight import check_same_command, check_shared
 from mae_jax.startup import Startup
 from mae_jax.tasks import TRAINED, find_task
@@ -64,7 +64,7 @@ def main(argv: list[str], startup: Startup) -> None:
     keep_freed_memory()
     use_compilation_cache()
     try:
-        use_cpu_devices(CONFIG.value.mesh)
+        prepare_cpu(CONFIG.value.mesh)
         if CONFIG.value.task == "ablate":  # its runs are processes of their own, which need the devices
             processes.refuse_several(COORDINATOR.value, PROCESS_COUNT.value, PROCESS_INDEX.value)
         elif not DRY_RUN.value:

@@ -71,13 +71,13 @@ def _compile(model: str, overrides: dict[str, Any]) -> tuple:
     keep_freed_memory()  # as main.py does
     import jax
 
-    from mae_jax.mesh import make_mesh, use_cpu_devices
+    from mae_jax.mesh import make_mesh, prepare_cpu
     from mae_jax.tasks.pretrain import make_trainee
     from mae_jax.training.plan import make_plan, make_train_key
     from mae_jax.training.step import compile_train_step, memory_in_bytes
 
     config = read_config(model, overrides)
-    use_cpu_devices(config.mesh)
+    prepare_cpu(config.mesh)
     mesh = make_mesh(config.mesh)
     trainee = make_trainee(config, Path(tempfile.gettempdir()), mesh)
     plan = make_plan(config, trainee, mesh)

@@ -25,7 +25,6 @@ def get_config() -> ml_collections.ConfigDict:
         name="cifar10", eval_split="test", batch_size=512, mean=(0.5,), std=(0.5,),
         crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), eval_crop=1.0,
     )  # fmt: skip
-    config.mesh.cpu_devices = 2  # 1.1 times as fast on two cores as one device (docs/performance.md)
     config.train.epochs = 400.0
     config.optimizer.base_learning_rate = 1e-3
     return config

@@ -3,7 +3,8 @@
 import ctypes
 
 # mallopt(3)
-_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
+_LARGEST_HEAP = 64 << 20  # bytes; of a thread other than the first (HEAP_MAX_SIZE in glibc's malloc/arena.c)
 
 
 def keep_freed_memory() -> bool:
@@ -11,7 +12,8 @@ def keep_freed_memory() -> bool:
 
     On a CPU, each training step takes gigabytes for activations and frees them. By default every such array is mapped
     anew, and the kernel has to find and clear each of its pages in every step, which costs a fifth to half of its time.
-    Call it before JAX starts its threads: later ones have a heap of their own, which cannot hold large arrays.
+    Threads keep heaps of their own, so that they do not wait for one another; what is larger than such a heap is kept
+    in the first thread alone, where steps on a CPU take their memory therefore (`mesh.prepare_cpu`).
 
     Returns:
       Whether it did; False where the C library is not glibc.
@@ -20,5 +22,6 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # macOS, musl, Windows
         return False
-    never = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_ARENA_MAX, 1))
+    # A heap of a thread goes back when it is empty, unless less than _TOP_PAD would then be left to the thread.
+    never = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, _LARGEST_HEAP))
     return all([mallopt(option, value) == 1 for option, value in never])

@@ -38,12 +38,12 @@ PARAMETER_RULES = (
 )
 
 
-def use_cpu_devices(settings: ConfigDict) -> None:
-    """Lets a process count its CPU as several devices, whatever its cores; must come before JAX starts.
+def prepare_cpu(settings: ConfigDict) -> None:
+    """Says how a CPU computes, and as how many devices it counts, whatever its cores; must come before JAX starts.
 
-    All share the same threads: while one device is at what takes one core alone, another one has its rows to work on.
-    The environment decides where it has a number (JAX_NUM_CPU_DEVICES, or XLA_FLAGS with
-    `--xla_force_host_platform_device_count`).
+    What one device of a CPU computes is computed while the caller waits, in its thread, which keeps the memory that a
+    step frees for the next one (`keep_freed_memory`); no second step takes as much beside it. The environment decides
+    where it has a number of devices (JAX_NUM_CPU_DEVICES, or XLA_FLAGS with `--xla_force_host_platform_device_count`).
 
     Args:
       settings: the group `mesh`.
@@ -54,6 +54,7 @@ def use_cpu_devices(settings: ConfigDict) -> None:
     count = settings.cpu_devices
     if count < 1:
         raise UserError(f"mesh.cpu_devices={count} must be at least 1")
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     decided = jax.config.jax_num_cpu_devices > 0 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if count > 1 and not decided:
         jax.config.update("jax_num_cpu_devices", count)
@@ -175,14 +176,15 @@ def check_heads(mesh: Mesh, model: Any, *, decoder: bool = True) -> None:
 def create(init: Callable[[jax.Array], Any], key: jax.Array, mesh: Mesh):
     """init(key), a tree of parameters or one that mirrors it, every part created on the device where it will live."""
     layout = parameter_shardings(mesh, jax.eval_shape(init, key))
-    return jax.jit(init, out_shardings=layout, compiler_options=_once(mesh))(key)
+    return jax.jit(init, out_shardings=layout, compiler_options=compiler_options(mesh))(key)
 
 
-def _once(mesh: Mesh) -> dict[str, int] | None:
-    """What a program that runs once is compiled with, unless XLA_FLAGS has its own: on a CPU, little optimisation.
+def compiler_options(mesh: Mesh) -> dict[str, int] | None:
+    """What programs are compiled with, unless XLA_FLAGS has its own: on a CPU, with little optimisation.
 
-    Random numbers take long to compile there: with JAX 0.10 those of the digits 10.3 s of processor time, so 4.1 s.
-    They have the same bits and are made as fast; with no optimisation at all they are not.
+    With JAX 0.10 the initial values of the digits compile in 4.1 s of processor time instead of 10.3, their step in
+    12.8 instead of 15.7; the values have the same bits, and steps are as fast (docs/performance.md). With no
+    optimisation at all they are not.
     """
     option = "xla_backend_optimization_level"
     on_cpu = mesh.devices.flat[0].platform == "cpu"

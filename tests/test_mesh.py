@@ -17,7 +17,7 @@ from mae_jax.mesh import (
     parameter_shardings,
     process_share,
     put_batch,
-    use_cpu_devices,
+    prepare_cpu,
 )
 
 ALL = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
@@ -64,7 +64,7 @@ def test_matrices_are_split_by_their_names_and_vectors_stay_whole():
 @pytest.mark.parametrize("count", [0, -1])
 def test_a_cpu_is_at_least_one_device(count):
     with pytest.raises(UserError, match=f"mesh.cpu_devices={count} must be at least 1"):
-        use_cpu_devices(ConfigDict(dict(cpu_devices=count)))
+        prepare_cpu(ConfigDict(dict(cpu_devices=count)))
 
 
 @pytest.mark.parametrize(
@@ -72,8 +72,8 @@ def test_a_cpu_is_at_least_one_device(count):
     [({}, 2), ({"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}, 3), ({"JAX_NUM_CPU_DEVICES": "3"}, 3)],
 )
 def test_a_cpu_is_as_many_devices_as_the_setting_says_unless_the_environment_does(variables, expected):
-    program = "import jax; from ml_collections import ConfigDict; from mae_jax.mesh import use_cpu_devices; "
-    program += "use_cpu_devices(ConfigDict(dict(cpu_devices=2))); print(jax.device_count())"
+    program = "import jax; from ml_collections import ConfigDict; from mae_jax.mesh import prepare_cpu; "
+    program += "prepare_cpu(ConfigDict(dict(cpu_devices=2))); print(jax.device_count())"
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"} | variables
     found = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert int(found.stdout) == expected

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from mae_jax.mesh import BATCH_AXES, batch_sharding, parameter_specs, replicated
+from mae_jax.mesh import BATCH_AXES, batch_sharding, compiler_options, parameter_specs, replicated
 from mae_jax.parallel import ROWS, axes_of, batch_devices, mean_over_batch, on_shards
 from mae_jax.training.state import TrainState, shardings_of
 
@@ -150,7 +150,7 @@ def compile_train_step(train_step, state: TrainState, batch: dict, key: jax.Arra
         in_shardings=(state_shardings, batch_sharding(mesh), replicated(mesh)),
         out_shardings=(state_shardings, replicated(mesh)),
     )
-    return step.lower(state, batch, key).compile()
+    return step.lower(state, batch, key).compile(compiler_options(mesh))
 
 
 def memory_in_bytes(compiled: jax.stages.Compiled) -> int | None:
