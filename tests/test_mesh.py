@@ -15,9 +15,9 @@ from mae_jax.mesh import (
     create,
     make_mesh,
     parameter_shardings,
+    prepare_cpu,
     process_share,
     put_batch,
-    prepare_cpu,
 )
 
 ALL = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
