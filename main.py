@@ -8,7 +8,7 @@ import gc
 import time
 
 BEGAN = time.perf_counter()  # before the imports, on which a start spends much of its time
-gc.set_threshold(50_000, 20, 50)  # imports and tracing make millions of objects that stay: to look at them took 0.8 s
+gc.set_threshold(50_000, 20, 50)  # imports and tracing make millions of objects that stay: looking at them took 0.8 s
 
 import contextlib
 import errno

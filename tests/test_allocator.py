@@ -47,7 +47,7 @@ def test_memory_that_was_freed_is_found_again_without_a_fault(case):
         before, run = CASES[case]
         program = PROGRAM.format(keeps=keeps, before=before, run=run)
         environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
-        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
         return int(done.stdout)
 
     pages = (96 << 20) // 4096
