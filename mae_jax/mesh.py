@@ -183,8 +183,8 @@ def compiler_options(mesh: Mesh) -> dict[str, int] | None:
     """What programs are compiled with, unless XLA_FLAGS has its own: on a CPU, with little optimisation.
 
     With JAX 0.10 the initial values of the digits compile in 4.1 s of processor time instead of 10.3, their step in
-    12.2 and 13.4 instead of 15.9 and 15.5; the values have the same bits, and steps are as fast (docs/performance.md). With no
-    optimisation at all they are not.
+    12.2 and 13.4 instead of 15.9 and 15.5; the values have the same bits, and steps are as fast
+    (docs/performance.md). With no optimisation at all they are not.
     """
     option = "xla_backend_optimization_level"
     on_cpu = mesh.devices.flat[0].platform == "cpu"
