@@ -13,7 +13,9 @@ def keep_freed_memory() -> bool:
     On a CPU, each training step takes gigabytes for activations and frees them. By default every such array is mapped
     anew, and the kernel has to find and clear each of its pages in every step, which costs a fifth to half of its time.
     Threads keep heaps of their own, so that they do not wait for one another; what is larger than such a heap is kept
-    in the first thread alone, where steps on a CPU take their memory therefore (`mesh.prepare_cpu`).
+    in the first thread alone, where steps on a CPU take their memory therefore (`mesh.prepare_cpu`). glibc before 2.38
+    may find what a step freed some bytes too small, as it asks for more than aligned memory needs: then the first few
+    steps take theirs anew, until it does fit.
 
     Returns:
       Whether it did; False where the C library is not glibc.
