@@ -87,7 +87,9 @@ def get_config() -> ml_collections.ConfigDict:
     # for float32 products is less than full precision on some accelerators: see jax_default_matmul_precision)
     model.attention = "xla"  # xla | cudnn (fused; NVIDIA GPUs, with dtype bfloat16)
     model.remat = False  # recompute the blocks' activations in the backward pass: less memory, more time
-    model.scan_unroll = 1  # blocks unrolled in one iteration of the scan over depth
+    # Blocks unrolled in one iteration of the scan over depth. None: 1; where a CPU trains all, if they are 12 at most
+    # (without remat and mesh.fsdp): its steps are a tenth faster so.
+    model.scan_unroll = placeholder(int)
 
     data = config.data = ml_collections.ConfigDict()
     # digits | image_folder | synthetic | the name of a TFDS data set; tasks that measure a checkpoint take None for

@@ -17,7 +17,6 @@ def get_config() -> ml_collections.ConfigDict:
         image_size=8, patch_size=2, channels=1,
         width=64, depth=4, num_heads=4, decoder_width=32, decoder_depth=2, decoder_num_heads=4,
         normalize_targets=False,  # a patch of 2 x 2 grey values has little left once normalised
-        scan_unroll=4,  # blocks this small spend much of their time in the loop itself
     )  # fmt: skip
     config.data.update(
         name="digits", batch_size=64, mean=(0.305,), std=(0.376,),

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from jax.sharding import Mesh
+
 from mae_jax.errors import UserError
 from mae_jax.models.layers import ACTIVATIONS, ATTENTION_BACKENDS, BlockConfig
 from mae_jax.models.masking import GRID_RATIO, MASK_SAMPLINGS, check_mask_ratio
@@ -30,10 +32,12 @@ CHOICES = {
 USUAL_MASKS = {"mask_sampling": "random", "mask_cell": 1, "prediction_ratio": None}
 
 AT_LEAST = {
-    "channels": 1, "width": 1, "depth": 1, "num_heads": 1, "scan_unroll": 1,
+    "channels": 1, "width": 1, "depth": 1, "num_heads": 1,
     "decoder_width": 1, "decoder_depth": 1, "decoder_num_heads": 1,
     "mask_cell": 1, "class_tokens": 1, "registers": 0, "masks_per_image": 1, "uniformity": 0,
 }  # fmt: skip
+
+UNROLLED = 12  # blocks that `unroll_on_cpu` unrolls at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +63,7 @@ class MAEConfig:
     norm_epsilon: float = 1e-6
     dtype: str = "float32"
     remat: bool = False
-    scan_unroll: int = 1
+    scan_unroll: int | None = None  # None: 1; `unroll_on_cpu` finds where more are faster
     mlp_width: int | None = None  # None: mlp_ratio * width
     decoder_mlp_width: int | None = None  # None: mlp_ratio * decoder_width
     activation: str = "gelu"
@@ -88,6 +92,8 @@ class MAEConfig:
         for name, least in AT_LEAST.items():
             if not getattr(self, name) >= least:
                 raise UserError(f"model.{name}={getattr(self, name)} must be at least {least}")
+        if self.scan_unroll is not None and self.scan_unroll < 1:
+            raise UserError(f"model.scan_unroll={self.scan_unroll} must be at least 1")
         for name, scale in (("width", "num_heads"), ("decoder_width", "decoder_num_heads")):
             width, heads = getattr(self, name), getattr(self, scale)
             if width % heads:
@@ -210,3 +216,17 @@ class MAEConfig:
     def target_dim(self) -> int:
         """Values that are predicted of a patch."""
         return self.patch_dim if self.pca_targets is None else self.pca_targets
+
+
+def unroll_on_cpu(config: MAEConfig, mesh: Mesh) -> MAEConfig:
+    """The config of a model that trains on a mesh: if `scan_unroll` is open, all blocks are unrolled where that pays.
+
+    In a loop, a CPU copies what each block keeps for the backward pass, and copies it again to use it. Deep models stay
+    loops, since compiling would take ever longer, and so do blocks that compute or gather again what a loop would keep.
+    """
+    if config.scan_unroll is not None:
+        return config
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    depth = max(config.depth, config.decoder_depth)
+    pays = on_cpu and depth <= UNROLLED and not config.remat and mesh.shape["fsdp"] == 1
+    return dataclasses.replace(config, scan_unroll=depth if pays else 1)

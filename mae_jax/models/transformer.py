@@ -75,7 +75,7 @@ def scan_blocks(
     x: jax.Array,
     *,
     remat: bool,
-    unroll: int,
+    unroll: int | None,
     branch_scales: jax.Array | None = None,
     memory: jax.Array | None = None,
     frozen: int = 0,
@@ -85,13 +85,14 @@ def scan_blocks(
 
     Args:
       remat: recompute each block in the backward pass instead of keeping its activations.
-      unroll: blocks in one iteration of the compiled loop.
+      unroll: blocks in one iteration of the compiled loop; None: 1.
       branch_scales: [depth, 2, b], of drop path (`drop_path_scales`).
       memory: [b, m, memory_width], what all blocks attend to if they are of cross-attention.
       frozen: first blocks that pass no gradient to their parameters; if x needs none either, they cost no backward
         pass.
       record: what else to return.
     """
+    unroll = unroll or 1
     graphdef, stacked = nnx.split(blocks)
     stacked = nnx.to_pure_dict(stacked)
     depth = len(jax.tree.leaves(stacked)[0])
@@ -102,10 +103,11 @@ def scan_blocks(
         x, attention = nnx.merge(graphdef, gather(parameters, dtype))(x, scales, memory, record.attentions)
         return x, (x if record.hidden_states else None, attention)
 
+    prevent_cse = unroll >= depth  # without a loop, the compiler takes what is computed again for what is there already
     if remat:
-        apply_block = jax.checkpoint(apply_block, prevent_cse=False)
+        apply_block = jax.checkpoint(apply_block, prevent_cse=prevent_cse)
     elif splits("fsdp"):
-        apply_block = jax.checkpoint(apply_block, prevent_cse=False, policy=gathers_again)
+        apply_block = jax.checkpoint(apply_block, prevent_cse=prevent_cse, policy=gathers_again)
 
     def part(first: int, last: int):
         return jax.tree.map(lambda leaf: leaf[first:last], (stacked, branch_scales))

@@ -46,7 +46,7 @@ from mae_jax.models.classifier import (
     split_classifier,
 )
 from mae_jax.models.flops import classifier_train_flops, classify_flops, classify_train_flops, represent_flops
-from mae_jax.models.mae_config import MAEConfig
+from mae_jax.models.mae_config import MAEConfig, unroll_on_cpu
 from mae_jax.models.parameters import count_parameters, join
 from mae_jax.parallel import on_rows
 from mae_jax.stages import Stage, check_resolutions
@@ -112,6 +112,8 @@ class Classification:
         self._set_num_classes()
         self._model = model = make_classifier_config(config.model, config.classifier)
         self._bind = make_bind_classifier(model)
+        unrolled = dataclasses.replace(model, encoder=unroll_on_cpu(model.encoder, mesh))
+        self._bind_to_train = make_bind_classifier(unrolled)
         self.num_train, self.num_eval = len(self._train_source), len(self._eval_source)
         self.facts = {"class_names": train_source.class_names}
         self._start = self._describe_start()
@@ -200,7 +202,7 @@ class Classification:
         config, model = self._config, self._model
         # A training step uses the batch's own statistics; the running ones only complete the model.
         unused = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), self._statistics_shapes)
-        classifier = self._bind(join(frozen, params, unused))
+        classifier = self._bind_to_train(join(frozen, params, unused))
         targets = soft_targets(batch["label"], model.num_classes, config.classifier.label_smoothing)
         if self._keeps_features:
             x = batch["feature"]

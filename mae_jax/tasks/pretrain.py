@@ -23,7 +23,8 @@ from mae_jax.evaluation.pretraining import MAEEvaluation
 from mae_jax.interop.weights import check_workdir, pin_weights, read_fitting_params
 from mae_jax.mesh import check_heads, create, make_mesh
 from mae_jax.models.flops import decoder_tokens, encoder_tokens, forward_flops, train_flops
-from mae_jax.models.mae import MAEConfig, init_params, make_bind, split_fixed
+from mae_jax.models.mae import init_params, make_bind, split_fixed
+from mae_jax.models.mae_config import MAEConfig, unroll_on_cpu
 from mae_jax.models.parameters import count_parameters, join
 from mae_jax.models.targets import fit_patch_basis
 from mae_jax.processes import from_main
@@ -78,7 +79,7 @@ class Pretraining:
         self.batch = {
             "image": jax.ShapeDtypeStruct((config.data.batch_size, *model.image_size, model.channels), jnp.uint8)
         }
-        self.loss_fn = make_loss_fn(config, model)
+        self.loss_fn = make_loss_fn(config, unroll_on_cpu(model, mesh))
         self.facts = {}
         self._start_notes: list[str] = []
 

@@ -199,15 +199,30 @@ def test_each_device_holds_its_share_of_the_batch_and_a_whole_copy_of_the_state(
         assert [s.data.shape for s in leaf.addressable_shards] == [leaf.shape] * 8
 
 
-def test_a_deeper_model_has_a_program_of_the_same_size():
-    """So that compiling takes as long: XLA sees one block, however often it runs."""
+def lowered(mesh, **model) -> str:
+    """The program of a step that trains the digits' model with other settings."""
+    config = digits.get_config()
+    config.model.update(**model)
+    trainee = pretrain.make_trainee(config, None, mesh)
+    plan = make_plan(config, trainee, mesh)
+    return jax.jit(plan.step_fn).lower(plan.abstract, trainee.batch, jax.random.key(0)).as_text()
 
-    def lowered(depth: int) -> str:
-        config, mesh = digits.get_config(), device_mesh()
-        config.model.update(depth=depth, decoder_depth=depth, scan_unroll=1)
-        trainee = pretrain.make_trainee(config, None, mesh)
-        plan = make_plan(config, trainee, mesh)
-        return jax.jit(plan.step_fn).lower(plan.abstract, trainee.batch, jax.random.key(0)).as_text()
 
-    shallow, deep = lowered(4), lowered(12)
+@pytest.mark.parametrize(("depth", "scan_unroll"), [(4, 1), (13, None)])
+def test_a_deeper_model_has_a_program_of_the_same_size(depth, scan_unroll):
+    """So that compiling takes as long: XLA sees one block, however often it runs. A CPU unrolls a few, and no more."""
+    sizes = (depth, depth + 7)
+    shallow, deep = (lowered(device_mesh(), depth=d, decoder_depth=d, scan_unroll=scan_unroll) for d in sizes)
     assert shallow != deep and shallow.count("\n") == deep.count("\n")
+
+
+def test_a_cpu_trains_without_loops_over_few_blocks_unless_these_compute_or_gather_again():
+    def loops(mesh, **model):
+        return lowered(mesh, depth=2, decoder_depth=2, **model).count("stablehlo.while")
+
+    others = loops(device_mesh(), scan_unroll=2)  # such as those that draw masks
+    assert loops(device_mesh()) == others
+    forward_and_backward = 2 * 2  # of encoder and decoder
+    assert loops(device_mesh(), scan_unroll=1) == others + forward_and_backward
+    assert loops(device_mesh(), remat=True) == others + forward_and_backward
+    assert loops(device_mesh(1, 2)) == loops(device_mesh(1, 2), scan_unroll=1)
