@@ -2,9 +2,9 @@
 
 Tables of the whole step (masks, forward, backward, AdamW) of a config of the library: images/s against batch size,
 depth and tokens, each time beside the one that theory says (the operations of `models.flops`); what accumulation adds
-to the time of the micro-batch that it repeats, and the memory that it saves a batch of 4,096; what remat saves and
-costs. The programs of a table take turns, each in a process of its own; a time's ratio is that to the first row's in
-the same round, and the median over the rounds.
+to the time of the micro-batch that it repeats, up to a batch of 4,096, and the memory that it saves one; what remat
+saves and costs. The programs of a table take turns, each in a process of its own; a time's ratio is that to the first
+row's in the same round, and the median over the rounds.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def token_cases(base: dict[str, Any], model: MAEConfig) -> list[Case]:
 def accumulate_cases(base: dict[str, Any], model: MAEConfig) -> list[Case]:
     batch = base["data.batch_size"]
     cases = [Case(f"{batch}", base)]
-    for parts in (2, 4, 8):
+    for parts in (2, 4, 8, max(16, WHOLE_BATCH // batch)):
         settings = {"data.batch_size": parts * batch, "train.accumulate_steps": parts}
         cases.append(Case(f"{parts * batch} in {parts} parts", base | settings))
     return cases

@@ -65,7 +65,8 @@ def test_each_table_changes_its_one_setting_and_its_first_row_is_what_the_others
     sizes = [{"model.image_size": (side, side)} for side in (32, 64, 96, 128)]
     assert changed["tokens"] == [*sizes, {"model.mask_ratio": 0.5}, {"model.mask_ratio": 0.0}]
     assert changed["accumulate"][0] == {}
-    assert changed["accumulate"][-1] == {"data.batch_size": 128, "train.accumulate_steps": 8}
+    assert changed["accumulate"][-2] == {"data.batch_size": 128, "train.accumulate_steps": 8}
+    assert changed["accumulate"][-1] == {"data.batch_size": 4096, "train.accumulate_steps": 256}
     assert changed["remat"] == [{"model.remat": False}, {"model.remat": True}]
 
 
