@@ -1,25 +1,32 @@
-"""A connection from every process to process 0, by which all learn at once how one of them ended.
+"""A connection from every process to process 0: by it they meet, and all learn at once how one of them ended.
 
-Without it the others would wait in a collective operation for a process that is gone, until JAX's own heartbeats end
-them with a dump of C++. The operating system closes the connection of a process that ends in any way; of a host that
-is gone, keep-alive probes tell after HOST_GONE_SECONDS.
+They do not meet at JAX's own service: that ends a run that is under way when a process of another one calls it.
+Without the connection they would wait in a collective operation for a process that is gone, until JAX's own heartbeats
+end them with a dump of C++. The operating system closes the connection of a process that ends in any way; of a host
+that is gone, keep-alive probes tell after HOST_GONE_SECONDS.
 """
 
+import contextlib
+import errno
 import json
 import os
-import secrets
 import selectors
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
-from mae_jax.errors import complain
+from mae_jax.errors import UserError, complain, reason
 
 HOST_GONE_SECONDS = 20
 LEAVE_SECONDS = 5  # that a process which has failed waits for the others to have heard of it
 CONNECT_SECONDS = 60
+REFUSED_SECONDS = 10  # for which a refused process tries again: an earlier run may be about to end
+RETRY_SECONDS = 0.5
+GREETING, LONGEST_ANSWER = "mae_jax", 4096
+OTHER_PORT = "choose another port: --coordinator=HOST:PORT, or JAX_COORDINATOR_PORT under Slurm and Open MPI"
 LOST = "was lost: it was killed or crashed, or its host has gone"
 
 
@@ -28,30 +35,32 @@ class Lifeline:
 
     Args:
       count, index: of the processes.
-      host: where process 0 is, as the others reach it.
-      publish, fetch: hand a text from process 0 to all others.
+      host, port: where process 0 listens, as the others reach it. Port 0: process 0 takes one that is free.
+      timeout: seconds in which it must be there.
+      service_port: of process 0: where JAX's own service will listen.
+
+    Attributes:
+      port, service_port: those of process 0, in all processes.
 
     Raises:
-      OSError: if process 0 cannot be reached.
+      UserError: if process 0 cannot have its port, or the others do not find it there.
     """
 
-    def __init__(self, count: int, index: int, host: str, publish: Callable[[str], None], fetch: Callable[[], str]):
+    def __init__(self, count: int, index: int, host: str, port: int, timeout: float, service_port: int = 0):
         self._count, self._index = count, index
         self._leaving = threading.Lock()  # held by the one who says why the process ends
         self._gone, self._all_done = threading.Event(), threading.Event()
         self._peers: dict[socket.socket, int | None] = {}  # of process 0: connection -> process
         self._done: set[int] = set()
+        self._joined: set[int] = {0}
         if index == 0:
-            token = secrets.token_hex(16)
-            server = _listen()
-            publish(f"{server.getsockname()[1]} {token}")
-            watch = threading.Thread(target=self._serve, args=(server, token), daemon=True)
+            server = _listen(port)
+            self.port, self.service_port = server.getsockname()[1], service_port
+            self._gone.set()  # nobody is here yet
+            watch = threading.Thread(target=self._serve, args=(server,), daemon=True)
         else:
-            port, token = fetch().split()
-            self._up = socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS)
-            self._up.settimeout(None)
-            _keep_alive(self._up)
-            _send(self._up, {"process": index, "token": token})
+            self._up, self._lines, self.service_port = _join(host, port, count, index, timeout)
+            self.port = port
             watch = threading.Thread(target=self._listen_to_process_0, daemon=True)
         watch.start()
 
@@ -97,7 +106,7 @@ class Lifeline:
 
     # Process 0.
 
-    def _serve(self, server: socket.socket, token: str) -> None:
+    def _serve(self, server: socket.socket) -> None:
         with selectors.DefaultSelector() as selector:
             selector.register(server, selectors.EVENT_READ)
             buffers: dict[socket.socket, bytes] = {}
@@ -115,27 +124,38 @@ class Lifeline:
                     connection = key.fileobj
                     data = _receive(connection)
                     *lines, buffers[connection] = (buffers[connection] + data).split(b"\n")
-                    known = all([self._take(connection, _parse(line), token) for line in lines])
+                    known = all([self._take(connection, _parse(line)) for line in lines])
                     if not data or not known:
                         selector.unregister(connection)
                         connection.close()
                         self._lost(connection)
 
-    def _take(self, connection: socket.socket, message: dict, token: str) -> bool:
-        """Acts on a message of another process; returns whether it is one."""
-        if message.get("token") == token:
-            self._peers[connection] = message["process"]
+    def _take(self, connection: socket.socket, message: dict) -> bool:
+        """Acts on a message of another process; returns whether it is one of this run."""
+        if isinstance(message.get(GREETING), int):
+            self._welcome(connection, message[GREETING], message.get("count"))
         elif connection in self._peers and "done" in message:
             self._note_done(message["done"])
         elif connection in self._peers and "failed" in message:
             self._end_in_thread(message)
         return connection in self._peers
 
+    def _welcome(self, connection: socket.socket, process: int, count: object) -> None:
+        if count != self._count:
+            _send(connection, {"refused": f"has {self._count} processes, not {count}"})
+        elif process in self._joined:  # also one that is gone again
+            _send(connection, {"refused": f"has its process {process} already"})
+        elif process in range(self._count):
+            self._joined.add(process)
+            self._peers[connection] = process
+            self._gone.clear()
+            _send(connection, {"service_port": self.service_port})
+
     def _lost(self, connection: socket.socket) -> None:
         process = self._peers.pop(connection, None)
         if process is not None and process not in self._done:
             self._end_in_thread({"failed": process, "code": 1, "reason": LOST})
-        if not self._peers:
+        if process is not None and not self._peers:
             self._gone.set()
 
     def _end_in_thread(self, message: dict) -> None:
@@ -152,29 +172,53 @@ class Lifeline:
     # The others.
 
     def _listen_to_process_0(self) -> None:
-        lines = b""
-        while not self._all_done.is_set():
-            data = _receive(self._up)
-            *whole, lines = (lines + data).split(b"\n")
-            for message in map(_parse, whole):
+        with contextlib.suppress(OSError):  # reset, or no answer to the probes
+            for message in map(_parse, self._lines):
                 if "all_done" in message:
-                    self._all_done.set()
-                else:
-                    self._gone.set()  # all have been told, of this process's failure or of an earlier one
-                    self._end(message)
-            if not data and not self._all_done.is_set():
-                self._gone.set()
-                self._end({"failed": 0, "code": 1, "reason": LOST})
-                return
+                    return self._all_done.set()
+                self._gone.set()  # all have been told, of this process's failure or of an earlier one
+                self._end(message)
+        if not self._all_done.is_set():
+            self._gone.set()
+            self._end({"failed": 0, "code": 1, "reason": LOST})
 
 
-def _listen() -> socket.socket:
-    if socket.has_dualstack_ipv6():
+def _listen(port: int) -> socket.socket:
+    try:
+        if socket.has_dualstack_ipv6():
+            try:
+                return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
+            except OSError as error:
+                if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                    raise  # else IPv6 is switched off
+        return socket.create_server(("", port), backlog=1024)
+    except OSError as error:
+        why = os.strerror(error.errno)
+        raise UserError(f"process 0 cannot listen on port {port} ({why}): {OTHER_PORT}") from error
+
+
+def _join(host: str, port: int, count: int, index: int, timeout: float) -> tuple[socket.socket, BinaryIO, int]:
+    """A connection to process 0, the lines that come from it, and its `service_port`."""
+    begin = time.monotonic()
+    while True:
         try:
-            return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
-        except OSError:  # IPv6 is switched off
-            pass
-    return socket.create_server(("", 0), backlog=1024)
+            connection = socket.create_connection((host, port), timeout=CONNECT_SECONDS)
+            _keep_alive(connection)
+            _send(connection, {GREETING: index, "count": count})
+            lines = connection.makefile("rb")
+            answer = _parse(lines.readline(LONGEST_ANSWER))
+        except OSError as error:  # it is not there yet
+            why, patience = f"{reason(error)}; are all processes started, and can all hosts reach that one?", timeout
+        else:
+            if "service_port" in answer:
+                connection.settimeout(None)
+                return connection, lines, answer["service_port"]
+            connection.close()
+            taken = f"another run, which {answer['refused']}," if "refused" in answer else "another program"
+            why, patience = f"{taken} listens there; {OTHER_PORT}", min(timeout, REFUSED_SECONDS)
+        if time.monotonic() - begin > patience:
+            raise UserError(f"process {index} of {count} does not find its process 0 at {host}:{port}: {why}")
+        time.sleep(RETRY_SECONDS)
 
 
 def _keep_alive(connection: socket.socket) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import os
+import socket
 import sys
 import threading
 import time
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mae_jax.cluster import Place, may_be_tpu_pod, place_from_environment, place_from_flags
+from mae_jax.cluster import may_be_tpu_pod, place_from_environment, place_from_flags
 from mae_jax.errors import UserError, complain, first_line
 from mae_jax.lifeline import Lifeline
 
@@ -44,18 +45,23 @@ def start(
     """
     place = place_from_flags(coordinator, count, index) or place_from_environment(os.environ)
     if place is not None and place.count > 1:
+        host, port = place.coordinator.rsplit(":", 1)
+        _connect(place.count, place.index, host.strip("[]"), int(port), timeout, 0 if place.index else _free_port())
+        service_port = _lifeline.service_port
         _initialize(
-            timeout, coordinator_address=place.coordinator, num_processes=place.count, process_id=place.index,
-            local_device_ids=place.local_devices, cluster_detection_method="deactivate",
+            timeout, f"{place.coordinator}, process {place.index} of {place.count}",
+            coordinator_address=f"{host}:{service_port}", coordinator_bind_address=f"[::]:{service_port}",
+            num_processes=place.count, process_id=place.index, local_device_ids=place.local_devices,
+            cluster_detection_method="deactivate",
         )  # fmt: skip
     elif place is None and may_be_tpu_pod(os.environ, jax.config.jax_platforms):
         try:
-            _initialize(timeout)
+            _initialize(timeout, "TPU")
         except ValueError as error:
             if "coordinator_address should be defined" not in str(error):
                 raise
-    if jax.distributed.is_initialized():
-        _connect(place, timeout)
+        if jax.distributed.is_initialized():
+            _connect_tpu_hosts(timeout)
 
 
 def refuse_several(coordinator: str | None, count: int | None, index: int | None) -> None:
@@ -68,11 +74,10 @@ def refuse_several(coordinator: str | None, count: int | None, index: int | None
         )
 
 
-def _initialize(timeout: int, **settings) -> None:
+def _initialize(timeout: int, place: str, **settings) -> None:
     # The service would catch SIGTERM itself, for an agreement of its own; here training.signals does.
     with contextlib.suppress(AttributeError):  # a jax without that setting
         jax.config.update("jax_enable_preemption_service", False)
-    place = "{coordinator_address}, process {process_id} of {num_processes}".format(**settings) if settings else "TPU"
     timer = threading.Timer(timeout, _give_up, (place, timeout))
     timer.start()
     try:
@@ -94,27 +99,32 @@ def _give_up(place: str, timeout: int) -> NoReturn:
     os._exit(2)
 
 
-def _connect(place: Place | None, timeout: int) -> None:
+def _connect(count: int, index: int, host: str, port: int, timeout: int, service_port: int = 0) -> None:
     """Ties this process to the others, so that none waits for one that is gone."""
     global _lifeline
+    _lifeline = Lifeline(count, index, host, port, timeout, service_port)
+    if index > 0:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # not sys.stdout alone: Gloo writes there too
+
+
+def _connect_tpu_hosts(timeout: int) -> None:
     # There is no public way to the store of keys and values that the processes share.
     from jax._src.distributed import global_state as shared
 
     count, index = shared.num_processes, shared.process_id
+    host, key = shared.coordinator_address.rsplit(":", 1)[0].strip("[]"), "mae_jax/lifeline"
     if count == 1:
         return
-    key, host = "mae_jax/lifeline", shared.coordinator_address.rsplit(":", 1)[0].strip("[]")
-    publish = functools.partial(shared.client.key_value_set, key)
-    fetch = functools.partial(shared.client.blocking_key_value_get, key, 1000 * timeout)
-    try:
-        _lifeline = Lifeline(count, index, host, publish, fetch)
-    except OSError as error:
-        raise UserError(
-            f"process {index} cannot reach process 0 at {host} ({error}): processes need all ports between their hosts"
-        ) from error
-    if index > 0:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # not sys.stdout alone: Gloo writes there too
+    port = 0 if index == 0 else int(shared.client.blocking_key_value_get(key, 1000 * timeout))
+    _connect(count, index, host, port, timeout)
+    if index == 0:
+        shared.client.key_value_set(key, str(_lifeline.port))
+
+
+def _free_port() -> int:
+    with socket.create_server(("", 0)) as server:
+        return server.getsockname()[1]
 
 
 def process_count() -> int:
@@ -178,7 +188,7 @@ def stop(code: int) -> NoReturn:
     os._exit(code)
 
 
-def fail(error: Exception, code: int) -> NoReturn:
+def fail(error: object, code: int) -> NoReturn:
     """Ends with one line that says what is wrong, the other processes with it."""
     if _lifeline is not None:
         _lifeline.leave(code, f"failed: {error}", lambda: complain(f"error: {error}"))
