@@ -5,20 +5,25 @@ with everything saved. Of several processes all end with the code of the first o
 """
 
 import gc
+import os
+import sys
 import time
 
 BEGAN = time.perf_counter()  # before the imports, on which a start spends much of its time
 gc.set_threshold(50_000, 20, 50)  # imports and tracing make millions of objects that stay: looking at them took 0.8 s
+while os.open(os.devnull, os.O_RDWR) <= 2:  # where output is closed, files would get its numbers
+    pass
 
-import contextlib
 import errno
 import functools
-import socket
-import sys
 import tempfile
 from pathlib import Path
 
-import jax
+try:
+    import jax  # noqa: F401
+except ValueError as error:  # it reads its variables
+    os.write(2, b"error: %s; unset it or mend it\n" % str(error).encode("unicode_escape"))
+    sys.exit(2)
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -27,11 +32,12 @@ from mae_jax import processes
 from mae_jax.allocator import keep_freed_memory
 from mae_jax.command_line import check_command_line, config_file, given_settings
 from mae_jax.config import check, expand_paths
-from mae_jax.errors import NotSaved, UserError, complain
+from mae_jax.console import keep_streams, say
+from mae_jax.errors import NotSaved, UserError, out_of_memory
 from mae_jax.lock import NAME, locked
 from mae_jax.mesh import prepare_cpu
 from mae_jax.preflight import check_same_command, check_shared
-from mae_jax.startup import Startup
+from mae_jax.startup import Startup, use_compilation_cache
 from mae_jax.tasks import TRAINED, find_task
 from mae_jax.training.dry_run import dry_run
 from mae_jax.training.loop import NonFiniteLoss
@@ -56,9 +62,9 @@ def parse_flags(argv: list[str]) -> list[str]:
             check_command_line(argv[1:])
         return flags.FLAGS(argv)
     except UserError as error:
-        fail(error, 2)
+        processes.fail(error, 2)
     except (flags.Error, TypeError, ValueError) as error:  # a value of the wrong type
-        fail(str(error).splitlines()[0], 2)
+        processes.fail(str(error).splitlines()[0], 2)
 
 
 def main(argv: list[str], startup: Startup) -> None:
@@ -72,7 +78,7 @@ def main(argv: list[str], startup: Startup) -> None:
         elif not DRY_RUN.value:
             processes.start(COORDINATOR.value, PROCESS_COUNT.value, PROCESS_INDEX.value)
     except UserError as error:
-        fail(error, 2)
+        processes.fail(error, 2)
     with make_stop_signal() as stop:
         try:
             run(argv, stop, startup)
@@ -86,6 +92,8 @@ def main(argv: list[str], startup: Startup) -> None:
                 processes.finish()
             processes.stop(stop.exit_code())
         except BaseException as error:
+            if message := out_of_memory(error, trains=CONFIG.value.task in TRAINED):
+                processes.fail(message, 1)
             processes.fail_unexpectedly(error)
             raise
 
@@ -110,13 +118,13 @@ def run(argv: list[str], stop: StopSignal, startup: Startup) -> None:
     if config.task == "ablate":  # what is wrong is told before a folder is made
         plan = task.make_plan(config, Path(workdir))
         if DRY_RUN.value:
-            return print(task.describe_plan(plan))
-    if TOPOLOGY.value and not DRY_RUN.value:
+            return say(*task.describe_plan(plan).split("\n"))
+    if TOPOLOGY.value is not None and not DRY_RUN.value:
         raise UserError(f"--topology={TOPOLOGY.value} is for --dry_run; a run takes the devices that are there")
     if DRY_RUN.value:
         if config.task not in TRAINED:
             raise UserError(f"--dry_run compiles a training step, but config.task={config.task} trains nothing")
-        return print(dry_run(config, task.make_trainee, TOPOLOGY.value))
+        return say(*dry_run(config, task.make_trainee, TOPOLOGY.value).split("\n"))
     workdir = create_workdir(workdir)
     check_same_command(config)
     check_shared(workdir)
@@ -133,17 +141,6 @@ def run(argv: list[str], stop: StopSignal, startup: Startup) -> None:
             raise NotSaved(f"{where} cannot be written: {error.strerror}; free space there") from error
 
 
-def use_compilation_cache() -> None:
-    """Keeps what JAX compiles, so that the next start is quicker; JAX_COMPILATION_CACHE_DIR says where instead.
-
-    A folder for each host, since programs for a CPU do not run on every other.
-    """
-    if jax.config.jax_compilation_cache_dir is None:
-        with contextlib.suppress(RuntimeError):  # a user without a home
-            folder = Path("~/.cache/mae_jax/compiled").expanduser() / socket.gethostname()
-            jax.config.update("jax_compilation_cache_dir", str(folder))
-
-
 def create_workdir(name: str) -> Path:
     path = Path(name).expanduser()
     try:
@@ -155,10 +152,6 @@ def create_workdir(name: str) -> Path:
     return path
 
 
-def fail(message: object, code: int) -> None:
-    complain(f"error: {message}")
-    sys.exit(code)
-
-
 if __name__ == "__main__":
+    keep_streams()
     app.run(functools.partial(main, startup=Startup(BEGAN)), flags_parser=parse_flags)

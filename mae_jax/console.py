@@ -1,18 +1,53 @@
-"""Lines for the person who watches a run."""
+"""Lines for the person who watches a run, whatever becomes of the terminal, pipe or file that they go to."""
 
 import contextlib
+import io
 import sys
 
 from tqdm import tqdm
 
+from mae_jax.errors import escaped
 from mae_jax.processes import is_main
 
+KEPT_BYTES = 2**16  # of what could not be written
 
-def say(text: str) -> None:
-    """Prints a line, above the progress bar if there is one; only process 0 does."""
+
+def say(*lines: str) -> None:
+    """Prints lines, above the progress bar if there is one; only process 0 does.
+
+    Control characters are escaped (`escaped`), line breaks too: inside a line they can only be part of a name.
+    """
     if is_main():
-        with contextlib.suppress(
-            OSError
-        ):  # often a file on the disk that is full; Python keeps the line and tries again
-            tqdm.write(text, file=sys.stdout)
+        with contextlib.suppress(OSError):
+            tqdm.write("\n".join(map(escaped, lines)), file=sys.stdout)
             sys.stdout.flush()
+
+
+class _Unfailing(io.FileIO):
+    """A descriptor that takes whatever is written to it. What it cannot write, it tries again with what follows."""
+
+    def __init__(self, descriptor: int):
+        super().__init__(descriptor, "w", closefd=False)
+        self._waiting = bytearray()
+
+    def write(self, data: memoryview) -> int:
+        self._waiting += data
+        with contextlib.suppress(OSError):  # a full disk; a reader or a terminal that is gone
+            while self._waiting and (written := super().write(self._waiting)):
+                del self._waiting[:written]
+        del self._waiting[:-KEPT_BYTES]
+        return len(data)
+
+
+def keep_streams() -> None:
+    """Lets nothing that is printed, by whomever, end the program: standard output and error never fail from now on.
+
+    Their descriptors must be open. What their encoding lacks is escaped.
+    """
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        encoding = getattr(getattr(sys, name), "encoding", "utf-8")
+        raw = _Unfailing(descriptor)
+        by_lines = name == "stderr" or raw.isatty()
+        buffered = io.BufferedWriter(raw)
+        stream = io.TextIOWrapper(buffered, encoding, errors="backslashreplace", line_buffering=by_lines)
+        setattr(sys, name, stream)

@@ -3,16 +3,42 @@
 import os
 import re
 import sys
+import unicodedata
+
+# Control characters (ESC, line breaks), formats (such as those that turn the direction of writing), lone surrogates.
+ESCAPED_CATEGORIES = ("Cc", "Cf", "Cs", "Zl", "Zp")
+JOINERS = "\u200c\u200d"  # formats that words of several languages need, and emoji
 
 
-class UserError(ValueError):
+def escaped(text: str) -> str:
+    """A text in one line that a terminal only shows: what controls it is escaped as in Python, \\n or \\x1b.
+
+    Bytes of a file name that are not UTF-8, which Python has as lone surrogates, become \\xff.
+    """
+    return text if text.isprintable() else "".join(map(_escape, text))
+
+
+def _escape(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    if character in JOINERS or unicodedata.category(character) not in ESCAPED_CATEGORIES:
+        return character
+    return character.encode("unicode_escape").decode()
+
+
+class _OneLine(Exception):
+    def __str__(self) -> str:
+        return escaped(super().__str__())
+
+
+class UserError(_OneLine, ValueError):
     """A mistake that the user can mend: the message names the value and the remedy, in one line.
 
     `main.py` prints the message without a traceback and exits with code 2.
     """
 
 
-class NotSaved(RuntimeError):
+class NotSaved(_OneLine, RuntimeError):
     """What a run has come to cannot be written: the message says why and what to do, in one line.
 
     `main.py` prints the message without a traceback and exits with code 1.
@@ -21,8 +47,21 @@ class NotSaved(RuntimeError):
 
 def complain(text: str) -> None:
     """Prints a line to standard error, in one piece: other threads and processes may write there at the same time."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(escaped(text) + "\n")
     sys.stderr.flush()
+
+
+def out_of_memory(error: BaseException, *, trains: bool) -> str | None:
+    """What to say of an error if it tells that memory ran out, on the host or on a device; None if it does not.
+
+    Args:
+      trains: whether the task trains, and does not only measure.
+    """
+    if not (isinstance(error, MemoryError) or isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)):
+        return None
+    training = "a smaller data.batch_size, more train.accumulate_steps or model.remat=True, in evaluations "
+    less = f"{training if trains else ''}a smaller evaluate.batch_size"
+    return f"out of memory ({first_line(error).rstrip('.')}); less is needed with {less}"
 
 
 def first_line(error: Exception) -> str:

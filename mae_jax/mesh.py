@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from mae_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
+MOST_CPU_DEVICES = 4096  # that are emulated; each takes threads
 BATCH_AXES = ("data", "fsdp")  # a batch's rows are split over both
 
 # How parameters are laid out: the first pattern that ends a parameter's path (such as "encoder/blocks/mlp/fc1/kernel")
@@ -49,20 +50,44 @@ def prepare_cpu(settings: ConfigDict) -> None:
       settings: the group `mesh`.
 
     Raises:
-      UserError: unless there is at least one.
+      UserError: for a number of devices that cannot be, or with JAX_ENABLE_X64.
     """
+    if jax.config.jax_enable_x64:
+        raise UserError("JAX_ENABLE_X64 is on, but all that is computed here has at most 32 bits; unset it")
     count = settings.cpu_devices
-    if count < 1:
-        raise UserError(f"mesh.cpu_devices={count} must be at least 1")
+    check_cpu_devices("mesh.cpu_devices=", count)
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    decided = jax.config.jax_num_cpu_devices > 0 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    given = jax.config.jax_num_cpu_devices
+    if given > 0:
+        check_cpu_devices("JAX_NUM_CPU_DEVICES=", given)
+    decided = given > 0 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if count > 1 and not decided:
         jax.config.update("jax_num_cpu_devices", count)
 
 
+def check_cpu_devices(name: str, count: int) -> None:
+    """Raises UserError unless a CPU can count as so many devices; `name` is what the number is given as."""
+    if not 1 <= count <= MOST_CPU_DEVICES:
+        raise UserError(f"{name}{count} must be 1 ... {MOST_CPU_DEVICES}: each of them takes threads and memory")
+
+
 def all_devices() -> list[jax.Device]:
-    """The devices of all processes, in the order of these, so that each one's rows of a batch lie side by side."""
-    return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    """The devices of all processes, in the order of these, so that each one's rows of a batch lie side by side.
+
+    Raises:
+      UserError: if JAX_PLATFORMS names what is not here.
+    """
+    try:
+        devices = jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        platforms = jax.config.jax_platforms
+        if platforms in (None, "", "cpu"):
+            raise
+        why = str(error).split(" (set JAX_PLATFORMS")[0].rstrip(".") or "no such device is found"
+        raise UserError(
+            f"JAX_PLATFORMS={platforms}: {why}; unset it to take the devices that are here, or give JAX_PLATFORMS=cpu"
+        ) from error
+    return sorted(devices, key=lambda device: (device.process_index, device.id))
 
 
 def make_mesh(settings: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:

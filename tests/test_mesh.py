@@ -61,10 +61,35 @@ def test_matrices_are_split_by_their_names_and_vectors_stay_whole():
         assert specs["encoder"]["norm"]["scale"] == PartitionSpec(None) and specs["count"] == PartitionSpec()
 
 
-@pytest.mark.parametrize("count", [0, -1])
-def test_a_cpu_is_at_least_one_device(count):
-    with pytest.raises(UserError, match=f"mesh.cpu_devices={count} must be at least 1"):
+@pytest.mark.parametrize("count", [0, -1, 10**9])
+def test_a_cpu_is_at_least_one_device_and_not_more_than_it_can_emulate(count):
+    with pytest.raises(UserError, match=f"mesh.cpu_devices={count} must be 1 ... 4096"):
         prepare_cpu(ConfigDict(dict(cpu_devices=count)))
+
+
+def test_variables_of_jax_that_no_run_can_go_with_are_refused(monkeypatch):
+    one = ConfigDict(dict(cpu_devices=1))
+    with jax.enable_x64(True), pytest.raises(UserError, match="JAX_ENABLE_X64 is on, but .*; unset it"):
+        prepare_cpu(one)
+    monkeypatch.setattr(type(jax.config), "jax_num_cpu_devices", 10**8, raising=False)
+    with pytest.raises(UserError, match="JAX_NUM_CPU_DEVICES=100000000 must be 1 ... 4096"):
+        prepare_cpu(one)
+
+
+def test_platforms_that_are_not_here_are_one_line_that_names_them_and_the_remedy():
+    program = (
+        "import jax\nfrom mae_jax.mesh import all_devices\n"
+        "for name in ('nonsense', 'nonsense,cpu', 'rocm'):\n"
+        "    jax.config.update('jax_platforms', name)\n"
+        "    try: all_devices()\n"
+        "    except ValueError as error: print(error)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    lines = found.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        f"JAX_PLATFORMS={n}" for n in ("nonsense", "nonsense,cpu", "rocm")
+    ]
+    assert all(line.endswith("unset it to take the devices that are here, or give JAX_PLATFORMS=cpu") for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from mae_jax.ablation.plan import Run
 from mae_jax.ablation.runs import Outcome
 from mae_jax.ablation.table import show, summarize_values
 from mae_jax.console import say
+from mae_jax.errors import escaped
 
 
 class Progress:
@@ -25,7 +26,7 @@ class Progress:
     def watch(self, line: str) -> None:
         """Shows a line of the run under way."""
         if self._bar is not None and line.strip():
-            self._bar.set_postfix_str(line.strip())
+            self._bar.set_postfix_str(escaped(line.strip()))
 
     def note(self, one: Run, outcome: Outcome, left: list[Run], scores: tuple[str, ...]) -> None:
         """Tells how a run ended, and how long the rest will take if it takes as long as such runs did so far."""

@@ -159,10 +159,10 @@ def _end_with_parent() -> None:
 
 def explain(code: int, said: list[str]) -> str:
     """Why a process ended that did not finish, in one line, from its exit code and its output."""
-    if full := next((line for line in said if "RESOURCE_EXHAUSTED" in line), None):
-        return f"out of memory: {full[full.index('RESOURCE_EXHAUSTED') :].strip()}"[:300]
     if errors := [line for line in said if line.startswith("error: ")]:
         return errors[-1].removeprefix("error: ")
+    if full := next((line for line in said if "RESOURCE_EXHAUSTED" in line), None):
+        return f"out of memory: {full[full.index('RESOURCE_EXHAUSTED') :].strip()}"[:300]
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
         return f"stopped by signal {code - 128}, which was not for the ablation; it goes on when that is started again"
     if code < 0:

@@ -37,7 +37,7 @@ from mae_jax.data.reading import (
     whole,
 )
 from mae_jax.data.sources import Source
-from mae_jax.errors import UserError
+from mae_jax.errors import UserError, escaped
 
 MAX_PIECE = 64  # pictures that one thread reads before it hands them over
 BAD_SHARE = 0.01  # share of bad pictures above which the data are at fault, not a few pictures
@@ -307,4 +307,4 @@ class Batches(Iterator[dict[str, np.ndarray]]):
             reason = "it could not be read"
         except BadImage as error:
             reason = str(error)
-        _logger.warning("bad picture %s (%s): another takes its place", name, reason)
+        _logger.warning("bad picture %s (%s): another takes its place", escaped(name), escaped(reason))

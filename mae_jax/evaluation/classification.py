@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from mae_jax.errors import escaped
 from mae_jax.evaluation.features import one_ahead
 from mae_jax.mesh import whole
 
@@ -96,11 +97,12 @@ def draw_confusion_matrix(confusions: np.ndarray, class_names: list[str], title:
     scale = PowerNorm(1.0 if small else 0.5, vmin=0, vmax=1)
     picture = axes.imshow(shares, cmap="Blues", norm=scale, interpolation="nearest")
     figure.colorbar(picture, ax=axes, label="share of the right class's images")
-    axes.set(xlabel="predicted class", ylabel="right class", title=title)
+    axes.set(xlabel="predicted class", ylabel="right class")
+    axes.set_title(escaped(title), parse_math=False)  # a name with two $ is no formula
     if small:
-        ticks = range(len(class_names))
-        axes.set_xticks(ticks, class_names, rotation=45, ha="right", rotation_mode="anchor")
-        axes.set_yticks(ticks, class_names)
+        ticks, names = range(len(class_names)), [escaped(name) for name in class_names]
+        axes.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
+        axes.set_yticks(ticks, names, parse_math=False)
         for row, column in zip(*np.nonzero(confusions), strict=True):
             color = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, f"{confusions[row, column]:,}", ha="center", va="center", color=color, fontsize=8)

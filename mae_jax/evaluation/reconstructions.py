@@ -3,6 +3,7 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from mae_jax.errors import escaped
 from mae_jax.models.reconstruction import Reconstructions
 
 GREY = 0.5  # of hidden patches, on [0, 1]
@@ -25,7 +26,7 @@ def draw_reconstructions(images: np.ndarray, found: Reconstructions, caption: st
     height, width, gap, head = height * scale, width * scale, 6, 22
     font = ImageFont.load_default(13)
     sheet_width = gap + len(columns) * (width + gap)
-    lines = _wrap(caption, font, sheet_width - 2 * gap)
+    lines = _wrap(escaped(caption), font, sheet_width - 2 * gap)
     foot = gap + 17 * len(lines)
     sheet = Image.new("RGB", (sheet_width, head + rows * (height + gap) + foot), "white")
     draw = ImageDraw.Draw(sheet)

@@ -12,7 +12,7 @@ import numpy as np
 
 from mae_jax.config import nearest
 from mae_jax.data.processor import Processor
-from mae_jax.errors import UserError
+from mae_jax.errors import UserError, escaped
 from mae_jax.interop.description import GUESSABLE
 from mae_jax.interop.foreign import is_foreign, read_foreign
 from mae_jax.interop.hub import fetch, is_hub
@@ -150,7 +150,7 @@ def load(path: str | Path, **settings) -> MaskedAutoencoder | Classifier:
     asked = {name: value for name, value in settings.items() if name in GUESSABLE}
     weights = choose(read_weights(path, asked), {k: v for k, v in settings.items() if k in CHOOSABLE})
     for note in weights.notes:
-        warnings.warn(f"{path}: {note}", stacklevel=2)
+        warnings.warn(escaped(f"{path}: {note}"), stacklevel=2)
     model = make_bind_of(weights)(jax.device_put(weights.params))
     config, data = MAEConfig(**weights.config["model"]), weights.config["data"]
     model.processor = Processor(

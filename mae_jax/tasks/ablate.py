@@ -101,7 +101,7 @@ def report(config: ml_collections.ConfigDict, plan: Plan, workdir: Path) -> None
         )
         picture = draw(panels, make_paper_panels(paper), x_label, title, source)
         save_picture(workdir / "plot.png", picture)
-    say(f"\n{table}")
+    say("", *table.split("\n"))
     if failed := sum(len(row["failed"]) for row in rows):
         say(f"{failed} of {len(rows) * len(plan.seeds)} runs failed; the same command tries them again")
     files = ["table.md", "table.csv", *(["plot.png"] if panels else [])]

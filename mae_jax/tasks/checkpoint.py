@@ -7,6 +7,7 @@ import ml_collections
 
 from configs import common
 from mae_jax.config import check_channels, flatten
+from mae_jax.console import say
 from mae_jax.errors import UserError
 from mae_jax.interop.foreign import is_foreign
 from mae_jax.interop.weights import assumed, check_workdir, choose, find_same_weights, read_weights
@@ -61,7 +62,7 @@ def open_checkpoint(
     weights = choose(weights, _only(changed["model"], CHOSEN))
     trained = weights.config
     for note in weights.notes:
-        print(f"note: {config.init_from}: {note}")
+        say(f"note: {config.init_from}: {note}")
     given_seed = "seed" in config.given or asked["seed"] != usual["seed"]
     groups = {
         "model": asked["model"] | trained["model"],

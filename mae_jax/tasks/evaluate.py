@@ -6,11 +6,12 @@ from pathlib import Path
 
 import ml_collections
 
+from mae_jax.console import say
 from mae_jax.data.augment import normalize
 from mae_jax.data.device import evaluation_batches
 from mae_jax.data.sources import Source, make_source
 from mae_jax.data.subset import Labelled, RandomSubset
-from mae_jax.errors import UserError
+from mae_jax.errors import UserError, escaped
 from mae_jax.evaluation.classification import (
     class_table,
     confusion_matrix,
@@ -75,11 +76,9 @@ def evaluate_classifier(weights: Weights, config: ml_collections.ConfigDict, wor
     save_picture(workdir / "confusion_matrix.png", draw_confusion_matrix(confusions, names, title))
     result = {"step": weights.step} | {f"eval/{name}": value for name, value in scores.items()}
     write_measurement(workdir, config, result | {"images": len(source), "correct": int((found.rank < 1).sum())})
-    print(describe_classes(rows))
-    print(
-        f"top-1 {scores['top1']:.2%}, top-5 {scores['top5']:.2%}, loss {scores['loss']:.4f} on {len(source):,} images"
-    )
-    print(f"see {workdir}/confusion_matrix.png and {workdir}/classes.csv")
+    say(*describe_classes(rows).split("\n"))
+    say(f"top-1 {scores['top1']:.2%}, top-5 {scores['top5']:.2%}, loss {scores['loss']:.4f} on {len(source):,} images")
+    say(f"see {workdir}/confusion_matrix.png and {workdir}/classes.csv")
 
 
 def class_names_of(weights: Weights, source: Source, config: ml_collections.ConfigDict) -> list[str]:
@@ -97,7 +96,7 @@ def class_names_of(weights: Weights, source: Source, config: ml_collections.Conf
     if weights.config["data"]["name"] is None and not set(known or ()) & set(found or ()):
         # A file of others, in which the classes go by other names (words, not folders).
         if known and found:
-            print(f"note: its classes ({known[0]}, ...) and the data's ({found[0]}, ...) are taken in the same order")
+            say(f"note: its classes ({known[0]}, ...) and the data's ({found[0]}, ...) are taken in the same order")
         known = None
     for ours, theirs in zip(known or (), found or (), strict=False):
         if ours != theirs:
@@ -117,7 +116,7 @@ def describe_classes(rows: list[dict]) -> str:
     lines = [f"{'class':<24}{'images':>8}{'recall':>9}{'precision':>11}  often taken for"]
     for row in shown:
         recall, precision = ("-" if row[n] is None else f"{row[n]:.1%}" for n in ("recall", "precision"))
-        name, other = row["class"][:23], row["often_taken_for"] or ""
+        name, other = escaped(row["class"])[:23], escaped(row["often_taken_for"] or "")
         lines.append(f"{name:<24}{row['images']:>8,}{recall:>9}{precision:>11}  {other}")
     if len(shown) < len(rows):
         lines.append(f"(the {len(shown)} of {len(rows):,} classes with the lowest recall; classes.csv has all)")

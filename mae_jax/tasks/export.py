@@ -5,6 +5,7 @@ from pathlib import Path
 
 import ml_collections
 
+from mae_jax.console import say
 from mae_jax.errors import UserError
 from mae_jax.interop.export import FORMATS, export, fit
 from mae_jax.models.parameters import count_parameters
@@ -34,7 +35,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
     weights = weights._replace(config=weights.config | {"data": config.data.to_dict()})
     weights = fit(weights, config.format, encoder_only=config.encoder_only)
     for note in weights.notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
     result_file, note = workdir / "result.json", workdir / NOTE
     result_file.unlink(missing_ok=True)  # it stands for files that are complete
     write_json(note, {"format": config.format, "init_from": config.init_from})
@@ -48,7 +49,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
     }  # fmt: skip
     write_json(result_file, result | provenance())
     for file in files:
-        print(f"{file}  {file.stat().st_size:,} bytes")
+        say(f"{file}  {file.stat().st_size:,} bytes")
 
 
 def _check_folder(config: ml_collections.ConfigDict, workdir: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
+from mae_jax.console import say
 from mae_jax.evaluation.representations import describe_features
 from mae_jax.processes import is_main
 from mae_jax.tasks.checkpoint import write_measurement
@@ -38,11 +39,11 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
         result[f"{split}_features"] = list(shape)
     for path in written:
         _temporary(path).replace(path)
-        print(f"wrote {path}")
+        say(f"wrote {path}")
     result["class_names"] = frozen.train_source.class_names
     result["protocol"] = describe_features(frozen.config.evaluate, len(frozen.train_source), len(frozen.eval_source))
     write_measurement(workdir, frozen.config, result)
-    print(result["protocol"])
+    say(result["protocol"])
 
 
 def _temporary(path: Path) -> Path:

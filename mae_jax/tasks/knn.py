@@ -5,6 +5,7 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
+from mae_jax.console import say
 from mae_jax.evaluation.knn import knn_sweep
 from mae_jax.evaluation.rankme import rankme
 from mae_jax.evaluation.representations import describe_features
@@ -37,16 +38,17 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
 
     scores, sweep = measure(frozen.extract)
     result = {"step": frozen.step} | scores
-    print(draw_table(np.array([row["top1"] for row in sweep]).reshape(len(ks), len(temperatures)), ks, temperatures))
-    print(f"k {settings.knn_k}, temperature {settings.knn_temperature}: top-1 {scores['knn/top1']:.2%}")
+    table = draw_table(np.array([row["top1"] for row in sweep]).reshape(len(ks), len(temperatures)), ks, temperatures)
+    say(*table.split("\n"))
+    say(f"k {settings.knn_k}, temperature {settings.knn_temperature}: top-1 {scores['knn/top1']:.2%}")
     if settings.random_encoder:
         random_scores, _ = measure(frozen.extract_random)
         result |= {f"random_encoder/{name}": value for name, value in random_scores.items()}
-        print(f"an encoder with random weights: top-1 {random_scores['knn/top1']:.2%}")
+        say(f"an encoder with random weights: top-1 {random_scores['knn/top1']:.2%}")
     protocol = describe_features(settings, len(frozen.train_source), len(frozen.eval_source))
     protocol = f"{protocol}; k-NN: L2-normalised, cosine; best: the best pair on the test images themselves"
     write_measurement(workdir, frozen.config, result | {"sweep": sweep, "protocol": protocol})
-    print(f"{protocol}\nsee {workdir}/result.json")
+    say(protocol, f"see {workdir}/result.json")
 
 
 def draw_table(top1: np.ndarray, ks: list[int], temperatures: list[float]) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
+from mae_jax.console import say
 from mae_jax.evaluation.probes import class_scores, fit_logistic_regression
 from mae_jax.evaluation.representations import describe_features
 from mae_jax.tasks.checkpoint import write_measurement
@@ -38,12 +39,12 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
     result = {"step": frozen.step} | {f"{name}/{key}": usual[key] for key in ("top1", "top5")}
     result |= {f"{name}/best_top1": best["top1"], f"{name}/best_c": best["c"]}
     for row in sweep:
-        print(f"C {row['c']:<8} top-1 {row['top1']:.2%}  top-5 {row['top5']:.2%}")
+        say(f"C {row['c']:<8} top-1 {row['top1']:.2%}  top-5 {row['top5']:.2%}")
     if settings.random_encoder:
         (row,) = measure(frozen.extract_random, [settings.probe_c])
         result |= {f"random_encoder/{name}/{key}": row[key] for key in ("top1", "top5")}
-        print(f"an encoder with random weights, C {row['c']}: top-1 {row['top1']:.2%}  top-5 {row['top5']:.2%}")
+        say(f"an encoder with random weights, C {row['c']}: top-1 {row['top1']:.2%}  top-5 {row['top5']:.2%}")
     protocol = describe_features(settings, len(frozen.train_source), len(frozen.eval_source))
     protocol = f"{protocol}; multinomial logistic regression by L-BFGS; best: the best C on the test images themselves"
     write_measurement(workdir, frozen.config, result | {"sweep": sweep, "protocol": protocol})
-    print(f"{protocol}\nsee {workdir}/result.json")
+    say(protocol, f"see {workdir}/result.json")

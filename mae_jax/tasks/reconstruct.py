@@ -4,6 +4,7 @@ from pathlib import Path
 
 import ml_collections
 
+from mae_jax.console import say
 from mae_jax.data.pictures import PictureFiles
 from mae_jax.data.sources import Source, make_source
 from mae_jax.errors import UserError
@@ -61,5 +62,5 @@ def reconstruct(weights: Weights, config: ml_collections.ConfigDict, workdir: Pa
     result = {"step": weights.step, "eval/loss": evaluation.loss(params), "images": len(evaluation.eval_source)}
     write_measurement(workdir, config, result)
     counted = "all" if model.loss_patches == "all" else "the hidden"
-    print(f"loss of {counted} patches, mean over {result['images']:,} images: {result['eval/loss']:.4f}")
-    print(f"see {picture}")
+    say(f"loss of {counted} patches, mean over {result['images']:,} images: {result['eval/loss']:.4f}")
+    say(f"see {picture}")

@@ -16,7 +16,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from mae_jax.errors import UserError, first_line
-from mae_jax.mesh import make_mesh
+from mae_jax.mesh import all_devices, check_cpu_devices, make_mesh
 from mae_jax.seeding import make_key
 from mae_jax.training.communication import Collective, read_collectives, table
 from mae_jax.training.plan import describe_plan, make_plan
@@ -80,15 +80,17 @@ def devices_for(topology: str | None) -> list[jax.Device]:
       UserError: for a topology that does not exist, or without libtpu.
     """
     if topology is None:
-        return jax.devices()
+        return all_devices()
     generation, _, shape = topology.partition(":")
-    if not re.fullmatch(r"\d+(x\d+){0,2}", shape) or generation == "cpu" and "x" in shape:
+    size = r"[1-9]\d{0,5}"  # no more digits than any slice has
+    if not re.fullmatch(rf"cpu:\d+|v\w+:{size}(x{size}){{0,2}}", topology):
         raise UserError(f"topology {topology!r} is neither cpu:COUNT nor a TPU slice such as v5e:4x8 or v5p:4x4x4")
     jax.config.update("jax_platforms", "cpu")
     return _cpus(int(shape)) if generation == "cpu" else _tpus(topology, [int(side) for side in shape.split("x")])
 
 
 def _cpus(count: int) -> list[jax.Device]:
+    check_cpu_devices("topology cpu:", count)
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:  # JAX has started

@@ -64,9 +64,9 @@ class Reporter:
             layout = "{l_bar}{bar}| step {n_fmt}/{total_fmt}{postfix}"
             self._bar = tqdm(total=total_steps, initial=start_step, bar_format=layout, dynamic_ncols=True)
 
-    def line(self, text: str) -> None:
-        """Prints a line (above the progress bar, if there is one)."""
-        say(text)
+    def line(self, *lines: str) -> None:
+        """Prints lines (above the progress bar, if there is one)."""
+        say(*lines)
 
     def training(self, step: int, scalars: dict[str, float], *, seconds: float, steps: int, waited: float) -> None:
         """Reports the scalars of a step, and the speed of the last `steps` steps.

@@ -9,6 +9,7 @@ from pathlib import Path
 import ml_collections
 from jax.sharding import Mesh
 
+from mae_jax.console import say
 from mae_jax.errors import NotSaved, reason
 from mae_jax.processes import from_main, sum_of_all
 from mae_jax.seeding import make_key
@@ -60,23 +61,22 @@ def run_training(
     changed = {} if saved_step is None else checkpoints.changed_settings(saved_step)
     check_not_beyond(workdir, start_step, total_steps)
     if start_step == total_steps and from_main((workdir / "result.json").exists()):
-        print(f"{workdir} is finished: all {total_steps} steps are done, result.json has the numbers")
+        say(f"{workdir} is finished: all {total_steps} steps are done, result.json has the numbers")
         return
     starting_values = trainee.start() if saved_step is None else None
     keep_earlier_result(workdir, start_step)
     settings = config.to_dict() | provenance()
     settings = None if write_if_possible(workdir / "config.json", settings) else settings
-    print(f"{config.data.name} -> {workdir}")
-    print(describe_plan(config, trainee, mesh, plan))
+    say(f"{config.data.name} -> {workdir}", *describe_plan(config, trainee, mesh, plan).split("\n"))
     for key, (then, now) in changed.items():
-        print(f"  changed   {key} was {then!r} up to step {start_step}, is now {now!r}")
+        say(f"  changed   {key} was {then!r} up to step {start_step}, is now {now!r}")
 
     # Run it. The step compiles while the state and the first batches are made, which leave a core free.
     key = make_train_key(config.seed, mesh)
     compiling = _in_background(compile_stages, plan, trainee, start_step, key, mesh)
     if saved_step is not None:
         state = checkpoints.restore(saved_step, abstract)
-        print(f"going on from checkpoint {saved_step}", flush=True)
+        say(f"going on from checkpoint {saved_step}")
     else:
         with startup.phase("compile"):
             state = create_state(plan.init, make_key(config.seed, "init"), mesh)
@@ -126,7 +126,7 @@ def run_training(
             ) from error
         if replaced := sum_of_all(len(batches.bad_images)):  # since the run was last started
             lines.append(f"{replaced} images could not be read and were replaced; the log names them")
-        reporter.line("\n".join(lines))
+        reporter.line(*lines)
 
 
 def _in_background(function: Callable, *arguments) -> Future:

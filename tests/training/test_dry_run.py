@@ -47,10 +47,20 @@ def test_a_step_is_measured_without_an_array():
     assert "1.07 GFLOP needed" in text and "all-reduce" in text
 
 
-@pytest.mark.parametrize("topology", ["v5p", "v5p:", "cpu:2x2", "v5p:2x2x2x2", "8"])
+@pytest.mark.parametrize(
+    "topology",
+    ["", "v5p", "v5p:", "cpu:2x2", "v5p:2x2x2x2", "8", "cpu:-1", "cpu:abc", "cpu:1e9", "v5p:0x0x0", "v5e:4x1234567",
+     "h100:8", "cpu:8\n"],
+)  # fmt: skip
 def test_a_topology_that_cannot_be_read_is_refused(topology):
     with pytest.raises(UserError, match="neither cpu:COUNT nor a TPU slice"):
         devices_for(topology)
+
+
+@pytest.mark.parametrize("count", [0, 5000, 10**20])
+def test_a_number_of_cpus_that_cannot_be_is_refused(count):
+    with pytest.raises(UserError, match=f"topology cpu:{count} must be 1 ... 4096"):
+        devices_for(f"cpu:{count}")
 
 
 def test_more_cpus_than_jax_has_started_with_are_refused():
