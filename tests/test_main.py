@@ -38,6 +38,28 @@ def test_a_mistake_ends_with_code_2_and_one_line_before_anything_is_compiled(tmp
     assert "compiled" not in out and not (tmp_path / "run" / "result.json").exists()
 
 
+def test_a_variable_of_jax_that_it_cannot_read_is_a_mistake_too():
+    code, out, err = run("--config=configs/digits.py", JAX_ENABLE_X64="odd")
+    assert code == 2 and out == "" and err.startswith("error: ") and "JAX_ENABLE_X64" in err and err.count("\n") == 1
+
+
+WITHOUT_MEMORY = """
+from configs.digits import get_config
+from mae_jax.tasks import pretrain
+
+def run(*_):
+    raise MemoryError("Unable to allocate 8.00 PiB")
+
+pretrain.run = run
+"""
+
+
+def test_a_lack_of_memory_ends_with_code_1_and_one_line(tmp_path):
+    (tmp_path / "without_memory.py").write_text(WITHOUT_MEMORY)
+    code, _, err = run(f"--config={tmp_path}/without_memory.py", f"--workdir={tmp_path}/run")
+    assert code == 1 and err.startswith("error: out of memory (Unable to allocate 8.00 PiB);") and err.count("\n") == 1
+
+
 def test_a_workdir_that_cannot_be_made_is_a_mistake_too(tmp_path):
     (tmp_path / "file").write_text("")
     code, _, err = run("--config=configs/digits.py", f"--workdir={tmp_path}/file/run")

@@ -11,6 +11,7 @@ from tests.processes import (
     by_flags,
     by_open_mpi,
     by_slurm,
+    free_port,
     run_processes,
     start_processes,
     wait_for_end,
@@ -208,3 +209,21 @@ count, take, Batches.__next__ = itertools.count(), Batches.__next__, fail
 def test_a_mistake_in_the_flags_of_processes_is_one_line(tmp_path, flags, expected):
     code, out, err = run(*ARGUMENTS, f"--workdir={tmp_path}", *flags)
     assert code == 2 and out == "" and err.startswith("error: ") and expected in err and err.count("\n") == 1
+
+
+def test_a_run_whose_port_another_one_has_ends_with_a_line_each_and_the_other_goes_on(tmp_path):
+    port = f"--coordinator=localhost:{free_port()}"
+
+    def places(count):
+        return [([port, f"--process_count={count}", f"--process_index={index}"], {}) for index in range(count)]
+
+    processes = start_processes(2, *LONG, f"--workdir={tmp_path}/old", devices=1, launcher=places)
+    wait_for_step(processes, tmp_path / "old", 5)
+    newcomers = run_processes(2, *LONG, f"--workdir={tmp_path}/new", devices=1, launcher=places)
+    newcomers += wait_for_end(start_processes(3, *LONG, devices=1, launcher=places)[2:])
+    assert [code for code, _, _ in newcomers] == [2, 2, 2], newcomers
+    for (_, _, err), expected in zip(newcomers, ("Address already in use", "has its process 1", "not 3"), strict=True):
+        assert expected in err and err.startswith("error: process ") and err.count("\n") == 1
+    assert [process.poll() for process in processes] == [None, None]
+    processes[1].terminate()
+    assert [code for code, _, _ in wait_for_end(processes)] == [143, 143] and not (tmp_path / "new").exists()

@@ -66,6 +66,15 @@ def test_a_bad_picture_is_replaced_named_once_and_counted(folder, caplog, conten
     assert all(batch["image"].any(axis=(1, 2, 3)).all() for batch in batches)
 
 
+def test_the_name_of_a_bad_picture_is_escaped_in_the_log(folder, caplog, monkeypatch):
+    config, source = folder(200, {17})
+    monkeypatch.setattr(type(source), "name_of", lambda source, index: "\x1b[2J\nerror: all is lost")
+    read(config, source, 10)
+    assert [record.message.split(" (")[0] for record in caplog.records if record.name == "mae_jax"] == [
+        r"bad picture \x1b[2J\nerror: all is lost"
+    ]
+
+
 def test_a_file_that_cannot_be_read_is_a_bad_picture(folder):
     config, source = folder(200, {})
     (source._folder / "00017.png").unlink()

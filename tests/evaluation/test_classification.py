@@ -14,6 +14,7 @@ from mae_jax.evaluation.classification import (
     summarize_predictions,
 )
 from mae_jax.mesh import batch_sharding, put_batch
+from mae_jax.tasks.evaluate import describe_classes
 from tests.meshes import device_mesh
 
 
@@ -132,3 +133,16 @@ def test_confusions_are_drawn_darker_where_there_are_more_of_them(classes):
         assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
         assert min(picture.shape[:2]) >= 400
     assert full.mean() < empty.mean()
+
+
+STRANGE = ["a$^$", "two\nlines", "\x1b[31mred"]  # "$^$" is not a formula that matplotlib can draw
+
+
+def test_names_of_classes_are_drawn_as_they_are_and_escaped():
+    pytest.importorskip("matplotlib")
+    assert draw_confusion_matrix(np.eye(3, dtype=np.int64), STRANGE, "runs/$^$\n").ndim == 3
+
+
+def test_names_of_classes_are_escaped_in_the_printed_table():
+    lines = describe_classes(class_table(np.array([[0, 1, 1], [0, 2, 0], [1, 0, 2]]), STRANGE)).split("\n")
+    assert len(lines) == 4 and lines[1].endswith(r"  two\nlines") and lines[3].startswith(r"\x1b[31mred ")

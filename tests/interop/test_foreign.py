@@ -142,3 +142,11 @@ def test_a_fixed_table_is_computed_for_a_size_with_as_many_patches(write_model):
     images = np.random.default_rng(0).standard_normal((1, side // 2, side * 2, 3)).astype(np.float32)
     assert square.config.positions == wide.config.positions == "sincos"
     np.testing.assert_allclose(wide.encode(images), square.encode(images), rtol=0, atol=1e-4)
+
+
+def test_names_of_tensors_are_escaped_in_warnings(write_model):
+    path = write_model(facebook_state() | {"\x1b[31mpooler\n": np.zeros(3, np.float32)})
+    with pytest.warns(UserWarning) as warnings:
+        mae_jax.load(path)
+    texts = [str(warning.message) for warning in warnings]
+    assert any(r"\x1b[31mpooler\n" in text for text in texts) and not any("\x1b" in text for text in texts)
