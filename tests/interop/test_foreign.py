@@ -145,7 +145,7 @@ def test_a_fixed_table_is_computed_for_a_size_with_as_many_patches(write_model):
 
 
 def test_names_of_tensors_are_escaped_in_warnings(write_model):
-    path = write_model(facebook_state() | {"\x1b[31mpooler\n": np.zeros(3, np.float32)})
+    path = write_model(facebook_state(192) | {"\x1b[31mpooler\n": np.zeros(3, np.float32)})
     with pytest.warns(UserWarning) as warnings:
         mae_jax.load(path)
     texts = [str(warning.message) for warning in warnings]
