@@ -167,7 +167,7 @@ def resize_and_centre_crop(picture: Picture, size: tuple[int, int], eval_crop: f
     else:
         resized = max(least_height, height * least_width // width), least_width
     image = picture.part((0, 0, height, width), resized)
-    top, left = (resized[0] - size[0]) // 2, (resized[1] - size[1]) // 2
+    top, left = round((resized[0] - size[0]) / 2), round((resized[1] - size[1]) / 2)  # half to even
     return image[top : top + size[0], left : left + size[1]]
 
 

@@ -13,6 +13,7 @@ from mae_jax.config import from_dict
 from mae_jax.errors import UserError, first_line
 from mae_jax.interop import huggingface, timm
 from mae_jax.interop.files import TensorFile
+from mae_jax.interop.preprocessor import done_otherwise, read_preprocessor
 from mae_jax.interop.torch_layout import State, listed, stacked_shape
 from mae_jax.models.classifier import ClassifierConfig
 from mae_jax.models.mae_config import SIZES, MAEConfig
@@ -59,12 +60,14 @@ class Description:
         beside, self.pool, self.class_names = _read_json(folder / "config.json"), None, None
         if hugging and beside.get("model_type"):
             self.settings = huggingface.read_settings(beside, str(folder / "config.json"))
-            self.data = huggingface.read_processor(_read_json(folder / "preprocessor_config.json"))
+            preprocessor = _read_json(folder / "preprocessor_config.json")
+            self.data = read_preprocessor(preprocessor)
             self.class_names = huggingface.class_names(beside)
-            self.notes += huggingface.unused_settings(beside)
+            self.notes += huggingface.unused_settings(beside) + done_otherwise(preprocessor)
         elif not hugging and timm.is_timm(beside):
             self.settings, self.data = timm.read_settings(beside), timm.read_data(beside)
             self.class_names, self.pool = beside.get("label_names"), timm.read_pool(beside)
+            self.notes += timm.done_otherwise(beside)
         else:
             self.settings, self.data = _read_arguments(file.others.get("args")), {}
         spelling = "Hugging Face" if hugging else "timm" if timm.is_timm(beside) else "facebookresearch/mae"

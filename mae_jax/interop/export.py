@@ -9,6 +9,7 @@ import numpy as np
 from mae_jax.errors import UserError
 from mae_jax.interop import huggingface, timm
 from mae_jax.interop.files import write_safetensors, write_torch
+from mae_jax.interop.preprocessor import left_unsaid, make_preprocessor
 from mae_jax.interop.torch_layout import renamings, write_state
 from mae_jax.interop.workdirs import Weights
 from mae_jax.models.classifier import BATCH_NORM_EPSILON, ClassifierConfig, make_classifier_config
@@ -54,9 +55,10 @@ def fit(weights: Weights, format: str, *, encoder_only: bool = False) -> Weights
             notes.append("written as BeitForImageClassification: transformers' ViT has no such pool")
     _check_plain(model, weights)
     if format == "timm":
-        notes += timm.check(model)
+        notes += timm.check(model) + timm.left_unsaid(model)
     if format == "huggingface":
         _check_square(model, weights)
+        notes += left_unsaid(model)
     return weights._replace(notes=tuple(notes))
 
 
@@ -143,7 +145,7 @@ def _write_huggingface(folder, state, weights, model, classifier, data) -> list[
     classes = classifier and classifier.num_classes
     config = huggingface.make_config(model, architecture, weights.config.get("class_names"), classes)
     config["step"] = weights.step
-    processor = huggingface.make_processor(model, data["mean"], data["std"], data["eval_crop"])
+    processor = make_preprocessor(model, data["mean"], data["std"], data["eval_crop"])
     tensors = huggingface.from_state(state, architecture)
     return [
         write_json(folder / "config.json", config),

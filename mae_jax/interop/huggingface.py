@@ -1,4 +1,4 @@
-"""Hugging Face's spelling: names of tensors, config.json and preprocessor_config.json.
+"""Hugging Face's spelling: names of tensors, and config.json.
 
 Read: ViTMAEForPreTraining, ViTMAEModel, ViTModel and ViTForImageClassification, as transformers 4 and 5 write them.
 Written: what both read, which is the spelling of transformers 4 and of the files on the hub.
@@ -8,7 +8,6 @@ layer scale it is a plain ViT, but for keys without a bias, which would have no 
 classifiers are written, and read, as BeitForImageClassification.
 """
 
-import math
 import re
 from typing import Any
 
@@ -200,24 +199,6 @@ def unused_settings(config: dict[str, Any]) -> list[str]:
     return [f"{name}={config[name]} is not used: there is no dropout here" for name in names]
 
 
-def read_processor(preprocessor: dict[str, Any]) -> dict[str, Any]:
-    """Settings of `data.*` that a preprocessor_config.json states."""
-    data = {}
-    if preprocessor.get("do_normalize", True):
-        for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
-            if preprocessor.get(theirs) is not None:
-                data[ours] = tuple(np.atleast_1d(preprocessor[theirs]).tolist())
-    else:
-        data |= {"mean": (0.0,), "std": (1.0,)}
-    scale = preprocessor.get("rescale_factor", 1 / 255) if preprocessor.get("do_rescale", True) else 1.0
-    if not math.isclose(scale, 1 / 255, rel_tol=1e-3):  # pictures are on 0..1 here before mean and std
-        ratio = 1 / 255 / scale
-        data = {name: tuple(value * ratio for value in values) for name, values in data.items()}
-    if preprocessor:  # transformers cuts nothing off
-        data["eval_crop"] = preprocessor.get("crop_pct") or 1.0
-    return data
-
-
 def make_config(model: MAEConfig, architecture: str, class_names: list[str] | None, num_classes: int | None) -> dict:
     """The config.json of a model that transformers' `architecture` (ViTMAEForPreTraining, ViTModel, ...) loads."""
     autoencoder = architecture.startswith("ViTMAE")
@@ -248,30 +229,6 @@ def make_config(model: MAEConfig, architecture: str, class_names: list[str] | No
         "initializer_range": 0.02,
         "dtype": "float32",
     }
-
-
-def make_processor(model: MAEConfig, mean: tuple[float, ...], std: tuple[float, ...], eval_crop: float) -> dict:
-    """The preprocessor_config.json of a model: its size and normalisation, and the filter that pictures are resized by.
-
-    transformers' processor resizes to the size without keeping the aspect; crop_pct tells others how we crop.
-    """
-    height, width = model.image_size
-    return {
-        "image_processor_type": "ViTImageProcessor",
-        "do_resize": True,
-        "size": {"height": height, "width": width},
-        "resample": 3,  # Pillow's number for bicubic
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(_for_channels(mean, model.channels)),
-        "image_std": list(_for_channels(std, model.channels)),
-        "crop_pct": eval_crop,
-    }
-
-
-def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    return tuple(values) * channels if len(values) == 1 else tuple(values)
 
 
 def class_names(config: dict[str, Any]) -> list[str] | None:

@@ -51,6 +51,13 @@ def read_data(config: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
 
 
+def done_otherwise(config: dict[str, Any]) -> list[str]:
+    """Notes on what timm's config.json says of the preparation of pictures, and is done otherwise here."""
+    pretrained, usual = config.get("pretrained_cfg") or {}, {"interpolation": "bicubic", "crop_mode": "center"}
+    differing = [f"{name}={pretrained[name]}" for name in usual if pretrained.get(name, usual[name]) != usual[name]]
+    return [f"{' and '.join(differing)} of its pictures: here bicubic, and the centre"] if differing else []
+
+
 def heads_of_name(name: str) -> dict[str, int]:
     """The setting num_heads that a model's name states, such as vit_base_patch16_224 or mae_vit_large_patch16."""
     size = re.match(r"(?:mae_)?vit_(\w+?)_patch\d+", name)
@@ -83,6 +90,21 @@ def check(model: MAEConfig) -> list[str]:
     return [f"timm's norms have epsilon {EPSILON:g}, not {model.norm_epsilon:g}: its results differ by about 1e-4"]
 
 
+def left_unsaid(model: MAEConfig) -> list[str]:
+    """Notes on what of our preparation of pictures timm does otherwise."""
+    height, width = model.image_size
+    return [] if height == width else ["timm rounds the sizes of pictures otherwise: they may be a pixel off"]
+
+
+def crop_share(image_size: tuple[int, int], eval_crop: float) -> float:
+    """The crop_pct of square images with which timm, which rounds side / crop_pct down, resizes to our size."""
+    height, width = image_size
+    resized = round(height / eval_crop)
+    if height != width or int(height / eval_crop) == resized:
+        return eval_crop
+    return height / (resized + 0.25)  # which we round back
+
+
 def make_config(
     model: MAEConfig, classifier: ClassifierConfig | None, data: dict[str, Any], class_names: list[str] | None
 ) -> dict[str, Any]:
@@ -108,7 +130,8 @@ def make_config(
             "input_size": [model.channels, *model.image_size],
             "fixed_input_size": True,
             "interpolation": "bicubic",
-            "crop_pct": data["eval_crop"],
+            "crop_mode": "center",
+            "crop_pct": crop_share(model.image_size, data["eval_crop"]),
             "mean": list(data["mean"]),
             "std": list(data["std"]),
             "first_conv": "patch_embed.proj",

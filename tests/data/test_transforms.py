@@ -220,9 +220,18 @@ def test_evaluation_resizes_the_shorter_side_to_256_and_takes_the_central_224(sh
     full = resize_by_pillow(
         image, tuple(256 if side == min(shape[:2]) else int(side * factor + 1e-9) for side in shape[:2])
     )
-    top, left = (full.shape[0] - 224) // 2, (full.shape[1] - 224) // 2
+    top, left = (int(round((side - 224) / 2.0)) for side in full.shape[:2])
     expected = full[top : top + 224, left : left + 224]
     np.testing.assert_array_equal(resize_and_centre_crop(Pixels(image), (224, 224), 0.875), expected)
+
+
+def test_the_evaluation_crop_begins_where_torchvisions_does_whatever_is_left_over():
+    for left_over in range(40):
+        strip = np.arange(20 + left_over, dtype=np.uint8)[:, None, None].repeat(20, 1)
+        first = int(round(left_over / 2.0))  # as in its CenterCrop: 1.5 becomes 2, 2.5 becomes 2
+        for picture in (strip, strip.transpose(1, 0, 2)):
+            crop = resize_and_centre_crop(Pixels(picture), (20, 20), 1.0)
+            assert (crop.min(), crop.max()) == (first, first + 19), left_over
 
 
 @given(sides, sides, st.sampled_from([(8, 8), (224, 224), (96, 32), (10, 70)]), st.sampled_from([1.0, 0.875, 0.95]))

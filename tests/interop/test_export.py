@@ -256,21 +256,6 @@ def test_batch_norm_is_folded_to_the_last_rounding():
     assert "batch_norm" in head and "batch_norm" not in folded  # what was given stays as it is
 
 
-def test_the_image_processor_that_transformers_reads_has_our_size_mean_and_std(tmp_path):
-    transformers = pytest.importorskip("transformers")
-    weights = our_classifier("class", image_size=(10, 20))
-    export(weights, tmp_path / "rgb", "huggingface")
-    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "rgb")
-    assert (*processor.image_mean, *processor.image_std) == (0.3, 0.4, 0.5, 0.2, 0.25, 0.3)
-    assert dict(processor.size) == {"height": 10, "width": 20}
-    ours = mae_jax.load(tmp_path / "rgb").processor
-    assert (ours.mean, ours.std, ours.eval_crop) == ((0.3, 0.4, 0.5), (0.2, 0.25, 0.3), 0.9)
-    picture = np.random.default_rng(0).integers(0, 256, (10, 20, 3), np.uint8)
-    pixels = processor(picture, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
-    expected = (picture / 255 - [0.3, 0.4, 0.5]) / [0.2, 0.25, 0.3]
-    np.testing.assert_allclose(pixels, expected, rtol=0, atol=1e-6)
-
-
 def test_an_export_of_an_autoencoder_has_the_files_of_the_hub(tmp_path):
     files = export(our_weights(), tmp_path, "huggingface")
     assert [file.name for file in files] == ["config.json", "preprocessor_config.json", "model.safetensors"]
