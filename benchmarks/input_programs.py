@@ -76,6 +76,7 @@ class Prepared:
     """A source whose pictures a back-end has already cropped and resized: the loader's crop has nothing left to do."""
 
     num_classes, class_names = 0, None
+    in_memory, picture_size = False, None
 
     def __init__(self, source: Source, backend: Backend, size: int):
         self._source, self._backend, self._size = source, backend, (size, size)

@@ -70,7 +70,7 @@ def training_batches(
     """
     sizes = sizes_from(stages, steps.start)
     if can_be_resident(source, data_config, channels, sizes, len(steps) * data_config.batch_size):
-        if not getattr(source, "in_memory", False):
+        if not source.in_memory:
             say(f"  data      reads {len(source):,} pictures, which will live on the device (data.on_device)")
         pictures = read_all(source, data_config, channels)
         batches = ResidentBatches(

@@ -25,6 +25,8 @@ class ImageFolder:
       UserError: no path, no folder, no pictures, or an evaluation class that training does not have.
     """
 
+    in_memory, picture_size = False, None
+
     def __init__(self, path: str | None, split: str, train_split: str, eval_split: str, eval_fraction: float):
         if not path:
             raise UserError("data.path is not set: an image folder needs it, e.g. --config.data.path=/data/pictures")

@@ -226,7 +226,7 @@ def _threads_and_buffer(source: Source, data_config: ConfigDict, pieces_per_batc
     # More threads than cores only contend for Python's lock (two for each core took 1.2 to 1.4 times the time of one);
     # pictures that are in memory need no waiting for, so that one thread does it all.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    useful = 1 if getattr(source, "in_memory", False) else max(1, cores // readers)
+    useful = 1 if source.in_memory else max(1, cores // readers)
     threads = min(data_config.num_threads, useful)
     return threads, max(ahead, threads)
 

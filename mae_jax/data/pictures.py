@@ -17,6 +17,7 @@ class PictureFiles:
 
     num_classes = 0
     class_names = None
+    in_memory, picture_size = False, None
 
     def __init__(self, path: str | Path):
         path = Path(path)

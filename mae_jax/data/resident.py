@@ -55,7 +55,7 @@ def can_be_resident(
 
 
 def _obstacle(source: Source, data_config: ConfigDict, channels: int, sizes: list[tuple[int, int]]) -> str | None:
-    size = getattr(source, "picture_size", None)
+    size = source.picture_size
     if size is None:
         return "the pictures are not known to have one size"
     if max(itertools.chain(size, *sizes)) > LARGEST_SIDE:

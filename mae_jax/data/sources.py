@@ -2,8 +2,8 @@
 
 A source has `len(source)`, `source[i] -> {"image": uint8 [h, w, c] or encoded bytes, "label": int}` (-1: none),
 `num_classes` (0: unlabelled), `class_names` (or None), `labels()`, those of all pictures without decoding any, and
-`name_of(i)`, what a person would call picture i. Where all pictures are known to have one size, `picture_size` is it,
-(height, width). Sources can be pickled, because reader processes get a copy.
+`name_of(i)`, what a person would call picture i. `in_memory` and `picture_size` tell how it may be read. Sources can be
+pickled, because reader processes get a copy.
 """
 
 from typing import Protocol
@@ -21,6 +21,8 @@ class Source(Protocol):
 
     num_classes: int
     class_names: list[str] | None
+    in_memory: bool  # no picture has to be waited for
+    picture_size: tuple[int, int] | None  # (height, width), if all pictures are known to have one size
 
     def __len__(self) -> int: ...
 
@@ -96,6 +98,7 @@ class Digits:
 class Synthetic:
     """Pictures made from their index alone: noisy gratings, whose orientation tells the class."""
 
+    in_memory = False  # making one takes as long as reading one
     num_classes = 10
     _NOISE = 24.0  # standard deviation, grey levels
 

@@ -9,7 +9,29 @@ from mae_jax.data.sources import Source
 from mae_jax.errors import UserError
 
 
-class _Subset:
+class Wrapper:
+    """A source that offers what another one does; those below change a part of it."""
+
+    def __init__(self, source: Source):
+        self._source = source
+        self.num_classes, self.class_names = source.num_classes, source.class_names
+        self.in_memory, self.picture_size = source.in_memory, source.picture_size
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict:
+        return self._source[index]
+
+    def labels(self) -> np.ndarray:
+        """int64 [n]: the labels of all examples, -1: none."""
+        return self._source.labels()
+
+    def name_of(self, index: int) -> str:
+        return self._source.name_of(index)
+
+
+class _Subset(Wrapper):
     """The examples of a source at `indices` (int [n]), in the source's order.
 
     Attributes:
@@ -17,23 +39,20 @@ class _Subset:
     """
 
     def __init__(self, source: Source, indices: np.ndarray):
-        self._source, self.indices = source, np.sort(indices)
-        self.num_classes, self.class_names = source.num_classes, source.class_names
-        self.in_memory = getattr(source, "in_memory", False)
-        self.picture_size = getattr(source, "picture_size", None)
+        super().__init__(source)
+        self.indices = np.sort(indices)
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> dict:
-        return self._source[int(self.indices[index])]
+        return super().__getitem__(int(self.indices[index]))
 
     def labels(self) -> np.ndarray:
-        """int64 [n]: the labels of all examples, -1: none."""
-        return self._source.labels()[self.indices]
+        return super().labels()[self.indices]
 
     def name_of(self, index: int) -> str:
-        return self._source.name_of(int(self.indices[index]))
+        return super().name_of(int(self.indices[index]))
 
 
 class RandomSubset(_Subset):
@@ -69,7 +88,7 @@ class StratifiedSubset(_Subset):
         super().__init__(source, np.concatenate(chosen))
 
 
-class Labelled:
+class Labelled(Wrapper):
     """A source for tasks that need labels: checks that there are classes, and each label as it is read.
 
     Args:
@@ -84,30 +103,18 @@ class Labelled:
     def __init__(self, source: Source, data_config: ConfigDict):
         if source.num_classes < 2:
             raise UserError(_no_labels(source, data_config))
-        self._source = source
-        self.num_classes, self.class_names = source.num_classes, source.class_names
-        self.in_memory = getattr(source, "in_memory", False)
+        super().__init__(source)
         with contextlib.suppress(OSError):  # a file that cannot be read is the loader's affair
             self[0]
 
-    def __len__(self) -> int:
-        return len(self._source)
-
     def __getitem__(self, index: int) -> dict:
-        record = self._source[index]
+        record = super().__getitem__(index)
         if not 0 <= record["label"] < self.num_classes:
             raise UserError(
                 f"{self.name_of(index)} has the label {record['label']}, which is outside [0, {self.num_classes}): "
                 "choose a split whose pictures are all labelled"
             )
         return record
-
-    def labels(self) -> np.ndarray:
-        """int64 [n]: the labels of all examples, not checked."""
-        return self._source.labels()
-
-    def name_of(self, index: int) -> str:
-        return self._source.name_of(index)
 
 
 def _no_labels(source: Source, data_config: ConfigDict) -> str:

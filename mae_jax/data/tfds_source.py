@@ -36,6 +36,8 @@ class TfdsSource:
       UserError: unknown name, data not prepared (with the command that does it), unknown split, no pictures.
     """
 
+    in_memory = False
+
     def __init__(self, name: str, data_dir: str | None, split: str, setting: str):
         with _quiet():
             import tensorflow_datasets as tfds  # here, since most runs on other data need not wait for it

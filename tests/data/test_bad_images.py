@@ -116,7 +116,7 @@ def test_a_hundredth_of_the_pictures_bad_is_no_error_however_early_they_come(fol
 class ManyPictures:
     """20 000 pictures in memory, every `every`th of them an empty file."""
 
-    num_classes, class_names, in_memory = 0, None, True
+    num_classes, class_names, in_memory, picture_size = 0, None, True, None
 
     def __init__(self, every: int):
         self._every, self._image = every, np.full((8, 8, 3), 7, np.uint8)

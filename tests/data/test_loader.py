@@ -153,7 +153,7 @@ def test_an_iterator_that_has_ended_or_was_closed_stays_so(make_config):
 class Counting:
     """A source that takes its time and notes how far it was read."""
 
-    num_classes, class_names = 0, None
+    num_classes, class_names, in_memory, picture_size = 0, None, False, None
 
     def __init__(self):
         self.reads, self._lock = 0, threading.Lock()

@@ -18,7 +18,7 @@ PROCESSOR = Processor((16, 24), 3)
 
 def test_a_picture_is_prepared_as_in_evaluation():
     class Source:
-        num_classes, class_names = 0, None
+        num_classes, class_names, in_memory, picture_size = 0, None, False, None
 
         def __len__(self):
             return 1

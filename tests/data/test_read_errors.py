@@ -31,7 +31,7 @@ def pauses(monkeypatch):
 class Unsteady:
     """200 pictures; the first `failures[i]` reads of picture i fail with `code`."""
 
-    num_classes, class_names = 0, None
+    num_classes, class_names, in_memory, picture_size = 0, None, False, None
 
     def __init__(self, failures, code=errno.EIO):
         self._left, self._code, self._lock, self.reads = dict(failures), code, threading.Lock(), 0

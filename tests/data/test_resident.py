@@ -13,6 +13,7 @@ from mae_jax.data.device import training_batches
 from mae_jax.data.loader import make_train_batches
 from mae_jax.data.resident import bicubic_table, cut_and_resize
 from mae_jax.data.sources import make_source
+from mae_jax.data.subset import Labelled, RandomSubset, StratifiedSubset, Wrapper
 from mae_jax.errors import UserError
 from mae_jax.mesh import make_mesh
 from mae_jax.stages import make_stages, size_at
@@ -73,6 +74,25 @@ def test_the_same_goes_for_other_sizes_channels_and_a_restart_in_a_later_stage()
     expected.close()
 
 
+WRAPPERS = {
+    "labelled": lambda source, data: Labelled(source, data),
+    "a random part": lambda source, data: RandomSubset(source, 30),
+    "a share of each class, labelled": lambda source, data: StratifiedSubset(Labelled(source, data), 0.5),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+@pytest.mark.parametrize("name, channels", [("digits", 1), ("synthetic", 3)])
+def test_pictures_that_a_classifier_trains_on_live_on_the_device_with_the_same_bits(name, channels, wrap):
+    data = make_data(name=name, num_examples=40)
+    source = wrap(make_source(data, "train", (8, 8), channels), data)
+    on_device, _ = batches_of(data, source, (8, 8), channels=channels)
+    assert type(on_device._batches).__name__ == "ResidentBatches"
+    data.on_device = False
+    read, _ = batches_of(data, source, (8, 8), channels=channels)
+    assert_same(fetched(on_device, 5), fetched(read, 5))
+
+
 @pytest.mark.parametrize("size, out", [((7, 5), (9, 16)), ((6, 6), (6, 6)), ((1, 8), (5, 8))])
 def test_every_box_has_the_bits_that_pillow_gives_it(size, out):
     image = np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)
@@ -116,16 +136,9 @@ def test_what_cannot_live_on_the_device_is_read_and_refused_where_it_was_asked_f
 
 
 def test_a_bad_picture_is_replaced_by_the_same_one_and_told():
-    class Spoilt:
-        def __init__(self, source):
-            self._source, self.num_classes, self.class_names = source, source.num_classes, source.class_names
-            self.picture_size, self.labels, self.name_of = source.picture_size, source.labels, source.name_of
-
-        def __len__(self):
-            return len(self._source)
-
+    class Spoilt(Wrapper):
         def __getitem__(self, index):
-            return {"image": b"no picture", "label": 0} if index == 7 else self._source[index]
+            return {"image": b"no picture", "label": 0} if index == 7 else super().__getitem__(index)
 
     source = Spoilt(make_source(make_data(), "train", (8, 8), 1))
     on_device, _ = batches_of(make_data(on_device=True), source, (8, 8))

@@ -17,7 +17,7 @@ from mae_jax.errors import UserError
 class Pictures:
     """Pictures in memory with the labels given; each shows its index."""
 
-    in_memory, class_names = True, None
+    in_memory, class_names, picture_size = True, None, (8, 8)
 
     def __init__(self, labels, num_classes: int):
         self._labels, self.num_classes = list(labels), num_classes
@@ -86,7 +86,8 @@ def test_a_labelled_source_is_its_source(make_config):
     source = make_source(make_config(name="digits"), "train", (8, 8), 1)
     labelled = Labelled(source, make_config(name="digits"))
     assert len(labelled) == len(source) and labelled.name_of(3) == source.name_of(3)
-    assert (labelled.num_classes, labelled.class_names, labelled.in_memory) == (10, source.class_names, True)
+    offered = (labelled.num_classes, labelled.class_names, labelled.in_memory, labelled.picture_size)
+    assert offered == (10, source.class_names, True, (8, 8))
     np.testing.assert_array_equal(labelled[3]["image"], source[3]["image"])
     np.testing.assert_array_equal(labelled.labels(), source.labels())
 
@@ -99,7 +100,16 @@ def test_wrapped_sources_can_be_pickled(make_config, wrap):
     source = wrap(Pictures([0, 1, 1, 0, 1], 2), make_config(name="digits"))
     copy = pickle.loads(pickle.dumps(source))
     assert copy.labels().tolist() == source.labels().tolist() and copy[2]["label"] == source[2]["label"]
-    assert copy.in_memory
+    assert copy.in_memory and copy.picture_size == (8, 8)
+
+
+def test_every_source_says_what_it_offers(tmp_path, make_config, write_pictures):
+    write_pictures(tmp_path, *(f"{i}.png" for i in range(4)))
+    folder = make_config(name="image_folder", path=str(tmp_path))
+    synthetic = make_config(name="synthetic", num_examples=8)
+    sources = [make_source(config, "train", (12, 8), 3) for config in (folder, synthetic)]
+    for source, picture_size in zip((*sources, PictureFiles(tmp_path)), (None, (12, 8), None), strict=True):
+        assert (source.in_memory, source.picture_size) == (False, picture_size)
 
 
 def test_pictures_in_a_flat_folder_are_refused_and_told_to_lie_in_class_folders(tmp_path, make_config, write_pictures):
