@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mae_jax.errors import UserError, first_line
+from mae_jax.interop.archives import find_damage
 
 # The names that PyTorch and NumPy share, and those in the header of a safetensors file.
 NAMES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -155,8 +156,9 @@ def _read_torch(path: Path, zipped: bool) -> tuple[dict[str, Tensor], dict[str, 
     if torch.__version__ < (2, 10):
         raise UserError(f"reading {path} safely needs PyTorch 2.10 or newer, not {torch.__version__}; upgrade torch")
     try:
-        can_map = zipped and _check_zip(path) and path.suffix != ".safetensors"  # a name that torch would go by
         with path.open("rb") as file, torch.serialization.safe_globals(PLAIN_GLOBALS), catch_warnings(action="ignore"):
+            # torch goes by the name .safetensors.
+            can_map = zipped and _check_zip(torch, path) and path.suffix != ".safetensors"
             content = torch.load(path if can_map else file, map_location="cpu", weights_only=True, mmap=can_map)
         return _read_content(torch, path, content)
     except UserError:
@@ -165,13 +167,16 @@ def _read_torch(path: Path, zipped: bool) -> tuple[dict[str, Tensor], dict[str, 
         raise _damaged(path, error) from error
 
 
-def _check_zip(path: Path) -> bool:
-    """Whether a zip file's content can be mapped: all of it is stored as it is. Raises if it is not PyTorch's."""
+def _check_zip(torch: Any, path: Path) -> bool:
+    """Whether a zip file's content can be mapped: all of it is stored as it is. Raises if it is damaged, or no such."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
-    names = {entry.filename.partition("/")[2] for entry in entries}
-    if "data.pkl" not in names or "constants.pkl" in names:
-        raise UserError(f"{path} is a zip archive, but no state dict that torch.save wrote (TorchScript?); {ACCEPTED}")
+        names = {entry.filename.partition("/")[2] for entry in entries}
+        if "data.pkl" not in names or "constants.pkl" in names:
+            kind = "a zip archive, but no state dict that torch.save wrote (TorchScript?)"
+            raise UserError(f"{path} is {kind}; {ACCEPTED}")
+        if damage := find_damage(archive, torch):
+            raise UserError(f"{path} is damaged ({damage}); {AGAIN}")
     return all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
 
 
