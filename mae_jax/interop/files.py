@@ -49,6 +49,7 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
     dtype: str  # one of DTYPES, e.g. "float32" or "bfloat16"
     read: Callable[[], np.ndarray]  # its values: a view of the mapped file where possible, not to be written to
+    name: str  # in the file
 
 
 class TensorFile(NamedTuple):
@@ -146,7 +147,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if dtype is None:
             raise UserError(UNKNOWN_TYPE.format(path, name, entry["dtype"]))
         read = partial(np.ndarray, shape, DTYPES[dtype], mapped, begin + entry["data_offsets"][0])
-        tensors[name] = Tensor(shape, dtype, read)
+        tensors[name] = Tensor(shape, dtype, read, name)
     return tensors, others
 
 
@@ -199,7 +200,7 @@ def _make_tensor(torch: Any, path: Path, name: str, value: Any) -> Tensor:
     if value.layout != torch.strided or value.is_nested or value.device.type != "cpu" or dtype not in DTYPES:
         raise UserError(UNKNOWN_TYPE.format(path, name, f"{dtype} ({value.layout}, {value.device})"))
     bits = value.view(torch.int16) if dtype == "bfloat16" else value.resolve_neg()  # PyTorch's NumPy has no bfloat16
-    return Tensor(tuple(value.shape), dtype, lambda: bits.numpy().view(DTYPES[dtype]))
+    return Tensor(tuple(value.shape), dtype, lambda: bits.numpy().view(DTYPES[dtype]), name)
 
 
 def _holds_tensors(torch: Any, value: Any) -> bool:

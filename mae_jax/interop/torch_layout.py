@@ -100,7 +100,7 @@ def read_params(state: State, shapes: dict, renamed: dict[str, str], patch_size:
     Everything is checked before anything is read.
 
     Raises:
-      UserError: for tensors that are missing or have another shape.
+      UserError: for tensors that are missing, have another shape, or hold NaN or infinity.
     """
     found = list(places(shapes, renamed, patch_size))
     missing = [place.name for place in found if place.name not in state]
@@ -112,6 +112,7 @@ def read_params(state: State, shapes: dict, renamed: dict[str, str], patch_size:
             raise UserError(f"{source}: {place.name} has shape {shape}, but the model's settings make it {place.shape}")
     params = {path: empty_pages(leaf.shape) for path, leaf in flatten_dict(shapes).items()}
 
+    @np.errstate(over="ignore")  # what float32 does not hold is refused below
     def copy(place: Place) -> None:
         array = params[place.path]
         target = array if place.block is None else array[place.block]
@@ -130,6 +131,10 @@ def read_params(state: State, shapes: dict, renamed: dict[str, str], patch_size:
             else:
                 target[rows] = values
             row = rows.stop
+        if not np.isfinite(target).all():
+            parts = state[place.name]
+            name = next(part.name for part in parts if not np.isfinite(part.read().astype(np.float32)).all())
+            raise UserError(f"{source}: tensor {name} holds NaN or infinity (in float32); take another file")
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for _ in pool.map(copy, found):  # raises what a thread has raised

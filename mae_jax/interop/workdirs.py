@@ -100,7 +100,7 @@ def read_workdir(path: str | Path) -> Weights:
     """Reads config and parameters of a workdir's newest checkpoint, or of one checkpoint.
 
     Raises:
-      UserError: if there is none, it cannot be read or is damaged, or it holds no encoder.
+      UserError: if there is none, it cannot be read or is damaged, or it holds no encoder, or NaN or infinity.
     """
     checkpoint = find_checkpoint(path)
     # One of an earlier version has no manifest. The optimizer's state, most of a checkpoint, is not read.
@@ -113,6 +113,10 @@ def read_workdir(path: str | Path) -> Weights:
     params = with_heads_apart(join(*trees.values()))
     if "encoder" not in params:
         raise UserError(f"checkpoint {checkpoint} holds no encoder, only {', '.join(params) or 'nothing'}")
+    for names, leaf in flatten_dict(params).items():
+        if not np.isfinite(leaf).all():
+            remedy = f"its training had failed; take {_others(checkpoint)}"
+            raise UserError(f"checkpoint {checkpoint}: {'/'.join(names)} holds NaN or infinity; {remedy}")
     return Weights(config, params, step, f"step {step:,} ({config['task']})")
 
 
