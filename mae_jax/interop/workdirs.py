@@ -1,6 +1,7 @@
 """Weights of our own workdirs and checkpoints."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,14 +48,18 @@ def find_checkpoint(path: str | Path) -> Path:
     if (path / "params").is_dir():
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    # Orbax renames a checkpoint to its bare number when it is complete.
-    steps = [int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()] if folder.is_dir() else []
-    if not steps:
+    if not (steps := _steps(folder)):
         raise UserError(
             f"{path} is neither a workdir with a checkpoint nor a checkpoint of mae_jax, and holds no weights of "
             "another program (such as model.safetensors)"
         )
-    return folder / str(max(steps))
+    return folder / str(steps[-1])
+
+
+def _steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints in a folder; Orbax renames one to its bare number when it is complete."""
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
 
 def read_own_config(workdir: Path) -> dict[str, Any] | None:
@@ -70,8 +75,7 @@ def read_own_config(workdir: Path) -> dict[str, Any] | None:
 
 def _own_config(workdir: Path) -> dict[str, Any] | None:
     folder, refusal = workdir / "checkpoints", None
-    entries = [entry for entry in folder.iterdir() if entry.name.isdigit()] if folder.is_dir() else []
-    for checkpoint in sorted(entries, key=lambda entry: int(entry.name), reverse=True):
+    for checkpoint in (folder / str(step) for step in reversed(_steps(folder))):
         try:
             if has_manifest(checkpoint) and (damage := find_damage(checkpoint, ("about",))):
                 raise UserError(f"checkpoint {checkpoint} is damaged: {damage}; take {_others(checkpoint)}")
@@ -87,13 +91,18 @@ def read_config(checkpoint: Path) -> tuple[dict[str, Any], int]:
     """The resolved config of the run that wrote a checkpoint, with tuples as they were, and the checkpoint's step.
 
     Raises:
-      UserError: if it cannot be read.
+      UserError: if it cannot be read, or lies in a folder with another number.
     """
     try:
         about = json.loads((checkpoint / "about" / "metadata").read_text())
-        return from_dict(about["config"]), about["step"]
+        config, step = from_dict(about["config"]), about["step"]
+        if type(step) is not int:
+            raise ValueError(f"its step is {step!r}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"checkpoint {checkpoint} cannot be read ({first_line(error)}); take an earlier one") from error
+    if checkpoint.name.isdecimal() and checkpoint.name != str(step):
+        raise UserError(f"checkpoint {checkpoint} is one of step {step}: rename its folder to {step}, or move it away")
+    return config, step
 
 
 def read_workdir(path: str | Path) -> Weights:
@@ -134,8 +143,9 @@ def with_heads_apart(params: dict[str, Any]) -> dict[str, Any]:
 
 def _others(checkpoint: Path) -> str:
     """The checkpoint before a damaged one, or what to do if there is none."""
-    steps = sorted(int(entry.name) for entry in checkpoint.parent.iterdir() if entry.name.isdigit())
-    earlier = [step for step in steps if checkpoint.name.isdigit() and step < int(checkpoint.name)]
+    earlier = [
+        step for step in _steps(checkpoint.parent) if checkpoint.name.isdecimal() and step < int(checkpoint.name)
+    ]
     return f"an earlier one, such as {checkpoint.parent}/{earlier[-1]}" if earlier else "another one, or a copy of it"
 
 

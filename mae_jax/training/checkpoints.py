@@ -243,6 +243,8 @@ class Checkpoints:
 
     def _check_fits(self, step: int, about: dict[str, Any]) -> None:
         name = f"checkpoint {step} in {self._folder}"
+        if (own := about.get("step")) != step:
+            raise UserError(f"{name} is one of step {own}: rename its folder to {own}, or move it away")
         check_fits(about["config"], self._config, name)
         if about.get("layout") != LAYOUT:
             raise UserError(

@@ -54,6 +54,27 @@ def workdir(saved, tmp_path):
     return tmp_path / "run"
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["a copy", "renamed"])
+def test_a_checkpoint_under_another_steps_number_is_refused_and_nothing_is_moved(workdir, kept):
+    folder = workdir / "checkpoints"
+    shutil.copytree(folder / "2", folder / "9") if kept else (folder / "2").rename(folder / "9")
+    before = files_of(workdir)
+    for use in (resume, read_workdir):
+        with pytest.raises(UserError, match="is one of step 2: rename its folder to 2, or move it away$") as error:
+            use(workdir)
+        assert "\n" not in str(error.value) and "9" in str(error.value)
+    assert files_of(workdir) == before
+    with pytest.raises(UserError, match="checkpoints/9 is one of step 2"):
+        read_workdir(folder / "9")
+    shutil.copytree(folder / "9", workdir / "best")
+    assert read_workdir(workdir / "best").step == 2  # whatever else it is called
+
+
+def resume(workdir):
+    with open_checkpoints(workdir) as checkpoints:
+        return checkpoints.newest_whole()
+
+
 def files_of(folder):
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
