@@ -1,7 +1,6 @@
 """What a file of another program says of its model, and what its shapes tell."""
 
 import dataclasses
-import json
 import math
 import re
 from pathlib import Path
@@ -13,6 +12,7 @@ from mae_jax.config import from_dict
 from mae_jax.errors import UserError, first_line
 from mae_jax.interop import huggingface, timm
 from mae_jax.interop.files import TensorFile
+from mae_jax.interop.plain import read_json
 from mae_jax.interop.preprocessor import done_otherwise, read_preprocessor
 from mae_jax.interop.torch_layout import State, listed, stacked_shape
 from mae_jax.models.classifier import ClassifierConfig
@@ -31,6 +31,7 @@ CHANGES_RESULTS = re.compile(
 HEADS_OF_WIDTH = {size["width"]: size["num_heads"] for size in SIZES.values()} | {1408: 16, 1664: 16}  # ViT-g, ViT-G
 DECODER_HEADS = 16  # of all released autoencoders
 PICTURES = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "eval_crop": 0.875}  # ImageNet's
+LEAST_STD, LEAST_CROP = 1e-6, 0.01  # below, values overflow, and pictures are made as large as memory
 # What a user may say of a file that does not say it.
 GUESSABLE = ("num_heads", "decoder_num_heads", "normalize_targets", "norm_epsilon", "activation", "image_size")
 
@@ -89,19 +90,29 @@ class Description:
         for stack, name in (("blocks", "depth"), ("decoder_blocks", "decoder_depth"))[: 1 + self.has_decoder]:
             numbers = self._blocks(stack)
             if len(numbers) != settings[name]:
-                raise UserError(f"{self.path}: {name} is {settings[name]}, but it has {len(numbers)} {stack}")
+                raise UserError(f"{self.path}: {name} is {settings[name]!r}, but it has {len(numbers)} {stack}")
             if max(numbers) >= len(numbers):
                 text = f"{len(numbers)} {stack}, but one of them has the number {max(numbers)}"
                 raise UserError(f"{self.path} has {text}")
         self._assume(settings)
         if "image_size" not in settings:
             settings["image_size"] = self._image_size(settings["patch_size"], size)
-        for name in ("normalize_targets", "qkv_bias"):
-            if not isinstance(settings.get(name, True), bool):
-                raise UserError(f"{self.path}: {name}={settings[name]!r} is neither true nor false")
+        self._check_kinds(settings)
         model = MAEConfig(**settings)
         learned = settings.get("positions") == "learned" or not self._tables_are_fixed(model)
         return dataclasses.replace(model, positions="learned" if learned else "sincos")
+
+    def _check_kinds(self, settings: dict[str, Any]) -> None:
+        """Raises UserError for a number, or a yes or no, that is something else."""
+        kinds = {field.name: field.type for field in dataclasses.fields(MAEConfig)}
+        for name, value in settings.items():
+            kind = kinds.get(name)
+            if kind is bool and type(value) is not bool:
+                raise UserError(f"{self.path}: {name}={value!r} is neither true nor false")
+            if kind is int and type(value) is not int:
+                raise UserError(f"{self.path}: {name}={value!r} is no whole number of 64 bits")
+            if kind is float and not is_number(value):
+                raise UserError(f"{self.path}: {name}={value!r} is no finite number")
 
     def _of_shapes(self) -> dict[str, Any]:
         def shape(name: str) -> tuple[int, ...]:
@@ -210,11 +221,14 @@ class Description:
         data = {"name": None} | usual | self.data
         for name in ("mean", "std"):
             values = data[name]
-            if len(values) not in (1, channels) or not all(math.isfinite(value) for value in values):
-                text = f"{name}={values} must be one number, or one for each of {channels} channels"
+            if len(values) not in (1, channels) or not all(is_number(value) for value in values):
+                text = f"{name}={values!r} must be one number, or one for each of {channels} channels"
                 raise UserError(f"{self.path}: {text}")
-        if min(data["std"]) <= 0 or not 0 < data["eval_crop"] <= 1:
-            raise UserError(f"{self.path}: std={data['std']} must be above 0, crop_pct={data['eval_crop']} in (0, 1]")
+        std, crop = data["std"], data["eval_crop"]
+        if min(std) < LEAST_STD or not (is_number(crop) and LEAST_CROP <= crop <= 1):
+            raise UserError(
+                f"{self.path}: std={std} must be above {LEAST_STD}, and crop_pct={crop!r} from {LEAST_CROP} to 1"
+            )
         return data
 
     def left_over(self, used: set[str]) -> list[str]:
@@ -228,6 +242,11 @@ class Description:
         if serious := [name for name in left if CHANGES_RESULTS.match(name) and not name.startswith(unused_decoder)]:
             raise UserError(f"{self.path} is not a plain ViT: {listed(serious)} have no place in this model")
         return [f"left over: {', '.join(left)}"] if left else []
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number that float32 holds, and no truth value."""
+    return type(value) in (int, float) and abs(value) < 3e38
 
 
 def _is_formula(table: np.ndarray, grid: tuple[int, int]) -> bool:
@@ -246,12 +265,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text())
-        if not isinstance(found, dict):
-            raise ValueError("it holds no object")
+        return read_json(path)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable JSON ({first_line(error)}); download it again") from error
-    return found
 
 
 def _read_arguments(arguments: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import secrets
 import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 from warnings import catch_warnings
 
@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 
 from mae_jax.errors import UserError, first_line
 from mae_jax.interop.archives import find_damage
+from mae_jax.interop.plain import NOT_READ, make_plain, read_json
 
 # The names that PyTorch and NumPy share, and those in the header of a safetensors file.
 NAMES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -32,7 +33,6 @@ UNKNOWN_TYPE = "{}: tensor {!r} is of type {}; convert it to one of " + ", ".joi
 TORCH_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # what a file before PyTorch 1.6 begins with, after its protocol
 # Where a PyTorch file's state dict may be: the first that holds tensors is taken, else the top level itself.
 STATE_DICTS = ("model", "state_dict", "model_state_dict", "module", "net", "model_ema", "state_dict_ema", "ema")
-NOT_READ = "not read"
 # What checkpoints of training hold beside tensors, as one of facebookresearch/mae: a Namespace of arguments, which only
 # holds attributes, and in it, if submitit ran it, paths: pure ones touch no file, and may be of another system. NumPy's
 # scalars and arrays are replaced by nothings: numpy.dtype believes whatever memory layout a pickle gives it.
@@ -109,7 +109,7 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _read_shards(index: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
-        places = json.loads(index.read_bytes())["weight_map"]
+        places = read_json(index)["weight_map"]
         if not (isinstance(places, dict) and all(isinstance(place, str) for place in places.values())):
             raise ValueError("weight_map does not map names of tensors to names of files")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -191,7 +191,10 @@ def _read_content(torch: Any, path: Path, content: Any) -> tuple[dict[str, Tenso
     found = {str(name): value for name, value in state.items() if isinstance(value, torch.Tensor)}
     beside = {str(name): value for name, value in (state | top).items() if str(name) not in found}
     tensors = {name: _make_tensor(torch, path, name, value) for name, value in found.items()}
-    return tensors, {name: _make_plain(torch, name, value) for name, value in beside.items()}
+    return tensors, {
+        name: NOT_READ if _holds_tensors(torch, value) else make_plain(torch, name, value)
+        for name, value in beside.items()
+    }
 
 
 def _make_tensor(torch: Any, path: Path, name: str, value: Any) -> Tensor:
@@ -205,27 +208,6 @@ def _make_tensor(torch: Any, path: Path, name: str, value: Any) -> Tensor:
 
 def _holds_tensors(torch: Any, value: Any) -> bool:
     return isinstance(value, dict) and any(isinstance(part, torch.Tensor) for part in value.values())
-
-
-def _make_plain(torch: Any, name: str, value: Any) -> Any:
-    """A top-level entry as JSON could hold it; NOT_READ if it has tensors, is huge, or is a state of training."""
-
-    def simplify(part: Any) -> Any:
-        if isinstance(part, argparse.Namespace):
-            return vars(part)
-        return str(part) if isinstance(part, PurePath | torch.device | torch.dtype) else NOT_READ
-
-    if _holds_tensors(torch, value) or (isinstance(value, dict | list) and re.search("optim|scaler|sched", name)):
-        return NOT_READ
-    text = ""
-    try:
-        for piece in json.JSONEncoder(default=simplify).iterencode(value):
-            text += piece
-            if len(text) > 1_000_000:  # a small pickle can hold an endless structure
-                return NOT_READ
-        return json.loads(text)
-    except (TypeError, ValueError, RecursionError):
-        return NOT_READ
 
 
 def write_safetensors(path: str | Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:

@@ -45,16 +45,18 @@ def read_foreign(path: Path, asked: dict[str, Any] | None = None) -> Weights:
         classifier = found.classifier_config(model) if found.has_head else None
         shapes = abstract_variables(classifier) if classifier else abstract_params(model, decoder=found.has_decoder)
         data = found.data_settings(model.channels)
+        names = found.class_names
+        if names and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise TypeError("its names of classes are no list of texts")
     except UserError:
         raise
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise UserError(
             f"{path}, or a JSON file beside it, says something in a form that is not known ({first_line(error)})"
         ) from error
     config: dict[str, Any] = {"task": "pretrain", "seed": 0, "model": _as_settings(model), "data": data}
     renamed = renamings(classifier)
     if classifier:
-        names = found.class_names
         config["class_names"] = names if names and len(names) == classifier.num_classes else None
         config["task"] = "classify"
         config["classifier"] = {k: v for k, v in dataclasses.asdict(classifier).items() if k != "encoder"}

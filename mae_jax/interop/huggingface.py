@@ -196,7 +196,7 @@ def read_settings(config: dict[str, Any], source: str) -> dict[str, Any]:
 def unused_settings(config: dict[str, Any]) -> list[str]:
     """Notes on settings of a config.json that make no difference here, but would elsewhere."""
     names = [name for name in ("hidden_dropout_prob", "attention_probs_dropout_prob") if config.get(name)]
-    return [f"{name}={config[name]} is not used: there is no dropout here" for name in names]
+    return [f"{name}={config[name]!r} is not used: there is no dropout here" for name in names]
 
 
 def make_config(model: MAEConfig, architecture: str, class_names: list[str] | None, num_classes: int | None) -> dict:

@@ -55,7 +55,9 @@ def done_otherwise(preprocessor: dict[str, Any]) -> list[str]:
     if size and not (keeps_aspect or _crops(preprocessor)):
         notes.append("its processor stretches pictures; here the aspect is kept and the centre cut out")
     if preprocessor.get("resample", BICUBIC) != BICUBIC:
-        notes.append(f"its processor resizes with resample={preprocessor['resample']}; here by Pillow's bicubic filter")
+        notes.append(
+            f"its processor resizes with resample={preprocessor['resample']!r}; here by Pillow's bicubic filter"
+        )
     return notes
 
 

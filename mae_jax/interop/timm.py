@@ -54,7 +54,7 @@ def read_data(config: dict[str, Any]) -> dict[str, Any]:
 def done_otherwise(config: dict[str, Any]) -> list[str]:
     """Notes on what timm's config.json says of the preparation of pictures, and is done otherwise here."""
     pretrained, usual = config.get("pretrained_cfg") or {}, {"interpolation": "bicubic", "crop_mode": "center"}
-    differing = [f"{name}={pretrained[name]}" for name in usual if pretrained.get(name, usual[name]) != usual[name]]
+    differing = [f"{name}={pretrained[name]!r}" for name in usual if pretrained.get(name, usual[name]) != usual[name]]
     return [f"{' and '.join(differing)} of its pictures: here bicubic, and the centre"] if differing else []
 
 
