@@ -24,16 +24,28 @@ MAX_STEPS_AHEAD = 2
 
 
 class NonFiniteLoss(ArithmeticError):
-    """The loss or the gradient stopped being a number. `step` counts from 1, as all steps that are reported."""
+    """Loss, gradient or state stopped being numbers. `step` counts from 1, as all steps that are reported.
 
-    def __init__(self, step: int, name: str, value: float, last_checkpoint: int | None):
+    Args:
+      what: is wrong, such as "train/loss is nan".
+    """
+
+    def __init__(self, step: int, what: str, last_checkpoint: int | None):
         kept = f"checkpoint {last_checkpoint} is the last good one" if last_checkpoint else "no good checkpoint exists"
         super().__init__(
-            f"{name} is {value} at step {step}; {kept}. Try a lower --config.optimizer.base_learning_rate, "
+            f"{what} at step {step}; {kept}. Try a lower --config.optimizer.base_learning_rate, "
             "--config.optimizer.clip_norm=1, a longer warm-up, or --config.model.dtype=float32; "
             "the same command with the change goes on from the last checkpoint"
         )
         self.step = step
+
+
+def _what_is_not_finite(scalars: dict) -> str | None:
+    """What of a step's outcome is not finite, if anything."""
+    for name in ("loss", "grad_norm"):
+        if not np.isfinite(scalars[name]):
+            return f"train/{name} is {scalars[name]}"
+    return None if scalars["finite"] else "the state after the update is not finite"
 
 
 def train(
@@ -64,34 +76,39 @@ def train(
       evaluate: state -> scalars to report; called at every multiple of `evaluate_every_steps` but the last step.
 
     Raises:
-      NonFiniteLoss: at the first such step, found when the step is reported; nothing is saved from it on.
+      NonFiniteLoss: at the first such step that is not left out, found when the step is reported; nothing is saved from
+        it on, and what no finite loss has shown to be alive is set aside.
       Stopped: after a signal, when the state is on disk.
       NotSaved: if the last state cannot be saved, or that of a signal. Other saves that fail are told.
     """
     step = start_step = int(state.step)
     pending = []  # (step, its scalars still on the device) since the last look
+    unproven = step  # from this step on no state is known to give a finite loss
+    suspect = False  # whether the last loss was not finite, so that the state may be past help
     waited, clock, clock_step = 0.0, time.perf_counter(), step
     skipped = int(state.skipped)
 
     def look() -> dict[str, float]:
         """Fetches the pending scalars, checks that they are finite, and returns the last step's."""
-        nonlocal skipped
+        nonlocal skipped, unproven, suspect
         scalars = {}
         fetched = jax.device_get(pending)
         pending.clear()
         for at_step, scalars in fetched:
-            bad = next((name for name in ("loss", "grad_norm") if not np.isfinite(scalars[name])), None)
-            if bad is None:
-                continue
-            if scalars.get("skipped", 0) > skipped:
+            what = _what_is_not_finite(scalars)
+            left_out = scalars.get("skipped", 0) > skipped
+            if what and not left_out:
+                if not np.isfinite(scalars["loss"]):  # it is that of the state before the step, which may be saved
+                    checkpoints.set_aside(unproven)
+                raise NonFiniteLoss(at_step, what, checkpoints.latest_step())
+            if what:
                 skipped = int(scalars["skipped"])
-                text = f"step {at_step}: train/{bad} is {scalars[bad]}; the update was left out, the {skipped}. so far"
+                text = f"step {at_step}: {what}; the update was left out, the {skipped}. so far"
                 reporter.line(f"{text} (train.skip_nonfinite)")
-                continue
-            if bad == "loss":  # it is that of the state before the step, which may have been saved
-                checkpoints.set_aside(at_step - 1)
-            raise NonFiniteLoss(at_step, f"train/{bad}", float(scalars[bad]), checkpoints.latest_step())
-        return {name: float(value) for name, value in scalars.items()}
+            suspect = not np.isfinite(scalars["loss"])
+            if not suspect:
+                unproven = at_step
+        return {name: float(value) for name, value in scalars.items() if name != "finite"}
 
     with stop.deferred():
         while True:
@@ -106,13 +123,17 @@ def train(
                     with contextlib.suppress(Stopped), stop.deferred(False):
                         reporter.scalars(step, evaluate(state), prefix="eval/")
                 stopping = stop.received  # looked at once, so that nothing is stopped without being saved
-                if save_due or stopping:
+                if suspect and step == total_steps and not stopping:
+                    evaluate(state)  # raises if it is past help; what is left is that the last batch was to blame
+                    suspect = False
+                if (save_due or stopping) and not suspect:
                     seconds = checkpoints.save(step, state)
                     if seconds is not None:
                         reporter.saved(step, seconds)
                 if stopping:
                     checkpoints.wait()
-                    reporter.line(f"stopped by a signal at step {step}; everything is saved, the same command goes on")
+                    kept = "its loss is not finite and it is not saved" if suspect else "everything is saved"
+                    reporter.line(f"stopped by a signal at step {step}; {kept}, the same command goes on")
                     raise Stopped
                 clock += time.perf_counter() - paused
             if step == total_steps:

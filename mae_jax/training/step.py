@@ -58,7 +58,9 @@ def make_train_step(
         their statistics.
       ema_decay: of the moving average of the parameters, if the state has one.
       mixes_pairs: rows 2i and 2i + 1 must stay together.
-      skip_nonfinite: as many updates at most are left out of a run where loss or gradient is not finite.
+      skip_nonfinite: as many updates at most are left out of a run where loss, gradient or the new state is not finite.
+
+    Among the scalars `finite` tells whether the state after the update is, whatever the loss.
     """
     parts = Parts(accumulate_steps, 2 if mixes_pairs else 1)
 
@@ -85,8 +87,9 @@ def make_train_step(
             **details.scalars,
         }
         new = TrainState(state.step + 1, params, opt_state, state.frozen, statistics, average, state.skipped)
+        scalars["finite"] = _all_finite((params, opt_state, statistics, average))
         if skip_nonfinite:
-            finite = jnp.isfinite(scalars["loss"]) & jnp.isfinite(scalars["grad_norm"])
+            finite = jnp.isfinite(scalars["loss"]) & jnp.isfinite(scalars["grad_norm"]) & scalars["finite"]
             skip = ~finite & (state.skipped < skip_nonfinite)
             kept = jax.tree.map(lambda old, new: jnp.where(skip, old, new), state, new)
             new = kept._replace(step=new.step, skipped=state.skipped + skip)
@@ -94,6 +97,11 @@ def make_train_step(
         return new, scalars
 
     return train_step
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    """Whether every number of a tree is finite: a bool scalar. XLA takes it in the pass that writes the numbers."""
+    return functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)])
 
 
 def _mean_gradients(

@@ -68,15 +68,19 @@ class FakeReporter:
 
 
 class Run:
-    """A run of the loop that can be watched. `losses`: step -> loss (or (loss, gradient norm)) other than 1.0."""
+    """A run of the loop that can be watched.
+
+    `losses`: step -> loss (or (loss, gradient norm)) other than 1.0; `dead`: steps whose state is not finite.
+    """
 
     def __init__(
-        self, *, start=None, total=10, every=3, log=2, evaluate=4, losses=None, evaluated=(), stop=None, skip=0
-    ):
+        self, *, start=None, total=10, every=3, log=2, evaluate=4, losses=None, evaluated=(), stop=None, skip=0,
+        dead=(),
+    ):  # fmt: skip
         self.events = []
         self.checkpoints, self.reporter = FakeCheckpoints(self.events, every), FakeReporter(evaluated)
         self.start, self.total, self.log, self.every_evaluation = start or State(0, ()), total, log, evaluate
-        self.losses, self.stop, self.skip = losses or {}, stop or StopSignal(), skip
+        self.losses, self.stop, self.skip, self.dead = losses or {}, stop or StopSignal(), skip, dead
         self.profiler = Profiler(None, 0, self.start.step)
         self.on_batch, self.on_evaluation = {}, lambda: None
 
@@ -90,11 +94,12 @@ class Run:
         assert key == "key"
         self.events.append(f"step {state.step + 1}")
         loss, norm = np.broadcast_to(self.losses.get(state.step + 1, 1.0), 2).tolist()
+        scalars = {"loss": loss, "grad_norm": norm, "finite": state.step + 1 not in self.dead}
         if self.skip:
-            left_out = not np.isfinite([loss, norm]).all() and state.skipped < self.skip
+            left_out = not (np.isfinite([loss, norm]).all() and scalars["finite"]) and state.skipped < self.skip
             seen, skipped = state.seen if left_out else (*state.seen, batch), state.skipped + left_out
-            return State(state.step + 1, seen, skipped), {"loss": loss, "grad_norm": norm, "skipped": skipped}
-        return State(state.step + 1, (*state.seen, batch)), {"loss": loss, "grad_norm": norm}
+            return State(state.step + 1, seen, skipped), scalars | {"skipped": skipped}
+        return State(state.step + 1, (*state.seen, batch)), scalars
 
     def evaluate(self, state):
         self.events.append(f"evaluate {state.step}")
@@ -334,7 +339,41 @@ def test_updates_that_are_left_out_are_told_and_the_run_goes_on_until_there_are_
     with pytest.raises(NonFiniteLoss) as error:
         run()
     assert error.value.step == 6 and len(run.reporter.lines) == 3
-    assert max(run.checkpoints.saved) == 4  # the state after step 5 is the one whose loss is not finite
+    assert max(run.checkpoints.saved) == 2  # the state after step 4 has no finite loss; that after 3 is of a bad step
+
+
+@pytest.mark.parametrize("skip", [0, 2])
+def test_a_state_that_is_not_finite_is_never_saved_though_loss_and_gradient_are(skip):
+    run = Run(total=20, log=100, every=1, evaluate=None, dead=range(5, 20), skip=skip)
+    with pytest.raises(NonFiniteLoss, match=f"the state after the update is not finite at step {5 + skip}; checkpoint"):
+        run()
+    assert run.checkpoints.latest_step() == 4 + skip  # the updates that were left out change nothing
+    assert all(state.seen == tuple(range(min(step, 4))) for step, state in run.checkpoints.saved.items())
+
+
+@pytest.mark.parametrize("every", [1, 3, 4])
+def test_parameters_that_give_no_finite_loss_any_more_are_not_saved_while_updates_are_left_out(every):
+    run = Run(total=100, every=every, evaluate=None, losses=dict.fromkeys(range(5, 100), np.nan), skip=10)
+    with pytest.raises(NonFiniteLoss) as error:
+        run()
+    assert error.value.step == 15, "the first after the limit"
+    assert run.checkpoints.latest_step() == {1: 3, 3: 3, 4: None}[every]
+    assert f"save {every * (5 // every + 1)}" not in run.events
+
+
+def test_a_signal_while_updates_are_left_out_does_not_save_what_gives_no_finite_loss():
+    run = Run(every=2, evaluate=None, losses=dict.fromkeys((5, 6, 7), np.nan), skip=10)
+    run.on_batch[6] = terminate
+    with pytest.raises(Stopped):
+        run()
+    assert run.checkpoints.latest_step() == 4 and run.checkpoints.waited
+    assert "at step 6; its loss is not finite and it is not saved" in run.reporter.lines[-1]
+
+
+def test_a_last_update_that_was_left_out_is_the_end_of_the_run_if_the_state_can_be_evaluated():
+    run = Run(total=6, every=4, evaluate=None, losses={6: np.nan}, skip=1)
+    assert run().seen == (0, 1, 2, 3, 4)
+    assert run.events[-3:] == ["evaluate 6", "evaluated 6", "save 6"]
 
 
 def test_updates_left_out_before_a_restart_count():

@@ -19,10 +19,10 @@ def loss_fn(params, frozen, batch, keys):
     return jnp.mean(params["w"] * batch["x"]), LossDetails(statistics=statistics)
 
 
-def train(batches, allowed, devices=1):
+def train(batches, allowed, devices=1, rate=RATE, change=lambda state: state):
     """(the host's state before the first and after each step, scalars of each step)."""
     mesh, key = device_mesh(devices), jax.random.key(0)
-    optimizer = optax.adam(optax.linear_schedule(RATE, 0.0, 10))
+    optimizer = optax.adam(optax.linear_schedule(rate, 0.0, 10))
     variables = Variables({"w": jnp.ones(())}, statistics={"mean": jnp.zeros(())})
     init = make_init(lambda _: variables, optimizer, keep_average=True)
     step_fn = make_train_step(
@@ -30,7 +30,7 @@ def train(batches, allowed, devices=1):
     )
     abstract = abstract_state(init, mesh)
     compiled = compile_train_step(step_fn, abstract, {"x": jax.ShapeDtypeStruct((8,), jnp.float32)}, key, mesh)
-    state, scalars = create_state(init, key, mesh), []
+    state, scalars = change(create_state(init, key, mesh)), []
     states = [jax.tree.map(np.array, state)]
     for value in batches:
         batch = put_batch({"x": np.full(8, value, np.float32)}, batch_sharding(mesh))
@@ -63,13 +63,23 @@ def test_no_more_updates_are_left_out_than_allowed():
     assert np.isnan(states[-1].params["w"]) and not np.isnan(states[-2].params["w"])
 
 
-def test_without_it_the_step_does_not_even_look_whether_it_is_finite():
-    def text(**allowed):
-        mesh, optimizer = device_mesh(1), optax.sgd(RATE)
-        variables = Variables({"w": jnp.ones(())}, statistics={"mean": jnp.zeros(())})
-        init = make_init(lambda _: variables, optimizer)
-        step_fn = make_train_step(loss_fn, optimizer, lambda _: RATE, mesh, **allowed)
-        args = abstract_state(init, mesh), {"x": jax.ShapeDtypeStruct((8,), jnp.float32)}, jax.random.key(0)
-        return str(jax.make_jaxpr(step_fn)(*args))
+HUGE = 3e38  # the largest float32 is 3.4e38
 
-    assert "is_finite" not in text() and "is_finite" in text(skip_nonfinite=1)
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_an_update_that_leaves_something_infinite_behind_is_left_out_though_its_loss_and_gradient_are_finite(devices):
+    states, scalars = train([0.1, 0.1, 0.1], allowed=2, devices=devices, rate=HUGE)
+    assert [bool(s["finite"]) for s in scalars] == [True, False, False]
+    assert all(np.isfinite(s["loss"]) and np.isfinite(s["grad_norm"]) for s in scalars)
+    assert [int(state.skipped) for state in states] == [0, 0, 1, 2]
+    jax.tree.map(np.testing.assert_array_equal, states[3]._replace(step=1, skipped=0), states[1])
+
+
+@pytest.mark.parametrize("part", ["opt_state", "statistics", "average"])
+def test_everything_that_is_kept_is_looked_at_also_where_nothing_is_left_out(part):
+    def spoil(state):
+        infinite = lambda x: jnp.full_like(x, jnp.inf) if x.dtype == jnp.float32 else x  # noqa: E731
+        return state._replace(**{part: jax.tree.map(infinite, getattr(state, part))})
+
+    states, scalars = train([1.0], allowed=0, change=spoil)
+    assert np.isfinite(scalars[0]["loss"]) and np.isfinite(scalars[0]["grad_norm"]) and not scalars[0]["finite"]
