@@ -40,6 +40,7 @@ from mae_jax.preflight import check_same_command, check_shared
 from mae_jax.startup import Startup, use_compilation_cache
 from mae_jax.tasks import TRAINED, find_task
 from mae_jax.training.dry_run import dry_run
+from mae_jax.training.history import check_folder
 from mae_jax.training.loop import NonFiniteLoss
 from mae_jax.training.signals import Stopped, StopSignal, make_stop_signal
 
@@ -126,6 +127,7 @@ def run(argv: list[str], stop: StopSignal, startup: Startup) -> None:
             raise UserError(f"--dry_run compiles a training step, but config.task={config.task} trains nothing")
         return say(*dry_run(config, task.make_trainee, TOPOLOGY.value).split("\n"))
     workdir = create_workdir(workdir)
+    check_folder(workdir, config.task)
     check_same_command(config)
     check_shared(workdir)
     with locked(workdir, task.lock_name(config) if config.task == "ablate" else NAME):

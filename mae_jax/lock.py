@@ -7,15 +7,18 @@ import fcntl
 import json
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from mae_jax.console import say
 from mae_jax.errors import UserError, reason
 from mae_jax.processes import is_main
+from mae_jax.writing import parse_object, read_object
 
 NAME = ".lock"
 HELD = (errno.EACCES, errno.EAGAIN)
+NO_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO)  # a link, a folder, a socket
 # A file system without locks, or without room for another file: no reason not to run.
 IMPOSSIBLE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOSPC, errno.EDQUOT)
 
@@ -57,12 +60,17 @@ def _lock(workdir: Path, name: str, how: int) -> int:
     path = workdir / name
     while True:
         try:
-            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         except PermissionError as error:
             raise UserError(
                 f"{path} is another user's: delete it if no run uses the workdir, or choose another"
             ) from error
+        except OSError as error:
+            if error.errno not in NO_FILE:
+                raise
+            raise UserError(f"{path} is no file: remove it, or choose another --workdir") from error
         try:
+            _check_ours(file, path)
             fcntl.lockf(file, how)
             if _is_at(file, path):  # and not deleted by a run that ended in between
                 _describe(file)
@@ -76,6 +84,14 @@ def _lock(workdir: Path, name: str, how: int) -> int:
             os.close(file)
             raise
         os.close(file)
+
+
+def _check_ours(file: int, path: Path) -> None:
+    """Raises UserError if what is to be locked is a file of something else, which a run would overwrite and delete."""
+    text = os.pread(file, 4096, 0) if stat.S_ISREG(os.fstat(file).st_mode) else b"?"
+    if text and "host" not in (parse_object(text) or {}):
+        os.close(file)
+        raise UserError(f"{path} is no lock of a run: remove it, or choose another --workdir")
 
 
 def _is_at(file: int, path: Path) -> bool:
@@ -95,7 +111,7 @@ def _describe(file: int) -> None:
 
 def _owner(path: Path) -> str:
     try:
-        owner = json.loads(path.read_text())
+        owner = read_object(path) or {}
         return f"process {owner['process']} on {owner['host']}, which started {owner['started']}"
-    except (OSError, ValueError, KeyError, TypeError):  # it is just being written
+    except KeyError:  # it is just being written
         return "another run"

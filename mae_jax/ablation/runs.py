@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import json
+import math
 import os
 import shlex
 import signal
@@ -10,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from mae_jax.ablation.plan import Run, full_command
 from mae_jax.config import flatten
 from mae_jax.errors import UserError
-from mae_jax.writing import write_atomically, write_json
+from mae_jax.writing import read_object, write_atomically, write_json
 
 POLL_SECONDS = 0.2
 DIE_WITH_PARENT = 1  # Linux: PR_SET_PDEATHSIG
@@ -41,16 +41,16 @@ class Outcome(NamedTuple):
 
 def read_outcome(run: Run) -> Outcome:
     """What became of a run so far. A run that was measured has its scores under the protocol's name."""
-    status, result = _read(run.folder / "status.json"), _read(run.folder / "result.json")
+    status, result = read_object(run.folder / "status.json") or {}, read_object(run.folder / "result.json")
     scores = None if result is None else _name_scores(run, result)
-    status = status or {}
-    return Outcome(scores, status.get("seconds"), None if scores is not None else status.get("error"))
+    seconds, error = status.get("seconds"), status.get("error")
+    return Outcome(
+        scores, seconds if _is_number(seconds) else None, error if isinstance(error, str) and scores is None else None
+    )
 
 
 def _name_scores(run: Run, result: dict[str, Any]) -> dict[str, float]:
-    numbers = {
-        k: v for k, v in result.items() if isinstance(v, int | float) and not isinstance(v, bool) and k != "step"
-    }
+    numbers = {key: value for key, value in result.items() if _is_number(value) and key != "step"}
     if run.after is None:
         return {key: value for key, value in numbers.items() if key.split("/")[0] not in run.measured_by}
     own = (f"{run.config.task}/", "eval/")
@@ -61,16 +61,13 @@ def _name_scores(run: Run, result: dict[str, Any]) -> dict[str, float]:
     return named
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_same_settings(run: Run) -> None:
     """Raises UserError if a run's folder has a run with other settings."""
-    earlier = _read(run.folder / "config.json")
+    earlier = read_object(run.folder / "config.json")
     if earlier is None:
         return
     new, old = flatten(json.loads(json.dumps(run.config.to_dict()))), flatten(earlier)

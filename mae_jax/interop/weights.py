@@ -1,7 +1,6 @@
 """Trained models, wherever they come from: our workdirs, facebookresearch/mae, Hugging Face and timm."""
 
 import dataclasses
-import json
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from mae_jax.models.mae import MAEConfig, MaskedAutoencoder, make_bind
 from mae_jax.models.mae_config import USUAL_MASKS
 from mae_jax.models.positions import resize_positions, sincos_table
 from mae_jax.processes import from_main, is_main
-from mae_jax.writing import write_json
+from mae_jax.writing import read_object, write_json
 
 # Settings of `model.*` that are the user's choice, whatever the file.
 CHOOSABLE = ("dtype", "attention", "remat", "scan_unroll", "mask_ratio", "image_size", "positions")
@@ -92,10 +91,11 @@ def _same(init_from: str, find: Callable[[], Path]) -> Path:
 
 def _pinned(init_from: str, workdir: Path) -> Path:
     note = workdir / "init_from.json"
-    if note.exists() and (workdir / "config.json").exists():  # without it, that run was refused before it began
-        noted = json.loads(note.read_text())
-        if noted["init_from"] == init_from and Path(noted["checkpoint"]).exists():
-            return Path(noted["checkpoint"])
+    if (workdir / "config.json").exists():  # without it, that run was refused before it began
+        noted = read_object(note) or {}
+        checkpoint = noted.get("checkpoint")
+        if noted.get("init_from") == init_from and isinstance(checkpoint, str) and Path(checkpoint).exists():
+            return Path(checkpoint)
     found = find_weights(init_from)
     write_json(note, {"init_from": init_from, "checkpoint": str(found)})
     return found

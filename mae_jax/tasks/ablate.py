@@ -15,9 +15,10 @@ from mae_jax.ablation.runs import check_same_settings, execute, read_outcome
 from mae_jax.ablation.table import draw_csv, draw_markdown, make_rows
 from mae_jax.console import say
 from mae_jax.lock import NAME, locked
-from mae_jax.training.reporting import keep_earlier_measurement, save_picture
+from mae_jax.training.history import check_paths, keep_earlier_measurement
+from mae_jax.training.reporting import save_picture
 from mae_jax.training.signals import Stopped, StopSignal
-from mae_jax.writing import write_atomically, write_json
+from mae_jax.writing import finite_or_null, write_atomically, write_json
 
 TABLE_LOCK = ".lock_table"
 make_plan = planning.make_plan  # main.py asks for it, so that what is wrong is told before a folder is made
@@ -41,6 +42,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
     """
     plan = make_plan(config, workdir)
     for one in plan.runs:
+        check_paths(one.folder)
         check_same_settings(one)
     make_runs(plan, workdir, stop)
     with locked(workdir, TABLE_LOCK, wait=True):  # of several shards that end at the same time
@@ -110,6 +112,7 @@ def report(config: ml_collections.ConfigDict, plan: Plan, workdir: Path) -> None
         say(f"{missing} of {len(rows)} cells are missing or not complete: other shards, or the same command, make them")
     else:
         result = {"rows": [{key: row[key] for key in row if key not in ("labels", "missing")} for row in rows]}
+        result = finite_or_null(result)
         keep_earlier_measurement(workdir, result)
         write_json(workdir / "result.json", result)
         files.append("result.json")

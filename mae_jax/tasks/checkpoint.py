@@ -12,8 +12,8 @@ from mae_jax.errors import UserError
 from mae_jax.interop.foreign import is_foreign
 from mae_jax.interop.weights import assumed, check_workdir, choose, find_same_weights, read_weights
 from mae_jax.interop.workdirs import Weights
-from mae_jax.training.reporting import keep_earlier_measurement
-from mae_jax.writing import write_json
+from mae_jax.training.history import keep_earlier_measurement
+from mae_jax.writing import finite_or_null, write_json
 
 # Settings that the command may decide; the others of `model` and `data` are the checkpoint's.
 READING = (
@@ -86,7 +86,7 @@ def open_checkpoint(
 def write_measurement(workdir: Path, config: ml_collections.ConfigDict, result: dict[str, Any]) -> None:
     """Writes result.json, with what was measured; an earlier one with other numbers gets a number of its own."""
     of = {key: flatten(config.to_dict())[key] for key in ("init_from", *(f"data.{name}" for name in PLACE[:4]))}
-    result = result | {"measured": of}
+    result = finite_or_null(result | {"measured": of})
     keep_earlier_measurement(workdir, result)
     write_json(workdir / "result.json", result)
 

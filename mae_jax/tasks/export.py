@@ -1,6 +1,5 @@
 """Export: a checkpoint as files that other programs load."""
 
-import json
 from pathlib import Path
 
 import ml_collections
@@ -13,7 +12,7 @@ from mae_jax.processes import is_main
 from mae_jax.tasks.checkpoint import open_checkpoint
 from mae_jax.training.reporting import provenance
 from mae_jax.training.signals import StopSignal
-from mae_jax.writing import write_json
+from mae_jax.writing import read_object, write_json
 
 WEIGHTS = ("model.safetensors", "model.pth")
 NOTE = "export.json"  # tells a folder that an export may write to again
@@ -57,12 +56,9 @@ def _check_folder(config: ml_collections.ConfigDict, workdir: Path) -> None:
     files = [file.name for file in workdir.iterdir() if not file.name.startswith(".")]
     if not files:
         return
-    try:
-        earlier = json.loads((workdir / NOTE).read_text())["format"]
-    except (OSError, ValueError, TypeError, KeyError):
-        raise UserError(
-            f"--workdir={workdir} is not empty ({', '.join(sorted(files)[:2])}, ...); choose another"
-        ) from None
+    earlier = (read_object(workdir / NOTE) or {}).get("format")
+    if earlier is None:
+        raise UserError(f"--workdir={workdir} is not empty ({', '.join(sorted(files)[:2])}, ...); choose another")
     if earlier != config.format:
         raise UserError(f"--workdir={workdir} holds an export in another format ({earlier}); choose another folder")
     source = Path(config.init_from).resolve()

@@ -11,6 +11,7 @@ from mae_jax.processes import is_main
 from mae_jax.tasks.checkpoint import write_measurement
 from mae_jax.tasks.frozen import FrozenEncoder
 from mae_jax.training.signals import StopSignal
+from mae_jax.writing import make_temporary
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> None:
@@ -23,28 +24,24 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
       UserError: without a checkpoint.
     """
     frozen = FrozenEncoder(config, workdir, labelled=False)
-    result, written = {"step": frozen.step}, []
+    result, written = {"step": frozen.step}, {}
     for split, source in (("train", frozen.train_source), ("eval", frozen.eval_source)):
         shape = (len(source), frozen.model.width)
         features, labels = (workdir / f"{split}_{kind}.npy" for kind in ("features", "labels"))
         if is_main():
-            out = np.lib.format.open_memmap(_temporary(features), mode="w+", dtype=np.float32, shape=shape)
+            written |= {path: make_temporary(path) for path in (features, labels)}
+            out = np.lib.format.open_memmap(written[features], mode="w+", dtype=np.float32, shape=shape)
             _, found = frozen.extract(source, out)
             out.flush()
-            with _temporary(labels).open("wb") as file:
+            with written[labels].open("wb") as file:
                 np.save(file, found)
-            written += [features, labels]
         else:
             frozen.extract(source)
         result[f"{split}_features"] = list(shape)
-    for path in written:
-        _temporary(path).replace(path)
+    for path, temporary in written.items():
+        temporary.replace(path)
         say(f"wrote {path}")
     result["class_names"] = frozen.train_source.class_names
     result["protocol"] = describe_features(frozen.config.evaluate, len(frozen.train_source), len(frozen.eval_source))
     write_measurement(workdir, frozen.config, result)
     say(result["protocol"])
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(path.name + ".tmp")

@@ -13,7 +13,7 @@ from mae_jax.processes import is_main
 class Appender:
     """Appends to a file, which it creates. What cannot be written is kept in memory and written, in order, later.
 
-    Both are told, once. What is in the file is whole at any time.
+    Both are told, once. What is in the file is whole at any time. Nothing is written through a link.
     """
 
     def __init__(self, path: Path):
@@ -31,7 +31,7 @@ class Appender:
     def _try(self) -> None:
         try:
             if self._file is None:
-                self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o666)
+                self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             while self._waiting:
                 self._write(self._waiting[0])
                 self._waiting.popleft()

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import importlib.metadata
-import itertools
 import json
 import math
 import os
@@ -17,10 +16,11 @@ import numpy as np
 from tqdm import tqdm
 
 from mae_jax.console import say
-from mae_jax.errors import UserError, reason
-from mae_jax.processes import from_main, is_main, only_main
+from mae_jax.errors import reason
+from mae_jax.processes import from_main, is_main
 from mae_jax.training.appending import Appender, make_summary_writer
-from mae_jax.writing import write_json
+from mae_jax.training.history import cut_metrics, read_metrics
+from mae_jax.writing import make_temporary, write_json
 
 WATCHED = ("knn/top1", "linear_probe/top1", "rankme", "top1")  # of the last evaluation, shown beside the progress
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "pillow")
@@ -32,7 +32,7 @@ class Reporter:
     Of several processes only the first one writes; the others have a reporter without files.
 
     Lines of metrics.jsonl that lie after `start_step` are of a run that was killed; they are dropped, since the steps
-    are made again. A disk that is full does not stop the run.
+    are made again. Numbers that are not finite are left out. A disk that is full does not stop the run.
 
     Args:
       flops_per_image: step, from 0 -> operations of one of its images, forward and backward.
@@ -51,9 +51,8 @@ class Reporter:
         self._total_steps, self._batch_size, self._flops = total_steps, batch_size, flops_per_image
         self._workdir, self._unwritten_config = Path(workdir), unwritten_config
         path = self._workdir / "metrics.jsonl"
-        lines = [line for line in read_metrics(path) if line["step"] <= start_step]
-        if is_main():
-            _cut(path, len(lines))
+        cut_metrics(path, start_step)
+        lines = read_metrics(path) if is_main() else []
         evaluated = {line["step"] for line in lines if any(name.startswith("eval/") for name in line)}
         self._evaluated = set(from_main(sorted(evaluated)))
         self._metrics = Appender(path if is_main() else Path(os.devnull))
@@ -82,8 +81,7 @@ class Reporter:
             "data_wait_fraction": waited / seconds,
             "tflops_per_second": images_per_second * flops_per_image / 1e12,
         }
-        finite = {f"train/{name}": value for name, value in scalars.items() if math.isfinite(value)}
-        self._write(step, finite | speed)
+        self._write(step, {f"train/{name}": value for name, value in scalars.items()} | speed)
         left = tqdm.format_interval((self._total_steps - step) * seconds / steps)
         parts = [f"loss {scalars['loss']:.4f}", f"{images_per_second:,.0f} images/s", f"{left} left"]
         parts += [self._watched] if self._watched else []
@@ -138,62 +136,10 @@ class Reporter:
             with contextlib.suppress(OSError):
                 write_json(self._workdir / "config.json", self._unwritten_config)
                 self._unwritten_config = None
-        self._metrics.append((json.dumps({"step": step} | scalars) + "\n").encode())
+        scalars = {name: value for name, value in scalars.items() if math.isfinite(value)}  # JSON has no others
+        self._metrics.append((json.dumps({"step": step} | scalars, allow_nan=False) + "\n").encode())
         for name, value in scalars.items():
             self._tensorboard.add_scalar(name, value, step)
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line that was cut short is left out. Empty if there is no file."""
-    lines = []
-    if path.exists():
-        for text in path.read_text(errors="replace").splitlines():
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError:
-                break
-            if not isinstance(line, dict) or "step" not in line:
-                break
-            lines.append(line)
-    return lines
-
-
-def _cut(path: Path, lines: int) -> None:
-    """Cuts a file after its first lines. This takes no room on the disk, as writing them anew would."""
-    if not path.exists():
-        return
-    with path.open("r+b") as file:
-        length = sum(len(line) for line in itertools.islice(file, lines))
-        file.truncate(length)
-        if length and not path.read_bytes().endswith(b"\n"):
-            file.seek(length)
-            file.write(b"\n")
-
-
-def check_not_beyond(workdir: Path, step: int, total_steps: int) -> None:
-    """Raises UserError if the run in a workdir is beyond the steps that are asked for."""
-    if step > total_steps:
-        raise UserError(
-            f"{workdir} is at step {step} already, beyond the {total_steps} steps of this command; "
-            f"raise train.steps or train.epochs, or choose another --workdir"
-        )
-
-
-@only_main
-def keep_earlier_result(workdir: Path, step: int) -> None:
-    """Renames the result of a shorter run that is continued from `step` to result.<step>.json."""
-    result = workdir / "result.json"
-    if result.exists():
-        result.rename(workdir / f"result.{step}.json")
-
-
-@only_main
-def keep_earlier_measurement(workdir: Path, new: dict[str, Any]) -> None:
-    """Renames an earlier result that is not the new one to result.1.json, or the next number that is free."""
-    result = workdir / "result.json"
-    if result.exists() and json.loads(result.read_text()) != json.loads(json.dumps(new)):
-        number = next(n for n in itertools.count(1) if not (workdir / f"result.{n}.json").exists())
-        result.rename(workdir / f"result.{number}.json")
 
 
 def write_if_possible(path: Path, value: dict[str, Any]) -> bool:
@@ -213,7 +159,7 @@ def save_picture(path: Path, picture: np.ndarray) -> Path:
     if not is_main():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = make_temporary(path)
     try:
         Image.fromarray(picture).save(temporary, format="PNG")
         temporary.replace(path)

@@ -15,21 +15,16 @@ from mae_jax.processes import from_main, sum_of_all
 from mae_jax.seeding import make_key
 from mae_jax.startup import Startup
 from mae_jax.training.checkpoints import Checkpoints
+from mae_jax.training.history import check_not_beyond, keep_earlier_result, keep_earlier_run
 from mae_jax.training.loop import NonFiniteLoss, train
 from mae_jax.training.plan import describe_plan, make_plan, make_train_key
 from mae_jax.training.profiling import Profiler
-from mae_jax.training.reporting import (
-    Reporter,
-    check_not_beyond,
-    keep_earlier_result,
-    provenance,
-    write_if_possible,
-)
+from mae_jax.training.reporting import Reporter, provenance, write_if_possible
 from mae_jax.training.signals import StopSignal
 from mae_jax.training.staged_step import compile_stages, make_flops_at
 from mae_jax.training.state import TrainState, create_state, start_from
 from mae_jax.training.trainee import Trainee
-from mae_jax.writing import write_json
+from mae_jax.writing import finite_or_null, write_json
 
 
 def run_training(
@@ -64,7 +59,10 @@ def run_training(
         say(f"{workdir} is finished: all {total_steps} steps are done, result.json has the numbers")
         return
     starting_values = trainee.start() if saved_step is None else None
-    keep_earlier_result(workdir, start_step)
+    if saved_step is None:
+        keep_earlier_run(workdir)
+    else:
+        keep_earlier_result(workdir, saved_step)
     settings = config.to_dict() | provenance()
     settings = None if write_if_possible(workdir / "config.json", settings) else settings
     say(f"{config.data.name} -> {workdir}", *describe_plan(config, trainee, mesh, plan).split("\n"))
@@ -91,7 +89,7 @@ def run_training(
         scores = trainee.evaluate(state, reporter)
         if not math.isfinite(scores["loss"]):
             checkpoints.set_aside(int(state.step))
-            raise NonFiniteLoss(int(state.step), "eval/loss", scores["loss"], checkpoints.latest_step())
+            raise NonFiniteLoss(int(state.step), f"eval/loss is {scores['loss']}", checkpoints.latest_step())
         return scores
 
     profiler = Profiler(workdir / "profile", config.train.profile_steps, start_step)
@@ -118,7 +116,7 @@ def run_training(
         result, lines = trainee.result(state, scores)
         stop.look()
         try:
-            write_json(workdir / "result.json", {"step": total_steps} | result)
+            write_json(workdir / "result.json", finite_or_null({"step": total_steps} | result))
         except OSError as error:
             raise NotSaved(
                 f"{workdir}/result.json cannot be written: {reason(error)}; free space there, the same command "

@@ -5,16 +5,9 @@ import pytest
 from PIL import Image
 
 from mae_jax.errors import UserError
-from mae_jax.training.reporting import (
-    Reporter,
-    check_not_beyond,
-    keep_earlier_result,
-    provenance,
-    read_metrics,
-    save_picture,
-    write_json,
-)
-from mae_jax.writing import write_atomically
+from mae_jax.training.history import check_not_beyond, keep_earlier_result, read_metrics
+from mae_jax.training.reporting import Reporter, provenance, save_picture
+from mae_jax.writing import write_atomically, write_json
 
 
 @pytest.fixture
