@@ -65,6 +65,25 @@ def test_a_lock_whose_file_was_deleted_before_it_was_got_is_got_again(tmp_path, 
         assert str(os.getpid()) in (tmp_path / lock.NAME).read_text()
 
 
+def test_a_lock_that_is_a_link_a_folder_or_a_pipe_is_one_line(tmp_path):
+    make = {"link": lambda path: path.symlink_to(target), "folder": os.mkdir, "pipe": os.mkfifo}
+    target = tmp_path / "target"
+    for kind, make_path in make.items():
+        (tmp_path / kind).mkdir()
+        make_path(tmp_path / kind / lock.NAME)
+        with pytest.raises(UserError, match=r"\.lock is no (file|lock of a run): remove it"), locked(tmp_path / kind):
+            pass
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("text", ["precious", '{"name": "package"}', "[1]"])
+def test_a_file_of_that_name_of_something_else_is_neither_overwritten_nor_deleted(tmp_path, text):
+    (tmp_path / lock.NAME).write_text(text)
+    with pytest.raises(UserError, match=r"\.lock is no lock of a run: remove it"), locked(tmp_path):
+        pass
+    assert (tmp_path / lock.NAME).read_text() == text
+
+
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks_is_one_line_and_the_run_goes_on(tmp_path, monkeypatch, capsys, code):
     def lockf(*_):

@@ -41,6 +41,7 @@ from mae_jax.errors import UserError, escaped
 
 MAX_PIECE = 64  # pictures that one thread reads before it hands them over
 BAD_SHARE = 0.01  # share of bad pictures above which the data are at fault, not a few pictures
+CLOSE_SECONDS = 5  # for which readers are waited for when they are told to stop: a disk may never answer them
 BAD_SHARE_SAMPLE = 10_000  # pictures that the share is taken of at the start, when few have been read
 
 _logger = logging.getLogger("mae_jax")
@@ -252,6 +253,13 @@ def _join(pieces: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]}
 
 
+def _close(batches: Iterator) -> None:
+    """Stops the readers. Those that are stuck in the system do not hear it, and are left behind."""
+    closing = threading.Thread(target=batches.close, daemon=True)
+    closing.start()
+    closing.join(CLOSE_SECONDS)
+
+
 class Batches(Iterator[dict[str, np.ndarray]]):
     """Iterator over host batches that keeps account of bad pictures.
 
@@ -264,7 +272,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         self._batches, self._reader, self._keys = batches, reader, keys
         self._reads = 0
         # Also when the program ends: Grain's threads and processes must go before the interpreter's parts do.
-        self._finalizer = weakref.finalize(self, batches.close)
+        self._finalizer = weakref.finalize(self, _close, batches)
 
     def __next__(self) -> dict[str, np.ndarray]:
         if not self._finalizer.alive:  # closed, at its end, or stopped by an error

@@ -78,7 +78,8 @@ def train(
     Raises:
       NonFiniteLoss: at the first such step that is not left out, found when the step is reported; nothing is saved from
         it on, and what no finite loss has shown to be alive is set aside.
-      Stopped: after a signal, when the state is on disk.
+      Stopped: after a signal, when the state is on disk; of several processes also when one of them waits for data for
+        too long to save together.
       NotSaved: if the last state cannot be saved, or that of a signal. Other saves that fail are told.
     """
     step = start_step = int(state.step)
@@ -146,7 +147,13 @@ def train(
             profiler.before_step(step, state)
             with jax.transfer_guard("disallow"):  # what goes to the devices unasked would make each step wait
                 before = time.perf_counter()
-                batch = next(batches)
+                try:
+                    with stop.waiting():
+                        batch = next(batches)
+                except Stopped:
+                    if not stop.everywhere:  # the others stand in a step: nothing can be saved together
+                        raise
+                    continue  # the state is as it was
                 waited += time.perf_counter() - before
                 state, scalars = step_fn(state, batch, key)
             step += 1

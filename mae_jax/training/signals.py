@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mae_jax.mesh import all_devices
 
 CALLS_UNTIL_AGREED = 2
+PATIENCE_SECONDS = 10  # that a process of several goes on waiting for data when it is told to stop
 
 
 class Stopped(BaseException):
@@ -62,6 +63,14 @@ class StopSignal:
         finally:
             self._deferred = before
 
+    def waiting(self):
+        """A context inside `deferred()` for a wait whose end is not in our hands, such as that for data.
+
+        Raises:
+          Stopped: for a signal that comes meanwhile, or has come.
+        """
+        return self.deferred(False)
+
     def look(self) -> None:
         """Raises `Stopped` if a signal was received: also one whose own `Stopped` was lost, as in a callback."""
         if self.received is not None:
@@ -93,10 +102,12 @@ class SharedStopSignal(StopSignal):
     A signal is noted by the process that gets it. At every `agree()` all processes start to compare what they have
     noted, on the devices, and take the result of the comparison before the last, which is there by then: so all of
     them have the signal as `received` at the same call, and none waits for it. Inside `deferred()` no process is
-    interrupted alone; outside, `Stopped` is raised in the one that gets the signal, and it ends the others.
+    interrupted alone; outside, `Stopped` is raised in the one that gets the signal, and it ends the others. So it is
+    inside `waiting()` when PATIENCE_SECONDS are over: the others stand in a step that lacks this one's data.
     """
 
     everywhere = False
+    _waits = False
 
     def __init__(self):
         super().__init__()
@@ -134,7 +145,30 @@ class SharedStopSignal(StopSignal):
             self.received = self._noted
             raise Stopped
 
+    def __enter__(self) -> "SharedStopSignal":
+        self._old_handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._lose_patience)
+        return super().__enter__()
+
+    @contextlib.contextmanager
+    def waiting(self):
+        try:
+            self._waits = True
+            if self._noted:
+                signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS)
+            yield
+        finally:
+            self._waits = False
+            if self._noted:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _lose_patience(self, *_):
+        if self._waits:
+            self.received = self._noted
+            raise Stopped
+
     def _handle(self, number: int, _: FrameType | None):
+        if self._waits and not self._noted:
+            signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS)
         again, self._noted = self._noted, number
         if again and number == signal.SIGINT:
             raise KeyboardInterrupt

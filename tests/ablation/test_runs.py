@@ -14,7 +14,7 @@ from mae_jax.ablation.runs import explain
 from mae_jax.errors import UserError
 from mae_jax.tasks import ablate
 from mae_jax.training.signals import Stopped, StopSignal
-from tests.ablation.test_grid import FINETUNE, ROOT, make_config
+from tests.ablation.test_grid import FINETUNE, ROOT, make_config, plan_of
 from tests.runs import read_json
 
 # Notes that it was started, obeys what the folder `orders` says for its cell, and otherwise has a result.
@@ -93,6 +93,29 @@ def test_the_same_command_tries_only_what_failed_again(tmp_path, capsys):
     run(tmp_path)
     assert "is finished: all 4 runs are done" in capsys.readouterr().out
     assert starts(tmp_path, 0.5, "finetune") == 2 and read_json(tmp_path / "result.json") == before
+
+
+@pytest.mark.parametrize(
+    "text", ["[1]", "null", '{"seconds": "9", "error": [1]}', '{"seconds": NaN, "error": {}}', "{"]
+)
+def test_notes_of_a_run_that_are_of_the_wrong_kind_are_as_none(tmp_path, text):
+    for name in ("status.json", "result.json", "config.json"):
+        (tmp_path / name).write_text(text)
+    one = plan_of(grid=RATIOS).runs[0]._replace(folder=tmp_path)
+    outcome = runs.read_outcome(one)
+    assert outcome.scores in (None, {}) and outcome.seconds is None and outcome.error is None
+    runs.check_same_settings(one)
+    (tmp_path / "result.json").write_text('{"step": 3, "eval/loss": NaN, "knn/top1": "0.5", "linear_probe/top1": 0.5}')
+    assert runs.read_outcome(one).scores == {"linear_probe/top1": 0.5}
+
+
+def test_what_stands_in_the_way_of_a_runs_files_is_found_before_any_run(tmp_path):
+    folder = tmp_path / "mask_ratio_0.75" / "seed_0" / "finetune"
+    folder.mkdir(parents=True)
+    (folder / "log.txt").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="log.txt is a link"):
+        run(tmp_path)
+    assert starts(tmp_path, 0.5) == 0 and not (tmp_path / "elsewhere").exists()
 
 
 def test_each_run_leaves_its_command_its_output_and_its_time(tmp_path):

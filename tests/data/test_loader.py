@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -12,12 +13,14 @@ import numpy as np
 import pytest
 
 from mae_jax.data import loader
+from mae_jax.data.decoding import BadImage
 from mae_jax.data.device import prefetch_to_device
 from mae_jax.data.loader import make_eval_batches, make_train_batches
 from mae_jax.data.reading import RandomCrop
 from mae_jax.data.sources import make_source
 from mae_jax.data.transforms import Pixels
 from mae_jax.errors import UserError
+from mae_jax.training.signals import Stopped, StopSignal
 from tests.data.conftest import SIZE, assert_same
 
 
@@ -223,6 +226,54 @@ def main(argv):
 if __name__ == "__main__":
     app.run(main)
 """
+
+
+class Stalled:
+    """A source whose pictures are read from a pipe into which nobody writes, as from a disk that does not answer."""
+
+    num_classes, class_names = 1, None
+
+    def __init__(self, pipe):
+        self.pipe = pipe
+        os.mkfifo(pipe)
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        self.pipe.read_bytes()
+        raise BadImage("it is not a picture")
+
+    def name_of(self, index):
+        return "pipe"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_wait_for_a_disk_that_does_not_answer(make_config, tmp_path, number):
+    source = Stalled(tmp_path / "pipe")
+    batches = make_train_batches(source, make_config(batch_size=4), SIZE, 3)
+    start = time.monotonic()
+    with StopSignal() as stop, pytest.raises(Stopped), stop.deferred(), stop.waiting():
+        threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
+        next(batches)
+    batches.close()
+    assert time.monotonic() - start < 5 and stop.exit_code() == 128 + number
+    for thread in threading.enumerate():  # or the tests would not end
+        while thread.name.startswith("grain") and thread.is_alive():
+            os.close(os.open(source.pipe, os.O_RDWR))
+            thread.join(0.01)
+
+
+def test_readers_that_do_not_end_are_not_waited_for(monkeypatch):
+    monkeypatch.setattr(loader, "CLOSE_SECONDS", 0.1)
+
+    class Stuck:
+        def close(self):
+            time.sleep(3)
+
+    start = time.monotonic()
+    loader._close(Stuck())
+    assert time.monotonic() - start < 2
 
 
 @pytest.mark.slow

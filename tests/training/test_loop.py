@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import time
 from typing import NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from mae_jax.startup import Startup
+from mae_jax.training import signals
 from mae_jax.training.loop import NonFiniteLoss, train
 from mae_jax.training.profiling import Profiler
 from mae_jax.training.signals import CALLS_UNTIL_AGREED, SharedStopSignal, Stopped, StopSignal
@@ -219,17 +221,17 @@ def test_a_loss_that_is_no_number_is_found_before_an_evaluation_of_what_it_left(
 
 
 @pytest.mark.parametrize("batch", [0, 2, 3, 6, 9])
-def test_a_signal_while_a_batch_is_read_stops_after_that_step_with_everything_saved(batch):
+def test_a_signal_while_a_batch_is_waited_for_ends_the_wait_with_everything_saved(batch):
     run = Run()
-    run.on_batch[batch] = terminate
+    run.on_batch[batch] = lambda: (terminate(), time.sleep(60))
     with pytest.raises(Stopped):
         run()
-    step = batch + 1
+    step = batch
     assert run.checkpoints.latest_step() == step and run.checkpoints.waited
     assert run.checkpoints.saved[step] == State(step, tuple(range(step)))
     assert run.stop.exit_code() == 143
     assert f"at step {step}" in run.reporter.lines[-1]
-    assert run.events[-1] == f"save {step}"
+    assert f"step {step + 1}" not in run.events
 
 
 def test_a_signal_cuts_an_evaluation_short_and_the_resumed_run_makes_it():
@@ -247,7 +249,8 @@ def test_a_signal_cuts_an_evaluation_short_and_the_resumed_run_makes_it():
 
 def test_a_signal_before_an_evaluation_does_not_wait_for_it():
     run = Run()
-    run.on_batch[3] = terminate
+    make_step = run.step_fn
+    run.step_fn = lambda state, *others: (state.step == 3 and terminate(), make_step(state, *others))[1]
     with pytest.raises(Stopped):
         run()
     assert "evaluate 4" not in run.events
@@ -290,6 +293,15 @@ def test_the_handlers_defer_a_signal_that_comes_while_a_step_runs():
     with pytest.raises(Stopped):
         run()
     assert run.checkpoints.saved == {2: State(2, (0, 1))}
+
+
+def test_of_several_processes_one_that_waits_for_data_gives_up_after_a_while_without_saving(monkeypatch):
+    monkeypatch.setattr(signals, "PATIENCE_SECONDS", 0.1)
+    run = Run(stop=SharedStopSignal(), every=2)
+    run.on_batch[5] = lambda: (terminate(), time.sleep(60))
+    with pytest.raises(Stopped):
+        run()
+    assert not run.stop.everywhere and run.stop.exit_code() == 143 and run.checkpoints.latest_step() == 4
 
 
 @pytest.mark.parametrize("batch", [0, 2, 5])

@@ -1,9 +1,11 @@
 import os
 import signal
 import sys
+import time
 
 import pytest
 
+from mae_jax.training import signals
 from mae_jax.training.signals import CALLS_UNTIL_AGREED, SharedStopSignal, Stopped, StopSignal
 
 
@@ -143,3 +145,32 @@ def test_a_second_ctrl_c_does_not_wait_for_other_processes():
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
         stop._noted = 0
+
+
+def test_a_wait_ends_at_once_when_a_signal_comes_or_has_come_and_what_follows_is_deferred_again():
+    with StopSignal() as stop, stop.deferred():
+        for _ in range(2):
+            with pytest.raises(Stopped), stop.waiting():
+                send(signal.SIGTERM)
+                time.sleep(60)
+            send(signal.SIGTERM)
+        with pytest.raises(Stopped), stop.waiting():
+            raise AssertionError("a signal has come")
+        assert stop.everywhere
+
+
+@pytest.mark.parametrize("when", ["before", "during"])
+def test_of_several_processes_a_wait_goes_on_for_a_while_and_then_ends_for_all(monkeypatch, when):
+    monkeypatch.setattr(signals, "PATIENCE_SECONDS", 0.2)
+    with SharedStopSignal() as stop, pytest.raises(Stopped), stop.deferred():
+        if when == "before":
+            send(signal.SIGTERM)
+        with stop.waiting():
+            if when == "during":
+                send(signal.SIGTERM)
+        time.sleep(0.4)  # the data came: nothing happens, and all can agree
+        assert stop.received is None
+        with pytest.raises(Stopped), stop.waiting():
+            time.sleep(60)
+        assert stop.received == signal.SIGTERM and not stop.everywhere
+        raise Stopped
