@@ -153,7 +153,7 @@ def get_config() -> ml_collections.ConfigDict:
     # pixels, an int or (height, width), such as ((0.5, 128), (0.75, 160)); then model.image_size. Evaluation has that.
     train.resolutions = ()
     train.log_every_steps = 50
-    train.skip_nonfinite = 0  # updates at most that are left out where loss or gradient is not finite, before it stops
+    train.skip_nonfinite = 0  # updates at most that are left out where something is not finite, before it stops
     train.profile_steps = 0  # steps that are profiled, into profile/ (for TensorBoard or Perfetto); 0: none
     train.accumulate_steps = 1  # parts that a batch is cut into, to save memory; the update is the whole batch's
     train.ema_decay = placeholder(float)  # if set, a moving average of the weights is kept, evaluated and handed on
