@@ -30,7 +30,7 @@ from ml_collections import config_flags
 from configs import common
 from mae_jax import processes
 from mae_jax.allocator import keep_freed_memory
-from mae_jax.command_line import check_command_line, config_file, given_settings
+from mae_jax.command_line import asks_for_help, check_command_line, config_file, describe_configs, given_settings
 from mae_jax.config import check, expand_paths
 from mae_jax.console import keep_streams, say
 from mae_jax.errors import NotSaved, UserError, out_of_memory
@@ -38,6 +38,7 @@ from mae_jax.lock import NAME, locked
 from mae_jax.mesh import prepare_cpu
 from mae_jax.preflight import check_same_command, check_shared
 from mae_jax.startup import Startup, use_compilation_cache
+from mae_jax.task_settings import check_read
 from mae_jax.tasks import TRAINED, find_task
 from mae_jax.training.dry_run import dry_run
 from mae_jax.training.history import check_folder
@@ -58,9 +59,13 @@ TOPOLOGY = flags.DEFINE_string("topology", None, "with --dry_run: devices that n
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line; mistakes in it end the program with one line and exit code 2."""
+    if asks_for_help(argv[1:]):
+        every_flag = {"--helpfull", "-helpfull"} & set(argv)
+        print(__doc__, flags.FLAGS.get_help() if every_flag else flags.FLAGS.main_module_help(), sep="\n")
+        print(describe_configs(argv[1:]))
+        sys.exit(0)
     try:
-        if not {"--help", "-h", "-help", "--helpfull"} & set(argv):
-            check_command_line(argv[1:])
+        check_command_line(argv[1:])
         return flags.FLAGS(argv)
     except UserError as error:
         processes.fail(error, 2)
@@ -104,16 +109,16 @@ def run(argv: list[str], stop: StopSignal, startup: Startup) -> None:
     if argv[1:]:
         raise UserError(f"unexpected argument {argv[1]!r}; settings are given as --config.KEY=VALUE")
     config = CONFIG.value
+    config.given = given_settings(sys.argv[1:])
+    check(config)
     with startup.phase("imports"):
         task = find_task(config.task)
+    check_read(config)
     path, argument = config_file(sys.argv[1:])
-    if config.task not in TRAINED:
-        config.given = given_settings(sys.argv[1:])
     if config.task == "ablate":
         config.file = ":".join([str(path.absolute()), *([argument] if argument else [])])
     else:  # one run of an ablation is a run like any other
         config.ablate = common.get_config().ablate
-    check(config)
     expand_paths(config)
     workdir = WORKDIR.value or "_".join(["runs/" + path.stem, *([argument] if argument else [])])
     if config.task == "ablate":  # what is wrong is told before a folder is made

@@ -1,12 +1,44 @@
 """The command line: which config it names, which settings it gives, and mistakes in both."""
 
+import ast
 import difflib
 import importlib.util
 import inspect
+import sysconfig
+import traceback
 from pathlib import Path
 
+from absl import flags
+from ml_collections import ConfigDict, FrozenConfigDict, config_flags
+
+from configs import common
 from mae_jax.config import flatten, nearest
 from mae_jax.errors import UserError, first_line
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+HELP = ("help", "h", "helpshort", "helpfull", "helpxml")
+# Frames of a traceback that are not of a user's code.
+NOT_THEIRS = ("<", __file__, *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")))
+
+
+class OrNone(flags.ArgumentParser):
+    """Parses "None", which stands for "not set" in configs, as None, and all else as another parser does."""
+
+    def __init__(self, parser: flags.ArgumentParser):
+        self._parser, self.syntactic_help = parser, parser.syntactic_help
+
+    def parse(self, argument):
+        return None if argument == "None" else self._parser.parse(argument)
+
+    def flag_type(self):
+        return self._parser.flag_type()
+
+
+for _kind, _parser in (
+    (int, flags.IntegerParser()), (float, flags.FloatParser()), (bool, flags.BooleanParser()),
+    (str, flags.ArgumentParser()),
+):  # fmt: skip
+    config_flags.register_flag_parser(parser=OrNone(_parser))(_kind)
 
 
 def config_file(arguments: list[str]) -> tuple[Path, str | None]:
@@ -22,7 +54,7 @@ def config_file(arguments: list[str]) -> tuple[Path, str | None]:
     name, _, argument = found[-1].partition(":")
     path = Path(name)
     if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else Path(__file__).parent.parent / "configs"
+        folder = path.parent if path.parent.is_dir() else CONFIGS
         names = {str(folder / f.name): f.name for f in sorted(folder.glob("*.py")) if f.stem != "__init__"}
         close = difflib.get_close_matches(path.name, names.values(), n=1, cutoff=0.5)
         hint = f'did you mean "{folder / close[0]}"?' if close else f"there are: {', '.join(names) or 'none'}"
@@ -37,42 +69,113 @@ def given_settings(arguments: list[str]) -> tuple[str, ...]:
     return tuple(name.removeprefix("config.") for name in names if name.startswith("config."))
 
 
+def asks_for_help(arguments: list[str]) -> bool:
+    """Whether a command line has `--help` or one of its kind."""
+    return any(argument.startswith("-") and argument.lstrip("-") in HELP for argument in arguments)
+
+
+def describe_configs(arguments: list[str]) -> str:
+    """For `--help`: the config that the command line names, with all its settings; without one, which there are."""
+    try:
+        path, argument = config_file(arguments)
+        config = load_config(path, argument)
+    except UserError:
+        paths = [path for path in sorted(CONFIGS.rglob("*.py")) if path.stem not in ("__init__", "base")]
+        lines = [f"  {path.relative_to(CONFIGS.parent)!s:<40} {_docstring(path).split(chr(10))[0]}" for path in paths]
+        lines.append("--help --config=configs/NAME.py lists the settings of a config; configs/common.py explains them.")
+        return "\n".join(["configs:", *lines])
+    lines = [f"  --config.{key}={value!r}" for key, value in flatten(config.to_dict()).items()]
+    return "\n".join([f"{path}: {_docstring(path)}", "", "settings, explained in configs/common.py:", *lines])
+
+
+def _docstring(path: Path) -> str:
+    return ast.get_docstring(ast.parse(path.read_text())) or ""
+
+
 def check_command_line(arguments: list[str]) -> None:
     """Checks that the config exists, takes its argument, and has each `--config.KEY` among its settings.
 
     Raises:
       UserError: with the nearest existing name.
     """
-    path, argument = config_file(arguments)
+    known = flatten(load_config(*config_file(arguments)).to_dict())
+    for key in given_settings(arguments):
+        if key in known:
+            continue
+        if any(k.startswith(key + ".") for k in known):
+            raise UserError(f"--config.{key} is a group of settings; set one of its members")
+        raise UserError(f"unknown setting --config.{key}{_nearest_setting(key, known)}")
+
+
+def load_config(path: Path, argument: str | None) -> ConfigDict:
+    """What `get_config` of a config file returns.
+
+    Raises:
+      UserError: if the file is no config, takes no such argument or fails, with the line; or if it has other settings
+        than configs/common.py.
+    """
     spec = importlib.util.spec_from_file_location("checked_config", path)
     if spec is None:
         raise UserError(f"config {path} is not a Python file; give one of configs/*.py")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except (SyntaxError, ImportError) as error:
-        raise UserError(f"config {path} cannot be loaded: {first_line(error)}") from error
-    if not hasattr(module, "get_config"):
-        raise UserError(f"config {path} has no function get_config()")
-    if argument and not inspect.signature(module.get_config).parameters:
-        raise UserError(f"config {path} takes nothing after a colon, but was given {argument!r}")
-    try:
+        if not hasattr(module, "get_config"):
+            raise UserError(f"config {path} has no function get_config()")
+        parameters = inspect.signature(module.get_config).parameters.values()
+        if argument and not parameters:
+            raise UserError(f"config {path} takes nothing after a colon, but was given {argument!r}")
+        if not argument and any(parameter.default is parameter.empty for parameter in parameters):
+            raise UserError(f"config {path} needs an argument after a colon: --config={path}:ARGUMENT")
         config = module.get_config(argument) if argument else module.get_config()
-    except AttributeError as error:
-        if "does not exist and cannot be added" not in str(error):
-            raise
-        message = str(error).splitlines()
-        raise UserError(f"config {path}: {message[0].split('. Other')[0]}. {message[-1]}") from error
-    known = flatten(config.to_dict())
-    for argument in arguments:
-        name = argument.split("=", 1)[0].lstrip("-").removeprefix("no")
-        if argument.startswith("-") and name.startswith("config."):
-            key = name.removeprefix("config.")
-            if key in known:
-                continue
-            if any(k.startswith(key + ".") for k in known):
-                raise UserError(f"--config.{key} is a group of settings; set one of its members")
-            leaves = {k.rsplit(".", 1)[-1]: k for k in known}
-            by_leaf = difflib.get_close_matches(key.rsplit(".", 1)[-1], leaves, n=1, cutoff=0.7)
-            hint = nearest(key, known) or (by_leaf and f'; did you mean "{leaves[by_leaf[0]]}"?') or ""
-            raise UserError(f"unknown setting --config.{key}{hint}")
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # it is the user's own code
+        raise UserError(f"config {path}{_explain(error, path)}") from error
+    if not isinstance(config, ConfigDict) or isinstance(config, FrozenConfigDict):
+        raise UserError(
+            f"config {path}: get_config() returns {'None' if config is None else f'a {type(config).__name__}'}, not a "
+            "ConfigDict; begin with config = common.get_config() and end with return config"
+        )
+    _check_settings(path, config)
+    return config
+
+
+def _explain(error: BaseException, path: Path) -> str:
+    """Where in the user's own code an error arose, and what it says."""
+    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError):
+        frames.append((error.filename or "<", error.lineno))
+    frames = [(name, line) for name, line in frames if not name.startswith(NOT_THEIRS)]
+    where = ""
+    if frames:
+        name, line = frames[-1]
+        where = f", line {line}" if Path(name).resolve() == path.resolve() else f": {name}, line {line}"
+    text = f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else first_line(error)}"
+    if "does not exist and cannot be added" in str(error):  # to a locked ConfigDict, which lists what there is
+        text = f"{first_line(error).split('. Other')[0]}. {str(error).splitlines()[-1]}"
+    return f"{where}: {text}"
+
+
+def _check_settings(path: Path, config: ConfigDict) -> None:
+    """Raises UserError unless a config has the settings of configs/common.py, with values of their types."""
+    usual = common.get_config()
+    known, found = flatten(usual.to_dict()), flatten(config.to_dict())
+    for key in found:
+        if key not in known:
+            raise UserError(f"config {path} has the unknown setting {key}{_nearest_setting(key, known)}")
+    if missing := ", ".join(key for key in known if key not in found):
+        raise UserError(f"config {path} lacks settings ({missing[:60]}...): begin with config = common.get_config()")
+    for key, value in found.items():
+        group, _, name = key.rpartition(".")
+        kind = (usual[group] if group else usual).get_type(name)
+        kinds = {float: (int, float), tuple: list}.get(kind, kind)  # flatten makes lists of tuples
+        if value is not None and not isinstance(value, kinds):
+            raise UserError(f"config {path} has {key}={value!r}, which is no {kind.__name__}")
+
+
+def _nearest_setting(key: str, known: dict) -> str:
+    """A hint such as `; did you mean "model.width"?`, by the whole key or its last part."""
+    leaves = {k.rsplit(".", 1)[-1]: k for k in known}
+    by_leaf = difflib.get_close_matches(key.rsplit(".", 1)[-1], leaves, n=1, cutoff=0.7)
+    return nearest(key, known) or (by_leaf and f'; did you mean "{leaves[by_leaf[0]]}"?') or ""

@@ -7,53 +7,58 @@ from collections.abc import Iterable
 from typing import Any
 
 import ml_collections
+from ml_collections.config_dict import FieldReference
 
 from mae_jax.errors import UserError
 from mae_jax.models.classifier import POOLS
 from mae_jax.models.mae_config import MAEConfig
 from mae_jax.stages import check_resolutions
 
-# Least values of numeric settings; those that are None are not checked.
-AT_LEAST = {
-    "data.batch_size": 1,
-    "data.num_threads": 1,
-    "data.num_workers": 0,
-    "data.prefetch_batches": 1,
-    "data.num_examples": 4,
-    "data.max_pixels": 1,
-    "data.rand_augment_ops": 1,
-    "data.rand_augment_magnitude_std": 0,
-    "data.mixup": 0,
-    "data.cutmix": 0,
-    "classifier.num_classes": 2,
-    "classifier.head_std": 0,
-    "train.steps": 1,
-    "train.log_every_steps": 1,
-    "train.accumulate_steps": 1,
-    "train.skip_nonfinite": 0,
-    "train.profile_steps": 0,
-    "optimizer.base_learning_rate": 0,
-    "optimizer.min_learning_rate": 0,
-    "optimizer.warmup_epochs": 0,
-    "optimizer.weight_decay": 0,
-    "checkpoint.every_steps": 1,
-    "checkpoint.keep": 1,
-    "checkpoint.keep_every_steps": 1,
-    "evaluate.every_steps": 1,
-    "evaluate.batch_size": 1,
-    "evaluate.max_train_examples": 1,
-    "evaluate.max_examples": 1,
-    "evaluate.knn_k": 1,
-    "evaluate.pictures": 1,
+FLOAT32_MAX, INT32_MAX = 3.4e38, 2**31 - 1  # what numbers of a run are kept in
+# [low, high] of numbers, of which None is no limit. Beyond what is high here a run would not begin or not end, for want
+# of memory or time. Settings that are None are not checked.
+WITHIN = {
+    "data.batch_size": (1, None),
+    "data.num_threads": (1, None),
+    "data.num_workers": (0, 256),
+    "data.prefetch_batches": (1, 256),
+    "data.num_examples": (4, 10_000_000),
+    "data.max_pixels": (1, 178_956_970),
+    "data.eval_crop": (0.01, 1),
+    "data.color_jitter": (0, 1),
+    "data.rand_augment_ops": (1, 100),
+    "data.rand_augment_magnitude": (0, 10),
+    "data.rand_augment_magnitude_std": (0, None),
+    "data.erasing": (0, 1),
+    "data.mixup": (0, 1000),
+    "data.cutmix": (0, 1000),
+    "data.mix_probability": (0, 1),
+    "data.mix_switch_probability": (0, 1),
+    "classifier.num_classes": (2, 1_000_000),
+    "classifier.head_std": (0, 1000),
+    "train.steps": (1, None),
+    "train.log_every_steps": (1, None),
+    "train.accumulate_steps": (1, None),
+    "train.skip_nonfinite": (0, None),
+    "train.profile_steps": (0, 1000),
+    "optimizer.base_learning_rate": (0, None),
+    "optimizer.min_learning_rate": (0, None),
+    "optimizer.warmup_epochs": (0, None),
+    "optimizer.weight_decay": (0, None),
+    "optimizer.layer_decay": (0, 1),
+    "checkpoint.every_steps": (1, None),
+    "checkpoint.keep": (1, None),
+    "checkpoint.keep_every_steps": (1, None),
+    "evaluate.every_steps": (1, None),
+    "evaluate.batch_size": (1, None),
+    "evaluate.max_train_examples": (1, None),
+    "evaluate.max_examples": (1, None),
+    "evaluate.knn_k": (1, 10_000),
+    "evaluate.knn_temperature": (1e-10, 1e10),
+    "evaluate.probe_c": (1e-10, 1e10),
+    "evaluate.pictures": (1, 1000),
 }
-ABOVE_ZERO = (
-    "train.epochs",
-    "optimizer.epsilon",
-    "optimizer.trust_coefficient",
-    "optimizer.clip_norm",
-    "evaluate.knn_temperature",
-    "evaluate.probe_c",
-)
+ABOVE_ZERO = ("train.epochs", "optimizer.epsilon", "optimizer.trust_coefficient", "optimizer.clip_norm")
 CHOICES = {
     "classifier.pool": tuple(POOLS),
     "data.augmentation": ("none", "rand_augment"),
@@ -63,16 +68,7 @@ CHOICES = {
     "evaluate.token": ("mean", "class"),
     "optimizer.name": ("adamw", "lars", "muon"),
 }
-# [low, high] of settings that are shares or probabilities; those that are None are not checked.
-WITHIN = {
-    "data.color_jitter": (0, 1),
-    "data.rand_augment_magnitude": (0, 10),
-    "data.erasing": (0, 1),
-    "data.mix_probability": (0, 1),
-    "data.mix_switch_probability": (0, 1),
-    "optimizer.layer_decay": (0, 1),
-}
-# The same for [low, high).
+# [low, high) of others.
 BELOW = {
     "classifier.drop_path": (0, 1),
     "classifier.label_smoothing": (0, 1),
@@ -91,22 +87,25 @@ def check(config: ml_collections.ConfigDict) -> None:
       UserError: names the setting, its value and what it must be.
     """
     for key, value in flatten(config.to_dict()).items():
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, float) and not math.isfinite(number):
-                raise UserError(f"{key}={value} must be finite")
+        if not key.startswith("ablate."):  # what its cells come to is checked
+            _check_kind(config, key, value)
     for key in ("data.crop_scale", "data.crop_ratio", "data.mean", "data.std"):
         value = get(config, key)
         if not value or not all(isinstance(number, int | float) for number in value):
             raise UserError(f"{key}={tuple(value)} must be numbers, for example --config.{key}='(0.5, 1.0)'")
+        if key in ("data.mean", "data.std") and not all(0 <= number <= 1 for number in value):
+            raise UserError(f"{key}={tuple(value)} is outside [0, 1], on which the pictures' values are")
         if "crop" in key and len(value) != 2:
             raise UserError(f"{key}={tuple(value)} must be two numbers, (low, high)")
     for key in ("seed", "data.seed"):
         if not 0 <= get(config, key) < 2**32:
             raise UserError(f"{key}={get(config, key)} is outside [0, 2^32)")
-    for key, least in AT_LEAST.items():
+    for key, (low, high) in WITHIN.items():
         value = get(config, key)
-        if value is not None and not value >= least:
-            raise UserError(f"{key}={value} must be at least {least}")
+        if value is not None and value < low:
+            raise UserError(f"{key}={value} must be at least {low}")
+        if value is not None and high is not None and value > high:
+            raise UserError(f"{key}={value} must be at most {high:,}")
     for key in ABOVE_ZERO:
         value = get(config, key)
         if value is not None and not value > 0:
@@ -115,9 +114,6 @@ def check(config: ml_collections.ConfigDict) -> None:
         if get(config, key) not in choices:
             value = get(config, key)
             raise UserError(f"{key}={value!r} is not one of {', '.join(choices)}{nearest(str(value), choices)}")
-    for key, (low, high) in WITHIN.items():
-        if not low <= get(config, key) <= high:
-            raise UserError(f"{key}={get(config, key)} is outside [{low}, {high}]")
     for key, (low, high) in BELOW.items():
         value = get(config, key)
         if value is not None and not low <= value < high:
@@ -140,8 +136,6 @@ def check(config: ml_collections.ConfigDict) -> None:
     low, high = data.crop_ratio
     if not 0 < low <= high:
         raise UserError(f"data.crop_ratio={tuple(data.crop_ratio)} must be (low, high) with 0 < low <= high")
-    if not 0 < data.eval_crop <= 1:
-        raise UserError(f"data.eval_crop={data.eval_crop} is outside (0, 1]")
     if not 0 < data.eval_fraction < 1:
         raise UserError(f"data.eval_fraction={data.eval_fraction} is outside (0, 1)")
     check_resolutions(config.train.resolutions)
@@ -154,6 +148,21 @@ def check(config: ml_collections.ConfigDict) -> None:
     check_resolutions(config.train.resolutions, model)
 
 
+def _check_kind(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
+    """None where it is allowed, and numbers that a run can hold."""
+    group, _, name = key.rpartition(".")
+    fields = dict((config[group] if group else config).items(preserve_field_references=True))
+    if value is None and not isinstance(fields[name], FieldReference):
+        raise UserError(f"{key}=None: this setting needs a value")
+    for number in value if isinstance(value, list) else [value]:
+        if isinstance(number, float) and not math.isfinite(number):
+            raise UserError(f"{key}={value} must be finite")
+        if isinstance(number, float) and abs(number) > FLOAT32_MAX:
+            raise UserError(f"{key}={value} must lie within {FLOAT32_MAX}, the range of float32")
+        if isinstance(number, int) and abs(number) > INT32_MAX and not key.endswith("seed"):
+            raise UserError(f"{key}={value} must be at most {INT32_MAX:,}")
+
+
 def check_channels(data: ml_collections.ConfigDict, channels: int) -> None:
     """Raises UserError unless the settings of `data` fit pictures with this many channels."""
     for key in ("mean", "std"):
@@ -163,8 +172,8 @@ def check_channels(data: ml_collections.ConfigDict, channels: int) -> None:
                 f"data.{key} has {len(values)} values for model.channels={channels}; "
                 f"give one value, or one for each channel, for example --config.data.{key}='(0.5,)'"
             )
-        if key == "std" and not min(values) > 0:
-            raise UserError(f"data.std={tuple(values)} must be above 0")
+        if key == "std" and not min(values) > 1e-6:
+            raise UserError(f"data.std={tuple(values)} must be above 1e-6")
     if data.augmentation == "rand_augment" and channels not in (1, 3):
         raise UserError(
             f"data.augmentation=rand_augment takes pictures of 1 or 3 channels, not model.channels={channels}; "
@@ -173,19 +182,29 @@ def check_channels(data: ml_collections.ConfigDict, channels: int) -> None:
 
 
 def _check_sweeps(evaluate: ml_collections.ConfigDict) -> None:
-    for name, above in (("knn_sweep_k", 1), ("knn_sweep_temperature", 0), ("probe_sweep_c", 0)):
+    for name, kinds, low, high in (
+        ("knn_sweep_k", int, *WITHIN["evaluate.knn_k"]),
+        ("knn_sweep_temperature", int | float, *WITHIN["evaluate.knn_temperature"]),
+        ("probe_sweep_c", int | float, *WITHIN["evaluate.probe_c"]),
+    ):
         values = tuple(evaluate[name])
-        kinds = int if name == "knn_sweep_k" else int | float
-        numbers = values and all(isinstance(value, kinds) for value in values)
-        if not numbers or not (min(values) >= above if name == "knn_sweep_k" else min(values) > above):
-            kind = "whole numbers of at least 1" if above else "numbers above 0"
-            raise UserError(f"evaluate.{name}={values} must be {kind}, for example --config.evaluate.{name}='(1, 10)'")
+        if not values or not all(isinstance(value, kinds) and low <= value <= high for value in values):
+            kind = "whole numbers" if kinds is int else "numbers"
+            raise UserError(
+                f"evaluate.{name}={values} must be {kind} from {low} to {high:,}, for example "
+                f"--config.evaluate.{name}='(1, 10)'"
+            )
 
 
 def _check_classifier(config: ml_collections.ConfigDict) -> None:
     """What the settings of classify must be together."""
     if config.task in ("pretrain", "classify") and config.data.name is None:
         raise UserError("data.name is not set: which pictures? For example --config.data.name=image_folder")
+    if config.train.accumulate_steps > config.data.batch_size:
+        raise UserError(
+            f"train.accumulate_steps={config.train.accumulate_steps} is more than data.batch_size="
+            f"{config.data.batch_size}: a part has at least one picture"
+        )
     if config.task == "pretrain" and config.model.uniformity and config.train.accumulate_steps > 1:
         raise UserError(
             f"model.uniformity={config.model.uniformity} compares the images of a whole batch: set "

@@ -12,7 +12,7 @@ from mae_jax.errors import UserError
 from mae_jax.processes import from_main, is_main, process_count, wait_for_all
 
 # What may differ from host to host.
-OWN = ("data.path", "data.num_threads", "data.num_workers", "data.prefetch_batches")
+OWN = ("data.path", "data.num_threads", "data.num_workers", "data.prefetch_batches", "given")
 SEEN_SECONDS = 10  # until a file that one host writes is there for the others: network file systems cache
 
 

@@ -22,9 +22,10 @@ from mae_jax.ablation.grid import (
     parse_shard,
     split_settings,
 )
-from mae_jax.command_line import check_command_line
+from mae_jax.command_line import check_command_line, given_settings
 from mae_jax.config import check, flatten, get, nearest
 from mae_jax.errors import UserError
+from mae_jax.task_settings import check_read
 
 ROOT = Path(__file__).parent.parent.parent
 PATHS = ("data.path", "init_from", "evaluate.mask")
@@ -176,21 +177,10 @@ def command(start: list[str], usual: dict[str, Any], settings: dict[str, Any], w
 
     Args:
       usual: settings, which those in `settings` replace.
-
-    Raises:
-      UserError: for a None where the config has a value, since a command line cannot say that.
     """
-    before = None
-    for key in [key for key, value in settings.items() if value is None]:
-        before = before or resolve(start)
-        if get(before, key) is not None:
-            raise UserError(
-                f"{key}=None cannot be given to a run, for which it is {get(before, key)!r}; let the config have None"
-            )
-    merged = {key: value for key, value in (usual | settings).items() if value is not None}
     return (
         *start,
-        *(f"--config.{key}={_as_text(key, value)}" for key, value in merged.items()),
+        *(f"--config.{key}={_as_text(key, value)}" for key, value in (usual | settings).items()),
         f"--workdir={workdir}",
     )
 
@@ -221,7 +211,9 @@ def resolve(arguments: tuple[str, ...] | list[str]) -> ConfigDict:
         values(argv)
     except (flags.Error, TypeError, ValueError) as error:  # a value of the wrong type
         raise UserError(str(error).splitlines()[0]) from error
+    config.value.given = given_settings(argv)
     check(config.value)
+    check_read(config.value)
     return config.value
 
 

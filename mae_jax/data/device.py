@@ -89,19 +89,19 @@ def training_batches(
 def evaluation_batches(
     source: Source, data_config: ConfigDict, batch_size: int, image_size: tuple[int, int], channels: int, mesh: Mesh
 ) -> Iterator[dict]:
-    """The batches of `make_eval_batches` on the devices; `batch_size` is rounded up to fill them evenly."""
+    """The batches of `make_eval_batches` on the devices; see `evaluation_batch_size`."""
     index, count = process_share(mesh)
     batches = make_eval_batches(
-        source, data_config, evaluation_batch_size(batch_size, mesh), image_size, channels,
+        source, data_config, evaluation_batch_size(batch_size, len(source), mesh), image_size, channels,
         process_index=index, process_count=count,
     )  # fmt: skip
     return to_devices(batches, mesh, data_config.prefetch_batches)
 
 
-def evaluation_batch_size(batch_size: int, mesh: Mesh) -> int:
-    """The next multiple of the number of parts that a batch is split into."""
+def evaluation_batch_size(batch_size: int, pictures: int, mesh: Mesh) -> int:
+    """No more than there are pictures, and then the next multiple of the number of parts that a batch is split into."""
     parts = batch_parts(mesh)
-    return -(-batch_size // parts) * parts
+    return -(-min(batch_size, pictures) // parts) * parts
 
 
 def prefetch_to_device(batches: Iterator, put_fn: Callable, size: int) -> Iterator:

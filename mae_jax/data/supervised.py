@@ -33,14 +33,14 @@ def augment(
     )  # fmt: skip
 
 
-def augmentations(data_config: ConfigDict) -> list[str]:
+def augmentations(data_config: ConfigDict, *, of_classifier: bool) -> list[str]:
     """What happens to a training picture, on the host or the device, for people; empty: it is the same each time.
 
-    (Erasing and mixing are for classifiers only, and off elsewhere.)
+    (Erasing and mixing are for classifiers only.)
     """
     names = [f"random crop {data_config.crop_scale}"] if data_config.crop_rule != "centre" else []
     names += ["flip"] if data_config.flip else []
     names += ["RandAugment"] if data_config.augmentation == "rand_augment" else []
-    for name in ("color_jitter", "erasing", "mixup", "cutmix"):
+    for name in ("color_jitter", "erasing", "mixup", "cutmix") if of_classifier else ("color_jitter",):
         names += [f"{name} {data_config[name]}"] if data_config[name] else []
     return names

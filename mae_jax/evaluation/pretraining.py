@@ -69,6 +69,12 @@ class MAEEvaluation:
         return all(source is not None and source.num_classes > 1 for source in sources)
 
     @property
+    def counted(self) -> str:
+        """Which patches the loss is the mean of, for people: all, too, where none is hidden."""
+        visible = self._given[1] if self._given else self._model.num_visible(self._mask_ratio)
+        return "all" if self._model.loss_patches == "all" or visible == self._model.num_patches else "the hidden"
+
+    @property
     def protocol(self) -> str:
         """How `features` measures, for people."""
         return describe_protocol(self._config.evaluate, len(self.train_source), len(self.eval_source))

@@ -7,6 +7,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from mae_jax.errors import UserError
 from mae_jax.interop.weights import assumed, pictures_differ, pin_weights, read_weights
 from mae_jax.interop.workdirs import Weights, read_own_config
 from mae_jax.models.classifier import ClassifierConfig, make_classifier_config
@@ -28,7 +29,7 @@ def resolve_model(config: ml_collections.ConfigDict, workdir: Path) -> tuple[Wei
       The weights to begin with, if the run begins and has `init_from`; and a line for each setting that was changed.
 
     Raises:
-      UserError: if there is no readable checkpoint, or it holds no encoder.
+      UserError: if there is no readable checkpoint, it holds no encoder, or the command line gives it another size.
     """
     if trained := read_own_config(workdir):
         weights = None
@@ -41,11 +42,13 @@ def resolve_model(config: ml_collections.ConfigDict, workdir: Path) -> tuple[Wei
     # nothing, masks that do not fit its size are no obstacle.
     model = dataclasses.asdict(MAEConfig(**trained["model"])) | USUAL_MASKS
     sizes = {name: value for name, value in model.items() if name not in OWN_MODEL_SETTINGS}
-    changed = [
-        f"model.{name} is {value!r}, the checkpoint's, not {config.model[name]!r}"
-        for name, value in sizes.items()
-        if value != config.model[name] and name in ENCODER_SETTINGS
-    ]
+    changed = []
+    for name in ENCODER_SETTINGS:
+        asked, own = config.model[name], sizes[name]
+        if asked != own and f"model.{name}" in config.given:
+            raise UserError(f"model.{name}={asked!r} is {own!r} in the checkpoint and cannot be changed: leave it out")
+        if asked != own:
+            changed.append(f"model.{name} is {own!r}, the checkpoint's, not {asked!r}")
     config.model.update(sizes)
     return weights, changed
 

@@ -37,6 +37,14 @@ AT_LEAST = {
     "mask_cell": 1, "class_tokens": 1, "registers": 0, "masks_per_image": 1, "uniformity": 0,
 }  # fmt: skip
 
+# No machine runs more; a number beyond these is a slip, which would be told by a memory error if at all.
+AT_MOST = {
+    "channels": 1024, "width": 2**16, "depth": 1024,
+    "decoder_width": 2**16, "decoder_depth": 1024,
+    "class_tokens": 1024, "registers": 1024, "masks_per_image": 1024,
+}  # fmt: skip
+MOST_PATCHES, MOST_HIDDEN_UNITS, MOST_UNROLLED = 2**18, 2**20, 1024
+
 UNROLLED = 12  # blocks that `unroll_on_cpu` unrolls at most
 
 
@@ -92,8 +100,16 @@ class MAEConfig:
         for name, least in AT_LEAST.items():
             if not getattr(self, name) >= least:
                 raise UserError(f"model.{name}={getattr(self, name)} must be at least {least}")
-        if self.scan_unroll is not None and self.scan_unroll < 1:
-            raise UserError(f"model.scan_unroll={self.scan_unroll} must be at least 1")
+        for name, most in AT_MOST.items():
+            if not getattr(self, name) <= most:
+                raise UserError(f"model.{name}={getattr(self, name)} must be at most {most:,}")
+        if self.scan_unroll is not None and not 1 <= self.scan_unroll <= MOST_UNROLLED:
+            raise UserError(f"model.scan_unroll={self.scan_unroll} must be from 1 to {MOST_UNROLLED:,}")
+        if self.num_patches > MOST_PATCHES:
+            raise UserError(
+                f"model.image_size={self.image_size} with model.patch_size={self.patch_size} makes "
+                f"{self.num_patches:,} patches, more than {MOST_PATCHES:,}: make the image smaller or the patch larger"
+            )
         for name, scale in (("width", "num_heads"), ("decoder_width", "decoder_num_heads")):
             width, heads = getattr(self, name), getattr(self, scale)
             if width % heads:
@@ -112,6 +128,11 @@ class MAEConfig:
                 own = getattr(self, name)
                 text = f"mlp_ratio={self.mlp_ratio} leaves" if own is None else f"{name}={own} leaves"
                 raise UserError(f"model.{text} the MLPs no hidden unit")
+            if blocks.mlp_width > MOST_HIDDEN_UNITS:
+                raise UserError(
+                    f"model.mlp_ratio={self.mlp_ratio}, model.{name}={getattr(self, name)}: an MLP of "
+                    f"{blocks.mlp_width:,} hidden units; {MOST_HIDDEN_UNITS:,} at most"
+                )
         if self.normalize_targets and self.patch_dim == 1:
             raise UserError(
                 "model.normalize_targets needs patches of more than one value (one value has no variance); "

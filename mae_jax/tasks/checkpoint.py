@@ -12,6 +12,7 @@ from mae_jax.errors import UserError
 from mae_jax.interop.foreign import is_foreign
 from mae_jax.interop.weights import assumed, check_workdir, choose, find_same_weights, read_weights
 from mae_jax.interop.workdirs import Weights
+from mae_jax.task_settings import check_read
 from mae_jax.training.history import keep_earlier_measurement
 from mae_jax.writing import finite_or_null, write_json
 
@@ -80,6 +81,7 @@ def open_checkpoint(
         groups["classifier"] = trained["classifier"]
     config = ml_collections.ConfigDict(asked | groups)
     check_channels(config.data, config.model.channels)
+    check_read(config, "evaluate a classifier" if (config.task, trained["task"]) == ("evaluate", "classify") else None)
     return weights, config
 
 

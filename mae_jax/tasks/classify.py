@@ -127,7 +127,7 @@ class Classification:
         variables = jax.eval_shape(lambda key: join(*self.init(key)), jax.random.key(0))
         self._representation = jax.eval_shape(self._represent, variables, image).shape[1:]
         self._features_size = 4 * int(np.prod(self._representation)) * (self.num_train + self.num_eval)
-        constant = config.classifier.trained_blocks == 0 and not augmentations(data)
+        constant = config.classifier.trained_blocks == 0 and not augmentations(data, of_classifier=True)
         self._keeps_features = constant and self._features_size <= KEPT_FEATURES_GIB * 2**30
         self._kept: dict[str, dict[str, np.ndarray]] = {}
 
@@ -189,7 +189,7 @@ class Classification:
             "head": f"{POOLS[model.pool]}{', BatchNorm' if model.batch_norm else ''}, {model.num_classes} classes",
             "images": f"{height} x {width} x {encoder.channels}, patch {encoder.patch_size}: "
             f"{encoder.num_patches} patches",
-            "augment": ", ".join(augmentations(data)) or "nothing",
+            "augment": ", ".join(augmentations(data, of_classifier=True)) or "nothing",
             "compute": f"{si(represent_flops(model) + classify_flops(model))}FLOP forward, "
             f"{si(self.train_flops)}FLOP a training image, {encoder.dtype} products",
         }
@@ -248,7 +248,7 @@ class Classification:
     def evaluate(self, state: TrainState, reporter: Reporter) -> dict[str, float]:
         if self._keeps_features:
             config = self._config
-            size = evaluation_batch_size(config.evaluate.batch_size, self._mesh)
+            size = evaluation_batch_size(config.evaluate.batch_size, self.num_eval, self._mesh)
             index, count = process_share(self._mesh)
             arrays = eval_array_batches(self._kept["eval"], size, process_index=index, process_count=count)
             batches = to_devices(arrays, self._mesh, config.data.prefetch_batches)

@@ -126,7 +126,7 @@ class Pretraining:
             f"{count_parameters(params['decoder']):,} parameters",
             "images": f"{height} x {width} x {model.channels}, patch {model.patch_size}: {model.num_patches} patches, "
             f"{model.num_visible()} visible (mask ratio {model.mask_ratio})",
-            "augment": ", ".join(augmentations(self._config.data)) or "nothing",
+            "augment": ", ".join(augmentations(self._config.data, of_classifier=False)) or "nothing",
             "tokens": f"encoder {encoder_tokens(model) - others} + {others}, decoder {decoder}",
             "compute": f"{si(forward_flops(model))}FLOP forward, {si(train_flops(model))}FLOP a training image, "
             f"{model.dtype} products",

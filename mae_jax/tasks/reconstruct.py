@@ -61,6 +61,5 @@ def reconstruct(weights: Weights, config: ml_collections.ConfigDict, workdir: Pa
     picture = save_picture(workdir / "reconstructions" / f"{weights.step}.png", evaluation.picture(params, caption))
     result = {"step": weights.step, "eval/loss": evaluation.loss(params), "images": len(evaluation.eval_source)}
     write_measurement(workdir, config, result)
-    counted = "all" if model.loss_patches == "all" else "the hidden"
-    say(f"loss of {counted} patches, mean over {result['images']:,} images: {result['eval/loss']:.4f}")
+    say(f"loss of {evaluation.counted} patches, mean over {result['images']:,} images: {result['eval/loss']:.4f}")
     say(f"see {picture}")

@@ -8,6 +8,7 @@ import ml_collections
 import optax
 from jax.sharding import Mesh
 
+from mae_jax.config import INT32_MAX
 from mae_jax.errors import UserError
 from mae_jax.mesh import batch_parts, replicated
 from mae_jax.models.mae_config import MAEConfig
@@ -42,6 +43,8 @@ def make_plan(config: ml_collections.ConfigDict, trainee: Trainee, mesh: Mesh) -
     train, batch_size = config.train, config.data.batch_size
     steps_per_epoch = max(1, trainee.num_train // batch_size)
     total_steps = train.steps or max(1, round(train.epochs * steps_per_epoch))
+    if total_steps > INT32_MAX:
+        raise UserError(f"train.epochs={train.epochs} is more than {INT32_MAX:,} steps: make the run shorter")
     warmup_steps = fit_warmup(round(config.optimizer.warmup_epochs * steps_per_epoch), total_steps)
     schedule = make_schedule(config.optimizer, batch_size, warmup_steps, total_steps)
     optimizer = make_optimizer(config.optimizer, schedule, decay_tokens=trainee.decay_tokens)

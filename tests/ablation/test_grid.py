@@ -102,8 +102,8 @@ def test_the_command_of_a_run_is_read_back_as_the_settings_of_its_cell():
         (("data.crop_scale", "model.image_size", "model.remat", "data.crop_rule", "optimizer.base_learning_rate"),
          (((0.5, 1.0), (8, 16), True, "centre", 3e-05),)), ("train.steps", (7, None)),
     ), measure=(FINETUNE,), seeds=(3,))  # fmt: skip
-    config.given = ("data.path", "data.mean", "ablate.seeds")
-    config.data.update(path="/some where/a,b", mean=(0.25,))
+    config.given = ("data.name", "data.path", "data.mean", "ablate.seeds")
+    config.data.update(name="image_folder", path="/some where/a,b", mean=(0.25,))
     plan = make_plan(config, Path("/nowhere"))
     one = plan.runs[0].config
     assert (one.task, one.seed, one.data.seed, one.train.steps) == ("pretrain", 3, 3, 7)
@@ -115,8 +115,10 @@ def test_the_command_of_a_run_is_read_back_as_the_settings_of_its_cell():
     assert resolve(plan.runs[0].arguments).to_dict() == one.to_dict()
 
 
-def test_a_none_that_no_command_can_say_is_refused():
-    assert "model.depth=None cannot be given" in mistake(grid=(("model.depth", (None,)),))
+def test_none_is_given_to_a_run_whose_config_has_a_value_and_refused_where_a_value_is_needed():
+    plan = plan_of(grid=(("evaluate.max_train_examples", (100, None)),))
+    assert [run.config.evaluate.max_train_examples for run in plan.runs] == [100, None]
+    assert "cell 'depth None': model.depth=None" in mistake(grid=(("model.depth", (None,)),))
 
 
 RATIO = ("model.mask_ratio", (0.5, 0.75))

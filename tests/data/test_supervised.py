@@ -30,19 +30,19 @@ def training_pictures(config, epoch: int) -> tuple[np.ndarray, np.ndarray]:
 def test_what_happens_to_pictures_is_named_and_without_a_name_they_are_the_same_in_every_epoch(make_config, changes):
     config = make_config(**{"name": "synthetic", "num_examples": 32, "batch_size": 32, **OFF, **changes})
     (first, _), (second, _) = (training_pictures(config, epoch) for epoch in range(2))
-    assert (len(augmentations(config)) == 0) == np.array_equal(first, second)
+    assert (len(augmentations(config, of_classifier=True)) == 0) == np.array_equal(first, second)
 
 
 @pytest.mark.parametrize("changes", ON, ids=" ".join)
 def test_each_augmentation_is_named_once(make_config, changes):
-    (name,) = augmentations(make_config(**OFF | changes))
+    (name,) = augmentations(make_config(**OFF | changes), of_classifier=True)
     words = dict(crop_rule="random crop", augmentation="RandAugment")
     assert name.startswith(words.get(*changes, *changes))
 
 
 def test_everything_that_is_on_is_named(make_config):
     everything = dict(itertools.chain.from_iterable(changes.items() for changes in ON))
-    found = augmentations(make_config(**OFF | everything, crop_scale=(0.08, 1.0)))
+    found = augmentations(make_config(**OFF | everything, crop_scale=(0.08, 1.0)), of_classifier=True)
     assert found == [
         "random crop (0.08, 1.0)", "flip", "RandAugment", "color_jitter 0.4", "erasing 0.5", "mixup 0.8", "cutmix 1.0",
     ]  # fmt: skip

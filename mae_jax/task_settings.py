@@ -1,0 +1,95 @@
+"""Which settings each task reads. What it does not read must be as in configs/common.py: nothing is ignored in silence.
+
+A row of READS lists groups and keys, with * for any ending; "-" takes keys out again. "Which settings does knn read?"
+is the row of knn, with MEASURES and FEATURES, which it shares with others.
+"""
+
+import fnmatch
+
+import ml_collections
+
+from configs import common
+from mae_jax.config import flatten, get
+from mae_jax.errors import UserError
+
+EVERY = "task given file init_from assume.* model.* data.* "
+OF_LABELS = "-data.label_fraction "
+OF_CLASSIFIERS = "-data.erasing -data.mixup -data.cutmix -data.mix_* "
+OF_TRAINING = "-data.batch_size -data.crop_* -data.resize -data.flip -data.color_jitter -data.augmentation "
+OF_TRAINING += "-data.rand_augment_* -data.on_device "
+
+TRAINS = EVERY + "seed mesh.* train.* optimizer.* checkpoint.* evaluate.every_steps evaluate.batch_size "
+TRAINS += "evaluate.max_examples "
+# The model and the pictures are the checkpoint's: tasks/checkpoint.py tells which of their settings may be others.
+MEASURES = EVERY + OF_CLASSIFIERS + OF_TRAINING + "seed mesh.* evaluate.batch_size evaluate.max_examples "
+FEATURES = "evaluate.token evaluate.max_train_examples "
+HIDES = "evaluate.mask evaluate.mask_ratio evaluate.pictures "
+KNN = "evaluate.knn_k evaluate.knn_temperature "
+PROBE = "evaluate.probe_c "
+
+READS = {
+    "pretrain": TRAINS + OF_LABELS + OF_CLASSIFIERS + "-optimizer.layer_decay " + FEATURES + HIDES + KNN + PROBE
+    + "evaluate.random_encoder evaluate.linear_probe",
+    "classify": TRAINS + "classifier.* -model.decoder_* -model.mask_* -model.encoder_mask_tokens -model.loss_patches "
+    "-model.pca_targets -model.prediction_ratio -model.masks_per_image -model.uniformity -model.normalize_targets "
+    "-model.positions",
+    "knn": MEASURES + FEATURES + KNN + "evaluate.knn_sweep_* evaluate.random_encoder",
+    "logistic_regression": MEASURES + FEATURES + PROBE + "evaluate.probe_sweep_c evaluate.random_encoder",
+    "features": MEASURES + FEATURES,
+    "evaluate": MEASURES + OF_LABELS + HIDES,
+    "evaluate a classifier": MEASURES + OF_LABELS,
+    "reconstruct": MEASURES + OF_LABELS + HIDES,
+    "export": EVERY + OF_LABELS + OF_CLASSIFIERS + OF_TRAINING + "format encoder_only",
+}  # fmt: skip
+READS["ablate"] = READS["pretrain"] + " ablate.* shard"
+
+# A config file may start from one that is for another task. What it has from there may stand; on a command line it is
+# a mistake.
+INHERITS = {"ablate": (), "pretrain": ("ablate",), "classify": ("pretrain",)}
+OF_MEASURING = ("pretrain", "classify")  # of all others
+
+# (setting, value): settings of a command line that this value leaves without use.
+UNUSED_WITH = {
+    ("init_from", None): "assume.*",
+    ("data.name", "digits"): "data.path data.train_split data.eval_split data.eval_fraction data.num_examples",
+    ("data.name", "synthetic"): "data.path data.train_split data.eval_split data.eval_fraction",
+    ("data.name", "image_folder"): "data.num_examples",
+    ("data.augmentation", "none"): "data.rand_augment_*",
+    ("optimizer.name", "adamw"): "optimizer.muon_momentum optimizer.momentum optimizer.trust_coefficient",
+    ("optimizer.name", "muon"): "optimizer.momentum optimizer.trust_coefficient",
+    ("optimizer.name", "lars"): "optimizer.b1 optimizer.b2 optimizer.epsilon optimizer.muon_momentum",
+}
+
+
+def reads(task: str, key: str) -> bool:
+    """Whether a task (a row of READS) uses a setting."""
+    words = READS[task].split()
+    return _matches(key, [w for w in words if w[0] != "-"]) and not _matches(key, [w[1:] for w in words if w[0] == "-"])
+
+
+def check_read(config: ml_collections.ConfigDict, row: str | None = None) -> None:
+    """Checks that the task uses every setting that is not as in configs/common.py.
+
+    Args:
+      config: with `given`, the keys of the command line.
+      row: of READS; None: the task's.
+
+    Raises:
+      UserError: for a setting that would be ignored.
+    """
+    task = row or config.task
+    usual = flatten(common.get_config().to_dict())
+    changed = {key: value for key, value in flatten(config.to_dict()).items() if value != usual[key]}
+    for key, value in changed.items():
+        inherited = key not in config.given and any(reads(other, key) for other in INHERITS.get(task, OF_MEASURING))
+        if not inherited and not reads(task, key):
+            users = ", ".join(other for other in READS if reads(other, key))
+            raise UserError(f"{key}={value!r} is not for the task {task}, only for {users}: leave it out")
+    for (other, value), unused in UNUSED_WITH.items():
+        for key in config.given if get(config, other) == value else ():
+            if key in changed and _matches(key, unused.split()):
+                raise UserError(f"{key}={changed[key]!r} is not used with {other}={value}: leave it out")
+
+
+def _matches(key: str, patterns: list[str]) -> bool:
+    return any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
