@@ -4,6 +4,7 @@ import ast
 import difflib
 import importlib.util
 import inspect
+import shlex
 import sysconfig
 import traceback
 from pathlib import Path
@@ -12,7 +13,7 @@ from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from configs import common
-from mae_jax.config import flatten, nearest
+from mae_jax.config import flatten, get, nearest
 from mae_jax.errors import UserError, first_line
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -24,21 +25,26 @@ NOT_THEIRS = ("<", __file__, *(sysconfig.get_path(name) for name in ("stdlib", "
 class OrNone(flags.ArgumentParser):
     """Parses "None", which stands for "not set" in configs, as None, and all else as another parser does."""
 
-    def __init__(self, parser: flags.ArgumentParser):
-        self._parser, self.syntactic_help = parser, parser.syntactic_help
+    def __init__(self, parser: flags.ArgumentParser, kind: str):
+        self._parser, self._kind, self.syntactic_help = parser, kind, parser.syntactic_help
 
     def parse(self, argument):
-        return None if argument == "None" else self._parser.parse(argument)
+        try:
+            return None if argument == "None" else self._parser.parse(argument)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"it must be {self._kind}") from error
 
     def flag_type(self):
         return self._parser.flag_type()
 
 
-for _kind, _parser in (
-    (int, flags.IntegerParser()), (float, flags.FloatParser()), (bool, flags.BooleanParser()),
-    (str, flags.ArgumentParser()),
-):  # fmt: skip
-    config_flags.register_flag_parser(parser=OrNone(_parser))(_kind)
+for _type, _parser, _kind in (
+    (int, flags.IntegerParser(), "a whole number"),
+    (float, flags.FloatParser(), "a number"),
+    (bool, flags.BooleanParser(), "True or False"),
+    (str, flags.ArgumentParser(), "text"),
+):
+    config_flags.register_flag_parser(parser=OrNone(_parser, _kind))(_type)
 
 
 def config_file(arguments: list[str]) -> tuple[Path, str | None]:
@@ -84,7 +90,8 @@ def describe_configs(arguments: list[str]) -> str:
         lines = [f"  {path.relative_to(CONFIGS.parent)!s:<40} {_docstring(path).split(chr(10))[0]}" for path in paths]
         lines.append("--help --config=configs/NAME.py lists the settings of a config; configs/common.py explains them.")
         return "\n".join(["configs:", *lines])
-    lines = [f"  --config.{key}={value!r}" for key, value in flatten(config.to_dict()).items()]
+    keys = [key for key in flatten(config.to_dict()) if key not in ("given", "file")]
+    lines = [f"  --config.{key}={shlex.quote(str(get(config, key)))}" for key in keys]
     return "\n".join([f"{path}: {_docstring(path)}", "", "settings, explained in configs/common.py:", *lines])
 
 

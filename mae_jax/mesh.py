@@ -65,9 +65,9 @@ def prepare_cpu(settings: ConfigDict) -> None:
         jax.config.update("jax_num_cpu_devices", count)
 
 
-def check_cpu_devices(name: str, count: int) -> None:
+def check_cpu_devices(name: str, count: int | None) -> None:
     """Raises UserError unless a CPU can count as so many devices; `name` is what the number is given as."""
-    if not 1 <= count <= MOST_CPU_DEVICES:
+    if count is None or not 1 <= count <= MOST_CPU_DEVICES:
         raise UserError(f"{name}{count} must be 1 ... {MOST_CPU_DEVICES}: each of them takes threads and memory")
 
 

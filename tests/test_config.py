@@ -1,12 +1,15 @@
 import importlib
+import shlex
 from pathlib import Path
 
 import ml_collections
 import pytest
+from ml_collections.config_dict import FieldReference
 
 from configs import common, digits, finetune_vit_base
-from mae_jax.command_line import check_command_line, given_settings
-from mae_jax.config import check, expand_paths, flatten, from_dict, nearest
+from mae_jax.ablation.plan import resolve
+from mae_jax.command_line import asks_for_help, check_command_line, describe_configs, given_settings
+from mae_jax.config import check, expand_paths, flatten, from_dict, get, nearest
 from mae_jax.errors import UserError
 from mae_jax.tasks import TASKS, find_task
 
@@ -55,6 +58,14 @@ BAD_VALUES = {
     "data.num_workers": -1, "data.eval_fraction": 1.0,
     "model.mask_ratio": 1.0, "model.mask_ratio ": 0.95, "model.patch_size": 3, "model.num_heads": 5,
     "model.decoder_num_heads": 3, "model.dtype": "float16", "model.image_size": "big", "model.depth": 0,
+    "model.image_size ": 10**8, "model.width": 10**9, "model.depth ": 10**6, "model.mlp_ratio": 1e9,
+    "model.scan_unroll": 10**9, "model.registers": 10**6, "data.num_workers ": 100_000, "data.prefetch_batches": 10**6,
+    "data.num_examples": 10**21, "data.max_pixels": 10**12, "data.eval_crop ": 1e-9, "data.rand_augment_ops": 10**9,
+    "data.mean ": (123.7,), "data.std  ": (58.4,), "data.mixup": 1e30, "classifier.num_classes": 10**9,
+    "train.steps ": 10**20, "train.epochs  ": 1e300, "train.accumulate_steps": 65, "train.skip_nonfinite": 10**20,
+    "train.profile_steps": 10**6, "optimizer.weight_decay": 1e39, "checkpoint.keep ": 10**20,
+    "evaluate.batch_size": 10**10, "evaluate.knn_k": 10**6, "evaluate.pictures": 10**9, "evaluate.probe_c": 1e-300,
+    "evaluate.knn_sweep_k": (1, 10**6), "evaluate.probe_sweep_c": (1e300,), "data.batch_size ": None,
     "evaluate.mask_ratio": 1.5, "checkpoint.every_steps": 0, "train.log_every_steps": 0, "evaluate.every_steps": 0,
 }  # fmt: skip
 
@@ -106,6 +117,105 @@ def test_a_mistake_on_the_command_line_is_told_with_the_nearest_name(arguments, 
     with pytest.raises(UserError) as error:
         check_command_line(arguments)
     assert expected in str(error.value) and "\n" not in str(error.value)
+
+
+def resolve_line(*arguments):
+    return resolve(["--config=configs/digits.py", *arguments])
+
+
+def keys_with_none():
+    config = common.get_config()
+    groups = {f"{name}.": config[name] for name in config if isinstance(config[name], ml_collections.ConfigDict)}
+    for prefix, group in {"": config, **groups}.items():
+        for name, value in group.items(preserve_field_references=True):
+            if isinstance(value, FieldReference) and prefix + name not in ("data.name", "model.image_size", "shard"):
+                yield prefix + name
+
+
+@pytest.mark.parametrize("key", sorted(keys_with_none()))
+def test_a_setting_that_may_be_none_can_be_none_on_the_command_line(key):
+    assert get(resolve_line(f"--config.{key}=None"), key) is None
+
+
+@pytest.mark.parametrize("key", ["data.batch_size", "data.flip", "optimizer.b1", "data.train_split", "mesh.data"])
+def test_none_is_refused_where_a_value_is_needed(key):
+    with pytest.raises(UserError, match=f"{key}=None: this setting needs a value"):
+        resolve_line(f"--config.{key}=None")
+
+
+@pytest.mark.parametrize(
+    "setting, kind",
+    [
+        ("train.steps=1e20", "a whole number"), ("train.steps=1.5", "a whole number"), ("train.epochs=x", "a number"),
+        ("data.flip=maybe", "True or False"), ("evaluate.knn_k=" + 5000 * "9", "a whole number"),
+    ],
+    ids=lambda text: text[:20],
+)  # fmt: skip
+def test_a_value_of_another_type_is_one_line_that_says_the_type(setting, kind):
+    with pytest.raises(UserError, match=f"--config.{setting}: it must be {kind}"):
+        resolve_line(f"--config.{setting}")
+
+
+def test_of_a_value_and_none_the_last_one_counts():
+    lines = ["--config.evaluate.every_steps=None", "--config.evaluate.every_steps=3"]
+    assert resolve_line(*lines).evaluate.every_steps == 3
+    assert resolve_line(*reversed(lines)).evaluate.every_steps is None
+
+
+BEGIN = "from configs import common\ndef get_config():\n    config = common.get_config()\n"
+BAD_CONFIGS = {
+    BEGIN: "get_config() returns None, not a ConfigDict",
+    "def get_config():\n    return {}\n": "get_config() returns a dict",
+    BEGIN + "    config.train.steps = 1.5\n    return config\n": "line 4: TypeError",
+    BEGIN + "    raise KeyError('gone')\n": "line 4: KeyError: 'gone'",
+    BEGIN + "    raise ValueError('no such\\nthing')\n": "line 4: ValueError: no such",
+    BEGIN + "    exit('early')\n": "line 4: SystemExit: early",
+    BEGIN + "    return config[\n": "line 4: SyntaxError: '[' was never closed",
+    BEGIN + "    import deeper\n": "deeper.py, line 2: SyntaxError",
+    "import nonesuch\n": "line 1: ModuleNotFoundError: No module named 'nonesuch'",
+    "raise RuntimeError\n": "line 1: RuntimeError",
+    BEGIN + "    config.train.epoch = 3\n": 'line 4: \'Key "epoch" does not exist',
+    BEGIN + "    del config.unlock().mesh\n    return config\n": "lacks settings (mesh.cpu_devices",
+    BEGIN + "    config.unlock().model.widht = 3\n    return config\n": 'model.widht; did you mean "model.width"?',
+    BEGIN + "    config.train = {'steps': 'many'}\n    return config\n": "lacks settings (train.",
+    BEGIN.replace("()", "(size)", 1) + "    return config\n": "needs an argument after a colon",
+    "get_config = 3\n": "TypeError",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", BAD_CONFIGS)
+def test_a_config_that_is_none_or_fails_is_one_line_that_names_the_file_and_the_line(text, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "deeper.py").write_text("\n1 +\n")
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(UserError) as error:
+        check_command_line([f"--config={tmp_path}/mine.py"])
+    message = str(error.value)
+    assert message.startswith(f"config {tmp_path}/mine.py") and BAD_CONFIGS[text] in message and "\n" not in message
+
+
+def test_a_value_of_another_type_is_told_also_where_the_config_was_not_begun_with_ours(tmp_path):
+    text = BEGIN + "    with config.ignore_type():\n        config.data.batch_size = 64.5\n    return config\n"
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(UserError, match="has data.batch_size=64.5, which is no int"):
+        check_command_line([f"--config={tmp_path}/mine.py"])
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h", "-help", "--helpshort", "--helpfull"])
+def test_every_way_of_asking_for_help_is_known_and_settings_are_none(flag):
+    assert asks_for_help([flag]) and asks_for_help(["--config=configs/digits.py", flag])
+    assert not asks_for_help(["--config=configs/digits.py", "--workdir=help"])
+
+
+def test_help_lists_the_configs_and_of_a_config_the_settings(tmp_path):
+    for arguments in ([], ["--config=configs/nonesuch.py"]):
+        text = describe_configs(arguments)
+        assert "configs/digits.py" in text and "configs/ablations/mask_ratio.py" in text and "configs/common.py" in text
+    text = describe_configs(["--config=configs/digits.py"])
+    assert "handwritten digits" in text and "  --config.model.patch_size=2\n" in text
+    lines = [line for line in text.splitlines() if line.startswith("  --config.")]
+    copied = resolve_line(*(shlex.split(line)[0] for line in lines if "task" not in line))
+    assert copied.model == resolve_line().model and copied.data == resolve_line().data
 
 
 def test_a_right_command_line_passes():

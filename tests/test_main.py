@@ -60,6 +60,11 @@ def test_a_lack_of_memory_ends_with_code_1_and_one_line(tmp_path):
     assert code == 1 and err.startswith("error: out of memory (Unable to allocate 8.00 PiB);") and err.count("\n") == 1
 
 
+def test_help_is_no_mistake():
+    code, out, err = run("-h", "--config=configs/digits.py")
+    assert (code, err) == (0, "") and "--config.train.epochs=180.0" in out and "--workdir: folder of everything" in out
+
+
 def test_a_workdir_that_cannot_be_made_is_a_mistake_too(tmp_path):
     (tmp_path / "file").write_text("")
     code, _, err = run("--config=configs/digits.py", f"--workdir={tmp_path}/file/run")

@@ -48,6 +48,11 @@ def test_everything_that_is_on_is_named(make_config):
     ]  # fmt: skip
 
 
+def test_what_is_for_classifiers_only_is_not_named_where_none_is_trained(make_config):
+    config = make_config(**OFF | dict(erasing=0.5, mixup=0.8, cutmix=1.0, flip=True))
+    assert augmentations(config, of_classifier=False) == ["flip"]
+
+
 def test_with_everything_off_pictures_are_only_normalised_and_targets_stay(make_config):
     config = make_config(**OFF, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
     rng = np.random.default_rng(0)

@@ -49,6 +49,14 @@ def test_the_mask_ratio_of_the_evaluation_can_be_set_apart_from_the_models(param
     assert 0.1 < hidden < 0.4
 
 
+def test_the_loss_is_said_to_be_of_the_hidden_patches_only_where_some_are_hidden(tmp_path):
+    np.save(tmp_path / "none.npy", np.zeros((4, 4)))
+    np.save(tmp_path / "some.npy", np.eye(4))
+    found = [make_evaluation(mask_ratio=ratio)[0].counted for ratio in (None, 0.25, 0.0)]
+    found += [make_evaluation(mask=f"{tmp_path}/{name}.npy")[0].counted for name in ("some", "none")]
+    assert found == ["the hidden", "the hidden", "all", "the hidden", "all"]
+
+
 def test_a_subset_of_the_training_images_is_random_fixed_and_told(params):
     evaluation = make_evaluation(max_train_examples=100)[0]
     again = make_evaluation(max_train_examples=100)[0]

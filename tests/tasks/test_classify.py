@@ -119,6 +119,12 @@ def test_the_encoders_sizes_are_the_checkpoints_and_this_is_told(pretrained, tmp
     assert (model["width"], model["depth"]) == (16, 2)
 
 
+def test_a_size_that_the_command_line_asks_for_beside_a_checkpoint_that_has_another_is_refused(pretrained, tmp_path):
+    settings = dict(init_from=str(pretrained), given=("model.patch_size",), model__patch_size=4)
+    message = mistake("finetune_digits", tmp_path, **settings)
+    assert "model.patch_size=4 is 2 in the checkpoint and cannot be changed" in message
+
+
 def test_the_head_of_a_classifier_is_kept_if_it_fits_and_else_a_new_one_is_told(finetuned, tmp_path, capsys):
     run_task("finetune_digits", tmp_path / "same", init_from=str(finetuned), train__steps=1)
     assert "with its head" in capsys.readouterr().out

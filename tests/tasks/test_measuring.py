@@ -161,11 +161,18 @@ def test_other_data_can_be_named_on_the_command_line(pretrained, tmp_path):
         (dict(model__mask_ratio=0.5), "model.mask_ratio=0.5 is 0.75 in the checkpoint"),
         (dict(data__eval_crop=0.5), "data.eval_crop=0.5 is 1.0 in the checkpoint"),
         (dict(data__path="/nowhere"), "--config.data.name=image_folder"),
+        (dict(data__eval_fraction=0.5, given=("data.eval_fraction",)), "is not used with data.name=digits"),
         (dict(evaluate__knn_sweep_k=(1.5,)), "knn_sweep_k=(1.5,) must be whole numbers"),
     ],
 )
 def test_a_setting_that_would_be_ignored_is_refused(pretrained, tmp_path, settings, expected):
     assert expected in mistake("knn", tmp_path / "run", init_from=str(pretrained), **settings)
+
+
+def test_masks_are_refused_where_a_classifier_is_evaluated(finetuned, tmp_path):
+    settings = dict(init_from=str(finetuned), evaluate__mask_ratio=0.5, given=("evaluate.mask_ratio",))
+    message = mistake("evaluate", tmp_path / "run", **settings)
+    assert "evaluate.mask_ratio=0.5 is not for the task evaluate a classifier" in message
 
 
 def test_data_with_other_classes_than_the_classifiers_are_refused(finetuned, tmp_path):

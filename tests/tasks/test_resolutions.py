@@ -74,6 +74,11 @@ def test_the_model_that_comes_out_has_the_full_size(unbroken):
     assert load(unbroken).config.image_size == (8, 8)
 
 
+def test_more_steps_than_can_be_counted_are_refused(tmp_path):
+    message = mistake("digits", tmp_path, train__steps=None, train__epochs=1e30)
+    assert message.startswith("train.epochs=1e+30 is more than 2,147,483,647 steps")
+
+
 def test_a_classifier_learns_from_images_that_grow(unbroken, tmp_path, capsys):
     settings = {"init_from": str(unbroken), "train__resolutions": ((0.5, 4),), "model__scan_unroll": 1}
     workdir = run_task("finetune_digits", tmp_path, **settings, train__steps=4)

@@ -209,6 +209,15 @@ def test_unchanged_settings_fit_though_json_has_no_tuples(open_checkpoints, new_
     assert open_checkpoints(config).changed_settings(2) == {}
 
 
+def test_which_settings_the_command_line_gave_is_no_change(open_checkpoints, new_state):
+    config = get_config()
+    checkpoints = open_checkpoints(config)
+    checkpoints.save(2, new_state)
+    checkpoints.wait()
+    set_value(config, "given", ("train.steps",))
+    assert open_checkpoints(config).changed_settings(2) == {}
+
+
 def test_a_setting_that_is_gone_does_not_fit_and_one_that_is_new_since_does():
     with pytest.raises(UserError, match="model.old=3.*model.old=None"):
         check_fits({"model": {"width": 8, "old": 3}}, {"model": {"width": 8}}, "checkpoint 1")
