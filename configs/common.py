@@ -3,7 +3,8 @@
 The values are the paper's pre-training recipe (He et al. 2021, arXiv 2111.06377, Table 8) for ViT-B/16 on ImageNet-1k;
 what pre-training does not use is off, or what its own source has.
 Other configs start from here and state only what differs. Any setting can be changed on the command line:
-`--config.train.epochs=100`. `None` stands for "not set".
+`--config.train.epochs=100`. `None` stands for "not set", there too. Which settings a task reads is told in
+mae_jax/task_settings.py; others are refused.
 """
 
 import ml_collections
@@ -186,7 +187,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Masks by hand: FILE.npy with [rows, columns] or [pictures, rows, columns] patches, not 0 = hidden; or
     # FILE.py:FUNCTION, (number of the picture, (rows, columns)) -> [rows, columns]. None: they are drawn.
     evaluate.mask = placeholder(str)
-    evaluate.batch_size = 256  # images, over all devices
+    evaluate.batch_size = 256  # images, over all devices; fewer if there are no more
     evaluate.token = "mean"  # features: mean (of the patch tokens) | class (the class token), after the final norm
     # Training images (a fixed random subset) that k-NN and the probe learn from while pre-training; None: all.
     evaluate.max_train_examples = FieldReference(50_000, field_type=int)

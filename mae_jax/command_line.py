@@ -56,7 +56,7 @@ def config_file(arguments: list[str]) -> tuple[Path, str | None]:
     found = [a.split("=", 1)[1] for a in arguments if a.startswith(("--config=", "-config="))]
     found += [b for a, b in zip(arguments, arguments[1:], strict=False) if a in ("--config", "-config")]
     if not found:
-        raise UserError("which config? For example: python main.py --config=configs/digits.py")
+        raise UserError("which config? For example: python main.py --config=configs/digits.py (--help lists them)")
     name, _, argument = found[-1].partition(":")
     path = Path(name)
     if not path.is_file():

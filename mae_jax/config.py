@@ -87,8 +87,7 @@ def check(config: ml_collections.ConfigDict) -> None:
       UserError: names the setting, its value and what it must be.
     """
     for key, value in flatten(config.to_dict()).items():
-        if not key.startswith("ablate."):  # what its cells come to is checked
-            _check_kind(config, key, value)
+        _check_kind(config, key, value)
     for key in ("data.crop_scale", "data.crop_ratio", "data.mean", "data.std"):
         value = get(config, key)
         if not value or not all(isinstance(number, int | float) for number in value):
@@ -154,6 +153,8 @@ def _check_kind(config: ml_collections.ConfigDict, key: str, value: Any) -> None
     fields = dict((config[group] if group else config).items(preserve_field_references=True))
     if value is None and not isinstance(fields[name], FieldReference):
         raise UserError(f"{key}=None: this setting needs a value")
+    if key.startswith("ablate."):  # the settings of its cells are checked
+        return
     for number in value if isinstance(value, list) else [value]:
         if isinstance(number, float) and not math.isfinite(number):
             raise UserError(f"{key}={value} must be finite")
@@ -268,5 +269,5 @@ def _swap(value: Any, old: type, new: type) -> Any:
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """A hint such as `; did you mean "digits"?`, or nothing if no word is near."""
-    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(word), list(words), n=1, cutoff=0.5)
     return f'; did you mean "{close[0]}"?' if close else ""

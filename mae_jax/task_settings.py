@@ -9,7 +9,7 @@ import fnmatch
 import ml_collections
 
 from configs import common
-from mae_jax.config import flatten, get
+from mae_jax.config import flatten, get, nearest
 from mae_jax.errors import UserError
 
 EVERY = "task given file init_from assume.* model.* data.* "
@@ -78,6 +78,8 @@ def check_read(config: ml_collections.ConfigDict, row: str | None = None) -> Non
       UserError: for a setting that would be ignored.
     """
     task = row or config.task
+    if task not in READS:
+        raise UserError(f"unknown task {task!r}{nearest(task, READS)}")
     usual = flatten(common.get_config().to_dict())
     changed = {key: value for key, value in flatten(config.to_dict()).items() if value != usual[key]}
     for key, value in changed.items():

@@ -149,6 +149,7 @@ RATIO = ("model.mask_ratio", (0.5, 0.75))
         (dict(grid=(RATIO,), measure=(("x", "export", ()),)), "has the task export"),
         (dict(grid=(RATIO,), measure=(("x", "finetune_digits", (("train.epoch", 1),)),)), "train.epoch"),
         (dict(grid=(RATIO,), scores=("finetune/top1",)), "no run measures 'finetune/top1'"),
+        (dict(grid=(RATIO,), scores=(5,)), "no run measures 5"),
         (dict(grid=(RATIO,), measure=(FINETUNE,), plot=("finetune/top2",)), "no run measures 'finetune/top2'"),
         (dict(grid=(RATIO,), seeds=()), "ablate.seeds=()"),
         (dict(grid=(RATIO,), shard="4/3"), "shard=4/3 is not i/n"),
