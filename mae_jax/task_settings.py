@@ -1,7 +1,7 @@
 """Which settings each task reads. What it does not read must be as in configs/common.py: nothing is ignored in silence.
 
 A row of READS lists groups and keys, with * for any ending; "-" takes keys out again. "Which settings does knn read?"
-is the row of knn, with MEASURES and FEATURES, which it shares with others.
+is the row of knn, with MEASURES, FEATURES and KNN, which it shares with others.
 """
 
 import fnmatch
@@ -13,22 +13,23 @@ from mae_jax.config import flatten, get, nearest
 from mae_jax.errors import UserError
 
 EVERY = "task given file init_from assume.* model.* data.* "
-OF_LABELS = "-data.label_fraction "
-OF_CLASSIFIERS = "-data.erasing -data.mixup -data.cutmix -data.mix_* "
-OF_TRAINING = "-data.batch_size -data.crop_* -data.resize -data.flip -data.color_jitter -data.augmentation "
-OF_TRAINING += "-data.rand_augment_* -data.on_device "
+# Of these groups some read all but
+NO_LABELS = "-data.label_fraction "
+NO_MIXING = "-data.erasing -data.mixup -data.cutmix -data.mix_* "
+NO_TRAINING = "-data.batch_size -data.crop_* -data.resize -data.flip -data.color_jitter -data.augmentation "
+NO_TRAINING += "-data.rand_augment_* -data.on_device "
 
 TRAINS = EVERY + "seed mesh.* train.* optimizer.* checkpoint.* evaluate.every_steps evaluate.batch_size "
 TRAINS += "evaluate.max_examples "
 # The model and the pictures are the checkpoint's: tasks/checkpoint.py tells which of their settings may be others.
-MEASURES = EVERY + OF_CLASSIFIERS + OF_TRAINING + "seed mesh.* evaluate.batch_size evaluate.max_examples "
+MEASURES = EVERY + NO_MIXING + NO_TRAINING + "seed mesh.* evaluate.batch_size evaluate.max_examples "
 FEATURES = "evaluate.token evaluate.max_train_examples "
 HIDES = "evaluate.mask evaluate.mask_ratio evaluate.pictures "
 KNN = "evaluate.knn_k evaluate.knn_temperature "
 PROBE = "evaluate.probe_c "
 
 READS = {
-    "pretrain": TRAINS + OF_LABELS + OF_CLASSIFIERS + "-optimizer.layer_decay " + FEATURES + HIDES + KNN + PROBE
+    "pretrain": TRAINS + NO_LABELS + NO_MIXING + "-optimizer.layer_decay " + FEATURES + HIDES + KNN + PROBE
     + "evaluate.random_encoder evaluate.linear_probe",
     "classify": TRAINS + "classifier.* -model.decoder_* -model.mask_* -model.encoder_mask_tokens -model.loss_patches "
     "-model.pca_targets -model.prediction_ratio -model.masks_per_image -model.uniformity -model.normalize_targets "
@@ -36,10 +37,10 @@ READS = {
     "knn": MEASURES + FEATURES + KNN + "evaluate.knn_sweep_* evaluate.random_encoder",
     "logistic_regression": MEASURES + FEATURES + PROBE + "evaluate.probe_sweep_c evaluate.random_encoder",
     "features": MEASURES + FEATURES,
-    "evaluate": MEASURES + OF_LABELS + HIDES,
-    "evaluate a classifier": MEASURES + OF_LABELS,
-    "reconstruct": MEASURES + OF_LABELS + HIDES,
-    "export": EVERY + OF_LABELS + OF_CLASSIFIERS + OF_TRAINING + "format encoder_only",
+    "evaluate": MEASURES + NO_LABELS + HIDES,
+    "evaluate a classifier": MEASURES + NO_LABELS,
+    "reconstruct": MEASURES + NO_LABELS + HIDES,
+    "export": EVERY + NO_LABELS + NO_MIXING + NO_TRAINING + "format encoder_only",
 }  # fmt: skip
 READS["ablate"] = READS["pretrain"] + " ablate.* shard"
 
@@ -81,7 +82,7 @@ def check_read(config: ml_collections.ConfigDict, row: str | None = None) -> Non
     if task not in READS:
         raise UserError(f"unknown task {task!r}{nearest(task, READS)}")
     usual = flatten(common.get_config().to_dict())
-    changed = {key: value for key, value in flatten(config.to_dict()).items() if value != usual[key]}
+    changed = {key: value for key, value in flatten(config.to_dict()).items() if value != usual.get(key, value)}
     for key, value in changed.items():
         inherited = key not in config.given and any(reads(other, key) for other in INHERITS.get(task, OF_MEASURING))
         if not inherited and not reads(task, key):

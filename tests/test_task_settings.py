@@ -105,3 +105,10 @@ def test_pictures_by_hand_are_refused_of_a_classifier_that_is_evaluated():
 )
 def test_a_setting_that_another_one_leaves_without_use_is_refused(name, settings, expected):
     assert expected in refusal(name, *settings)
+
+
+def test_a_setting_of_another_version_that_a_checkpoint_brings_along_is_no_mistake():
+    config = digits.get_config()
+    with config.unlocked():
+        config.data.of_old = 3
+    check_read(config)
