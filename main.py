@@ -61,8 +61,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line; mistakes in it end the program with one line and exit code 2."""
     if asks_for_help(argv[1:]):
         every_flag = {"--helpfull", "-helpfull"} & set(argv)
-        print(__doc__, flags.FLAGS.get_help() if every_flag else flags.FLAGS.main_module_help(), sep="\n")
-        print(describe_configs(argv[1:]))
+        found = flags.FLAGS.get_help() if every_flag else flags.FLAGS.main_module_help()
+        say(*"\n".join((__doc__, found, describe_configs(argv[1:]))).split("\n"))
         sys.exit(0)
     try:
         check_command_line(argv[1:])
