@@ -97,9 +97,11 @@ def get_config() -> ml_collections.ConfigDict:
     # the data that it was trained on.
     data.name = FieldReference("imagenet2012", field_type=str)
     data.path = placeholder(str)  # image_folder: its folder; TFDS: its data_dir (None: TFDS's own default)
-    data.train_split = "train"  # TFDS split, or sub-folder of the image folder
-    data.eval_split = "validation"
-    data.eval_fraction = 0.1  # image folders without a folder for evaluation: share of the pictures held out
+    # TFDS splits, or sub-folders of the image folder, in any case and usual spelling; image folders: "" for none.
+    data.train_split = "train"
+    data.eval_split = "validation"  # image folders: the test folder, if there is no other
+    data.eval_fraction = 0.1  # image folders without a folder for evaluation: share of the pictures held out; 1: all
+    data.stratify = True  # hold out this share of each class; False: of all pictures together
     data.num_examples = 1024  # synthetic only: size of the training split; evaluation has a quarter of it
     data.batch_size = 4096  # images a step, over all devices, hosts and accumulation steps
     data.seed = 0  # of the order and of the random crops

@@ -5,7 +5,7 @@
 
 Of an autoencoder: the masked loss, and pictures. Of a classifier: loss, top-1, top-5, classes.csv with each class's
 recall and precision, and confusion_matrix.png. The data are the checkpoint's, or those of data.name (with data.path,
-data.eval_split).
+data.eval_split). An image folder without splits is measured whole; a classifier's classes are matched by their names.
 """
 
 import ml_collections

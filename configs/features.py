@@ -4,7 +4,7 @@
 
 WORKDIR gets {train,eval}_features.npy, float32 [images, width], and {train,eval}_labels.npy. The data are the
 checkpoint's, or those of data.name (with data.path, data.train_split, data.eval_split). Settings that matter:
-evaluate.token.
+evaluate.token. An image folder without splits is taken whole: eval_features.npy has all of it.
 """
 
 import ml_collections

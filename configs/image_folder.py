@@ -2,9 +2,9 @@
 
     python main.py --config=configs/image_folder.py --config.data.path=FOLDER --workdir=runs/mine
 
-Pictures in FOLDER/train and FOLDER/validation are used as such; without these sub-folders a tenth of the pictures is
-held out. Sized for one GPU or a patient CPU (2 shared cores: 11 to 20 images a second); a larger encoder is one line,
-`config.model.update(SIZES["small"])`.
+Pictures in FOLDER/train and FOLDER/validation (or Training, val, valid, test, ..., in any case) are used as such;
+without such sub-folders a tenth of each class is held out. Sized for one GPU or a patient CPU (2 shared cores: 11 to 20
+images a second); a larger encoder is one line, `config.model.update(SIZES["small"])`.
 """
 
 import ml_collections

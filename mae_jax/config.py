@@ -135,8 +135,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     low, high = data.crop_ratio
     if not 0 < low <= high:
         raise UserError(f"data.crop_ratio={tuple(data.crop_ratio)} must be (low, high) with 0 < low <= high")
-    if not 0 < data.eval_fraction < 1:
-        raise UserError(f"data.eval_fraction={data.eval_fraction} is outside (0, 1)")
+    if not 0 < data.eval_fraction <= 1:
+        raise UserError(f"data.eval_fraction={data.eval_fraction} is outside (0, 1]")
     check_resolutions(config.train.resolutions)
     if config.task != "pretrain" and config.init_from:
         return  # the model is the checkpoint's, and is judged when that is read

@@ -35,7 +35,9 @@ SHARED = (
     "mesh.data", "mesh.fsdp", "mesh.tensor",
 )  # fmt: skip
 # And which pictures, if the command names others than the base's.
-PLACE = ("data.name", "data.train_split", "data.eval_split", "data.eval_fraction", "data.num_examples")
+PLACE = (
+    "data.name", "data.train_split", "data.eval_split", "data.eval_fraction", "data.stratify", "data.num_examples",
+)  # fmt: skip
 LONGEST_NAME = 200  # of a folder; file systems have 255 bytes
 # Results of pre-training, and of the tasks that can measure it (under the protocol's name).
 PRETRAINED = ("knn/top1", "linear_probe/top1", "rankme")

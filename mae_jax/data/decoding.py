@@ -8,11 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image, ImageCms
 
+from mae_jax.data.formats import FORMATS
 from mae_jax.data.transforms import Box, Picture, Pixels, resize_by_opencv
 from mae_jax.errors import UserError
-
-# What pictures for training come in. Pillow knows more formats, some of which start other programs (EPS).
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 
 # How much larger than the wanted size a box must still be when the decoder has shrunk it. At 1 nothing would be left
 # for the bicubic filter to do, and the decoder's, which is sharper, would show.

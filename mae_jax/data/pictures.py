@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mae_jax.data.image_folder import EXTENSIONS
+from mae_jax.data.formats import EXTENSIONS
+from mae_jax.data.listing import check_exists, describe_unread, is_picture_name, list_pictures
 from mae_jax.errors import UserError
 
 
@@ -20,13 +21,17 @@ class PictureFiles:
     in_memory, picture_size = False, None
 
     def __init__(self, path: str | Path):
-        path = Path(path)
-        if not path.exists():
-            raise UserError(f"data.path={path} does not exist; give a picture or a folder of pictures")
-        files = sorted(path.rglob("*")) if path.is_dir() else [path]
-        self._files = [file for file in files if file.suffix.lower() in EXTENSIONS and not file.name.startswith(".")]
+        check_exists(str(path))
+        path, unread = Path(path), ""
+        if path.is_dir():
+            found = list_pictures(path)
+            self._files, unread = [path / file for file in found.files], describe_unread(found.unread)
+        else:
+            self._files = [path] if path.is_file() and is_picture_name(path.name) else []
         if not self._files:
-            raise UserError(f"data.path={path} holds no picture ({', '.join(e[1:] for e in EXTENSIONS)})")
+            holds = f"holds no picture{f' ({unread})' if unread else ''}" if path.is_dir() else "is no picture"
+            raise UserError(f"data.path={path} {holds}; files of pictures end in {' '.join(EXTENSIONS)}")
+        self.notes = [unread] if unread else []
 
     def __len__(self) -> int:
         return len(self._files)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from mae_jax.data.image_folder import ImageFolder
 from mae_jax.data.tfds_source import TfdsSource
-from mae_jax.errors import UserError
+from mae_jax.errors import UserError, escaped
 
 
 class Source(Protocol):
@@ -56,11 +56,29 @@ def make_source(data_config: ConfigDict, split: str, image_size: tuple[int, int]
             return Synthetic(data_config.num_examples, split, image_size, channels)
         case "image_folder":
             return ImageFolder(
-                data_config.path, split, data_config.train_split, data_config.eval_split, data_config.eval_fraction
-            )
+                data_config.path, split, data_config.train_split, data_config.eval_split,
+                data_config.eval_fraction, data_config.stratify,
+            )  # fmt: skip
         case name:
             key = f"{split}_split"
             return TfdsSource(name, data_config.path, data_config[key], f"data.{key}")
+
+
+def describe_sources(name: str, train: Source | None, evaluation: Source, num_train: int, num_eval: int) -> list[str]:
+    """Where the pictures of a run lie and how many there are, and what else a person should know of them, a line each.
+
+    Args:
+      name: data.name.
+      train, evaluation: as `make_source` made them; None: no training pictures are used.
+      num_train, num_eval: how many of them are used.
+    """
+    parts = [(train, num_train, "training")] if train else []
+    parts += [(evaluation, num_eval, "evaluation")]
+    told = (
+        f"{count:,} {kind} image{'s' * (count != 1)} {getattr(source, 'place', '')}".rstrip()
+        for source, count, kind in parts
+    )
+    return [escaped(line) for line in (f"{name}: {', '.join(told)}", *getattr(evaluation, "notes", ()))]
 
 
 class Digits:

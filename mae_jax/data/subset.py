@@ -5,6 +5,7 @@ import contextlib
 import numpy as np
 from ml_collections import ConfigDict
 
+from mae_jax.data.listing import first
 from mae_jax.data.sources import Source
 from mae_jax.errors import UserError
 
@@ -86,6 +87,41 @@ class StratifiedSubset(_Subset):
             members = np.flatnonzero(labels == label)
             chosen.append(rng.permutation(members)[: max(1, round(fraction * len(members)))])
         super().__init__(source, np.concatenate(chosen))
+
+
+class MatchedClasses(_Subset):
+    """All examples of a source, with labels that are places in `class_names`, among which its own names are."""
+
+    def __init__(self, source: Source, class_names: list[str]):
+        super().__init__(source, np.arange(len(source)))
+        self.num_classes, self.class_names = len(class_names), class_names
+        self._places = np.array([*(class_names.index(name) for name in source.class_names), -1])  # -1 stays what it is
+
+    def __getitem__(self, index: int) -> dict:
+        record = super().__getitem__(index)
+        return record | {"label": int(self._places[record["label"]])}
+
+    def labels(self) -> np.ndarray:
+        """int64 [n]: the labels of all examples, -1: none."""
+        return self._places[super().labels()]
+
+
+def match_classes(source: Source, class_names: list[str], whose: str) -> Source:
+    """The source with its classes matched to others by their names; the same one if it has no names.
+
+    Raises:
+      UserError: for a class that is not among `class_names`, those of `whose`.
+    """
+    found = source.class_names
+    if not found or list(found) == list(class_names):
+        return source
+    if unknown := [name for name in found if name not in class_names]:
+        others = f" ({len(unknown):,} such)" if len(unknown) > 1 else ""
+        raise UserError(
+            f"the pictures have the class {unknown[0]!r}{others}, which {whose} does not have: it has "
+            f"{first([repr(name) for name in class_names])}"
+        )
+    return MatchedClasses(source, list(class_names))
 
 
 class Labelled(Wrapper):

@@ -42,9 +42,10 @@ def measure_features(
 
 
 def describe_features(settings: ConfigDict, num_train: int, num_test: int) -> str:
-    """What the features are, for people."""
+    """What the features are, for people; num_train 0: of test images alone."""
+    train = f"{num_train:,} training and " if num_train else ""
     token = "the class token" if settings.token == "class" else "mean of the patch tokens"
-    return f"features: {token} after the final norm, {num_train:,} training and {num_test:,} test images, centre crops"
+    return f"features: {token} after the final norm, {train}{num_test:,} test images, centre crops"
 
 
 def describe_protocol(settings: ConfigDict, num_train: int, num_test: int) -> str:

@@ -12,7 +12,9 @@ from mae_jax.errors import UserError
 from mae_jax.interop.foreign import is_foreign
 from mae_jax.interop.weights import assumed, check_workdir, choose, find_same_weights, read_weights
 from mae_jax.interop.workdirs import Weights
+from mae_jax.processes import from_main, is_main
 from mae_jax.task_settings import check_read
+from mae_jax.tasks.image_folders import PLACE, choose_pictures
 from mae_jax.training.history import keep_earlier_measurement
 from mae_jax.writing import finite_or_null, write_json
 
@@ -21,7 +23,6 @@ READING = (
     "num_threads", "num_workers", "prefetch_batches", "on_bad_image", "max_pixels",
     "batch_size", "seed", "label_fraction",
 )  # fmt: skip
-PLACE = ("name", "path", "train_split", "eval_split", "eval_fraction", "num_examples")
 CHOSEN = ("image_size", "dtype", "attention", "remat", "scan_unroll")
 
 
@@ -77,6 +78,12 @@ def open_checkpoint(
             f"init_from={config.init_from} does not say which pictures: name them, for example "
             "--config.data.name=image_folder --config.data.path=FOLDER"
         )
+    if needs_data and groups["data"]["name"] == "image_folder":
+        # Process 0 decides: data.path may differ from host to host.
+        chosen, note = from_main(is_main() and choose_pictures(groups["data"], trained, set(changed["data"])))
+        groups["data"] |= chosen
+        if note:
+            say(f"note: {note}")
     if trained["task"] == "classify":
         groups["classifier"] = trained["classifier"]
     config = ml_collections.ConfigDict(asked | groups)

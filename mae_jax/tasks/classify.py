@@ -27,7 +27,7 @@ from mae_jax.data.device import (
     training_batches,
 )
 from mae_jax.data.mixing import soft_targets
-from mae_jax.data.sources import make_source
+from mae_jax.data.sources import describe_sources, make_source
 from mae_jax.data.subset import Labelled, RandomSubset, StratifiedSubset
 from mae_jax.data.supervised import augment, augmentations
 from mae_jax.errors import UserError
@@ -51,12 +51,13 @@ from mae_jax.models.parameters import count_parameters, join
 from mae_jax.parallel import on_rows
 from mae_jax.stages import Stage, check_resolutions
 from mae_jax.startup import Startup
+from mae_jax.tasks.image_folders import keep_hold_out
 from mae_jax.training.reporting import Reporter
 from mae_jax.training.run import run_training
 from mae_jax.training.signals import StopSignal
 from mae_jax.training.state import TrainState, Variables
 from mae_jax.training.step import LossDetails
-from mae_jax.training.summary import si
+from mae_jax.training.summary import continued, si
 
 KEPT_FEATURES_GIB = 8  # a frozen encoder's output for all images is kept if it takes no more than this
 
@@ -83,6 +84,7 @@ def make_trainee(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh) -
     """
     weights, changed = resolve_model(config, workdir)
     check_channels(config.data, config.model.channels)
+    keep_hold_out(config, workdir)
     return Classification(config, workdir, mesh, weights, changed)
 
 
@@ -115,6 +117,7 @@ class Classification:
         unrolled = dataclasses.replace(model, encoder=unroll_on_cpu(model.encoder, mesh))
         self._bind_to_train = make_bind_classifier(unrolled)
         self.num_train, self.num_eval = len(self._train_source), len(self._eval_source)
+        self._data = describe_sources(data.name, *sources, self.num_train, self.num_eval)
         self.facts = {"class_names": train_source.class_names}
         self._start = self._describe_start()
         self.mixes_pairs = data.mixup > 0 or data.cutmix > 0
@@ -192,6 +195,7 @@ class Classification:
             "augment": ", ".join(augmentations(data, of_classifier=True)) or "nothing",
             "compute": f"{si(represent_flops(model) + classify_flops(model))}FLOP forward, "
             f"{si(self.train_flops)}FLOP a training image, {encoder.dtype} products",
+            "data": continued(self._data),
         }
         if self._keeps_features:
             rows["features"] = f"of the frozen encoder, computed once: {self._features_size / 2**20:,.1f} MiB"

@@ -9,8 +9,8 @@ import ml_collections
 from mae_jax.console import say
 from mae_jax.data.augment import normalize
 from mae_jax.data.device import evaluation_batches
-from mae_jax.data.sources import Source, make_source
-from mae_jax.data.subset import Labelled, RandomSubset
+from mae_jax.data.sources import Source, describe_sources, make_source
+from mae_jax.data.subset import Labelled, RandomSubset, match_classes
 from mae_jax.errors import UserError, escaped
 from mae_jax.evaluation.classification import (
     class_table,
@@ -47,17 +47,20 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
 def evaluate_autoencoder(weights: Weights, config: ml_collections.ConfigDict, workdir: Path) -> None:
     """The masked loss, and pictures."""
     model = MAEConfig(**config.model)
-    reconstruct(weights, config, workdir, make_source(config.data, "eval", model.image_size, model.channels))
+    source = make_source(config.data, "eval", model.image_size, model.channels)
+    say(*describe_sources(config.data.name, None, source, 0, len(source)))
+    reconstruct(weights, config, workdir, source)
 
 
 def evaluate_classifier(weights: Weights, config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Loss, top-1 and top-5; classes.csv; confusion_matrix.png."""
     model, data, mesh = MAEConfig(**config.model), config.data, make_mesh(config.mesh)
     check_heads(mesh, model, decoder=False)
-    source = Labelled(make_source(data, "eval", model.image_size, model.channels), data)
-    num_classes = config.classifier.num_classes
-    names = class_names_of(weights, source, config)
+    pictures = make_source(data, "eval", model.image_size, model.channels)
+    source, names = match_to_classifier(pictures, weights, config)
+    source, num_classes = Labelled(source, data), config.classifier.num_classes
     source = RandomSubset(source, config.evaluate.max_examples or len(source))
+    say(*describe_sources(data.name, None, pictures, 0, len(source)))
     write_json(workdir / "config.json", config.to_dict() | provenance())
 
     bind, variables = make_bind_of(weights), put(weights.params, parameter_shardings(mesh, weights.params))
@@ -81,31 +84,34 @@ def evaluate_classifier(weights: Weights, config: ml_collections.ConfigDict, wor
     say(f"see {workdir}/confusion_matrix.png and {workdir}/classes.csv")
 
 
-def class_names_of(weights: Weights, source: Source, config: ml_collections.ConfigDict) -> list[str]:
-    """A name for each class of a classifier.
+def match_to_classifier(
+    source: Source, weights: Weights, config: ml_collections.ConfigDict
+) -> tuple[Source, list[str]]:
+    """The source with the classifier's labels, and a name for each of the classifier's classes.
+
+    Classes are matched by their names. The classes of a file of others may go by other names (words, not folders);
+    then their order counts.
 
     Raises:
       UserError: if the pictures' classes are not the classifier's.
     """
     num_classes, known, found = config.classifier.num_classes, weights.config.get("class_names"), source.class_names
-    if source.num_classes > num_classes:
+    foreign = weights.config["data"]["name"] is None
+    if known and found and not (foreign and set(known).isdisjoint(found)):
+        source = match_classes(source, list(known), str(config.init_from))
+    elif source.num_classes > num_classes or (foreign and known and found and source.num_classes < num_classes):
         raise UserError(
             f"{config.init_from} tells {num_classes} classes apart, but data.name={config.data.name} has "
             f"{source.num_classes}; choose data with the same classes"
         )
-    if weights.config["data"]["name"] is None and not set(known or ()) & set(found or ()):
-        # A file of others, in which the classes go by other names (words, not folders).
-        if known and found:
+    elif foreign and found:
+        if known:
             say(f"note: its classes ({known[0]}, ...) and the data's ({found[0]}, ...) are taken in the same order")
+        elif source.num_classes < num_classes:
+            say(f"note: its classes have no names: the data's are taken for the first {source.num_classes}")
         known = None
-    for ours, theirs in zip(known or (), found or (), strict=False):
-        if ours != theirs:
-            raise UserError(
-                f"data.name={config.data.name} has the class {theirs!r} where {config.init_from} was trained with "
-                f"{ours!r}; choose data with the same classes"
-            )
-    names = list(known or found or ())
-    return names + [f"class {label}" for label in range(len(names), num_classes)]
+    names = [escaped(name) for name in known or found or ()]
+    return source, names + [f"class {label}" for label in range(len(names), num_classes)]
 
 
 def describe_classes(rows: list[dict]) -> str:

@@ -6,6 +6,7 @@ import ml_collections
 import numpy as np
 
 from mae_jax.console import say
+from mae_jax.errors import escaped
 from mae_jax.evaluation.representations import describe_features
 from mae_jax.processes import is_main
 from mae_jax.tasks.checkpoint import write_measurement
@@ -17,8 +18,9 @@ from mae_jax.writing import make_temporary
 def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> None:
     """Writes {train,eval}_features.npy [N, D] float32, {train,eval}_labels.npy [N], and result.json.
 
-    Files get their names when all are whole. Features go to the disk as they come, so that they need no memory; labels
-    of pictures without any are -1.
+    Of a folder that is measured whole there is only `eval`; `train` of an earlier measurement is removed. Files get
+    their names when all are whole. Features go to the disk as they come, so that they need no memory; labels of
+    pictures without any are -1.
 
     Raises:
       UserError: without a checkpoint.
@@ -26,6 +28,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
     frozen = FrozenEncoder(config, workdir, labelled=False)
     result, written = {"step": frozen.step}, {}
     for split, source in (("train", frozen.train_source), ("eval", frozen.eval_source)):
+        if source is None:
+            continue
         shape = (len(source), frozen.model.width)
         features, labels = (workdir / f"{split}_{kind}.npy" for kind in ("features", "labels"))
         if is_main():
@@ -38,10 +42,15 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
         else:
             frozen.extract(source)
         result[f"{split}_features"] = list(shape)
+    if frozen.train_source is None and is_main():
+        for kind in ("features", "labels"):
+            (workdir / f"train_{kind}.npy").unlink(missing_ok=True)
     for path, temporary in written.items():
         temporary.replace(path)
         say(f"wrote {path}")
-    result["class_names"] = frozen.train_source.class_names
-    result["protocol"] = describe_features(frozen.config.evaluate, len(frozen.train_source), len(frozen.eval_source))
+    names = frozen.eval_source.class_names
+    result["class_names"] = names and [escaped(name) for name in names]
+    num_train, num_eval = len(frozen.train_source or ()), len(frozen.eval_source)
+    result["protocol"] = describe_features(frozen.config.evaluate, num_train, num_eval)
     write_measurement(workdir, frozen.config, result)
     say(result["protocol"])

@@ -7,7 +7,9 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from mae_jax.data.sources import make_source
+from mae_jax.console import say
+from mae_jax.data.image_folder import NothingToTrainOn
+from mae_jax.data.sources import describe_sources, make_source
 from mae_jax.data.subset import Labelled, RandomSubset, StratifiedSubset
 from mae_jax.evaluation.features import FeatureExtractor
 from mae_jax.interop.weights import make_bind_of
@@ -15,6 +17,7 @@ from mae_jax.mesh import check_heads, create, make_mesh, parameter_shardings, pu
 from mae_jax.models.mae import MAEConfig, init_params, make_bind
 from mae_jax.seeding import make_key
 from mae_jax.tasks.checkpoint import open_checkpoint
+from mae_jax.tasks.image_folders import find_training_pictures
 from mae_jax.training.reporting import provenance
 from mae_jax.writing import write_json
 
@@ -23,7 +26,10 @@ class FrozenEncoder:
     """A checkpoint's encoder, and the pictures that it is measured on.
 
     Args:
-      labelled: whether the pictures must have labels.
+      labelled: whether the pictures must have labels, and some of them are to learn from.
+
+    Attributes:
+      train_source: None, if they are not labelled and the data hold none to learn from.
 
     Raises:
       UserError: without a checkpoint, or without the labels that are needed.
@@ -35,14 +41,24 @@ class FrozenEncoder:
         self.model, self.mesh, self.step = MAEConfig(**config.model), make_mesh(config.mesh), self._weights.step
         check_heads(self.mesh, self.model, decoder="decoder" in self._weights.params)
         size, channels = self.model.image_size, self.model.channels
-        train, evaluation = (make_source(config.data, split, size, channels) for split in ("train", "eval"))
+        pictures = evaluation = make_source(config.data, "eval", size, channels)
+        try:
+            train = make_source(config.data, "train", size, channels)
+        except NothingToTrainOn:
+            train = None
+            if labelled:
+                train, evaluation = find_training_pictures(self._weights, config, evaluation)
+                say("note: the training images are those of the checkpoint's own data")
+        sources = train, pictures
         if labelled:
             train, evaluation = Labelled(train, config.data), Labelled(evaluation, config.data)
-        if config.data.label_fraction is not None:
+        if train and config.data.label_fraction is not None:
             train = StratifiedSubset(train, config.data.label_fraction, config.data.seed)
-        self.train_source = RandomSubset(train, settings.max_train_examples or len(train))
+        self.train_source = train and RandomSubset(train, settings.max_train_examples or len(train))
         self.eval_source = RandomSubset(evaluation, settings.max_examples or len(evaluation))
-        self.num_classes = train.num_classes
+        self.num_classes = evaluation.num_classes
+        counts = len(self.train_source or ()), len(self.eval_source)
+        say(*describe_sources(config.data.name, *sources, *counts))
         write_json(workdir / "config.json", config.to_dict() | provenance())
 
     @functools.cached_property

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from mae_jax.data.augment import color_jitter, normalize, random_flip
 from mae_jax.data.device import DeviceBatches, training_batches
 from mae_jax.data.loader import make_eval_batches
-from mae_jax.data.sources import make_source
+from mae_jax.data.sources import describe_sources, make_source
 from mae_jax.data.subset import RandomSubset
 from mae_jax.data.supervised import augmentations
 from mae_jax.evaluation.pretraining import MAEEvaluation
@@ -31,12 +31,13 @@ from mae_jax.processes import from_main
 from mae_jax.seeding import make_key
 from mae_jax.stages import Stage
 from mae_jax.startup import Startup
+from mae_jax.tasks.image_folders import keep_hold_out
 from mae_jax.training.reporting import Reporter
 from mae_jax.training.run import run_training
 from mae_jax.training.signals import StopSignal
 from mae_jax.training.state import TrainState, Variables
 from mae_jax.training.step import LossDetails, LossFn
-from mae_jax.training.summary import si
+from mae_jax.training.summary import continued, si
 
 BASIS_IMAGES = 10_000  # at most, that principal components of patches are fitted to
 # Settings of the model that the summary names where they are not the usual ones.
@@ -58,6 +59,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal, star
 
 def make_trainee(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh) -> "Pretraining":
     """What `config` trains; the mesh's devices need not be here."""
+    keep_hold_out(config, workdir)
     return Pretraining(config, workdir, mesh)
 
 
@@ -74,7 +76,8 @@ class Pretraining:
         self._train_source = make_source(config.data, "train", model.image_size, model.channels)
         eval_source = make_source(config.data, "eval", model.image_size, model.channels)
         self._evaluation = MAEEvaluation(config, model, mesh, self._train_source, eval_source)
-        self.num_train, self.num_eval = len(self._train_source), len(eval_source)
+        self.num_train, self.num_eval = counts = len(self._train_source), len(eval_source)
+        self._data = describe_sources(config.data.name, self._train_source, eval_source, *counts)
         self.train_flops = train_flops(model)
         self.batch = {
             "image": jax.ShapeDtypeStruct((config.data.batch_size, *model.image_size, model.channels), jnp.uint8)
@@ -133,7 +136,7 @@ class Pretraining:
         }
         usual = {field.name: field.default for field in dataclasses.fields(MAEConfig)}
         chosen = [f"{name} {getattr(model, name)}" for name in CHOICES if getattr(model, name) != usual[name]]
-        return rows | ({"choices": ", ".join(chosen)} if chosen else {})
+        return rows | ({"choices": ", ".join(chosen)} if chosen else {}) | {"data": continued(self._data)}
 
     def train_flops_at(self, image_size: tuple[int, int]) -> int:
         return train_flops(dataclasses.replace(self._model, image_size=image_size))

@@ -6,7 +6,7 @@ import ml_collections
 
 from mae_jax.console import say
 from mae_jax.data.pictures import PictureFiles
-from mae_jax.data.sources import Source, make_source
+from mae_jax.data.sources import Source, describe_sources, make_source
 from mae_jax.errors import UserError
 from mae_jax.evaluation.pretraining import MAEEvaluation
 from mae_jax.interop.weights import has_decoder
@@ -35,6 +35,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
         source = PictureFiles(pictures)
     else:
         source = make_source(config.data, "eval", model.image_size, model.channels)
+    say(*describe_sources(pictures or config.data.name, None, source, 0, len(source)))
     reconstruct(weights, config, workdir, source)
 
 

@@ -19,7 +19,7 @@ def summarize(
     total_steps: int,
     stages: tuple[Stage, ...],
 ) -> str:
-    """The task's own rows, then data, stages if there are several, schedule and mesh, a line each.
+    """The task's own rows, data among them, then batch, stages if there are several, schedule and mesh, a line each.
 
     `variables` may be abstract.
     """
@@ -29,7 +29,6 @@ def summarize(
     parts = f" in {train.accumulate_steps} parts" if train.accumulate_steps > 1 else ""
     peak = peak_learning_rate(config.optimizer, data.batch_size)
     rows = trainee.describe(variables) | {
-        "data": f"{data.name}: {trainee.num_train:,} training and {trainee.num_eval:,} evaluation images",
         "batch": f"{data.batch_size}{parts}, {total_steps:,} steps = "
         f"{total_steps * data.batch_size / trainee.num_train:,.1f} passes over the data",
         **({"stages": _describe_stages(trainee, stages, total_steps)} if len(stages) > 1 else {}),
@@ -37,6 +36,11 @@ def summarize(
         "mesh": f"{axes} ({len(mesh.devices.flat)} x {devices[0].device_kind}, {jax.process_count()} process(es))",
     }
     return "\n".join(f"  {name:<9} {text}" for name, text in rows.items())
+
+
+def continued(lines: list[str]) -> str:
+    """Lines as the text of one row."""
+    return f"\n{'':12}".join(lines)
 
 
 def _describe_stages(trainee, stages: tuple[Stage, ...], total_steps: int) -> str:

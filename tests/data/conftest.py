@@ -72,3 +72,15 @@ def write_pictures():
             file.write_bytes(picture_bytes(seed))
 
     return write
+
+
+@pytest.fixture
+def open_folder(make_config):
+    def open_split(path, split, **settings):
+        return make_source(make_config(name="image_folder", path=str(path), **settings), split, (8, 8), 3)
+
+    return open_split
+
+
+def names(source, below) -> list[str]:
+    return [source.name_of(i).removeprefix(f"{below}/") for i in range(len(source))]

@@ -1,24 +1,15 @@
 """Image folders: what is a class, what is evaluated on, and what a mistaken path says."""
 
 import pickle
+import re
 
 import numpy as np
 import pytest
 
-from mae_jax.data.sources import make_source
+from mae_jax.data.image_folder import NothingToTrainOn
+from mae_jax.data.sources import describe_sources, make_source
 from mae_jax.errors import UserError
-
-
-@pytest.fixture
-def open_folder(make_config):
-    def open_split(path, split, **settings):
-        return make_source(make_config(name="image_folder", path=str(path), **settings), split, (8, 8), 3)
-
-    return open_split
-
-
-def names(source, below) -> list[str]:
-    return [source.name_of(i).removeprefix(f"{below}/") for i in range(len(source))]
+from tests.data.conftest import names
 
 
 def labels(source) -> list[int]:
@@ -46,7 +37,8 @@ def test_a_flat_folder_is_unlabelled(tmp_path, write_pictures, open_folder):
 
 
 def test_every_extension_counts_in_any_case_and_hidden_files_do_not(tmp_path, write_pictures, open_folder):
-    good = ["a.JPG", "b.jpeg", "c.PNG", "d.webp", "e.bmp", "f.tif", "g.Tiff", "h.gif", "i.JPEG"]
+    good = ["a.JPG", "b.jpeg", "c.PNG", "d.webp", "e.bmp", "f.tif", "g.Tiff", "h.gif", "i.JPEG", "j.jfif", "k.jpe",
+            "l.apng", "m.avif", "n.ppm"]  # fmt: skip
     write_pictures(tmp_path, *(f"train/{name}" for name in good), "val/x.png",
                    "train/.hidden.png", "train/.cache/y.png", "train/notes.txt", "train/z.png.part")  # fmt: skip
     assert names(open_folder(tmp_path, "train"), tmp_path / "train") == good
@@ -55,7 +47,8 @@ def test_every_extension_counts_in_any_case_and_hidden_files_do_not(tmp_path, wr
 @pytest.mark.parametrize("folder", ["val", "validation", "test", "my_own"])
 def test_the_evaluation_folder_is_found_under_its_usual_names(tmp_path, write_pictures, open_folder, folder):
     write_pictures(tmp_path, "train/1.png", f"{folder}/2.png")
-    assert names(open_folder(tmp_path, "eval", eval_split="my_own"), tmp_path) == [f"{folder}/2.png"]
+    setting = {"eval_split": "my_own"} if folder == "my_own" else {}
+    assert names(open_folder(tmp_path, "eval", **setting), tmp_path) == [f"{folder}/2.png"]
 
 
 def test_the_folder_that_the_setting_names_comes_before_the_usual_ones(tmp_path, write_pictures, open_folder):
@@ -98,6 +91,56 @@ def test_what_is_held_out_is_a_random_choice(tmp_path, write_pictures, open_fold
     assert len({b - a for a, b in zip(held_out, held_out[1:], strict=False)}) > 3  # nor evenly spaced
 
 
+def test_every_class_of_two_or_more_pictures_is_held_out_alike_and_has_both_sides(
+    tmp_path, write_pictures, open_folder
+):
+    sizes = {"ant": 2, "bee": 20, "cat": 1, "dog": 40}
+    write_pictures(tmp_path, *(f"{name}/{i}.png" for name, size in sizes.items() for i in range(size)))
+    train, evaluation = (open_folder(tmp_path, split, eval_fraction=0.1) for split in ("train", "eval"))
+    assert np.bincount(evaluation.labels(), minlength=4).tolist() == [1, 2, 0, 4]
+    assert np.bincount(train.labels(), minlength=4).tolist() == [1, 18, 1, 36]
+    assert "no picture to evaluate on of 1 of 4 classes: cat" in evaluation.notes
+
+
+def test_classes_of_one_picture_each_are_held_out_of_together(tmp_path, write_pictures, open_folder):
+    write_pictures(tmp_path, *(f"{name:02}/1.png" for name in range(40)))
+    train, evaluation = (open_folder(tmp_path, split, eval_fraction=0.1) for split in ("train", "eval"))
+    assert (len(train), len(evaluation), train.num_classes) == (36, 4, 40)
+    assert [note.split(":")[0] for note in evaluation.notes] == [
+        "no picture to learn from of 4 of 40 classes", "no picture to evaluate on of 36 of 40 classes",
+    ]  # fmt: skip
+
+
+def test_what_is_held_out_of_a_class_stays_when_another_class_is_added(tmp_path, write_pictures, open_folder):
+    write_pictures(tmp_path, *(f"{name}/{i}.png" for name in ("cat", "dog") for i in range(30)))
+    before = names(open_folder(tmp_path, "eval"), tmp_path)
+    write_pictures(tmp_path, *(f"bee/{i}.png" for i in range(50)))
+    assert [name for name in names(open_folder(tmp_path, "eval"), tmp_path) if "bee" not in name] == before
+
+
+def test_an_evaluation_fraction_of_one_takes_all_and_leaves_nothing_to_train_on(tmp_path, write_pictures, open_folder):
+    write_pictures(tmp_path, *(f"{name}/{i}.png" for name in ("cat", "dog") for i in range(4)))
+    evaluation = open_folder(tmp_path, "eval", eval_fraction=1.0)
+    assert len(evaluation) == 8 and evaluation.place == f"in {tmp_path} (all of it)"
+    with pytest.raises(NothingToTrainOn, match="data.eval_fraction=1.0 leaves none of the pictures"):
+        open_folder(tmp_path, "train", eval_fraction=1.0)
+
+
+def test_classes_that_a_split_folder_lacks_are_named(tmp_path, write_pictures, open_folder):
+    write_pictures(tmp_path, "train/cat/1.png", "train/dog/2.png", "val/dog/3.png")
+    assert open_folder(tmp_path, "eval").notes == ["no picture to evaluate on of 1 of 2 classes: cat"]
+
+
+def test_both_folders_their_counts_and_what_is_not_used_are_told(tmp_path, write_pictures, open_folder):
+    write_pictures(tmp_path, *(f"Train/{i}.png" for i in range(3)), "Val/3.png", "Test/4.png", "Train/5.heic_")
+    sources = [open_folder(tmp_path, split) for split in ("train", "eval")]
+    assert describe_sources("image_folder", *sources, 3, 1) == [
+        f"image_folder: 3 training images in {tmp_path}/Train, 1 evaluation image in {tmp_path}/Val",
+        "1 file of a type that is not read: .heic_ 1",
+        "folders that are not used: Test",
+    ]
+
+
 def test_folders_may_be_links_and_a_link_upwards_is_not_followed_for_ever(tmp_path, write_pictures, open_folder):
     write_pictures(tmp_path, "elsewhere/1.png", "data/train/dog/2.png", "data/val/dog/3.png")
     (tmp_path / "data/train/cat").symlink_to(tmp_path / "elsewhere")
@@ -127,11 +170,24 @@ def test_mistaken_paths_are_named_with_a_remedy(tmp_path, write_pictures, open_f
     with pytest.raises(UserError, match=f"{tmp_path}/none: there is no such folder"):
         open_folder(tmp_path / "none", "train")
     (tmp_path / "notes.txt").write_text("no picture")
-    with pytest.raises(UserError, match=f"no pictures found in {tmp_path}: expected files ending in .jpg"):
+    with pytest.raises(UserError, match=f"no pictures found in {tmp_path}: expected files ending in .* .jpg"):
         open_folder(tmp_path, "train")
     write_pictures(tmp_path, "alone.png")
     with pytest.raises(UserError, match="at least 2 are needed"):
         open_folder(tmp_path, "train")
+
+
+def test_a_path_that_is_no_folder_says_what_it_is(tmp_path, write_pictures, open_folder):
+    write_pictures(tmp_path, "data/1.png")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    for name, expected in (
+        ("data/1.png", "is a file, not a folder"),
+        ("data/1.png/x", "there is no such folder"),
+        ("da*/", "patterns are not expanded; set data.path to the folder"),
+        ("gone", f"is a link to {tmp_path}/nowhere, which does not exist"),
+    ):
+        with pytest.raises(UserError, match=f"^data.path={re.escape(str(tmp_path / name))}.*{expected}"):
+            open_folder(tmp_path / name, "train")
 
 
 def test_an_evaluation_class_that_training_lacks_is_an_error(tmp_path, write_pictures, open_folder):

@@ -183,7 +183,25 @@ def test_data_with_other_classes_than_the_classifiers_are_refused(finetuned, tmp
             Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(tmp_path / "pictures" / name / f"{number}.png")
     settings = dict(data__name="image_folder", data__path=str(tmp_path / "pictures"))
     message = mistake("evaluate", tmp_path / "run", init_from=str(finetuned), **settings)
-    assert "the class 'cat'" in message and "trained with '0'" in message
+    assert "the class 'cat' (2 such)" in message and "it has '0', '1'" in message
+
+
+def test_a_class_folder_that_is_named_is_counted_whole_its_classes_matched_by_name(finetuned, pretrained, tmp_path):
+    digits = Digits("eval")
+    for index in range(40):
+        name = digits.class_names[digits[index]["label"]]
+        if name in "379":
+            (tmp_path / "pictures" / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(digits[index]["image"][..., 0]).save(tmp_path / f"pictures/{name}/{index}.png")
+    count = len(list(tmp_path.glob("pictures/*/*.png")))
+    settings = dict(data__name="image_folder", data__path=str(tmp_path / "pictures"), evaluate__random_encoder=False)
+    workdir = run_task("evaluate", tmp_path / "evaluate", init_from=str(finetuned), **settings)
+    assert read_json(workdir / "result.json")["images"] == count > 8
+    rows = list(csv.DictReader((workdir / "classes.csv").open()))
+    assert [row["class"] for row in rows if int(row["images"])] == ["3", "7", "9"]
+    workdir = run_task("knn", tmp_path / "knn", init_from=str(pretrained), **settings)
+    assert f"1,437 training and {count} test images" in read_json(workdir / "result.json")["protocol"]
+    assert read_json(workdir / "result.json")["knn/top1"] > 0.3  # chance is a tenth
 
 
 def test_features_need_no_labels(pretrained, tmp_path):
@@ -193,8 +211,8 @@ def test_features_need_no_labels(pretrained, tmp_path):
         Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(tmp_path / "pictures" / f"{number}.png")
     settings = dict(data__name="image_folder", data__path=str(tmp_path / "pictures"))
     workdir = run_task("features", tmp_path / "run", init_from=str(pretrained), **settings)
-    assert np.load(workdir / "train_features.npy").shape == (18, 16)
-    np.testing.assert_array_equal(np.load(workdir / "eval_labels.npy"), [-1, -1])
+    assert np.load(workdir / "eval_features.npy").shape == (20, 16) and not (workdir / "train_features.npy").exists()
+    np.testing.assert_array_equal(np.load(workdir / "eval_labels.npy"), [-1] * 20)
 
 
 @pytest.mark.parametrize("name", ["knn", "logistic_regression", "features", "evaluate"])

@@ -1,0 +1,117 @@
+"""Which folders are for training and for evaluation, as people name them."""
+
+import pytest
+
+from mae_jax.errors import UserError
+from tests.data.conftest import names
+
+
+@pytest.fixture
+def parts(tmp_path, write_pictures, open_folder):
+    """Returns a function: folders of two pictures each -> (training, evaluation) folders below them, by settings."""
+
+    def part(*folders, **settings):
+        write_pictures(tmp_path, *(f"{folder}/{i}.png" for folder in folders for i in range(2)))
+        sources = [open_folder(tmp_path, split, **settings) for split in ("train", "eval")]
+        return [sorted({name.rsplit("/", 1)[0] for name in names(source, tmp_path)}) for source in sources]
+
+    return part
+
+
+def classes(*splits):
+    return [f"{split}/{name}" for split in splits for name in ("cat", "dog")]
+
+
+@pytest.mark.parametrize(
+    "train, evaluation",
+    [("Train", "Val"), ("TRAIN", "TEST"), ("training", "testing"), ("train", "valid"), ("Training", "Validation"),
+     ("train", "eval")],
+)  # fmt: skip
+def test_known_names_are_splits_whatever_their_case_and_spelling(parts, train, evaluation):
+    assert parts(*classes(train, evaluation)) == [classes(train), classes(evaluation)]
+
+
+def test_where_validation_and_test_exist_training_watches_validation_and_test_is_there_on_request(parts):
+    folders = classes("train", "valid", "test")
+    assert parts(*folders) == [classes("train"), classes("valid")]
+    assert parts(*folders, eval_split="test") == [classes("train"), classes("test")]
+    assert parts(*folders, eval_split="TESTING") == [classes("train"), classes("test")]
+
+
+def test_a_setting_names_a_folder_exactly_or_in_another_case_or_further_below(parts):
+    assert parts(*classes("A", "b"), train_split="a", eval_split="b") == [classes("A"), classes("b")]
+    assert parts(*classes("A/x", "b"), train_split="A/x", eval_split="b") == [classes("A/x"), classes("b")]
+
+
+def test_a_split_that_is_asked_for_and_not_there_is_an_error_that_lists_what_is_there(parts):
+    with pytest.raises(UserError, match="data.eval_split=test: .* has no such sub-folder; there are train, val$"):
+        parts(*classes("train", "val"), eval_split="test")
+    with pytest.raises(UserError, match="data.train_split=mine: .* has no such sub-folder; there are train, val$"):
+        parts(*classes("train", "val"), train_split="mine")
+
+
+def test_a_split_that_a_setting_names_is_not_missed_where_nothing_is_split(parts):
+    assert parts("cat", "dog", eval_split="test") == [["cat", "dog"], ["cat", "dog"]]
+
+
+@pytest.mark.parametrize(
+    "folders, remedies",
+    [
+        (("Train", "training", "val"), ["data.train_split=Train", "data.train_split=training"]),
+        (("train", "val", "valid"), ["data.eval_split=val", "data.eval_split=valid"]),
+        (("train", "val", "validation"), ["data.eval_split=val", "data.eval_split=./validation"]),
+    ],
+)
+def test_two_folders_for_one_split_are_an_error_that_asks_which_and_its_remedies_help(parts, folders, remedies):
+    with pytest.raises(UserError, match=f"which is meant. Set {' or '.join(remedies)}"):
+        parts(*folders)
+    for remedy in remedies:
+        setting, name = remedy.removeprefix("data.").split("=")
+        assert [name.removeprefix("./")] in parts(*folders, **{setting: name})
+
+
+@pytest.mark.parametrize("other", ["two", "val"])
+def test_sub_folders_that_hold_the_same_class_folders_are_never_classes(parts, other):
+    with pytest.raises(UserError, match=f"one and {other} hold the same class folders .cat, dog., .*: which is which"):
+        parts(*classes("one", other))
+    assert parts(*classes("one", other), train_split="one", eval_split=other) == [classes("one"), classes(other)]
+    assert parts(*classes("one", other), train_split="", eval_split="")[0] == classes(
+        "one", other
+    )  # unless one says so
+
+
+def test_folders_with_the_word_of_a_split_in_their_names_are_not_taken_for_classes(parts):
+    remedy = "set data.train_split=train2017 and data.eval_split=val2017, or data.train_split='' if they are classes"
+    with pytest.raises(UserError, match=f"train2017 and val2017 are named like splits: {remedy}"):
+        parts("train2017", "val2017")
+    assert parts("train2017", "val2017", train_split="train2017", eval_split="val2017") == [["train2017"], ["val2017"]]
+    assert parts("train2017", "val2017", train_split="")[0] == ["train2017", "val2017"]
+
+
+def test_a_path_above_the_splits_is_an_error_that_names_the_right_one(parts, tmp_path):
+    with pytest.raises(UserError, match=f"images holds train and val, as splits do: set data.path={tmp_path}/images"):
+        parts(*classes("images/train", "images/val"))
+
+
+def test_a_class_named_like_a_split_is_asked_about_and_either_answer_helps(parts):
+    with pytest.raises(UserError, match="in test and in cat: is test a class or a split.*data.eval_split=test"):
+        parts("cat", "test")
+    assert parts("cat", "test", eval_split="") == [["cat", "test"], ["cat", "test"]]
+    assert parts("cat", "test", eval_split="test") == [["cat"], ["test"]]
+
+
+def test_no_split_beside_the_training_pictures_is_trained_on(parts):
+    assert parts("cat", "dog", *classes("val", "test")) == [["cat", "dog"], classes("val")]
+
+
+def test_an_evaluation_folder_alone_can_be_measured(tmp_path, write_pictures, open_folder):
+    write_pictures(tmp_path, "test/cat/1.png", "test/dog/2.png")
+    evaluation = open_folder(tmp_path, "eval")
+    assert evaluation.class_names == ["cat", "dog"] and len(evaluation) == 2
+    with pytest.raises(UserError, match="no pictures to learn from"):
+        open_folder(tmp_path, "train")
+
+
+def test_the_folder_of_training_is_not_that_of_evaluation(parts):
+    with pytest.raises(UserError, match="is for training and for evaluation: name another"):
+        parts(*classes("train"), eval_split="train")
