@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import sys
 
 from tqdm import tqdm
@@ -45,9 +46,13 @@ def keep_streams() -> None:
     Their descriptors must be open. What their encoding lacks is escaped.
     """
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
-        encoding = getattr(getattr(sys, name), "encoding", "utf-8")
+        old = getattr(sys, name)
+        encoding = getattr(old, "encoding", "utf-8")
         raw = _Unfailing(descriptor)
         by_lines = name == "stderr" or raw.isatty()
         buffered = io.BufferedWriter(raw)
         stream = io.TextIOWrapper(buffered, encoding, errors="backslashreplace", line_buffering=by_lines)
         setattr(sys, name, stream)
+        for handler in logging.getLogger().handlers:  # of libraries
+            if getattr(handler, "stream", None) is old:
+                handler.setStream(stream)

@@ -1,7 +1,9 @@
 """Lines for a person: names in them are escaped, and nothing that becomes of the output ends the program."""
 
 import io
+import logging
 import os
+import sys
 
 import pytest
 
@@ -57,6 +59,16 @@ def test_output_that_may_not_be_waited_for_is_written_with_what_follows():
         found += os.read(reading, 2**20)
     print("end", file=file, flush=True)
     assert (found + os.read(reading, 2**20)).endswith(b"aaa\nend\n")
+
+
+def test_logs_of_libraries_follow_the_streams(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # set back at the end
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    own, other = logging.StreamHandler(sys.stderr), logging.StreamHandler(io.StringIO())
+    monkeypatch.setattr(logging.getLogger(), "handlers", [own, other, logging.NullHandler()])
+    console.keep_streams()
+    assert own.stream is sys.stderr and isinstance(other.stream, io.StringIO)
+    assert sys.stdout.fileno() == 1 and sys.stderr.fileno() == 2
 
 
 @pytest.mark.slow
