@@ -69,11 +69,30 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits_as_an_unbr
     assert_same_end(tmp_path, unbroken)
 
 
+STALLED = """
+import itertools, os
+from configs.digits import get_config
+from mae_jax.data.sources import Digits
+
+def read_slowly(self, index):
+    if next(count) == 500:
+        open(os.path.dirname(__file__) + "/pipe").read()  # nobody writes into it
+    return read(self, index)
+
+count, read, Digits.__getitem__ = itertools.count(), Digits.__getitem__, read_slowly
+"""
+
+
 def test_sigterm_saves_the_step_that_was_reached_exits_143_and_the_same_command_goes_on(tmp_path, unbroken):
-    process = start(*ARGUMENTS, f"--workdir={tmp_path}")
+    # Here it comes while the run waits for a disk that does not answer, as a reader's thread does for ever.
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "stalled.py").write_text(STALLED)
+    stalled = (f"--config={tmp_path}/stalled.py", *ARGUMENTS[1:], "--config.data.on_device=False")
+    process = start(*stalled, f"--workdir={tmp_path}")
     wait_for_step(process, tmp_path, 10)
+    time.sleep(1)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=20)
     assert process.returncode == 143, out + err
     stopped_at = int(out.rsplit("stopped by a signal at step ", 1)[1].split(";")[0])
     assert (tmp_path / "checkpoints" / str(stopped_at)).is_dir()

@@ -24,7 +24,7 @@ from mae_jax.training.signals import StopSignal
 from mae_jax.training.staged_step import compile_stages, make_flops_at
 from mae_jax.training.state import TrainState, create_state, start_from
 from mae_jax.training.trainee import Trainee
-from mae_jax.writing import finite_or_null, write_json
+from mae_jax.writing import finite_or_null, read_object, write_json
 
 
 def run_training(
@@ -55,7 +55,7 @@ def run_training(
     start_step = saved_step or 0
     changed = {} if saved_step is None else checkpoints.changed_settings(saved_step)
     check_not_beyond(workdir, start_step, total_steps)
-    if start_step == total_steps and from_main((workdir / "result.json").exists()):
+    if start_step == total_steps and from_main(read_object(workdir / "result.json") is not None):
         say(f"{workdir} is finished: all {total_steps} steps are done, result.json has the numbers")
         return
     starting_values = trainee.start() if saved_step is None else None
