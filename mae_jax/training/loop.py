@@ -40,6 +40,13 @@ class NonFiniteLoss(ArithmeticError):
         self.step = step
 
 
+def check_evaluation(scores: dict[str, float], step: int, unproven: int, checkpoints: Checkpoints) -> None:
+    """Raises NonFiniteLoss if a step's evaluation has no finite loss; the checkpoint of `unproven` is set aside."""
+    if not np.isfinite(scores["loss"]):
+        checkpoints.set_aside(unproven)
+        raise NonFiniteLoss(step, f"eval/loss is {scores['loss']}", checkpoints.latest_step())
+
+
 def _what_is_not_finite(scalars: dict) -> str | None:
     """What of a step's outcome is not finite, if anything."""
     for name in ("loss", "grad_norm"):
@@ -73,7 +80,8 @@ def train(
       log_every_steps: steps between two reports; the first and the last step are reported too.
       profiler: is told before each step.
       startup: is told the wait for the first batch, and itself tells of the start when the first step is done.
-      evaluate: state -> scalars to report; called at every multiple of `evaluate_every_steps` but the last step.
+      evaluate: state -> scalars to report, with "loss"; called at every multiple of `evaluate_every_steps` but the last
+        step.
 
     Raises:
       NonFiniteLoss: at the first such step that is not left out, found when the step is reported; nothing is saved from
@@ -122,11 +130,14 @@ def train(
                 if evaluation_due and not reporter.has_evaluation(step):
                     # An evaluation that a signal cuts short is made when the run goes on.
                     with contextlib.suppress(Stopped), stop.deferred(False):
-                        reporter.scalars(step, evaluate(state), prefix="eval/")
+                        scores = evaluate(state)
+                        check_evaluation(scores, step, unproven, checkpoints)
+                        reporter.scalars(step, scores, prefix="eval/")
+                if suspect and step == total_steps:  # was the last batch to blame, or the state?
+                    with contextlib.suppress(Stopped), stop.deferred(False):
+                        check_evaluation(evaluate(state), step, unproven, checkpoints)
+                        suspect = False
                 stopping = stop.received  # looked at once, so that nothing is stopped without being saved
-                if suspect and step == total_steps and not stopping:
-                    evaluate(state)  # raises if it is past help; what is left is that the last batch was to blame
-                    suspect = False
                 if (save_due or stopping) and not suspect:
                     seconds = checkpoints.save(step, state)
                     if seconds is not None:

@@ -1,7 +1,6 @@
 """A run, from its settings or its newest checkpoint to its result. What is trained is the task's affair."""
 
 import contextlib
-import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +15,7 @@ from mae_jax.seeding import make_key
 from mae_jax.startup import Startup
 from mae_jax.training.checkpoints import Checkpoints
 from mae_jax.training.history import check_not_beyond, keep_earlier_result, keep_earlier_run
-from mae_jax.training.loop import NonFiniteLoss, train
+from mae_jax.training.loop import check_evaluation, train
 from mae_jax.training.plan import describe_plan, make_plan, make_train_key
 from mae_jax.training.profiling import Profiler
 from mae_jax.training.reporting import Reporter, provenance, write_if_possible
@@ -86,11 +85,7 @@ def run_training(
     )  # fmt: skip
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        scores = trainee.evaluate(state, reporter)
-        if not math.isfinite(scores["loss"]):
-            checkpoints.set_aside(int(state.step))
-            raise NonFiniteLoss(int(state.step), f"eval/loss is {scores['loss']}", checkpoints.latest_step())
-        return scores
+        return trainee.evaluate(state, reporter)
 
     profiler = Profiler(workdir / "profile", config.train.profile_steps, start_step)
     with contextlib.closing(checkpoints), contextlib.closing(reporter), contextlib.closing(profiler):
@@ -110,6 +105,7 @@ def run_training(
         if line := checkpoints.summary():
             reporter.line(line)
         scores = evaluate(state)
+        check_evaluation(scores, total_steps, total_steps, checkpoints)
         stop.look()
         if not reporter.has_evaluation(total_steps):  # it has if the run was killed after this line
             reporter.scalars(total_steps, scores, prefix="eval/")

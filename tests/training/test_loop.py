@@ -84,7 +84,7 @@ class Run:
         self.start, self.total, self.log, self.every_evaluation = start or State(0, ()), total, log, evaluate
         self.losses, self.stop, self.skip, self.dead = losses or {}, stop or StopSignal(), skip, dead
         self.profiler = Profiler(None, 0, self.start.step)
-        self.on_batch, self.on_evaluation = {}, lambda: None
+        self.on_batch, self.on_evaluation, self.evaluation = {}, lambda: None, 1.0
 
     def batches(self):
         for index in itertools.count(self.start.step):
@@ -107,7 +107,7 @@ class Run:
         self.events.append(f"evaluate {state.step}")
         self.on_evaluation()
         self.events.append(f"evaluated {state.step}")
-        return {"batches": len(state.seen)}
+        return {"loss": self.evaluation, "batches": len(state.seen)}
 
     def __call__(self):
         with self.stop:
@@ -174,7 +174,7 @@ def test_a_run_at_its_last_step_takes_no_batch_and_makes_no_step():
 def test_evaluations_fall_on_multiples_between_the_first_and_the_last_step():
     run = Run(total=8, evaluate=4)
     run()
-    assert run.reporter.evaluated == {4: {"eval/batches": 4}}
+    assert run.reporter.evaluated == {4: {"eval/loss": 1.0, "eval/batches": 4}}
     without = Run(total=8, evaluate=None)
     without()
     assert without.reporter.evaluated == {}
@@ -386,6 +386,15 @@ def test_a_last_update_that_was_left_out_is_the_end_of_the_run_if_the_state_can_
     run = Run(total=6, every=4, evaluate=None, losses={6: np.nan}, skip=1)
     assert run().seen == (0, 1, 2, 3, 4)
     assert run.events[-3:] == ["evaluate 6", "evaluated 6", "save 6"]
+
+
+@pytest.mark.parametrize(("total", "evaluate"), [(6, None), (20, 6)])
+def test_an_evaluation_that_is_not_finite_takes_what_was_saved_of_that_state_with_it(total, evaluate):
+    run = Run(total=total, every=2, evaluate=evaluate, losses=dict.fromkeys((5, 6), np.nan), skip=10)
+    run.evaluation = np.nan
+    with pytest.raises(NonFiniteLoss, match="eval/loss is nan at step 6; checkpoint 2 is the last good one"):
+        run()
+    assert run.checkpoints.saved.keys() == {2} and not run.reporter.evaluated
 
 
 def test_updates_left_out_before_a_restart_count():
