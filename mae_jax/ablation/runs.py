@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import json
-import math
 import os
 import shlex
 import signal
@@ -62,7 +61,7 @@ def _name_scores(run: Run, result: dict[str, Any]) -> dict[str, float]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def check_same_settings(run: Run) -> None:

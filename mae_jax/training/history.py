@@ -107,7 +107,10 @@ def cut_metrics(path: Path, step: int) -> None:
 
 @only_main
 def keep_earlier_run(workdir: Path) -> None:
-    """Renames metrics, result and pictures of a run whose checkpoints are not there any more, and tells it."""
+    """Renames metrics, result and pictures of a run whose checkpoints are not there any more, and tells it.
+
+    Its event files stay: the new ones tell TensorBoard that steps are made again.
+    """
     for name in ("metrics.jsonl", "result.json", "reconstructions"):
         if (workdir / name).exists():
             kept = _number(workdir / name)

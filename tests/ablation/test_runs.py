@@ -105,7 +105,8 @@ def test_notes_of_a_run_that_are_of_the_wrong_kind_are_as_none(tmp_path, text):
     outcome = runs.read_outcome(one)
     assert outcome.scores in (None, {}) and outcome.seconds is None and outcome.error is None
     runs.check_same_settings(one)
-    (tmp_path / "result.json").write_text('{"step": 3, "eval/loss": NaN, "knn/top1": "0.5", "linear_probe/top1": 0.5}')
+    numbers = '"eval/loss": NaN, "knn/top1": "0.5", "rankme": 1' + 400 * "0" + ', "linear_probe/top1": 0.5'
+    (tmp_path / "result.json").write_text(f'{{"step": 3, {numbers}}}')
     assert runs.read_outcome(one).scores == {"linear_probe/top1": 0.5}
 
 
