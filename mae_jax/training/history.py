@@ -113,16 +113,16 @@ def keep_earlier_run(workdir: Path) -> None:
     """
     for name in ("metrics.jsonl", "result.json", "reconstructions"):
         if (workdir / name).exists():
-            kept = _number(workdir / name)
+            kept = (workdir / name).rename(_numbered(workdir / name))
             say(f"the run begins at step 0: {workdir / name} of an earlier one is kept as {kept.name}")
 
 
 @only_main
 def keep_earlier_result(workdir: Path, step: int) -> None:
-    """Renames the result of a shorter run that is continued from `step` to result.<step>.json."""
-    result = workdir / "result.json"
+    """Renames the result of a shorter run that is continued from `step` to result.<step>.json, if that is free."""
+    result, kept = workdir / "result.json", workdir / f"result.{step}.json"
     if result.exists():
-        result.rename(workdir / f"result.{step}.json")
+        result.rename(_numbered(kept) if os.path.lexists(kept) else kept)
 
 
 @only_main
@@ -130,10 +130,10 @@ def keep_earlier_measurement(workdir: Path, new: dict[str, Any]) -> None:
     """Renames an earlier result that is not the new one to result.1.json, or the next number that is free."""
     result = workdir / "result.json"
     if result.exists() and read_object(result) != json.loads(json.dumps(new)):
-        _number(result)
+        result.rename(_numbered(result))
 
 
-def _number(path: Path) -> Path:
-    """Gives a file or folder a number, the lowest that is free: metrics.jsonl becomes metrics.1.jsonl."""
+def _numbered(path: Path) -> Path:
+    """The path with a number in its name, the lowest that is free: metrics.1.jsonl for metrics.jsonl."""
     names = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))
-    return path.rename(next(name for name in names if not os.path.lexists(name)))
+    return next(name for name in names if not os.path.lexists(name))

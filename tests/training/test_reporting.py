@@ -114,6 +114,10 @@ def test_the_result_of_a_run_that_is_made_longer_is_kept_under_another_name(tmp_
     keep_earlier_result(tmp_path, 10)
     assert not (tmp_path / "result.json").exists()
     assert json.loads((tmp_path / "result.10.json").read_text()) == {"step": 10}
+    write_json(tmp_path / "result.json", {"step": 10, "again": True})
+    keep_earlier_result(tmp_path, 10)
+    assert json.loads((tmp_path / "result.10.json").read_text()) == {"step": 10}, "an older one stays"
+    assert json.loads((tmp_path / "result.10.1.json").read_text()) == {"step": 10, "again": True}
 
 
 def test_a_run_beyond_the_steps_that_are_asked_for_is_refused_and_its_result_stays(tmp_path):
