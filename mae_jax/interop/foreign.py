@@ -46,7 +46,7 @@ def read_foreign(path: Path, asked: dict[str, Any] | None = None) -> Weights:
         shapes = abstract_variables(classifier) if classifier else abstract_params(model, decoder=found.has_decoder)
         data = found.data_settings(model.channels)
         names = found.class_names
-        if names and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        if names and not (isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)):
             raise TypeError("its names of classes are no list of texts")
     except UserError:
         raise
