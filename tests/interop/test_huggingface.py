@@ -33,7 +33,7 @@ from tests.interop.others import (
 )
 from tests.reference import max_relative
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*(mean and std|left over|no decoder)")
+pytestmark = pytest.mark.filterwarnings("ignore:.*(mean and std|left over|no decoder|its processor)")
 
 # About two hundred roundings of float32; orders of summation and erf differ, which makes about twenty (2e-6).
 TOLERANCE = 2e-5
