@@ -231,7 +231,7 @@ if __name__ == "__main__":
 class Stalled:
     """A source whose pictures are read from a pipe into which nobody writes, as from a disk that does not answer."""
 
-    num_classes, class_names = 1, None
+    num_classes, class_names, in_memory, picture_size = 1, None, False, None
 
     def __init__(self, pipe):
         self.pipe = pipe
