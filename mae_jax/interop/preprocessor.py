@@ -11,7 +11,11 @@ BICUBIC = 3  # Pillow's number for the filter
 
 
 def read_preprocessor(preprocessor: dict[str, Any]) -> dict[str, Any]:
-    """Settings of `data.*` that a preprocessor_config.json states."""
+    """Settings of `data.*` that a preprocessor_config.json states.
+
+    Raises:
+      ValueError, TypeError: for what makes no sense.
+    """
     data = {}
     if preprocessor.get("do_normalize", True):
         for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
@@ -20,6 +24,8 @@ def read_preprocessor(preprocessor: dict[str, Any]) -> dict[str, Any]:
     else:
         data |= {"mean": (0.0,), "std": (1.0,)}
     scale = preprocessor.get("rescale_factor", 1 / 255) if preprocessor.get("do_rescale", True) else 1.0
+    if not 0 < scale < math.inf:
+        raise ValueError(f"rescale_factor={scale!r}")
     if not math.isclose(scale, 1 / 255, rel_tol=1e-3):  # pictures are on 0..1 here before mean and std
         ratio = 1 / 255 / scale
         data = {name: tuple(value * ratio for value in values) for name, values in data.items()}

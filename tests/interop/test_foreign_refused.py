@@ -235,7 +235,16 @@ def test_a_text_is_neither_true_nor_false(write_model, name):
 
 @pytest.mark.parametrize(
     "preprocessor",
-    [{"image_std": [0, 0, 0]}, {"image_mean": [float("nan")] * 3}, {"crop_pct": 7}, {"image_mean": [1, 2]}],
+    [
+        {"image_std": [0, 0, 0]},
+        {"image_mean": [float("nan")] * 3},
+        {"crop_pct": 7},
+        {"image_mean": [1, 2]},
+        {"rescale_factor": 0},
+        {"rescale_factor": float("inf")},
+        {"crop_pct": 1e-300},
+        {"image_std": [1e-300] * 3},
+    ],
     ids=str,
 )
 def test_a_preprocessor_that_no_picture_survives_is_refused(write_model, preprocessor):
