@@ -125,6 +125,9 @@ def get_config() -> ml_collections.ConfigDict:
     data.cutmix = 0.0  # classify: alpha of cutmix (arXiv 1905.04899); 0: off
     data.mix_probability = 1.0  # share of the pairs of pictures that are mixed
     data.mix_switch_probability = 0.5  # share of them that cutmix takes, if both are on
+    # (low, high): the values that become black and white, of every picture alike, of 8-bit ones too; those beyond are
+    # clipped. None: pictures have 8 bits; others (16-bit, float, signed) are refused, since nothing says their range.
+    data.value_range = placeholder(object)
     data.mean = (0.485, 0.456, 0.406)  # of each channel on [0, 1]; ImageNet's; one value serves all channels
     data.std = (0.229, 0.224, 0.225)
     data.num_threads = 16  # reader threads at most; never more than cores (in each worker process: its share)

@@ -137,6 +137,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"data.crop_ratio={tuple(data.crop_ratio)} must be (low, high) with 0 < low <= high")
     if not 0 < data.eval_fraction <= 1:
         raise UserError(f"data.eval_fraction={data.eval_fraction} is outside (0, 1]")
+    check_value_range(data.value_range)
     check_resolutions(config.train.resolutions)
     if config.task != "pretrain" and config.init_from:
         return  # the model is the checkpoint's, and is judged when that is read
@@ -160,8 +161,18 @@ def _check_kind(config: ml_collections.ConfigDict, key: str, value: Any) -> None
             raise UserError(f"{key}={value} must be finite")
         if isinstance(number, float) and abs(number) > FLOAT32_MAX:
             raise UserError(f"{key}={value} must lie within {FLOAT32_MAX}, the range of float32")
-        if isinstance(number, int) and abs(number) > INT32_MAX and not key.endswith("seed"):
+        if isinstance(number, int) and abs(number) > INT32_MAX and not key.endswith(("seed", "value_range")):
             raise UserError(f"{key}={value} must be at most {INT32_MAX:,}")
+
+
+def check_value_range(value: Any) -> None:
+    """Raises UserError unless a value can be `data.value_range`."""
+    numbers = isinstance(value, list | tuple) and all(type(number) in (int, float) for number in value)
+    if value is not None and not (numbers and len(value) == 2 and value[0] < value[1]):
+        raise UserError(
+            f"data.value_range={value!r} must be two numbers, (low, high) with low < high, for example "
+            "--config.data.value_range='(0, 4095)'"
+        )
 
 
 def check_channels(data: ml_collections.ConfigDict, channels: int) -> None:

@@ -10,6 +10,16 @@ from PIL import Image, ImageCms
 
 from mae_jax.data.formats import FORMATS
 from mae_jax.data.transforms import Box, Picture, Pixels, resize_by_opencv
+from mae_jax.data.values import (
+    BadImage,
+    Range,
+    check_bands,
+    check_pages,
+    deep_type,
+    describe_unknown,
+    scaled,
+    to_eight_bits,
+)
 from mae_jax.errors import UserError
 
 # How much larger than the wanted size a box must still be when the decoder has shrunk it. At 1 nothing would be left
@@ -29,39 +39,39 @@ _TRANSPOSE = {
 _SWAPS_SIDES = {_TRANSPOSE[orientation] for orientation in (5, 6, 7, 8)}
 
 
-class BadImage(ValueError):
-    """A picture that cannot be used. The message says why; the caller knows the name."""
-
-
-def decode(data: bytes | np.ndarray, channels: int, max_pixels: int) -> np.ndarray:
+def decode(data: bytes | np.ndarray, channels: int, max_pixels: int, value_range: Range | None = None) -> np.ndarray:
     """All of a picture as uint8 [h, w, channels]; see `open_picture`."""
-    return open_picture(data, channels, max_pixels).whole()
+    return open_picture(data, channels, max_pixels, value_range).whole()
 
 
-def open_picture(data: bytes | np.ndarray, channels: int, max_pixels: int) -> Picture:
+def open_picture(data: bytes | np.ndarray, channels: int, max_pixels: int, value_range: Range | None = None) -> Picture:
     """Returns a picture whose size is known, and whose pixels come when they are asked for.
 
     Encoded bytes become what a viewer shows on white paper: turned as the EXIF orientation says, transparency
-    over white, 16-bit and float greys scaled to 0..255, the first frame of an animation; `channels` 1 gives the
-    luminance (ITU-R 601). Arrays are taken as they are; grey is repeated to 3 channels, and 3 become 1.
+    over white, the first frame of an animation; `channels` 1 gives the luminance (ITU-R 601). Arrays are taken as they
+    are; grey is repeated to 3 channels, and 3 become 1. No numbers but 8-bit ones say what is black and white: others
+    need `value_range`.
 
     Args:
       data: an encoded picture, or uint8 [h, w] or [h, w, c].
       channels: wanted; 1 or 3 for encoded pictures, any number for arrays.
       max_pixels: width x height above which an encoded picture is refused, before it is decoded. Pillow refuses
         those above 178,956,970 on its own account.
+      value_range: (low, high), the values that become 0 and 255, of 8-bit pictures and arrays too; those beyond are
+        clipped. None: 8-bit values are taken as they are, and others refused.
 
     Raises:
-      BadImage: empty, truncated, unknown or too large; where only the pixels show it, when they are asked for.
+      BadImage: empty, truncated, unknown or too large, or of values that cannot be taken; where only the pixels show
+        it, when they are asked for.
       UserError: the channels of the data set cannot become `channels`.
     """
     if isinstance(data, np.ndarray):
-        return Pixels(_from_array(data, channels))
+        return Pixels(_from_array(data, channels, value_range))
     if channels not in (1, 3):
         raise UserError(f"encoded pictures have 1 or 3 channels, but model.channels={channels}: set it to 3")
     if not data:
         raise BadImage("the file is empty")
-    return Encoded(data, channels, max_pixels)
+    return Encoded(data, channels, max_pixels, value_range)
 
 
 class Encoded:
@@ -71,15 +81,21 @@ class Encoded:
       height, width: of the upright picture, pixels.
     """
 
-    def __init__(self, data: bytes, channels: int, max_pixels: int):
-        self._channels = channels
-        with _naming_the_damage():
+    def __init__(self, data: bytes, channels: int, max_pixels: int, value_range: Range | None):
+        self._channels, self._value_range = channels, value_range
+        with _naming_the_damage(data):
             self._picture = picture = Image.open(io.BytesIO(data), formats=FORMATS)
             if picture.width * picture.height > max_pixels:
                 raise BadImage(f"{picture.width} x {picture.height} pixels are more than data.max_pixels={max_pixels}")
+            check_bands(picture)
+            check_pages(picture)
+            deep = deep_type(picture)  # which shows only before it is loaded
             if picture.format != "JPEG":  # others may have their orientation behind the pixels
                 picture.load()
             self._transpose = _transpose_of(picture)
+            if deep:
+                self._picture = Image.fromarray(to_eight_bits(picture, deep, value_range, data))
+                self._value_range = None
         self.width, self.height = picture.size[::-1] if self._transpose in _SWAPS_SIDES else picture.size
 
     def whole(self) -> np.ndarray:
@@ -124,13 +140,13 @@ class Encoded:
             picture.load()
             if self._transpose is not None:
                 picture = picture.transpose(self._transpose)
-            picture = _to_eight_bits(picture)
+            picture = _to_grey_or_rgb(picture, self._value_range)
             return picture.convert("L") if self._channels == 1 and picture.mode == "RGB" else picture
 
 
 @contextlib.contextmanager
-def _naming_the_damage() -> Iterator[None]:
-    """Whatever is wrong with a picture is a BadImage."""
+def _naming_the_damage(data: bytes = b"") -> Iterator[None]:
+    """Whatever is wrong with a picture, whose file is `data`, is a BadImage."""
     try:
         yield
     except BadImage:
@@ -138,30 +154,47 @@ def _naming_the_damage() -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise BadImage(f"absurdly large: {error}") from error
     except Image.UnidentifiedImageError as error:
-        raise BadImage(f"not a picture in any of the formats {', '.join(FORMATS)}") from error
+        with contextlib.suppress(Exception):
+            what = describe_unknown(data)
+        raise BadImage(what or f"not a picture in any of the formats {', '.join(FORMATS)}") from error
     except Exception as error:  # on damaged files, Pillow raises almost anything
         raise BadImage(f"damaged: {error}" if str(error) else f"damaged: {type(error).__name__}") from error
 
 
-def to_array(picture: Image.Image, channels: int) -> np.ndarray:
+def to_array(picture: Image.Image, channels: int, value_range: Range | None = None) -> np.ndarray:
     """uint8 [h, w, channels] of a picture of any mode, upright; see `open_picture`."""
-    transpose = _transpose_of(picture)
+    check_bands(picture)
+    deep, transpose = deep_type(picture), _transpose_of(picture)
+    if deep and picture.mode == "RGB":
+        raise BadImage(f"{deep[0]}, of which Pillow keeps 8 bits: give its path, or an array of its values")
+    picture.load()
+    if deep:
+        picture, value_range = Image.fromarray(to_eight_bits(picture, deep, value_range, b"")), None
     picture = picture if transpose is None else picture.transpose(transpose)
-    return _from_array(np.asarray(_to_eight_bits(picture)), channels)
+    return _from_array(np.asarray(_to_grey_or_rgb(picture, value_range)), channels)
 
 
-def _from_array(image: np.ndarray, channels: int) -> np.ndarray:
+def _from_array(image: np.ndarray, channels: int, value_range: Range | None = None) -> np.ndarray:
     """uint8 [h, w] or [h, w, c] -> uint8 [h, w, channels]."""
     if image.ndim == 2:
         image = image[:, :, None]
     if image.ndim != 3 or image.dtype != np.uint8:
         raise UserError(f"the data give an array {image.dtype}{list(image.shape)}, not a picture uint8 [h, w, c]")
+    if not image.size:
+        raise BadImage(f"an array {list(image.shape)} without pixels")
+    if value_range:
+        image = scaled(image, value_range)
     if image.shape[2] == channels:
         return image
     if image.shape[2] == 1 and channels == 3:
         return np.repeat(image, 3, axis=2)
     if image.shape[2] == 3 and channels == 1:
         return np.asarray(Image.fromarray(image).convert("L"))[:, :, None]
+    if image.shape[0] in (1, 3, channels):
+        raise UserError(
+            f"an array {list(image.shape)} has its channels first, or {image.shape[2]} of them: pictures are "
+            "[h, w, c], as numpy.moveaxis(array, 0, 2) makes them"
+        )
     raise UserError(
         f"the pictures have {image.shape[2]} channels, but model.channels={channels}: "
         f"set model.channels to {image.shape[2]}"
@@ -177,17 +210,17 @@ def _transpose_of(picture: Image.Image) -> Image.Transpose | None:
     return _TRANSPOSE.get(orientation)
 
 
-def _to_eight_bits(picture: Image.Image) -> Image.Image:
-    """A picture of any mode -> mode L (grey) or RGB."""
+def _to_grey_or_rgb(picture: Image.Image, value_range: Range | None) -> Image.Image:
+    """A picture of any 8-bit mode -> mode L (grey) or RGB, its values scaled."""
+    picture = _colours(picture)
+    if value_range:
+        table = scaled(np.arange(256, dtype=np.uint8), value_range).tolist()
+        return picture.point(table * len(picture.getbands()))
+    return picture
+
+
+def _colours(picture: Image.Image) -> Image.Image:
     mode = picture.mode
-    if mode.startswith("I;16"):
-        return _scaled(np.asarray(picture), 65535)
-    if mode == "I":
-        # 32 bits, in which Pillow mostly keeps 16-bit greys.
-        values = np.asarray(picture)
-        return _scaled(values, 65535 if values.max() <= 65535 else 2**31 - 1)
-    if mode == "F":
-        return _scaled_float(np.asarray(picture))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
@@ -198,17 +231,3 @@ def _to_eight_bits(picture: Image.Image) -> Image.Image:
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         return ImageCms.profileToProfile(picture, lab, srgb, outputMode="RGB")
     return picture if mode == "RGB" else picture.convert("RGB")  # to convert RGB would copy it
-
-
-def _scaled(values: np.ndarray, white: int) -> Image.Image:
-    return Image.fromarray(np.clip(np.round(values * (255 / white)), 0, 255).astype(np.uint8))
-
-
-def _scaled_float(values: np.ndarray) -> Image.Image:
-    """Floats carry no scale; the usual ones for white are 1, 255 and 65535, and the values tell which."""
-    if not np.isfinite(values).all():
-        raise BadImage("has values that are not finite")
-    white = next((white for white in (1, 255, 65535) if values.max() <= white), None)
-    if white is None:
-        raise BadImage(f"has float values up to {values.max():g}, a scale that is not known")
-    return _scaled(values, white)

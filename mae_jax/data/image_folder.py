@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mae_jax.data.files import read_picture_file
 from mae_jax.data.formats import EXTENSIONS
 from mae_jax.data.holding_out import hold_out
 from mae_jax.data.listing import Listing, describe_unread, find_folder, first, folder_of, list_pictures
@@ -85,8 +86,7 @@ class ImageFolder:
 
     def __getitem__(self, index: int) -> dict:
         file = self._files[index]
-        with open(os.path.join(self._folder, file), "rb") as stream:
-            return {"image": stream.read(), "label": self._label(file)}
+        return {"image": read_picture_file(os.path.join(self._folder, file)), "label": self._label(file)}
 
     def _label(self, file: str) -> int:
         return self._label_of[folder_of(file)] if self._label_of else -1

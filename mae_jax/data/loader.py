@@ -9,19 +9,14 @@ import importlib.util
 import itertools
 import logging
 import math
-import multiprocessing
 import os
-import signal
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 
 import grain
 import numpy as np
-from absl import flags
 from ml_collections import ConfigDict
 
-from mae_jax.allocator import keep_freed_memory
 from mae_jax.data.decoding import BadImage
 from mae_jax.data.rand_augment import make_augmentation
 from mae_jax.data.reading import (
@@ -37,11 +32,11 @@ from mae_jax.data.reading import (
     whole,
 )
 from mae_jax.data.sources import Source
+from mae_jax.data.workers import as_user_error, close, first, in_processes
 from mae_jax.errors import UserError, escaped
 
 MAX_PIECE = 64  # pictures that one thread reads before it hands them over
 BAD_SHARE = 0.01  # share of bad pictures above which the data are at fault, not a few pictures
-CLOSE_SECONDS = 5  # for which readers are waited for when they are told to stop: a disk may never answer them
 BAD_SHARE_SAMPLE = 10_000  # pictures that the share is taken of at the start, when few have been read
 
 _logger = logging.getLogger("mae_jax")
@@ -187,7 +182,7 @@ def _make_batches(
     rows = batch_size // process_count
     piece_size = max(size for size in range(1, min(rows, MAX_PIECE) + 1) if rows % size == 0)
     pieces_per_batch = rows // piece_size
-    reader = PictureReader(source, channels, data_config.max_pixels, data_config.on_bad_image)
+    reader = PictureReader(source, channels, data_config.max_pixels, data_config.on_bad_image, data_config.value_range)
     read_piece = PieceReader(
         reader,
         order,
@@ -207,13 +202,10 @@ def _make_batches(
     threads, ahead = _threads_and_buffer(source, data_config, pieces_per_batch)
     dataset = pieces.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
     if data_config.num_workers > 0:
-        if not flags.FLAGS.is_parsed():  # Grain's processes look at flags of its own, also outside an absl app
-            flags.FLAGS.mark_as_parsed()
-        processes = grain.MultiprocessingOptions(num_workers=data_config.num_workers)
-        dataset = dataset.mp_prefetch(processes, worker_init_fn=_start_worker).map(_copy)
+        dataset = in_processes(dataset, data_config.num_workers)
     # Pieces are joined here and not by the readers: worker processes take turns piece by piece, in order.
     dataset = dataset.batch(pieces_per_batch, drop_remainder=True, batch_fn=_join)
-    return Batches(iter(dataset), reader, keys)
+    return Batches(iter(dataset), reader, keys, data_config.num_workers)
 
 
 def _same_size(size: tuple[int, int], step: int) -> tuple[int, int]:
@@ -232,32 +224,8 @@ def _threads_and_buffer(source: Source, data_config: ConfigDict, pieces_per_batc
     return threads, max(ahead, threads)
 
 
-def _start_worker(worker_index: int, num_workers: int):
-    """Makes a worker process end when the main process was killed, and leaves a Ctrl-C to the main process."""
-    keep_freed_memory()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _copy(piece: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Out of the shared memory that a worker process sent it in, of which containers often have little."""
-    return {key: np.array(value) for key, value in piece.items()}
-
-
 def _join(pieces: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]}
-
-
-def _close(batches: Iterator) -> None:
-    """Stops the readers. Those that are stuck in the system do not hear it, and are left behind."""
-    closing = threading.Thread(target=batches.close, daemon=True)
-    closing.start()
-    closing.join(CLOSE_SECONDS)
 
 
 class Batches(Iterator[dict[str, np.ndarray]]):
@@ -267,20 +235,26 @@ class Batches(Iterator[dict[str, np.ndarray]]):
       bad_images: index in the source -> name, of the pictures found bad so far by this process.
     """
 
-    def __init__(self, batches: Iterator, reader: PictureReader, keys: tuple[str, ...]):
+    def __init__(self, batches: Iterator, reader: PictureReader, keys: tuple[str, ...], num_workers: int = 0):
         self.bad_images: dict[int, str] = {}
-        self._batches, self._reader, self._keys = batches, reader, keys
-        self._reads = 0
+        self._held, self._reader, self._keys, self._num_workers = [batches], reader, keys, num_workers
+        self._reads, self._first_reason = 0, ""
         # Also when the program ends: Grain's threads and processes must go before the interpreter's parts do.
-        self._finalizer = weakref.finalize(self, _close, batches)
+        self._finalizer = weakref.finalize(self, close, self._held, num_workers)
 
     def __next__(self) -> dict[str, np.ndarray]:
         if not self._finalizer.alive:  # closed, at its end, or stopped by an error
             raise StopIteration
         try:
-            batch = next(self._batches)
-        except Exception:
+            starts = self._num_workers and not self._reads
+            batch = first(self._held[0]) if starts else next(self._held[0])
+        except Exception as error:
+            told = error if isinstance(error, UserError | StopIteration) else as_user_error(error, self._num_workers)
+            if told:
+                error.__traceback__ = None  # its frames hold what is to be let go
             self.close()
+            if told:
+                raise told from None
             raise
         self._count(batch)
         return {key: batch[key] for key in self._keys}
@@ -304,8 +278,8 @@ class Batches(Iterator[dict[str, np.ndarray]]):
             names = ", ".join(list(self.bad_images.values())[:3])
             raise UserError(
                 f"{len(self.bad_images)} of the first {self._reads} pictures read, of {total}, cannot be used: {names}"
-                f"{', ...' if len(self.bad_images) > 3 else ''}; up to 1 % are replaced by others: "
-                "remove or mend such files (each is named in the log)"
+                f"{', ...' if len(self.bad_images) > 3 else ''} (the first: {self._first_reason}); up to 1 % are "
+                "replaced by others: remove or mend such files (each is named in the log)"
             )
 
     def _note_bad(self, index: int):
@@ -315,4 +289,5 @@ class Batches(Iterator[dict[str, np.ndarray]]):
             reason = "it could not be read"
         except BadImage as error:
             reason = str(error)
+        self._first_reason = self._first_reason or reason
         _logger.warning("bad picture %s (%s): another takes its place", escaped(name), escaped(reason))

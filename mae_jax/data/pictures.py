@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mae_jax.data.files import read_picture_file
 from mae_jax.data.formats import EXTENSIONS
 from mae_jax.data.listing import check_exists, describe_unread, is_picture_name, list_pictures
 from mae_jax.errors import UserError
@@ -37,7 +38,7 @@ class PictureFiles:
         return len(self._files)
 
     def __getitem__(self, index: int) -> dict:
-        return {"image": self._files[index].read_bytes(), "label": -1}
+        return {"image": read_picture_file(self._files[index]), "label": -1}
 
     def labels(self) -> np.ndarray:
         return np.full(len(self), -1, np.int64)

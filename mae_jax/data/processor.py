@@ -11,8 +11,10 @@ from PIL import Image
 
 from mae_jax.data.augment import denormalize, normalize
 from mae_jax.data.decoding import BadImage, decode, to_array
+from mae_jax.data.files import read_picture_file
 from mae_jax.data.transforms import Pixels, resize_and_centre_crop
-from mae_jax.errors import UserError
+from mae_jax.data.values import Range, scaled
+from mae_jax.errors import UserError, reason
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit
 
@@ -26,6 +28,7 @@ class Processor:
       mean, std: of each channel on [0, 1]; one value serves all.
       eval_crop: side of the centre crop / shorter side of the resized picture; 1: only what the aspect makes too much
         is cut off.
+      value_range: (low, high), the values that become black and white, of every picture; None: pictures have 8 bits.
     """
 
     image_size: int | tuple[int, int] = 224
@@ -33,6 +36,7 @@ class Processor:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     eval_crop: float = 0.875
+    value_range: Range | None = None
 
     def __post_init__(self):
         size = self.image_size
@@ -47,8 +51,8 @@ class Processor:
         """Images [B, H, W, C], float32 and normalised, of one picture or of a list of them.
 
         Args:
-          pictures: each a PIL image, an array (uint8, or float on [0, 1]) [h, w] or [h, w, c], or the path of a file;
-            or all as one array [b, h, w, c].
+          pictures: each a PIL image, an array [h, w] or [h, w, c] (uint8, or float on [0, 1]; of any numbers if there
+            is a `value_range`), or the path of a file; or all as one array [b, h, w, c].
 
         Raises:
           UserError: for what is not a picture, or has another number of channels.
@@ -65,27 +69,33 @@ class Processor:
 
     def _prepare(self, picture: Any) -> np.ndarray:
         """uint8 [H, W, C] of one picture."""
+        name = getattr(picture, "filename", None) or picture
         try:
             if isinstance(picture, str | Path):
-                picture = decode(Path(picture).expanduser().read_bytes(), self.channels, MAX_PIXELS)
+                data = read_picture_file(Path(picture).expanduser())
+                picture = decode(data, self.channels, MAX_PIXELS, self.value_range)
             elif isinstance(picture, Image.Image):
-                picture = to_array(picture, self.channels)
+                picture = to_array(picture, self.channels, self.value_range)
             else:
-                picture = decode(_to_bytes(np.asarray(picture)), self.channels, MAX_PIXELS)
+                array = np.asarray(picture)
+                name = f"an array {array.dtype}{list(array.shape)}"
+                picture = decode(self._to_bytes(array), self.channels, MAX_PIXELS)
         except (BadImage, OSError) as error:
-            raise UserError(f"{getattr(picture, 'filename', None) or picture} cannot be used: {error}") from error
+            raise UserError(f"{name} cannot be used: {reason(error)}") from error
         return resize_and_centre_crop(Pixels(picture), self.image_size, self.eval_crop)
 
-
-def _to_bytes(picture: np.ndarray) -> np.ndarray:
-    """uint8 of an array of uint8, or of floats on [0, 1]."""
-    if picture.dtype == np.uint8:
-        return picture
-    if not np.issubdtype(picture.dtype, np.floating):
-        raise UserError(f"an array of {picture.dtype}: pictures are uint8, or floats on [0, 1]")
-    if picture.size and not (picture.min() >= 0 and picture.max() <= 1):
-        raise UserError(
-            f"a float array with values from {picture.min():g} to {picture.max():g}: pictures are uint8, or floats on "
-            "[0, 1]"
-        )
-    return np.round(picture * 255).astype(np.uint8)
+    def _to_bytes(self, picture: np.ndarray) -> np.ndarray:
+        """uint8 of an array of numbers, of uint8, or of floats on [0, 1]."""
+        floats = np.issubdtype(picture.dtype, np.floating)
+        if self.value_range and (floats or np.issubdtype(picture.dtype, np.integer)):
+            return scaled(picture, self.value_range)
+        if picture.dtype == np.uint8:
+            return picture
+        if not floats:
+            raise UserError(f"an array of {picture.dtype}: pictures are uint8, or floats on [0, 1]")
+        if picture.size and not (picture.min() >= 0 and picture.max() <= 1):
+            raise UserError(
+                f"a float array with values from {picture.min():g} to {picture.max():g}: pictures are uint8, or floats "
+                "on [0, 1]"
+            )
+        return np.round(picture * 255).astype(np.uint8)

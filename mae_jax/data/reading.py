@@ -12,6 +12,7 @@ from grain.experimental import index_shuffle
 from mae_jax.data.decoding import BadImage, open_picture
 from mae_jax.data.sources import Source
 from mae_jax.data.transforms import Picture, crop_draws, random_resized_crop, resize_and_centre_crop
+from mae_jax.data.values import Range
 from mae_jax.errors import UserError, reason
 from mae_jax.retry import with_patience
 
@@ -123,12 +124,16 @@ class PictureReader:
     """Reads, decodes and transforms one picture; puts another in its place if it is bad.
 
     Args:
+      max_pixels, value_range: as `open_picture` has them.
       on_bad_image: "replace" or "raise".
     """
 
-    def __init__(self, source: Source, channels: int, max_pixels: int, on_bad_image: str):
+    def __init__(
+        self, source: Source, channels: int, max_pixels: int, on_bad_image: str, value_range: Range | None = None
+    ):
         self.source = source
         self._channels, self._max_pixels, self._on_bad_image = channels, max_pixels, on_bad_image
+        self._value_range = value_range
 
     def read(
         self, index: int, take: Callable[[Picture], np.ndarray] = lambda picture: picture.whole(), patient: bool = True
@@ -142,12 +147,14 @@ class PictureReader:
         except OSError as error:  # the file has gone, may not be read, or lies on a faulty disk
             raise BadImage(reason(error)) from error
         try:
-            return take(open_picture(record["image"], self._channels, self._max_pixels)), record["label"]
+            picture = open_picture(record["image"], self._channels, self._max_pixels, self._value_range)
+            return take(picture), record["label"]
         except UserError as error:
             raise UserError(f"{self.source.name_of(index)}: {error}") from error
 
     def read_or_replace(self, index: int, take: Callable[[Picture], np.ndarray]) -> tuple[np.ndarray, int, int, int]:
         """Returns (what is taken, label, index of the picture read, number of candidates that failed before it)."""
+        first = None
         for failed, candidate in enumerate(candidates(index, len(self.source))):
             try:
                 image, label = self.read(candidate, take)
@@ -158,9 +165,10 @@ class PictureReader:
                         f"{self.source.name_of(candidate)} cannot be used: {error}; mend or remove it, "
                         "or set data.on_bad_image=replace"
                     ) from error
+                first = first or error
         raise UserError(
             f"{self.source.name_of(index)} and the {REPLACEMENT_TRIES} pictures tried in its place cannot be used; "
-            "check that these are pictures and can be read"
+            f"the first: {first}"
         )
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 Box = tuple[int, int, int, int]  # top, left, height, width
 
 CROP_TRIES = 10  # boxes drawn before the central one is taken, as in torchvision's RandomResizedCrop
+LONGEST = 8  # times the side that the aspect asks for: of longer pictures the middle is cut out before it is resized
 MEAN_FROM = 1.15  # reduction from which a mean is nearer to an antialiased bicubic filter than one not antialiased
 _NUMBERS = 4  # of a try: for area, aspect, top, left; as many as Philox makes from one value of its counter
 
@@ -157,18 +158,27 @@ def resize_and_centre_crop(picture: Picture, size: tuple[int, int], eval_crop: f
 
     The picture is resized, keeping its aspect, to the smallest size that covers `size / eval_crop` (for
     224 pixels and 0.875: the shorter side becomes 256). With `eval_crop` 1 and a picture that already has the
-    right size, nothing is done to it.
+    right size, nothing is done to it. Of a picture LONGEST times as long as that takes, or longer, only the middle
+    is resized: 30,000 x 1 pixels would become 7,680,000 x 256.
     """
-    height, width = picture.height, picture.width
+    top, left, height, width = _middle(picture.height, picture.width, size)
     least_height, least_width = round(size[0] / eval_crop), round(size[1] / eval_crop)
     # In integers, because a float scale can fall one pixel short. The longer side is truncated, as in torchvision.
     if least_height * width >= least_width * height:
         resized = least_height, max(least_width, width * least_height // height)
     else:
         resized = max(least_height, height * least_width // width), least_width
-    image = picture.part((0, 0, height, width), resized)
-    top, left = round((resized[0] - size[0]) / 2), round((resized[1] - size[1]) / 2)  # half to even
+    image = picture.part((top, left, height, width), resized)
+    top, left = round((resized[0] - size[0]) / 2), round((resized[1] - size[1]) / 2)
     return image[top : top + size[0], left : left + size[1]]
+
+
+def _middle(height: int, width: int, size: tuple[int, int]) -> Box:
+    """All of a picture, or the middle of one that is LONGEST times as long as the aspect of `size`."""
+    most_height = max(1, LONGEST * width * size[0] // size[1])
+    most_width = max(1, LONGEST * height * size[1] // size[0])
+    kept_height, kept_width = min(height, most_height), min(width, most_width)
+    return (height - kept_height) // 2, (width - kept_width) // 2, kept_height, kept_width
 
 
 def resize_by_pillow(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

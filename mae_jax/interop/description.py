@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mae_jax.config import from_dict
+from mae_jax.config import check_value_range, from_dict
 from mae_jax.errors import UserError, first_line
 from mae_jax.interop import huggingface, timm
 from mae_jax.interop.files import TensorFile
@@ -229,6 +229,7 @@ class Description:
             raise UserError(
                 f"{self.path}: std={std} must be above {LEAST_STD}, and crop_pct={crop!r} from {LEAST_CROP} to 1"
             )
+        check_value_range(data.get("value_range"))
         return data
 
     def left_over(self, used: set[str]) -> list[str]:

@@ -54,6 +54,9 @@ def fit(weights: Weights, format: str, *, encoder_only: bool = False) -> Weights
         if classifier.pool == "mean_norm" and format == "huggingface":
             notes.append("written as BeitForImageClassification: transformers' ViT has no such pool")
     _check_plain(model, weights)
+    value_range = weights.config["data"].get("value_range")
+    if value_range and format != "facebook":  # in whose file our own settings stand
+        notes.append(f"data.value_range={value_range} is left out, which {format} does not know: scale pictures by it")
     if format == "timm":
         notes += timm.check(model) + timm.left_unsaid(model)
     if format == "huggingface":
@@ -80,7 +83,7 @@ def export(weights: Weights, folder: Path, format: str, *, encoder_only: bool = 
     if weights.config["task"] == "classify":
         classifier = make_classifier_config(weights.config["model"], weights.config["classifier"])
     state = write_state(_with_tables(weights.params, model), renamings(classifier), model.patch_size)
-    data = {name: weights.config["data"][name] for name in ("mean", "std", "eval_crop")}
+    data = {name: weights.config["data"].get(name) for name in ("mean", "std", "eval_crop", "value_range")}
     write = {"huggingface": _write_huggingface, "facebook": _write_facebook, "timm": _write_timm}[format]
     folder.mkdir(parents=True, exist_ok=True)
     return write(folder, state, weights, model, classifier, data)

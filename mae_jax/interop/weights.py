@@ -154,8 +154,9 @@ def load(path: str | Path, **settings) -> MaskedAutoencoder | Classifier:
     model = make_bind_of(weights)(jax.device_put(weights.params))
     config, data = MAEConfig(**weights.config["model"]), weights.config["data"]
     model.processor = Processor(
-        config.image_size, config.channels, tuple(data["mean"]), tuple(data["std"]), data["eval_crop"]
-    )
+        config.image_size, config.channels, tuple(data["mean"]), tuple(data["std"]), data["eval_crop"],
+        data.get("value_range"),  # which earlier versions did not have
+    )  # fmt: skip
     return model
 
 
@@ -194,9 +195,10 @@ def _with_masks_that_fit(model: Mapping, settings: dict[str, Any]) -> tuple[dict
 
 
 def pictures_differ(weights: Weights, data: Mapping) -> list[str]:
-    """Notes on normalisations other than those that the weights were trained with."""
-    then = {name: tuple(weights.config["data"][name]) for name in ("mean", "std")}
-    return [f"data.{name} was {old}, is {tuple(data[name])}" for name, old in then.items() if old != tuple(data[name])]
+    """Notes on ranges and normalisations other than those that the weights were trained with."""
+    names = ("mean", "std", "value_range")
+    both = ([value and tuple(value) for value in map(of, names)] for of in (weights.config["data"].get, data.get))
+    return [f"data.{name} was {old}, is {new}" for name, old, new in zip(names, *both, strict=True) if old != new]
 
 
 def read_fitting_params(path: str | Path, config: dict[str, Any]) -> tuple[dict, list[str]]:

@@ -55,7 +55,9 @@ def open_checkpoint(
     foreign = is_foreign(path)
     weights = read_weights(path, assumed(config))
     trained = weights.config
-    allowed = {"model": CHOSEN, "data": tuple(usual["data"]) if foreign else READING + PLACE}
+    own_range = trained["data"].get("value_range")
+    range_too = () if own_range else ("value_range",)  # it says how others' pictures become 8-bit ones, as its own were
+    allowed = {"model": CHOSEN, "data": tuple(usual["data"]) if foreign else READING + PLACE + range_too}
     for group, keys in allowed.items():
         for key, value in changed[group].items():
             if key not in keys and value != trained[group].get(key):
@@ -71,6 +73,7 @@ def open_checkpoint(
         "data": asked["data"] | trained["data"] | _taken(asked["data"], usual["data"], trained["data"]["name"]),
         "seed": asked["seed"] if given_seed else trained["seed"],
     }
+    groups["data"]["value_range"] = own_range or asked["data"]["value_range"]
     if foreign:
         groups["data"] |= changed["data"]
     if needs_data and groups["data"]["name"] is None:

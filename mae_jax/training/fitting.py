@@ -9,8 +9,7 @@ from mae_jax.errors import UserError
 # the data. Compute settings among them may differ.
 FIXED = (
     "task", "seed", "model.", "classifier.", "data.name", "data.batch_size", "data.seed", "data.label_fraction",
-    "data.stratify",
-    "optimizer.name", "train.ema_decay", "class_names",
+    "data.stratify", "data.value_range", "optimizer.name", "train.ema_decay", "class_names",
 )  # fmt: skip
 FREE = ("model.dtype", "model.remat", "model.scan_unroll")
 

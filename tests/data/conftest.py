@@ -2,6 +2,8 @@
 
 import io
 import itertools
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +54,20 @@ def assert_same(left: list[dict], right: list[dict]):
         assert one.keys() == other.keys()
         for key in one:
             np.testing.assert_array_equal(one[key], other[key], err_msg=key)
+
+
+def png_16_bit(values: np.ndarray) -> bytes:
+    """A 16-bit PNG of [h, w] or [h, w, c], written byte by byte: Pillow writes no 16-bit colours."""
+    values = values[..., None] if values.ndim == 2 else values
+    height, width, channels = values.shape
+    colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
+    lines = zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in values))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", lines) + chunk(b"IEND", b"")
 
 
 def picture_bytes(seed: int, height: int = 20, width: int = 24, file_format: str = "PNG") -> bytes:

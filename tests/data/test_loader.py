@@ -1,5 +1,6 @@
 """Batches: their order, what decides it, and that nothing else does."""
 
+import errno
 import itertools
 import os
 import signal
@@ -12,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mae_jax.data import loader
+from mae_jax.data import loader, workers
 from mae_jax.data.decoding import BadImage
 from mae_jax.data.device import prefetch_to_device
 from mae_jax.data.loader import make_eval_batches, make_train_batches
-from mae_jax.data.reading import RandomCrop
+from mae_jax.data.reading import PictureReader, RandomCrop
 from mae_jax.data.sources import make_source
 from mae_jax.data.transforms import Pixels
 from mae_jax.errors import UserError
@@ -265,14 +266,14 @@ def test_a_signal_ends_the_wait_for_a_disk_that_does_not_answer(make_config, tmp
 
 
 def test_readers_that_do_not_end_are_not_waited_for(monkeypatch):
-    monkeypatch.setattr(loader, "CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr(workers, "CLOSE_SECONDS", 0.1)
 
     class Stuck:
         def close(self):
             time.sleep(3)
 
     start = time.monotonic()
-    loader._close(Stuck())
+    workers.close([Stuck()], 0)
     assert time.monotonic() - start < 2
 
 
@@ -290,6 +291,89 @@ def test_worker_processes_end_when_the_program_is_killed(tmp_path):
     while any(is_running(pid) for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(is_running(pid) for pid in workers)
+
+
+TO_THE_END = """
+import signal
+from absl import app
+from configs.common import get_config
+from mae_jax.data.loader import make_eval_batches, make_train_batches
+from mae_jax.data.sources import make_source
+
+def main(argv):
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    print("starts", flush=True)
+    data = get_config().data
+    data.name, data.num_examples, data.batch_size, data.num_workers = "synthetic", 128, 32, 2
+    source = make_source(data, "train", (96, 96), 3)  # pieces large enough to be shared
+    batches = make_train_batches(source, data, (96, 96), 3)
+    next(batches)
+    print("reads", flush=True)
+    batches.close()
+    print(len(list(make_eval_batches(source, data, 32, (96, 96), 3))), flush=True)
+
+if __name__ == "__main__":
+    app.run(main)
+"""
+
+
+@pytest.mark.slow
+def test_worker_processes_outlive_signals_to_all_and_leave_nothing_shared_when_they_end(tmp_path):
+    (tmp_path / "program.py").write_text(TO_THE_END)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    program = subprocess.Popen([sys.executable, tmp_path / "program.py"], env=environment, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+    assert program.stdout.readline() == "starts\n"
+    stop = threading.Event()
+
+    def send():
+        while not stop.wait(0.1):
+            os.killpg(program.pid, signal.SIGTERM)
+
+    threading.Thread(target=send, daemon=True).start()
+    try:
+        assert program.stdout.readline() == "reads\n"
+        stop.set()
+        out, errors = program.communicate(timeout=120)
+    finally:
+        stop.set()
+        program.kill()
+    assert (out, errors, program.returncode) == ("4\n", "", 0)  # no "leaked shared_memory objects"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "size", ["16k", "40k"]
+)  # where nothing can be shared, and where the first picture does not fit
+def test_a_full_shared_memory_is_named_with_what_to_do(tmp_path, size):
+    (tmp_path / "program.py").write_text(TO_THE_END)
+    mount = f"mount -t tmpfs -o size={size} tmpfs /dev/shm || exit 77; exec {sys.executable} {tmp_path}/program.py"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    try:
+        done = subprocess.run(["unshare", "--mount", "sh", "-c", mount], env=environment, text=True,
+                              capture_output=True, timeout=120)  # fmt: skip
+    except FileNotFoundError:
+        pytest.skip("no unshare here")
+    if done.returncode in (1, 77) and "UserError" not in done.stderr and "Traceback" not in done.stderr:
+        pytest.skip("a small disk cannot be mounted here")
+    assert "UserError: /dev/shm is full, which data.num_workers=2" in done.stderr
+
+
+@pytest.mark.parametrize("error, told", [
+    (OSError(errno.ENOSPC, "No space left on device"), "/dev/shm is full.*data.num_workers=0.*--shm-size"),
+    (RuntimeError("Worker process was terminated unexpectedly with exit code -7. Search"), "/dev/shm is full"),
+    (OSError(errno.EAGAIN, "Resource temporarily unavailable"), "data.num_workers=2 .*cannot be started: Resource"),
+])  # fmt: skip
+def test_what_the_system_refuses_to_reader_processes_is_the_users_to_mend(error, told):
+    def fail():
+        raise error
+        yield
+
+    reader = PictureReader([], 3, 1, "replace")
+    with pytest.raises(UserError, match=told):
+        next(loader.Batches(fail(), reader, (), num_workers=2))
+    with pytest.raises(type(error)):  # without such processes, it is something else
+        next(loader.Batches(fail(), reader, ()))
 
 
 def is_running(pid: int) -> bool:

@@ -10,6 +10,7 @@ from mae_jax.data.augment import normalize
 from mae_jax.data.loader import make_eval_batches
 from mae_jax.data.processor import Processor
 from mae_jax.errors import UserError
+from tests.data.conftest import png_16_bit
 
 RNG = np.random.default_rng(0)
 PICTURE = RNG.integers(0, 256, (40, 60, 3), np.uint8)
@@ -49,14 +50,14 @@ def test_pil_images_arrays_floats_and_files_of_one_picture_become_the_same_image
     assert PROCESSOR([PICTURE, PICTURE[:20]]).shape == (2, 16, 24, 3)  # of different sizes
 
 
-@pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "CMYK", "I;16"])
+@pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "CMYK"])
 def test_pictures_of_every_mode_become_rgb_or_grey(mode):
     grey = Image.fromarray(PICTURE).convert("L")
-    picture = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257) if mode == "I;16" else grey.convert(mode)
+    picture = grey.convert(mode)
     assert PROCESSOR(picture).shape == (1, 16, 24, 3)
     one = Processor((16, 24), 1, (0.5,), (0.5,))
     assert one(picture).shape == (1, 16, 24, 1)
-    if mode in ("L", "I;16"):
+    if mode == "L":
         np.testing.assert_array_equal(one(picture), one(np.asarray(grey)))
 
 
@@ -85,6 +86,15 @@ def test_images_become_the_pictures_that_they_were_made_of():
         (np.zeros((4, 4, 3), np.int32), "array of int32"),
         (np.full((4, 4, 3), 200.0), "values from 200 to 200"),
         (np.full((4, 4, 3), np.nan), "values from nan"),
+        (np.zeros((3, 96, 96), np.uint8), r"\[3, 96, 96\] has its channels first, or 96 of them: .*moveaxis"),
+        (np.zeros((2, 3, 96, 96), np.float32), r"\[3, 96, 96\] has its channels first"),
+        (np.zeros((1, 96, 96), np.uint8), "channels first"),
+        (np.zeros((0, 4, 4, 3), np.uint8), "no pictures"),
+        (np.zeros((0, 5, 3), np.uint8), r"array uint8\[0, 5, 3\] cannot be used: .* without pixels"),
+        (np.zeros((5, 0), np.float32), "without pixels"),
+        (np.uint8(3), r"array uint8\[\], not a picture"),
+        (None, "array of object"),
+        (Image.fromarray(np.zeros((4, 4), np.uint16)), "16-bit grey with values from 0 to 0; .*data.value_range"),
         ("no/such/file.png", "cannot be used"),
     ],
 )
@@ -98,3 +108,25 @@ def test_a_file_that_is_no_picture_is_refused_by_its_name(tmp_path):
     (tmp_path / "text.jpg").write_text("not a picture")
     with pytest.raises(UserError, match="text.jpg cannot be used"):
         PROCESSOR(tmp_path / "text.jpg")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.float32])
+def test_a_value_range_scales_arrays_of_any_numbers_pil_images_and_files_alike(tmp_path, dtype):
+    low, high = (-50, 100) if dtype in (np.int16, np.float32) else (20, 120)
+    grey = RNG.integers(low - 20 if low < 0 else 0, high + 30, (40, 60)).astype(dtype)
+    processor = Processor((16, 24), 1, (0.5,), (0.5,), value_range=(low, high))
+    expected = np.round(np.clip((grey.astype(float) - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+    images = Processor((16, 24), 1, (0.5,), (0.5,))(expected)
+    np.testing.assert_array_equal(processor(grey), images)
+    picture = Image.fromarray(grey.astype(np.int32) if dtype == np.int16 else grey)
+    np.testing.assert_array_equal(processor(picture), images)
+    picture.save(tmp_path / "picture.tif")
+    np.testing.assert_array_equal(processor(tmp_path / "picture.tif"), images)
+
+
+def test_what_pillow_has_halved_to_8_bits_is_refused_unless_its_path_is_given(tmp_path):
+    (tmp_path / "deep.png").write_bytes(png_16_bit(np.full((4, 4, 3), 4095)))
+    with pytest.raises(UserError, match="deep.png cannot be used: 16-bit RGB, of which Pillow keeps 8 bits"):
+        PROCESSOR(Image.open(tmp_path / "deep.png"))
+    images = Processor((4, 4), value_range=(0, 4095), eval_crop=1)(tmp_path / "deep.png")
+    np.testing.assert_array_equal(images, Processor((4, 4), eval_crop=1)(np.full((4, 4, 3), 255, np.uint8)))

@@ -1,15 +1,18 @@
 """Crops and resizing on the host, against torch and the definitions."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mae_jax.data.reading import CentreCrop, RandomCrop
 from mae_jax.data.transforms import (
     CROP_RULES,
     CROP_TRIES,
+    LONGEST,
     Pixels,
     crop_draws,
     random_resized_crop,
@@ -238,6 +241,40 @@ def test_the_evaluation_crop_begins_where_torchvisions_does_whatever_is_left_ove
 @settings(deadline=None, max_examples=60)
 def test_evaluation_always_gives_the_size_asked_for(height, width, size, eval_crop):
     assert resize_and_centre_crop(Pixels(noise(height, width, 1)), size, eval_crop).shape == (*size, 1)
+
+
+@pytest.mark.parametrize("shape", [(1, 30_000, 3), (30_000, 1, 3), (3, 20_000, 1)])
+@pytest.mark.parametrize("transform", [
+    CentreCrop(0.875), RandomCrop((0.2, 1), RATIO, 0), RandomCrop((0.2, 1), RATIO, 0, "clip"),
+    RandomCrop((0.2, 1), (1e-4, 1e4), 0, "clip"),
+], ids=["centre", "retry", "clip", "any ratio"])  # fmt: skip
+def test_a_very_long_picture_takes_little_memory(shape, transform):
+    picture, shape = Pixels(noise(*shape)), (224, 224, shape[2])
+    tracemalloc.start()
+    crop = transform(picture, 0, (224, 224))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert crop.shape == shape
+    assert most < 20 * 2**20  # what Pillow allocates is not traced, but each of its results is copied
+
+
+@pytest.mark.parametrize("shape", [(20, 20 * LONGEST, 3), (20 * LONGEST, 20, 1), (50, 61, 3)])
+def test_up_to_eight_times_as_long_as_wide_all_of_a_picture_is_resized(shape):
+    image, least = noise(*shape), 18
+    height, width = (least, least * shape[1] // shape[0]) if shape[0] < shape[1] else (least * shape[0] // shape[1], 18)
+    top, left = round((height - 16) / 2), round((width - 16) / 2)
+    expected = resize_by_pillow(image, (height, width))[top : top + 16, left : left + 16]
+    np.testing.assert_array_equal(resize_and_centre_crop(Pixels(image), (16, 16), 16 / 18), expected)
+
+
+@pytest.mark.parametrize("shape", [(40, 900, 3), (900, 40, 3), (33, 501, 1)])
+def test_the_middle_of_a_longer_picture_looks_as_if_all_of_it_had_been_resized(shape):
+    image = mild_noise(*shape)
+    height, width = (32, 32 * shape[1] // shape[0]) if shape[0] < shape[1] else (32 * shape[0] // shape[1], 32)
+    top, left = (height - 28) // 2, (width - 28) // 2
+    whole = resize_by_pillow(image, (height, width))[top : top + 28, left : left + 28].astype(float)
+    crop = resize_and_centre_crop(Pixels(image), (28, 28), 0.875)
+    assert np.abs(crop - whole).mean() < np.abs(np.roll(whole, 1, axis=(0, 1)) - whole).mean() / 2
 
 
 def test_evaluation_keeps_the_aspect_when_the_size_is_oblong():

@@ -312,6 +312,17 @@ def test_what_timm_cannot_hold_is_changed_and_noted_and_what_was_given_stays_as_
 
 
 @pytest.mark.parametrize("format", FORMATS)
+def test_a_value_range_comes_back_from_facebooks_format_and_others_say_that_it_is_left_out(tmp_path, format):
+    weights = our_weights()
+    weights = weights._replace(config=weights.config | {"data": weights.config["data"] | {"value_range": (-9, 4095)}})
+    noted = [note for note in fit(weights, format, encoder_only=True).notes if "data.value_range=(-9, 4095)" in note]
+    assert len(noted) == (format != "facebook")
+    read = written(weights, tmp_path, format, encoder_only=True)
+    assert read.config["data"].get("value_range") == (None if noted else (-9, 4095))
+    assert mae_jax.load(tmp_path).processor.value_range == (None if noted else (-9, 4095))
+
+
+@pytest.mark.parametrize("format", FORMATS)
 def test_the_encoder_of_any_classifier_can_be_exported(tmp_path, format):
     weights = our_classifier("attentive")
     found = written(weights, tmp_path, format, encoder_only=True)

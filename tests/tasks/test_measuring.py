@@ -237,3 +237,29 @@ def test_pre_training_is_watched(pretrained):
         assert 1 <= line["eval/rankme"] <= 16
     events = b"".join(path.read_bytes() for path in pretrained.glob("events.out.tfevents*"))
     assert b"eval/rankme" in events and b"eval/knn/top1" in events
+
+
+def test_what_was_trained_with_a_value_range_is_measured_with_it(tmp_path):
+    short = dict(train__steps=2, evaluate__linear_probe=False, evaluate__random_encoder=False)
+    workdir = run_task("digits", tmp_path / "scaled", data__value_range=(0, 128), **short)
+    measured = run_task("features", tmp_path / "features", init_from=str(workdir))
+    model, source = mae_jax.load(workdir), Digits("eval")
+    images = model.processor([source[i]["image"] for i in range(8)])
+    expected = model.encode(images)[:, 1:].mean(axis=1)
+    np.testing.assert_allclose(np.load(measured / "eval_features.npy")[:8], expected, atol=1e-5)
+    told = mistake("features", tmp_path / "other", init_from=str(workdir), data__value_range=(0, 255))
+    assert "data.value_range=(0, 255) is (0, 128) in the checkpoint and cannot be changed here" in told
+
+
+def test_a_checkpoint_of_8_bit_pictures_is_measured_on_others_with_the_range_that_is_given(pretrained, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(4):
+        Image.fromarray(np.asarray(Digits("eval")[i]["image"][..., 0], np.uint16) * 16).save(folder / f"{i}.png")
+    settings = dict(init_from=str(pretrained), data__name="image_folder", data__path=str(folder))
+    assert "data.value_range=(low, high)" in mistake("features", tmp_path / "refused", **settings)
+    measured = run_task("features", tmp_path / "taken", data__value_range=(0, 16 * 255), **settings)
+    model = mae_jax.load(pretrained)
+    expected = model.encode(model.processor([Digits("eval")[i]["image"] for i in range(4)]))[:, 1:].mean(axis=1)
+    found = np.concatenate([np.load(file) for file in sorted(measured.glob("*_features.npy"))])
+    assert len(found) and np.abs(found[:, None] - expected).max(axis=2).min(axis=1).max() < 1e-4

@@ -224,6 +224,13 @@ def test_a_setting_that_is_gone_does_not_fit_and_one_that_is_new_since_does():
     check_fits({"model": {"width": 8}}, {"model": {"width": 8, "new": 3}}, "checkpoint 1")
 
 
+def test_a_run_keeps_its_value_range_and_one_of_a_version_without_it_may_set_it():
+    with pytest.raises(UserError, match="data.value_range=None, this run data.value_range="):
+        check_fits({"data": {"value_range": None}}, {"data": {"value_range": (0, 4095)}}, "checkpoint 1")
+    check_fits({"data": {"value_range": [0, 4095]}}, {"data": {"value_range": (0, 4095)}}, "checkpoint 1")
+    check_fits({"data": {}}, {"data": {"value_range": (0, 4095)}}, "checkpoint 1")
+
+
 def test_a_run_of_an_earlier_version_is_refused_with_the_way_to_keep_its_weights(
     open_checkpoints, new_state, monkeypatch
 ):

@@ -1,0 +1,158 @@
+"""Numbers that are no 8-bit grey levels or colours: what a picture holds, and how `data.value_range` scales it."""
+
+import io
+import sys
+
+import numpy as np
+from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+Range = tuple[float, float]  # the values that become black and white
+
+
+class BadImage(ValueError):
+    """A picture that cannot be used. The message says why; the caller knows the name."""
+
+
+# Pillow's raw modes whose numbers arrive whole, what people call them, and their type.
+_DEEP = {
+    "I;12": ("12-bit grey", np.uint16),
+    **dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N", "I;16R"), ("16-bit grey", np.uint16)),
+    **dict.fromkeys(("I;16S", "I;16BS"), ("signed 16-bit grey", np.int32)),
+    "I;32N": ("32-bit grey", np.uint32),
+    **dict.fromkeys(("I", "I;32S", "I;32BS"), ("signed 32-bit grey", np.int32)),
+    **dict.fromkeys(("F", "F;32F", "F;32BF"), ("32-bit float grey", np.float32)),
+    **dict.fromkeys(("RGB;16L", "RGB;16B", "RGB;16N"), ("16-bit RGB", np.uint16)),
+}
+_SWAPPED = ("I;16BS", "I;32BS", "F;32BF")  # which Pillow 13 swaps once more after libtiff did
+# Of 16-bit colours Pillow keeps a byte, the high one; asked for the other order of bytes, it keeps the low one.
+_LOW_BYTE = {
+    "RGB;16L": "RGB;16B",
+    "RGB;16B": "RGB;16L",
+    "RGB;16N": "RGB;16B" if sys.byteorder == "little" else "RGB;16L",
+}
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF's
+_NOT_READ = "which is not read: save it as 8- or 16-bit grey or RGB, as PNG or uncompressed TIFF"
+# TIFF 6.0's tags, and what their values mean.
+_SUBFILE, _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _EXTRA, _SAMPLE_FORMAT = 254, 258, 262, 277, 284, 338, 339
+_COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # photometric interpretation -> samples of a colour
+_ALPHA = (1, 2, 999)  # extra samples; the last is Corel Draw's
+_NO_PAGE = 1 | 4  # a smaller copy, or a mask
+_KINDS = {2: "signed ", 3: "float ", 5: "complex ", 6: "complex "}
+
+
+def scaled(values: np.ndarray, value_range: Range) -> np.ndarray:
+    """uint8 of numbers: `low` and below become 0, `high` and above 255; linear in between, rounded."""
+    low, high = value_range
+    if values.dtype.kind == "u" and values.dtype.itemsize <= 2:
+        return _scaled(np.arange(2 ** (8 * values.dtype.itemsize)), low, high)[values]
+    parts = np.array_split(values, -(-values.size // 2**22) or 1)  # float64 of all would take several times the memory
+    return np.concatenate([_scaled(part, low, high) for part in parts])
+
+
+def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    return np.rint(np.clip((values.astype(np.float64) - low) * 255 / (high - low), 0, 255)).astype(np.uint8)
+
+
+def check_bands(picture: Image.Image) -> None:
+    """Raises BadImage for a TIFF that holds more than grey or colours, and transparency."""
+    tags = getattr(picture, "tag_v2", None)
+    if tags is None:
+        return
+    samples, extra = tags.get(_SAMPLES, 1), tuple(tags.get(_EXTRA, ()))
+    beyond = samples - _COLOURS.get(tags.get(_PHOTOMETRIC, 0), samples)
+    if beyond > 0 and not (beyond == len(extra) == 1 and extra[0] in _ALPHA):
+        raise BadImage(
+            f"{_describe(tags)}, {beyond} beyond its colours, not marked as transparency: save the colours alone"
+        )
+
+
+def check_pages(picture: Image.Image) -> None:
+    """Raises BadImage for a TIFF whose first page is not the only one, but for smaller copies and masks."""
+    pages = picture.n_frames if picture.format == "TIFF" else 1
+    for page in range(1, pages):
+        picture.seek(page)
+        if not picture.tag_v2.get(_SUBFILE, 0) & _NO_PAGE:
+            raise BadImage(f"a TIFF of {pages} pages: save each as a file")
+    if pages > 1:
+        picture.seek(0)
+
+
+def deep_type(picture: Image.Image) -> tuple[str, type] | None:
+    """What the numbers of a picture are called, and their type in NumPy; None: they are 8-bit grey levels or colours.
+
+    Of a file that is not loaded yet; of another image, as far as its mode tells.
+
+    Raises:
+      BadImage: Pillow does not give the numbers as they are.
+    """
+    tags, tile = getattr(picture, "tag_v2", {}), next(iter(getattr(picture, "tile", ())), None)
+    args = (picture.mode,) if tile is None else tile.args if isinstance(tile.args, tuple) else (tile.args,)
+    codec, raw = tile.codec_name if tile else "", str(args[0] if args else "")
+    bits = max(tags.get(_BITS, (1,))) if tags else 16 if picture.format == "PNG" and ";16" in raw else 8
+    if codec.startswith("ppm"):  # which scales by what the header calls white
+        bits = args[-1].bit_length()
+    garbled = codec == "libtiff" and raw in _SWAPPED
+    garbled |= bits > 8 and tags.get(_PLANAR) == 2 and tags.get(_SAMPLES, 1) > 1
+    if raw in _DEEP and not garbled:
+        return _DEEP[raw]
+    if bits > 8 or garbled or picture.mode in _DEEP:
+        what = _describe(tags) if tags else f"a {picture.format} of {bits}-bit {raw.split(';')[0]}"
+        raise BadImage(f"{what}, {_NOT_READ}")
+    return ("signed 8-bit grey", np.int8) if tags.get(_SAMPLE_FORMAT, (1,))[0] == 2 else None
+
+
+def to_eight_bits(picture: Image.Image, deep: tuple[str, type], value_range: Range | None, data: bytes) -> np.ndarray:
+    """uint8 [h, w] or [h, w, 3] of a picture of a deep type.
+
+    Args:
+      data: the file, of which 16-bit colours are read again.
+
+    Raises:
+      BadImage: no `value_range` says which numbers are black and white, or they are not finite.
+    """
+    name, dtype = deep
+    values = np.asarray(picture)
+    if picture.mode == "RGB":
+        values = values.astype(dtype) << 8 | _low_bytes(data)
+    elif dtype in (np.int8, np.uint32):  # which Pillow takes for uint8 and int32
+        values = values.view(dtype)
+    if not np.isfinite(values).all():
+        raise BadImage(f"{name} with values that are not finite")
+    if value_range is None:
+        raise BadImage(
+            f"{name} with values from {values.min():g} to {values.max():g}; nothing says which are black and white: "
+            "set data.value_range=(low, high), which scales every picture alike"
+        )
+    if "transparency" in picture.info:
+        raise BadImage(f"{name} with a transparent value, which is not read: save it without")
+    grey = scaled(values, value_range)
+    return 255 - grey if getattr(picture, "tag_v2", {}).get(_PHOTOMETRIC) == 0 else grey
+
+
+def _low_bytes(data: bytes) -> np.ndarray:
+    picture = Image.open(io.BytesIO(data))
+    for place, tile in enumerate(picture.tile):
+        raw, *others = [tile.args] if isinstance(tile.args, str) else tile.args
+        args = (_LOW_BYTE[raw], *others)
+        picture.tile[place] = tile._replace(args=args if others else args[0])
+    return np.asarray(picture)
+
+
+def describe_unknown(data: bytes) -> str | None:
+    """What a TIFF that Pillow cannot open holds; None for other files."""
+    if data[:4] not in _TIFF:
+        return None
+    tags = ImageFileDirectory_v2(data[:16] if data[2:3] == b"+" or data[3:4] == b"+" else data[:8])
+    stream = io.BytesIO(data)
+    stream.seek(tags.next)
+    tags.load(stream)
+    return f"{_describe(tags)}, {_NOT_READ}"
+
+
+def _describe(tags: ImageFileDirectory_v2) -> str:
+    bits, kind = max(tags.get(_BITS, (1,))), _KINDS.get(tags.get(_SAMPLE_FORMAT, (1,))[0], "")
+    samples = tags.get(_SAMPLES, 1)
+    white = ", of which 0 is white" if tags.get(_PHOTOMETRIC) == 0 else ""
+    planes = ", plane by plane" if samples > 1 and tags.get(_PLANAR) == 2 else ""
+    return f"a TIFF of {samples} x {bits}-bit {kind}numbers a pixel{white}{planes}"
