@@ -154,9 +154,8 @@ def _naming_the_damage(data: bytes = b"") -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise BadImage(f"absurdly large: {error}") from error
     except Image.UnidentifiedImageError as error:
-        with contextlib.suppress(Exception):
-            what = describe_unknown(data)
-        raise BadImage(what or f"not a picture in any of the formats {', '.join(FORMATS)}") from error
+        what = describe_unknown(data) or f"not a picture in any of the formats {', '.join(FORMATS)}"
+        raise BadImage(what) from error
     except Exception as error:  # on damaged files, Pillow raises almost anything
         raise BadImage(f"damaged: {error}" if str(error) else f"damaged: {type(error).__name__}") from error
 

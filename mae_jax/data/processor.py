@@ -87,6 +87,8 @@ class Processor:
     def _to_bytes(self, picture: np.ndarray) -> np.ndarray:
         """uint8 of an array of numbers, of uint8, or of floats on [0, 1]."""
         floats = np.issubdtype(picture.dtype, np.floating)
+        if floats and not np.isfinite(picture).all():
+            raise UserError("a float array with values that are not finite")
         if self.value_range and (floats or np.issubdtype(picture.dtype, np.integer)):
             return scaled(picture, self.value_range)
         if picture.dtype == np.uint8:

@@ -90,7 +90,7 @@ def deep_type(picture: Image.Image) -> tuple[str, type] | None:
     args = (picture.mode,) if tile is None else tile.args if isinstance(tile.args, tuple) else (tile.args,)
     codec, raw = tile.codec_name if tile else "", str(args[0] if args else "")
     bits = max(tags.get(_BITS, (1,))) if tags else 16 if picture.format == "PNG" and ";16" in raw else 8
-    if codec.startswith("ppm"):  # which scales by what the header calls white
+    if codec.startswith("ppm") and len(args) > 1:  # which scales by what the header calls white
         bits = args[-1].bit_length()
     garbled = codec == "libtiff" and raw in _SWAPPED
     garbled |= bits > 8 and tags.get(_PLANAR) == 2 and tags.get(_SAMPLES, 1) > 1
@@ -140,14 +140,17 @@ def _low_bytes(data: bytes) -> np.ndarray:
 
 
 def describe_unknown(data: bytes) -> str | None:
-    """What a TIFF that Pillow cannot open holds; None for other files."""
+    """What a TIFF that Pillow cannot open holds; None for other files, and if its tags cannot be read either."""
     if data[:4] not in _TIFF:
         return None
-    tags = ImageFileDirectory_v2(data[:16] if data[2:3] == b"+" or data[3:4] == b"+" else data[:8])
     stream = io.BytesIO(data)
-    stream.seek(tags.next)
-    tags.load(stream)
-    return f"{_describe(tags)}, {_NOT_READ}"
+    try:
+        tags = ImageFileDirectory_v2(data[:16] if b"+" in data[2:4] else data[:8])
+        stream.seek(tags.next)
+        tags.load(stream)
+        return f"{_describe(tags)}, {_NOT_READ}" if _PHOTOMETRIC in tags else None
+    except Exception:  # on damaged files, Pillow raises almost anything
+        return None
 
 
 def _describe(tags: ImageFileDirectory_v2) -> str:

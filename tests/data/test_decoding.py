@@ -162,7 +162,10 @@ def test_a_truncated_picture_is_bad(file_format, share):
         decode(data[: int(share * len(data))], 3, LIMIT)
 
 
-@pytest.mark.parametrize("data", [b"", b"\0", b"GIF89a", b"<html>not found</html>", b"\xff\xd8\xff\xe0" + b"\0" * 100])
+@pytest.mark.parametrize("data", [
+    b"", b"\0", b"GIF89a", b"<html>not found</html>", b"\xff\xd8\xff\xe0" + b"\0" * 100,
+    b"II*\0", b"MM\0*\0\0\0\x08\0\x05", b"II+\0" + b"\xff" * 20,
+])  # fmt: skip
 def test_what_is_no_picture_is_bad(data):
     with pytest.raises(BadImage):
         decode(data, 3, LIMIT)

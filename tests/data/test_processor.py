@@ -85,7 +85,7 @@ def test_images_become_the_pictures_that_they_were_made_of():
         (np.zeros((4, 4, 4), np.uint8), "4 channels"),
         (np.zeros((4, 4, 3), np.int32), "array of int32"),
         (np.full((4, 4, 3), 200.0), "values from 200 to 200"),
-        (np.full((4, 4, 3), np.nan), "values from nan"),
+        (np.full((4, 4, 3), np.nan), "values that are not finite"),
         (np.zeros((3, 96, 96), np.uint8), r"\[3, 96, 96\] has its channels first, or 96 of them: .*moveaxis"),
         (np.zeros((2, 3, 96, 96), np.float32), r"\[3, 96, 96\] has its channels first"),
         (np.zeros((1, 96, 96), np.uint8), "channels first"),
@@ -122,6 +122,12 @@ def test_a_value_range_scales_arrays_of_any_numbers_pil_images_and_files_alike(t
     np.testing.assert_array_equal(processor(picture), images)
     picture.save(tmp_path / "picture.tif")
     np.testing.assert_array_equal(processor(tmp_path / "picture.tif"), images)
+
+
+def test_floats_that_are_not_finite_are_refused_whatever_the_range():
+    picture = np.full((4, 4), np.nan)
+    with pytest.raises(UserError, match="a float array with values that are not finite"):
+        Processor((4, 4), value_range=(0, 1))(picture)
 
 
 def test_what_pillow_has_halved_to_8_bits_is_refused_unless_its_path_is_given(tmp_path):

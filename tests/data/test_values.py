@@ -191,6 +191,16 @@ def test_netpbms_of_more_than_8_bits_are_told_apart_from_those_of_8(header, chan
     assert deep_type(Image.open(io.BytesIO(plain + values.tobytes()))) is None
 
 
+@pytest.mark.parametrize("data", [b"P1\n2 1\n0 1\n", b"P4\n2 1\n\x40", b"P2\n2 1\n9\n9 0\n", b"P5\n2 1\n9\n\x09\0"])
+def test_netpbms_of_8_bits_or_fewer_are_read(data):
+    np.testing.assert_array_equal(decode(data, 1, LIMIT)[..., 0], [[255, 0]])
+
+
+def test_a_damaged_tiff_is_not_said_to_hold_what_its_missing_tags_would_mean():
+    with pytest.raises(BadImage, match="not a picture in any of the formats"):
+        decode(b"MM\0*\0\0\0\x08\0\x05", 3, LIMIT)
+
+
 @pytest.mark.parametrize("alpha", [1, 2])
 def test_a_band_that_is_marked_as_transparency_is_laid_over_white(alpha):
     values = np.zeros((4, 4, 4), np.uint8)  # black, and wholly transparent
