@@ -108,8 +108,11 @@ def _check_pictures(folder: Path, found: Listing) -> None:
 
 
 def _check_trainable(splits: Splits, files: list[str], eval_fraction: float) -> None:
-    if splits.evaluation and splits.train.samefile(splits.evaluation):
-        raise UserError(f"{splits.train} is for training and for evaluation: name another folder in data.eval_split")
+    if splits.evaluation and _overlap(splits):
+        raise UserError(
+            f"{splits.train} is for training and {splits.evaluation} for evaluation, but they share pictures: "
+            "name another folder in data.eval_split"
+        )
     if not files and splits.evaluation:
         raise NothingToTrainOn(
             f"no pictures to learn from: besides {splits.evaluation} there are none in {splits.train}"
@@ -119,6 +122,14 @@ def _check_trainable(splits: Splits, files: list[str], eval_fraction: float) -> 
             f"data.eval_fraction={eval_fraction} leaves none of the pictures in {splits.train} to learn from: "
             "set it to 0.1, for example"
         )
+
+
+def _overlap(splits: Splits) -> bool:
+    """Whether one of the two folders lies in the other, where that is not left out of it."""
+    train, evaluation = splits.train.resolve(), splits.evaluation.resolve()
+    if train.is_relative_to(evaluation):
+        return True
+    return evaluation.is_relative_to(train) and evaluation.relative_to(train).parts[0] not in splits.beside
 
 
 def _check_classes(splits: Splits, eval_classes: list[str] | None, classes: list[str] | None) -> None:

@@ -123,7 +123,8 @@ def _check_no_other_pictures(root: Path, train: Path, others: list[str]) -> None
         if list_pictures(root / name).files:
             raise UserError(
                 f"{root} holds pictures in {train.name} and in {name}: is {train.name} a class or a split? "
-                "Set data.train_split='' for a class; for a split, name the other one in data.eval_split"
+                "Set data.train_split='' for a class; for a split, set data.eval_split to the name of the other "
+                "one, or to '' to hold out a share of this one"
             )
 
 

@@ -100,6 +100,14 @@ def test_a_class_named_like_a_split_is_asked_about_and_either_answer_helps(parts
     assert parts("cat", "test", eval_split="test") == [["cat"], ["test"]]
 
 
+def test_a_training_folder_beside_other_pictures_is_asked_about_and_each_answer_helps(parts):
+    with pytest.raises(UserError, match="in train and in masks: is train a class or a split.*data.train_split=''"):
+        parts("train", "masks")
+    assert parts("train", "masks", train_split="") == [["masks", "train"], ["masks", "train"]]
+    assert parts("train", "masks", eval_split="masks") == [["train"], ["masks"]]
+    assert parts("train", "masks", eval_split="") == [["train"], ["train"]]
+
+
 def test_no_split_beside_the_training_pictures_is_trained_on(parts):
     assert parts("cat", "dog", *classes("val", "test")) == [["cat", "dog"], classes("val")]
 
@@ -112,6 +120,10 @@ def test_an_evaluation_folder_alone_can_be_measured(tmp_path, write_pictures, op
         open_folder(tmp_path, "train")
 
 
-def test_the_folder_of_training_is_not_that_of_evaluation(parts):
-    with pytest.raises(UserError, match="is for training and for evaluation: name another"):
-        parts(*classes("train"), eval_split="train")
+@pytest.mark.parametrize("train, evaluation", [
+    ("train", "train"), ("train", "train/cat"), ("val/cat", "val"), ("", "cat/deep"), ("", "."), ("train", "link"),
+])  # fmt: skip
+def test_no_picture_is_for_training_and_for_evaluation(parts, tmp_path, train, evaluation):
+    (tmp_path / "link").symlink_to(tmp_path / "train")
+    with pytest.raises(UserError, match="is for training and .* for evaluation, but they share pictures"):
+        parts(*classes("train", "val"), "cat/deep", train_split=train, eval_split=evaluation)
