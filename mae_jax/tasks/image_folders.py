@@ -55,10 +55,12 @@ def _check_not_seen(data: ConfigDict, before: dict[str, Any], workdir: Path) -> 
             f"--workdir={workdir}: the run has learned from pictures in {splits.evaluation}, which are now for "
             f"evaluation (data.train_split='' and data.eval_split='' take sub-folders for classes): {remedy}"
         )
-    if not splits.evaluation and data.eval_fraction > before["eval_fraction"]:
+    if not splits.evaluation and not _were_held_out(data.to_dict(), splits.train, before):
+        settings = ((name, data[name], before.get(name, False)) for name in SPLITTING)
+        changed = ", ".join(f"data.{name}={new!r} was {old!r}" for name, new, old in settings if new != old)
         raise UserError(
-            f"data.eval_fraction={data.eval_fraction} was {before['eval_fraction']}: the run in {workdir} has learned "
-            f"from pictures that would now be held out; {remedy}"
+            f"--workdir={workdir}: the run has learned from pictures that would now be held out of {splits.train}"
+            f"{f' ({changed})' if changed else ''}: {remedy}"
         )
 
 
@@ -97,10 +99,12 @@ def choose_pictures(data: dict[str, Any], trained: dict[str, Any], given: set[st
             chosen[name] = usual[name]  # not the name that the checkpoint's own folder had
     splits = find_splits(find_folder(data["path"]), chosen["train_split"], chosen["eval_split"])
     if is_own and splits.evaluation is None:
-        same = chosen["stratify"] == own.get("stratify", False) and chosen["eval_fraction"] <= own["eval_fraction"]
+        if not _were_held_out(data | chosen, splits.train, own):
+            return chosen, TRAINED_ON
+        if "path" not in given:
+            return chosen, ""
         known = "is the folder" if _same_folder(own["path"], data["path"]) else "holds as many pictures as the folder"
-        note = f"data.path={data['path']} {known} that it was trained on: only those held out then are counted"
-        return chosen, (note if "path" in given else "") if same else TRAINED_ON
+        return chosen, f"data.path={data['path']} {known} that it was trained on: only those held out then are counted"
     if not is_own and own["name"] == "image_folder" and not os.path.isdir(own["path"]):
         return chosen, f"the folder it was trained on, {own['path']}, is not here: make sure that none of it is counted"
     return chosen, TRAINED_ON if _was_trained_on(splits.evaluation or splits.train, own) else ""
@@ -118,6 +122,16 @@ def _is_own(path: str | None, trained: dict[str, Any]) -> bool:
         return len(source) == trained.get("num_train_examples")
     except UserError:
         return False
+
+
+def _were_held_out(data: dict[str, Any], train: Path, own: dict[str, Any]) -> bool:
+    """Whether what the settings `data` hold out of the folder `train` was held out of it by `own`, a run's, too."""
+    try:
+        folders = _folders_of(own | {"path": data["path"]})  # the run's folder may have been moved
+    except UserError:
+        return False
+    alike = data["stratify"] == own.get("stratify", False) and data["eval_fraction"] <= own["eval_fraction"]
+    return folders == (train, None) and alike
 
 
 def _was_trained_on(folder: Path, own: dict[str, Any]) -> bool:

@@ -63,6 +63,12 @@ def test_of_the_folder_that_it_was_trained_on_only_what_was_held_out_is_counted_
     assert measured(data_of(own, eval_fraction=1.0), trained, "eval_fraction") == (20, own, TRAINED_ON)
 
 
+def test_what_is_held_out_of_a_folder_that_was_trained_on_whole_counts_as_trained_on(folder):
+    own = folder("own", "train/cat", "train/dog", "val/cat")
+    found = measured(data_of(own, eval_split=""), {"data": data_of(own)}, "eval_split")
+    assert found == (2, f"{own}/train", TRAINED_ON)
+
+
 def test_a_folder_that_was_moved_after_training_is_still_the_one_it_was_trained_on(folder):
     moved, trained = folder("moved", "cat", "dog"), {"data": data_of("/no/longer/here"), "num_train_examples": 18}
     count, _, note = measured(data_of(moved), trained)
@@ -135,10 +141,17 @@ def test_a_run_that_took_split_folders_for_classes_does_not_go_on_with_an_evalua
     keep_hold_out(config_of(own), run_of(data_of(own)))
 
 
-def test_a_run_does_not_go_on_with_more_pictures_held_out_than_before(folder, run_of):
-    own = folder("own", "cat", "dog")
-    with pytest.raises(UserError, match="data.eval_fraction=0.2 was 0.1: the run .* has learned"):
-        keep_hold_out(config_of(own, **{"data.eval_fraction": 0.2}), run_of(data_of(own)))
+@pytest.mark.parametrize("settings, changed", [
+    ({"data.eval_fraction": 0.2}, "data.eval_fraction=0.2 was 0.1"),
+    ({"data.stratify": False}, "data.stratify=False was True"),
+    ({"data.eval_split": ""}, "data.eval_split='' was 'validation'"),
+])  # fmt: skip
+def test_a_run_does_not_go_on_with_other_pictures_held_out_than_before(folder, run_of, settings, changed):
+    own = folder("own", *(("train/cat", "val/cat") if "data.eval_split" in settings else ("cat", "dog")))
+    workdir = run_of(data_of(own))
+    with pytest.raises(UserError, match=f"has learned from pictures that would now be held out of {own}.*{changed}"):
+        keep_hold_out(config_of(own, **settings), workdir)
+    keep_hold_out(config_of(own, **{"data.eval_fraction": 0.05}), workdir)
 
 
 def classifier(names, num_classes=3, name="image_folder"):
