@@ -9,7 +9,7 @@ import numpy as np
 from mae_jax.data.files import read_picture_file
 from mae_jax.data.formats import EXTENSIONS
 from mae_jax.data.holding_out import hold_out
-from mae_jax.data.listing import Listing, describe_unread, find_folder, first, folder_of, list_pictures
+from mae_jax.data.listing import Listing, describe_unread, find_folder, first_few, folder_of, list_pictures
 from mae_jax.data.splits import Splits, check_no_hidden_splits, class_folders, find_splits
 from mae_jax.errors import UserError
 
@@ -144,13 +144,13 @@ def _check_classes(splits: Splits, eval_classes: list[str] | None, classes: list
 def _notes(listings: dict[Path, Listing], unused: list[str]) -> list[str]:
     """What lies in the folders and is not taken, a line each."""
     notes = [
-        f"no picture in {len(found.empty):,} of the folders in {folder}: {first(found.empty)}"
+        f"no picture in {len(found.empty):,} of the folders in {folder}: {first_few(found.empty)}"
         for folder, found in listings.items()
         if found.empty
     ]
     unread = sum((found.unread for found in listings.values()), Counter())
     notes += [describe_unread(unread)] if unread else []
-    return notes + ([f"folders that are not used: {first(unused)}"] if unused else [])
+    return notes + ([f"folders that are not used: {first_few(unused)}"] if unused else [])
 
 
 def _lacking(classes: list[str] | None, train_files: list[str], eval_files: list[str]) -> list[str]:
@@ -161,6 +161,6 @@ def _lacking(classes: list[str] | None, train_files: list[str], eval_files: list
             lacking = sorted(set(classes or ()) - set(map(folder_of, files)))
             if lacking:
                 notes.append(
-                    f"no picture to {purpose} of {len(lacking):,} of {len(classes):,} classes: {first(lacking)}"
+                    f"no picture to {purpose} of {len(lacking):,} of {len(classes):,} classes: {first_few(lacking)}"
                 )
     return notes

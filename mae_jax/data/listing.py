@@ -47,7 +47,8 @@ def list_pictures(folder: Path, skip: Collection[str] = ()) -> Listing:
             if kind == "folder":
                 if prefix or entry.name not in skip:
                     waiting.append((entry.path, prefix + entry.name + os.sep, above | {here}))
-                    top += [] if prefix else [entry.name]
+                    if not prefix:
+                        top.append(entry.name)
             elif kind == "file" and is_picture_name(entry.name):
                 files.append(prefix + entry.name)
             else:
@@ -88,11 +89,11 @@ def describe_unread(unread: Counter[str]) -> str:
         return ""
     total, ranked = sum(unread.values()), sorted(unread.items(), key=lambda item: (-item[1], item[0]))
     what = "files of types that are" if total > 1 else "file of a type that is"
-    line = f"{total:,} {what} not read: {first([f'{kind} {count:,}' for kind, count in ranked])}"
+    line = f"{total:,} {what} not read: {first_few([f'{kind} {count:,}' for kind, count in ranked])}"
     return line + ("; pip install pillow-heif reads .heic" if _HEIF & unread.keys() else "")
 
 
-def first(names: list[str]) -> str:
+def first_few(names: list[str]) -> str:
     """The first names of a list, for a line."""
     more = len(names) - SHOWN
     return ", ".join(names[:SHOWN]) + (f" and {more:,} more" if more > 0 else "")

@@ -19,7 +19,7 @@ class PictureFiles:
 
     num_classes = 0
     class_names = None
-    in_memory, picture_size = False, None
+    in_memory, picture_size, place = False, None, ""
 
     def __init__(self, path: str | Path):
         check_exists(str(path))

@@ -2,8 +2,8 @@
 
 A source has `len(source)`, `source[i] -> {"image": uint8 [h, w, c] or encoded bytes, "label": int}` (-1: none),
 `num_classes` (0: unlabelled), `class_names` (or None), `labels()`, those of all pictures without decoding any, and
-`name_of(i)`, what a person would call picture i. `in_memory` and `picture_size` tell how it may be read. Sources can be
-pickled, because reader processes get a copy.
+`name_of(i)`, what a person would call picture i. `in_memory` and `picture_size` tell how it may be read, `place` and
+`notes` what a person should know of it. Sources can be pickled, because reader processes get a copy.
 """
 
 from typing import Protocol
@@ -23,6 +23,8 @@ class Source(Protocol):
     class_names: list[str] | None
     in_memory: bool  # no picture has to be waited for
     picture_size: tuple[int, int] | None  # (height, width), if all pictures are known to have one size
+    place: str  # where the pictures lie, such as "in FOLDER"; "": the name of the data says it
+    notes: list[str]  # what else a person should know, a line each; the evaluation split has those of both
 
     def __len__(self) -> int: ...
 
@@ -64,21 +66,16 @@ def make_source(data_config: ConfigDict, split: str, image_size: tuple[int, int]
             return TfdsSource(name, data_config.path, data_config[key], f"data.{key}")
 
 
-def describe_sources(name: str, train: Source | None, evaluation: Source, num_train: int, num_eval: int) -> list[str]:
-    """Where the pictures of a run lie and how many there are, and what else a person should know of them, a line each.
+def describe_sources(name: str, train: Source | None, evaluation: Source) -> list[str]:
+    """How many pictures are used and where they lie, and what else a person should know of them, a line each.
 
     Args:
       name: data.name.
-      train, evaluation: as `make_source` made them; None: no training pictures are used.
-      num_train, num_eval: how many of them are used.
+      train: None: no training pictures are used.
     """
-    parts = [(train, num_train, "training")] if train else []
-    parts += [(evaluation, num_eval, "evaluation")]
-    told = (
-        f"{count:,} {kind} image{'s' * (count != 1)} {getattr(source, 'place', '')}".rstrip()
-        for source, count, kind in parts
-    )
-    return [escaped(line) for line in (f"{name}: {', '.join(told)}", *getattr(evaluation, "notes", ()))]
+    parts = [(source, kind) for source, kind in ((train, "training"), (evaluation, "evaluation")) if source]
+    told = [f"{len(source):,} {kind} image{'s' * (len(source) != 1)} {source.place}".rstrip() for source, kind in parts]
+    return [escaped(line) for line in (f"{name}: {', '.join(told)}", *evaluation.notes)]
 
 
 class Digits:
@@ -87,6 +84,7 @@ class Digits:
     in_memory = True
     num_classes = 10
     picture_size = (8, 8)
+    place, notes = "", []
 
     def __init__(self, split: str):
         from sklearn.datasets import load_digits  # here, since it takes a second
@@ -118,6 +116,7 @@ class Synthetic:
 
     in_memory = False  # making one takes as long as reading one
     num_classes = 10
+    place, notes = "", []
     _NOISE = 24.0  # standard deviation, grey levels
 
     def __init__(self, num_examples: int, split: str, image_size: tuple[int, int], channels: int):

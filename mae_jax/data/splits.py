@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from mae_jax.data.listing import first, folders_of, holds_pictures, list_pictures, sub_folders
+from mae_jax.data.listing import first_few, folders_of, holds_pictures, list_pictures, sub_folders
 from mae_jax.errors import UserError
 
 # Names that people give to these folders, in any case.
@@ -14,7 +14,7 @@ TRAIN = ("train", "training")
 VALIDATION = ("validation", "val", "valid", "eval")
 TEST = ("test", "testing")
 MOST = 20  # splits that people make; more folders that look alike are classes
-USUAL = {"data.train_split": "train", "data.eval_split": "validation"}  # the settings' values if nobody has set them
+USUAL = {"data.train_split": "train", "data.eval_split": "validation"}  # the settings if nobody has set them
 
 
 class Splits(NamedTuple):
@@ -77,7 +77,7 @@ def check_no_hidden_splits(root: Path, files: list[str], splits: Splits) -> None
         shared = sorted(inner[one] & inner[other])
         if len(shared) > 1 and not {one, other} <= splits.beside:
             raise UserError(
-                f"{root}: {one} and {other} hold the same class folders ({first(shared)}), as splits do: which is "
+                f"{root}: {one} and {other} hold the same class folders ({first_few(shared)}), as splits do: which is "
                 "which? Set data.train_split and data.eval_split to their names, or data.train_split='' if they are "
                 "classes"
             )
@@ -103,7 +103,10 @@ def _find(root: Path, folders: list[str], setting: str, name: str) -> Path | Non
     if not usual and (root / name).is_dir():  # also one further below
         return root / name
     roles = [role for role in (TRAIN, VALIDATION, TEST) if name.lower() in role]
-    spellings = [*([] if usual else [(name.lower(),)]), *roles, *([TEST] if roles == [VALIDATION] and usual else [])]
+    if usual:
+        spellings = roles + [TEST] * (roles == [VALIDATION])
+    else:
+        spellings = [(name.lower(),), *roles]
     for names in spellings:
         found = [folder for folder in folders if folder.lower() in names]
         if len(found) > 1:
@@ -112,7 +115,7 @@ def _find(root: Path, folders: list[str], setting: str, name: str) -> Path | Non
         if found:
             return root / found[0]
     if not usual and (not roles or any(folder.lower() in TRAIN + VALIDATION + TEST for folder in folders)):
-        there = f"there are {first(folders)}" if folders else "it has no sub-folders"
+        there = f"there are {first_few(folders)}" if folders else "it has no sub-folders"
         raise UserError(f"{setting}={name}: {root} has no such sub-folder; {there}")
     return None
 
@@ -134,7 +137,7 @@ def _check_not_classes(root: Path, splits: list[str], others: list[str]) -> None
         if holds_pictures(root / name) and any(holds_pictures(root / other) for other in others):
             setting = f"data.eval_split={'./' * (name == USUAL['data.eval_split'])}{name}"
             raise UserError(
-                f"{root} holds pictures in {name} and in {first(others)}: is {name} a class or a split? "
+                f"{root} holds pictures in {name} and in {first_few(others)}: is {name} a class or a split? "
                 f"Set data.eval_split='' for a class, {setting} for a split"
             )
 

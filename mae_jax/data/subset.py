@@ -5,7 +5,7 @@ import contextlib
 import numpy as np
 from ml_collections import ConfigDict
 
-from mae_jax.data.listing import first
+from mae_jax.data.listing import first_few
 from mae_jax.data.sources import Source
 from mae_jax.errors import UserError
 
@@ -17,6 +17,7 @@ class Wrapper:
         self._source = source
         self.num_classes, self.class_names = source.num_classes, source.class_names
         self.in_memory, self.picture_size = source.in_memory, source.picture_size
+        self.place, self.notes = source.place, source.notes
 
     def __len__(self) -> int:
         return len(self._source)
@@ -89,11 +90,11 @@ class StratifiedSubset(_Subset):
         super().__init__(source, np.concatenate(chosen))
 
 
-class MatchedClasses(_Subset):
-    """All examples of a source, with labels that are places in `class_names`, among which its own names are."""
+class MatchedClasses(Wrapper):
+    """A source with labels that are places in `class_names`, among which its own names are."""
 
     def __init__(self, source: Source, class_names: list[str]):
-        super().__init__(source, np.arange(len(source)))
+        super().__init__(source)
         self.num_classes, self.class_names = len(class_names), class_names
         self._places = np.array([*(class_names.index(name) for name in source.class_names), -1])  # -1 stays what it is
 
@@ -102,7 +103,6 @@ class MatchedClasses(_Subset):
         return record | {"label": int(self._places[record["label"]])}
 
     def labels(self) -> np.ndarray:
-        """int64 [n]: the labels of all examples, -1: none."""
         return self._places[super().labels()]
 
 
@@ -119,7 +119,7 @@ def match_classes(source: Source, class_names: list[str], whose: str) -> Source:
         others = f" ({len(unknown):,} such)" if len(unknown) > 1 else ""
         raise UserError(
             f"the pictures have the class {unknown[0]!r}{others}, which {whose} does not have: it has "
-            f"{first([repr(name) for name in class_names])}"
+            f"{first_few([repr(name) for name in class_names])}"
         )
     return MatchedClasses(source, list(class_names))
 

@@ -117,7 +117,7 @@ class Classification:
         unrolled = dataclasses.replace(model, encoder=unroll_on_cpu(model.encoder, mesh))
         self._bind_to_train = make_bind_classifier(unrolled)
         self.num_train, self.num_eval = len(self._train_source), len(self._eval_source)
-        self._data = describe_sources(data.name, *sources, self.num_train, self.num_eval)
+        self._data = describe_sources(data.name, self._train_source, self._eval_source)
         self.facts = {"class_names": train_source.class_names}
         self._start = self._describe_start()
         self.mixes_pairs = data.mixup > 0 or data.cutmix > 0

@@ -48,7 +48,7 @@ def evaluate_autoencoder(weights: Weights, config: ml_collections.ConfigDict, wo
     """The masked loss, and pictures."""
     model = MAEConfig(**config.model)
     source = make_source(config.data, "eval", model.image_size, model.channels)
-    say(*describe_sources(config.data.name, None, source, 0, len(source)))
+    say(*describe_sources(config.data.name, None, source))
     reconstruct(weights, config, workdir, source)
 
 
@@ -56,11 +56,11 @@ def evaluate_classifier(weights: Weights, config: ml_collections.ConfigDict, wor
     """Loss, top-1 and top-5; classes.csv; confusion_matrix.png."""
     model, data, mesh = MAEConfig(**config.model), config.data, make_mesh(config.mesh)
     check_heads(mesh, model, decoder=False)
-    pictures = make_source(data, "eval", model.image_size, model.channels)
-    source, names = match_to_classifier(pictures, weights, config)
+    source = make_source(data, "eval", model.image_size, model.channels)
+    source, names = match_to_classifier(source, weights, config)
     source, num_classes = Labelled(source, data), config.classifier.num_classes
     source = RandomSubset(source, config.evaluate.max_examples or len(source))
-    say(*describe_sources(data.name, None, pictures, 0, len(source)))
+    say(*describe_sources(data.name, None, source))
     write_json(workdir / "config.json", config.to_dict() | provenance())
 
     bind, variables = make_bind_of(weights), put(weights.params, parameter_shardings(mesh, weights.params))

@@ -41,7 +41,7 @@ class FrozenEncoder:
         self.model, self.mesh, self.step = MAEConfig(**config.model), make_mesh(config.mesh), self._weights.step
         check_heads(self.mesh, self.model, decoder="decoder" in self._weights.params)
         size, channels = self.model.image_size, self.model.channels
-        pictures = evaluation = make_source(config.data, "eval", size, channels)
+        evaluation = make_source(config.data, "eval", size, channels)
         try:
             train = make_source(config.data, "train", size, channels)
         except NothingToTrainOn:
@@ -49,7 +49,6 @@ class FrozenEncoder:
             if labelled:
                 train, evaluation = find_training_pictures(self._weights, config, evaluation)
                 say("note: the training images are those of the checkpoint's own data")
-        sources = train, pictures
         if labelled:
             train, evaluation = Labelled(train, config.data), Labelled(evaluation, config.data)
         if train and config.data.label_fraction is not None:
@@ -57,8 +56,7 @@ class FrozenEncoder:
         self.train_source = train and RandomSubset(train, settings.max_train_examples or len(train))
         self.eval_source = RandomSubset(evaluation, settings.max_examples or len(evaluation))
         self.num_classes = evaluation.num_classes
-        counts = len(self.train_source or ()), len(self.eval_source)
-        say(*describe_sources(config.data.name, *sources, *counts))
+        say(*describe_sources(config.data.name, self.train_source, self.eval_source))
         write_json(workdir / "config.json", config.to_dict() | provenance())
 
     @functools.cached_property

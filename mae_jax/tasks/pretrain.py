@@ -76,8 +76,8 @@ class Pretraining:
         self._train_source = make_source(config.data, "train", model.image_size, model.channels)
         eval_source = make_source(config.data, "eval", model.image_size, model.channels)
         self._evaluation = MAEEvaluation(config, model, mesh, self._train_source, eval_source)
-        self.num_train, self.num_eval = counts = len(self._train_source), len(eval_source)
-        self._data = describe_sources(config.data.name, self._train_source, eval_source, *counts)
+        self.num_train, self.num_eval = len(self._train_source), len(eval_source)
+        self._data = describe_sources(config.data.name, self._train_source, eval_source)
         self.train_flops = train_flops(model)
         self.batch = {
             "image": jax.ShapeDtypeStruct((config.data.batch_size, *model.image_size, model.channels), jnp.uint8)

@@ -35,7 +35,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
         source = PictureFiles(pictures)
     else:
         source = make_source(config.data, "eval", model.image_size, model.channels)
-    say(*describe_sources(pictures or config.data.name, None, source, 0, len(source)))
+    say(*describe_sources(pictures or config.data.name, None, source))
     reconstruct(weights, config, workdir, source)
 
 

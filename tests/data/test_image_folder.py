@@ -134,7 +134,7 @@ def test_classes_that_a_split_folder_lacks_are_named(tmp_path, write_pictures, o
 def test_both_folders_their_counts_and_what_is_not_used_are_told(tmp_path, write_pictures, open_folder):
     write_pictures(tmp_path, *(f"Train/{i}.png" for i in range(3)), "Val/3.png", "Test/4.png", "Train/5.heic_")
     sources = [open_folder(tmp_path, split) for split in ("train", "eval")]
-    assert describe_sources("image_folder", *sources, 3, 1) == [
+    assert describe_sources("image_folder", *sources) == [
         f"image_folder: 3 training images in {tmp_path}/Train, 1 evaluation image in {tmp_path}/Val",
         "1 file of a type that is not read: .heic_ 1",
         "folders that are not used: Test",

@@ -9,15 +9,16 @@ from hypothesis import strategies as st
 
 from mae_jax.data.loader import make_train_batches
 from mae_jax.data.pictures import PictureFiles
-from mae_jax.data.sources import make_source
-from mae_jax.data.subset import Labelled, RandomSubset, StratifiedSubset
+from mae_jax.data.sources import Source, make_source
+from mae_jax.data.subset import Labelled, MatchedClasses, RandomSubset, StratifiedSubset
 from mae_jax.errors import UserError
 
 
 class Pictures:
     """Pictures in memory with the labels given; each shows its index."""
 
-    in_memory, class_names, picture_size = True, None, (8, 8)
+    in_memory, class_names, picture_size = True, ["cat", "ant"], (8, 8)
+    place, notes = "in a drawer", ["some are upside down"]
 
     def __init__(self, labels, num_classes: int):
         self._labels, self.num_classes = list(labels), num_classes
@@ -95,12 +96,14 @@ def test_a_labelled_source_is_its_source(make_config):
 @pytest.mark.parametrize("wrap", [
     lambda source, config: Labelled(source, config), lambda source, config: RandomSubset(source, 3),
     lambda source, config: StratifiedSubset(source, 0.5),
+    lambda source, config: MatchedClasses(source, ["ant", "cat"]),
 ])  # fmt: skip
 def test_wrapped_sources_can_be_pickled(make_config, wrap):
     source = wrap(Pictures([0, 1, 1, 0, 1], 2), make_config(name="digits"))
     copy = pickle.loads(pickle.dumps(source))
     assert copy.labels().tolist() == source.labels().tolist() and copy[2]["label"] == source[2]["label"]
     assert copy.in_memory and copy.picture_size == (8, 8)
+    assert (copy.place, copy.notes) == ("in a drawer", ["some are upside down"])
 
 
 def test_every_source_says_what_it_offers(tmp_path, make_config, write_pictures):
@@ -110,6 +113,7 @@ def test_every_source_says_what_it_offers(tmp_path, make_config, write_pictures)
     sources = [make_source(config, "train", (12, 8), 3) for config in (folder, synthetic)]
     for source, picture_size in zip((*sources, PictureFiles(tmp_path)), (None, (12, 8), None), strict=True):
         assert (source.in_memory, source.picture_size) == (False, picture_size)
+        assert Source.__annotations__.keys() <= set(dir(source))
 
 
 def test_pictures_in_a_flat_folder_are_refused_and_told_to_lie_in_class_folders(tmp_path, make_config, write_pictures):
