@@ -99,7 +99,7 @@ def evaluation_batches(
 
 
 def evaluation_batch_size(batch_size: int, pictures: int, mesh: Mesh) -> int:
-    """No more than there are pictures, and then the next multiple of the number of parts that a batch is split into."""
+    """`batch_size`, or `pictures` if there are no more, rounded up to fill all parts that a batch is split into."""
     parts = batch_parts(mesh)
     return -(-min(batch_size, pictures) // parts) * parts
 

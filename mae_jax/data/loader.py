@@ -32,7 +32,7 @@ from mae_jax.data.reading import (
     whole,
 )
 from mae_jax.data.sources import Source
-from mae_jax.data.workers import as_user_error, close, first, in_processes
+from mae_jax.data.workers import as_user_error, close, first_batch, in_processes
 from mae_jax.errors import UserError, escaped
 
 MAX_PIECE = 64  # pictures that one thread reads before it hands them over
@@ -247,7 +247,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
             raise StopIteration
         try:
             starts = self._num_workers and not self._reads
-            batch = first(self._held[0]) if starts else next(self._held[0])
+            batch = first_batch(self._held[0]) if starts else next(self._held[0])
         except Exception as error:
             told = error if isinstance(error, UserError | StopIteration) else as_user_error(error, self._num_workers)
             if told:

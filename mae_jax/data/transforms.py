@@ -158,8 +158,8 @@ def resize_and_centre_crop(picture: Picture, size: tuple[int, int], eval_crop: f
 
     The picture is resized, keeping its aspect, to the smallest size that covers `size / eval_crop` (for
     224 pixels and 0.875: the shorter side becomes 256). With `eval_crop` 1 and a picture that already has the
-    right size, nothing is done to it. Of a picture LONGEST times as long as that takes, or longer, only the middle
-    is resized: 30,000 x 1 pixels would become 7,680,000 x 256.
+    right size, nothing is done to it. Of a picture more than LONGEST times as long as the aspect asks for, only the
+    middle is resized: 30,000 x 1 pixels would become 7,680,000 x 256.
     """
     top, left, height, width = _middle(picture.height, picture.width, size)
     least_height, least_width = round(size[0] / eval_crop), round(size[1] / eval_crop)
@@ -174,7 +174,7 @@ def resize_and_centre_crop(picture: Picture, size: tuple[int, int], eval_crop: f
 
 
 def _middle(height: int, width: int, size: tuple[int, int]) -> Box:
-    """All of a picture, or the middle of one that is LONGEST times as long as the aspect of `size`."""
+    """All of a picture, or the middle of one more than LONGEST times as long as `size` asks for."""
     most_height = max(1, LONGEST * width * size[0] // size[1])
     most_width = max(1, LONGEST * height * size[1] // size[0])
     kept_height, kept_width = min(height, most_height), min(width, most_width)

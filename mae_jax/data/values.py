@@ -1,4 +1,4 @@
-"""Numbers that are no 8-bit grey levels or colours: what a picture holds, and how `data.value_range` scales it."""
+"""Values other than 8-bit grey and RGB: what a picture holds, and how `data.value_range` scales it."""
 
 import io
 import sys
@@ -79,16 +79,17 @@ def check_pages(picture: Image.Image) -> None:
 
 
 def deep_type(picture: Image.Image) -> tuple[str, type] | None:
-    """What the numbers of a picture are called, and their type in NumPy; None: they are 8-bit grey levels or colours.
+    """What the values of a picture are called, and their type in NumPy; None: they are 8-bit grey or colours.
 
-    Of a file that is not loaded yet; of another image, as far as its mode tells.
+    Call it before a file is loaded: then its header tells, and afterwards only the mode.
 
     Raises:
-      BadImage: Pillow does not give the numbers as they are.
+      BadImage: Pillow does not give the values as they are.
     """
     tags, tile = getattr(picture, "tag_v2", {}), next(iter(getattr(picture, "tile", ())), None)
-    args = (picture.mode,) if tile is None else tile.args if isinstance(tile.args, tuple) else (tile.args,)
-    codec, raw = tile.codec_name if tile else "", str(args[0] if args else "")
+    codec, args = (tile.codec_name, tile.args) if tile else ("", picture.mode)
+    args = args if isinstance(args, tuple) else (args,)
+    raw = str(args[0] if args else "")
     bits = max(tags.get(_BITS, (1,))) if tags else 16 if picture.format == "PNG" and ";16" in raw else 8
     if codec.startswith("ppm") and len(args) > 1:  # which scales by what the header calls white
         bits = args[-1].bit_length()

@@ -35,10 +35,10 @@ def in_processes(dataset: grain.IterDataset, num_workers: int) -> grain.IterData
     return dataset.mp_prefetch(processes, worker_init_fn=_start_worker).map(_copy)
 
 
-def first(batches: Iterator[T]) -> T:
-    """The first batch. Processes that read are started in a thread in which signals to stop wait, and inherit that.
+def first_batch(batches: Iterator[T]) -> T:
+    """The first batch. Processes that read are started in a thread that blocks the signals to stop, as they then do.
 
-    One that ends while it is started would leave the main process waiting for it for ever (Python 3.11).
+    A process that ends while it is started would leave the main process waiting for it for ever (Python 3.11).
     """
 
     def read():
@@ -57,8 +57,8 @@ def first(batches: Iterator[T]) -> T:
 def close(held: list[Iterator], num_workers: int) -> None:
     """Stops what reads, and lets go of it: `held` is emptied. Readers that are stuck in the system are left behind.
 
-    What processes share, memory and semaphores, is deleted with the arrays and iterators, which hold one another: it
-    would outlive the program, or be complained about at its end.
+    Memory and semaphores that processes share are deleted with the arrays and iterators that hold them, and these hold
+    one another: uncollected, they would outlive the program, or Python would complain about them at its end.
     """
     closing = threading.Thread(target=held.pop().close, daemon=True)
     closing.start()

@@ -18,9 +18,9 @@ from mae_jax.writing import make_temporary
 def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> None:
     """Writes {train,eval}_features.npy [N, D] float32, {train,eval}_labels.npy [N], and result.json.
 
-    Of a folder that is measured whole there is only `eval`; `train` of an earlier measurement is removed. Files get
-    their names when all are whole. Features go to the disk as they come, so that they need no memory; labels of
-    pictures without any are -1.
+    A folder that is measured whole gives only `eval` files, and `train` files of an earlier measurement are removed.
+    Files get their names when all are whole. Features go to the disk as they come, so that they need no memory; labels
+    of pictures without any are -1.
 
     Raises:
       UserError: without a checkpoint.
