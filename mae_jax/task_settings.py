@@ -52,14 +52,15 @@ OF_MEASURING = ("pretrain", "classify")  # of all others
 # (setting, value): settings of a command line that this value leaves without use.
 UNUSED_WITH = {
     ("init_from", None): "assume.*",
-    ("data.name", "digits"): "data.path data.train_split data.eval_split data.eval_fraction data.num_examples",
-    ("data.name", "synthetic"): "data.path data.train_split data.eval_split data.eval_fraction",
-    ("data.name", "image_folder"): "data.num_examples",
+    ("data.name", "digits"): "data.path data.train_split data.eval_split",
+    ("data.name", "synthetic"): "data.path data.train_split data.eval_split",
     ("data.augmentation", "none"): "data.rand_augment_*",
     ("optimizer.name", "adamw"): "optimizer.muon_momentum optimizer.momentum optimizer.trust_coefficient",
     ("optimizer.name", "muon"): "optimizer.momentum optimizer.trust_coefficient",
     ("optimizer.name", "lars"): "optimizer.b1 optimizer.b2 optimizer.epsilon optimizer.muon_momentum",
 }
+# Settings that the data of this name alone use.
+ONLY_WITH = {"data.num_examples": "synthetic", "data.eval_fraction": "image_folder", "data.stratify": "image_folder"}
 
 
 def reads(task: str, key: str) -> bool:
@@ -92,6 +93,9 @@ def check_read(config: ml_collections.ConfigDict, row: str | None = None) -> Non
         for key in config.given if get(config, other) == value else ():
             if key in changed and _matches(key, unused.split()):
                 raise UserError(f"{key}={changed[key]!r} is not used with {other}={value}: leave it out")
+    for key, name in ONLY_WITH.items():
+        if key in config.given and key in changed and config.data.name not in (name, None):
+            raise UserError(f"{key}={changed[key]!r} is not used with data.name={config.data.name}: leave it out")
 
 
 def _matches(key: str, patterns: list[str]) -> bool:

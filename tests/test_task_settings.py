@@ -96,6 +96,8 @@ def test_pictures_by_hand_are_refused_of_a_classifier_that_is_evaluated():
     [
         ("digits", ["data.path=pictures"], "data.path='pictures' is not used with data.name=digits"),
         ("image_folder", ["data.num_examples=9"], "with data.name=image_folder"),
+        ("digits", ["data.stratify=False"], "with data.name=digits"),
+        ("cifar10", ["data.eval_fraction=0.5"], "with data.name=cifar10"),
         ("digits", ["optimizer.momentum=0.5"], "with optimizer.name=adamw"),
         ("digits", ["optimizer.name=muon", "optimizer.momentum=0.5"], "with optimizer.name=muon"),
         ("linear_probe_digits", ["optimizer.b2=0.5"], "with optimizer.name=lars"),
