@@ -24,6 +24,7 @@ READING = (
     "batch_size", "seed", "label_fraction",
 )  # fmt: skip
 CHOSEN = ("image_size", "dtype", "attention", "remat", "scan_unroll")
+MEASURED = ("init_from", "data.name", "data.path", "data.train_split", "data.eval_split")  # that a result tells
 
 
 def open_checkpoint(
@@ -56,7 +57,7 @@ def open_checkpoint(
     weights = read_weights(path, assumed(config))
     trained = weights.config
     own_range = trained["data"].get("value_range")
-    range_too = () if own_range else ("value_range",)  # it says how others' pictures become 8-bit ones, as its own were
+    range_too = () if own_range else ("value_range",)  # its own pictures had 8 bits; others may need a range
     allowed = {"model": CHOSEN, "data": tuple(usual["data"]) if foreign else READING + PLACE + range_too}
     for group, keys in allowed.items():
         for key, value in changed[group].items():
@@ -97,8 +98,9 @@ def open_checkpoint(
 
 def write_measurement(workdir: Path, config: ml_collections.ConfigDict, result: dict[str, Any]) -> None:
     """Writes result.json, with what was measured; an earlier one with other numbers gets a number of its own."""
-    of = {key: flatten(config.to_dict())[key] for key in ("init_from", *(f"data.{name}" for name in PLACE[:4]))}
-    result = finite_or_null(result | {"measured": of})
+    settings = flatten(config.to_dict())
+    measured = {key: settings[key] for key in MEASURED}
+    result = finite_or_null(result | {"measured": measured})
     keep_earlier_measurement(workdir, result)
     write_json(workdir / "result.json", result)
 

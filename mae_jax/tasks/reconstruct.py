@@ -33,6 +33,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
     model = MAEConfig(**config.model)
     if pictures:
         source = PictureFiles(pictures)
+        config.data.name, config.data.path = None, pictures  # what a result tells was measured
     else:
         source = make_source(config.data, "eval", model.image_size, model.channels)
     say(*describe_sources(pictures or config.data.name, None, source))

@@ -216,7 +216,8 @@ def test_pictures_of_anybody_are_reconstructed_without_data_to_be_named(pretrain
         init_from=str(exported(pretrained, "huggingface")),
         data__path=str(tmp_path / "picture.png"),
     )
-    assert read_json(workdir / "result.json")["images"] == 1
+    result = read_json(workdir / "result.json")
+    assert result["images"] == 1 and result["measured"]["data.path"] == str(tmp_path / "picture.png")
     assert Image.open(workdir / "reconstructions" / "40.png").size[0] > 100
 
 
