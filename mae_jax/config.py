@@ -159,10 +159,10 @@ def _check_kind(config: ml_collections.ConfigDict, key: str, value: Any) -> None
     for number in value if isinstance(value, list) else [value]:
         if isinstance(number, float) and not math.isfinite(number):
             raise UserError(f"{key}={value} must be finite")
-        if isinstance(number, float) and abs(number) > FLOAT32_MAX:
-            raise UserError(f"{key}={value} must lie within {FLOAT32_MAX}, the range of float32")
         if isinstance(number, int) and abs(number) > INT32_MAX and not key.endswith(("seed", "value_range")):
             raise UserError(f"{key}={value} must be at most {INT32_MAX:,}")
+        if isinstance(number, int | float) and abs(number) > FLOAT32_MAX and not key.endswith("seed"):
+            raise UserError(f"{key}={value} must lie within {FLOAT32_MAX}, the range of float32")
 
 
 def check_value_range(value: Any) -> None:

@@ -56,7 +56,7 @@ BAD_VALUES = {
     "data.crop_scale": (0.5, 1.5), "data.crop_ratio": (2.0, 1.0), "data.crop_scale ": (0.2,), "data.std ": ("a",),
     "data.mean": (0.5, 0.5), "data.std": (0.0,), "data.eval_crop": 1.5, "data.on_bad_image": "skip",
     "data.value_range": (1, 1), "data.value_range ": (0,), "data.value_range  ": 255, "data.value_range   ": ("0", "1"),
-    "data.num_workers": -1, "data.eval_fraction": 1.01,
+    "data.value_range    ": (0, 10**400), "data.num_workers": -1, "data.eval_fraction": 1.01,
     "model.mask_ratio": 1.0, "model.mask_ratio ": 0.95, "model.patch_size": 3, "model.num_heads": 5,
     "model.decoder_num_heads": 3, "model.dtype": "float16", "model.image_size": "big", "model.depth": 0,
     "model.image_size ": 10**8, "model.width": 10**9, "model.depth ": 10**6, "model.mlp_ratio": 1e9,

@@ -46,6 +46,8 @@ class Processor:
             object.__setattr__(self, name, tuple(values) if isinstance(values, list | tuple) else (float(values),))
             if len(getattr(self, name)) not in (1, self.channels):
                 raise UserError(f"{name}={values} must be one number, or one for each of {self.channels} channels")
+        if self.value_range and not self.value_range[0] < self.value_range[1]:
+            raise UserError(f"value_range={self.value_range} must be (low, high) with low < high")
 
     def __call__(self, pictures: Any) -> jax.Array:
         """Images [B, H, W, C], float32 and normalised, of one picture or of a list of them.

@@ -124,6 +124,11 @@ def test_a_value_range_scales_arrays_of_any_numbers_pil_images_and_files_alike(t
     np.testing.assert_array_equal(processor(tmp_path / "picture.tif"), images)
 
 
+def test_a_value_range_without_an_extent_is_refused():
+    with pytest.raises(UserError, match=r"value_range=\(5, 5\) must be"):
+        Processor((4, 4), value_range=(5, 5))
+
+
 def test_floats_that_are_not_finite_are_refused_whatever_the_range():
     picture = np.full((4, 4), np.nan)
     with pytest.raises(UserError, match="a float array with values that are not finite"):
