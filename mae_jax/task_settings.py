@@ -89,13 +89,18 @@ def check_read(config: ml_collections.ConfigDict, row: str | None = None) -> Non
         if not inherited and not reads(task, key):
             users = ", ".join(other for other in READS if reads(other, key))
             raise UserError(f"{key}={value!r} is not for the task {task}, only for {users}: leave it out")
-    for (other, value), unused in UNUSED_WITH.items():
-        for key in config.given if get(config, other) == value else ():
-            if key in changed and _matches(key, unused.split()):
-                raise UserError(f"{key}={changed[key]!r} is not used with {other}={value}: leave it out")
-    for key, name in ONLY_WITH.items():
-        if key in config.given and key in changed and config.data.name not in (name, None):
-            raise UserError(f"{key}={changed[key]!r} is not used with data.name={config.data.name}: leave it out")
+    for key in config.given:
+        if key in changed and (cause := unused_with(config, key)):
+            raise UserError(f"{key}={changed[key]!r} is not used with {cause}: leave it out")
+
+
+def unused_with(config: ml_collections.ConfigDict, key: str) -> str | None:
+    """The setting, such as "data.name=digits", with which another one has no effect; None if there is none."""
+    name = config.data.name
+    if key in ONLY_WITH and name not in (ONLY_WITH[key], None):
+        return f"data.name={name}"
+    causes = (cause for cause, keys in UNUSED_WITH.items() if _matches(key, keys.split()))
+    return next((f"{other}={value}" for other, value in causes if get(config, other) == value), None)
 
 
 def _matches(key: str, patterns: list[str]) -> bool:

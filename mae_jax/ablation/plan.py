@@ -25,7 +25,7 @@ from mae_jax.ablation.grid import (
 from mae_jax.command_line import check_command_line, given_settings
 from mae_jax.config import check, flatten, get, nearest
 from mae_jax.errors import UserError
-from mae_jax.task_settings import check_read
+from mae_jax.task_settings import check_read, unused_with
 
 ROOT = Path(__file__).parent.parent.parent
 PATHS = ("data.path", "init_from", "evaluate.mask")
@@ -37,6 +37,7 @@ SHARED = (
 # And which pictures, if the command names others than the base's.
 PLACE = (
     "data.name", "data.train_split", "data.eval_split", "data.eval_fraction", "data.stratify", "data.num_examples",
+    "data.value_range",
 )  # fmt: skip
 LONGEST_NAME = 200  # of a folder; file systems have 255 bytes
 # Results of pre-training, and of the tasks that can measure it (under the protocol's name).
@@ -159,6 +160,7 @@ def make_runs(
         trained = resolve(arguments)
         runs = [Run("pretrain", cell.name, seed, pretrain, None, arguments, trained, tuple(split)[1:])]
         taken = SHARED + (PLACE if "data.name" in config.given else ())
+        taken = [key for key in taken if not unused_with(trained, key)]
         for protocol in protocols:
             start = [f"--config={ROOT}/configs/{protocol.config}.py", f"--config.init_from={pretrain}"]
             usual = resolve(start)

@@ -255,7 +255,15 @@ def test_a_cell_whose_name_no_folder_can_have_is_refused():
 
 def test_measuring_runs_take_the_pictures_that_the_command_names():
     config = make_config(grid=(("model.mask_ratio", (0.5,)),), measure=(FINETUNE,))
-    config.given = ("data.name", "data.num_examples")
-    config.data.update(name="synthetic", num_examples=64)
+    config.given = ("data.name", "data.num_examples", "data.value_range")
+    config.data.update(name="synthetic", num_examples=64, value_range=(0, 4095))
     runs = make_plan(config, Path("/nowhere")).runs
     assert [run.config.data.name for run in runs] == ["synthetic", "synthetic"]
+    assert [run.config.data.value_range for run in runs] == [(0, 4095), (0, 4095)]
+
+
+def test_what_the_named_pictures_do_not_use_is_not_handed_to_measuring_runs():
+    config = make_config(grid=(("model.mask_ratio", (0.5,)),), measure=(("neighbours", "knn", ()),))
+    config.file += ":cifar10"  # which has data.eval_split=test, that digits refuse on a command line
+    config.given, config.data.name = ("data.name",), "digits"
+    assert make_plan(config, Path("/nowhere")).runs[1].config.data.name == "digits"
