@@ -32,7 +32,8 @@ def check_folder(workdir: Path, task: str) -> None:
     check_paths(workdir)
     if task != "ablate" and not _is_ours(workdir):  # an ablation's own folder has no config.json
         for name in ("config.json", "metrics.jsonl", *MEASURED):
-            if (workdir / name).exists():
+            # A run on a full disk leaves an empty file, and an empty one of others loses nothing.
+            if (workdir / name).exists() and (workdir / name).stat().st_size:
                 raise UserError(
                     f"--workdir={workdir} is no run's folder: its {name} is not of mae_jax; choose another folder"
                 )

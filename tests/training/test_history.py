@@ -87,7 +87,7 @@ def test_an_earlier_result_that_is_damaged_is_kept_too(tmp_path, text):
 @pytest.mark.parametrize(
     ("name", "text"),
     [("metrics.jsonl", '{"step": 1, "loss": 0.5}\n'), ("metrics.jsonl", "?"), ("config.json", '{"model": {}}'),
-     ("config.json", '{"versions": "1"}'), ("config.json", "{"), ("classes.csv", "a,b"), ("eval_features.npy", "")],
+     ("config.json", '{"versions": "1"}'), ("config.json", "{"), ("classes.csv", "a,b"), ("eval_features.npy", "?")],
 )  # fmt: skip
 def test_a_folder_of_others_is_refused_in_one_line_and_stays_as_it_is(tmp_path, task, name, text):
     (tmp_path / name).write_text(text)
@@ -102,6 +102,8 @@ def test_a_folder_of_others_is_refused_in_one_line_and_stays_as_it_is(tmp_path, 
 def test_a_folder_of_ours_is_taken_though_its_config_could_not_be_written_or_is_damaged(tmp_path):
     check_folder(tmp_path, "pretrain")
     (tmp_path / "log.txt").write_text("of the shell that starts it")
+    check_folder(tmp_path, "pretrain")
+    (tmp_path / "metrics.jsonl").touch()  # all that a run can write to a full disk
     check_folder(tmp_path, "pretrain")
     (tmp_path / "metrics.jsonl").write_text("?\n" + OURS)  # of a disk that was full at first
     check_folder(tmp_path, "pretrain")
