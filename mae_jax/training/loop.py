@@ -92,14 +92,15 @@ def train(
     """
     step = start_step = int(state.step)
     pending = []  # (step, its scalars still on the device) since the last look
-    unproven = step  # from this step on no state is known to give a finite loss
-    suspect = False  # whether the last loss was not finite, so that the state may be past help
+    # The newest state that followed a finite loss. A later one may be past help and is not saved; whether this one gives
+    # a finite loss itself is not known yet.
+    unproven = step
     waited, clock, clock_step = 0.0, time.perf_counter(), step
     skipped = int(state.skipped)
 
     def look() -> dict[str, float]:
         """Fetches the pending scalars, checks that they are finite, and returns the last step's."""
-        nonlocal skipped, unproven, suspect
+        nonlocal skipped, unproven
         scalars = {}
         fetched = jax.device_get(pending)
         pending.clear()
@@ -114,8 +115,7 @@ def train(
                 skipped = int(scalars["skipped"])
                 text = f"step {at_step}: {what}; the update was left out, the {skipped}. so far"
                 reporter.line(f"{text} (train.skip_nonfinite)")
-            suspect = not np.isfinite(scalars["loss"])
-            if not suspect:
+            if np.isfinite(scalars["loss"]):
                 unproven = at_step
         return {name: float(value) for name, value in scalars.items() if name != "finite"}
 
@@ -133,18 +133,18 @@ def train(
                         scores = evaluate(state)
                         check_evaluation(scores, step, unproven, checkpoints)
                         reporter.scalars(step, scores, prefix="eval/")
-                if suspect and step == total_steps:  # was the last batch to blame, or the state?
+                if unproven < step == total_steps:  # was the last batch to blame, or the state?
                     with contextlib.suppress(Stopped), stop.deferred(False):
                         check_evaluation(evaluate(state), step, unproven, checkpoints)
-                        suspect = False
+                        unproven = step
                 stopping = stop.received  # looked at once, so that nothing is stopped without being saved
-                if (save_due or stopping) and not suspect:
+                if (save_due or stopping) and unproven == step:
                     seconds = checkpoints.save(step, state)
                     if seconds is not None:
                         reporter.saved(step, seconds)
                 if stopping:
                     checkpoints.wait()
-                    kept = "its loss is not finite and it is not saved" if suspect else "everything is saved"
+                    kept = "everything is saved" if unproven == step else "its loss is not finite and it is not saved"
                     reporter.line(f"stopped by a signal at step {step}; {kept}, the same command goes on")
                     raise Stopped
                 clock += time.perf_counter() - paused
