@@ -92,11 +92,14 @@ def _initialize(timeout: int, place: str, **settings) -> None:
 
 
 def _give_up(place: str, timeout: int) -> NoReturn:
-    complain(
-        f"error: the processes did not find one another within {timeout} s ({place}): are all of them started, and can "
-        "each host reach that of process 0?"
-    )
-    os._exit(2)
+    try:
+        fail(
+            f"the processes did not find one another within {timeout} s ({place}): are all of them started, and can "
+            "each host reach that of process 0?",
+            2,
+        )
+    finally:
+        os._exit(2)  # SystemExit would end the timer's thread alone
 
 
 def _connect(count: int, index: int, host: str, port: int, timeout: int, service_port: int = 0) -> None:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from mae_jax import lifeline
+from mae_jax import lifeline, processes
 from mae_jax.errors import UserError
 from mae_jax.lifeline import LOST, Lifeline
 
@@ -47,6 +47,14 @@ def test_a_failure_ends_all_with_its_code_and_the_others_say_whose_it_was(three,
     leave(three[failing], 2, "failed: no such file")
     assert [exits.get(timeout=5) for _ in range(3)] == [2, 2, 2]
     assert capfd.readouterr().err.splitlines() == [f"error: process {failing} failed: no such file"] * 2
+
+
+def test_those_who_wait_in_vain_for_a_further_process_all_say_so(three, exits, capfd, monkeypatch):
+    monkeypatch.setattr(processes, "_lifeline", three[0])
+    threading.Thread(target=processes._give_up, args=("host:1, process 0 of 4", 300), daemon=True).start()
+    assert [exits.get(timeout=5) for _ in range(3)] == [2, 2, 2]
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 3 and all("the processes did not find one another within 300 s" in line for line in lines)
 
 
 @pytest.mark.parametrize("lost", [0, 1])
