@@ -11,7 +11,7 @@ import time
 
 BEGAN = time.perf_counter()  # before the imports, on which a start spends much of its time
 gc.set_threshold(50_000, 20, 50)  # imports and tracing make millions of objects that stay: looking at them took 0.8 s
-while os.open(os.devnull, os.O_RDWR) <= 2:  # where output is closed, files would get its numbers
+while os.open(os.devnull, os.O_RDWR) <= 2:  # a closed output's descriptor would be given to the next file opened
     pass
 
 import errno
@@ -21,7 +21,7 @@ from pathlib import Path
 
 try:
     import jax  # noqa: F401
-except ValueError as error:  # it reads its variables
+except ValueError as error:  # of an environment variable that it reads
     os.write(2, b"error: %s; unset it or mend it\n" % str(error).encode("unicode_escape"))
     sys.exit(2)
 from absl import app, flags, logging

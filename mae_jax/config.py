@@ -15,8 +15,8 @@ from mae_jax.models.mae_config import MAEConfig
 from mae_jax.stages import check_resolutions
 
 FLOAT32_MAX, INT32_MAX = 3.4e38, 2**31 - 1  # what numbers of a run are kept in
-# [low, high] of numbers, of which None is no limit. Beyond what is high here a run would not begin or not end, for want
-# of memory or time. Settings that are None are not checked.
+# [low, high] of numeric settings; a high of None is no limit. Above these limits a run would not start, or never end.
+# Settings that are None are not checked.
 WITHIN = {
     "data.batch_size": (1, None),
     "data.num_threads": (1, None),
@@ -127,7 +127,7 @@ def check(config: ml_collections.ConfigDict) -> None:
             "decides what is hidden: leave one of them out"
         )
     _check_sweeps(config.evaluate)
-    _check_classifier(config)
+    _check_together(config)
     data = config.data
     low, high = data.crop_scale
     if not 0 < low <= high <= 1:
@@ -149,7 +149,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_kind(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
-    """None where it is allowed, and numbers that a run can hold."""
+    """Raises UserError for None where a value is needed, and for numbers beyond 32 bits."""
     group, _, name = key.rpartition(".")
     fields = dict((config[group] if group else config).items(preserve_field_references=True))
     if value is None and not isinstance(fields[name], FieldReference):
@@ -208,8 +208,8 @@ def _check_sweeps(evaluate: ml_collections.ConfigDict) -> None:
             )
 
 
-def _check_classifier(config: ml_collections.ConfigDict) -> None:
-    """What the settings of classify must be together."""
+def _check_together(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError for settings that contradict one another."""
     if config.task in ("pretrain", "classify") and config.data.name is None:
         raise UserError("data.name is not set: which pictures? For example --config.data.name=image_folder")
     if config.train.accumulate_steps > config.data.batch_size:

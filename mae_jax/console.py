@@ -1,4 +1,4 @@
-"""Lines for the person who watches a run, whatever becomes of the terminal, pipe or file that they go to."""
+"""Lines for the person who watches a run; a terminal, pipe or file that fails does not end the run."""
 
 import contextlib
 import io
@@ -25,7 +25,7 @@ def say(*lines: str) -> None:
 
 
 class _Unfailing(io.FileIO):
-    """A descriptor that takes whatever is written to it. What it cannot write, it tries again with what follows."""
+    """A descriptor whose writes never fail. What it cannot write is tried again with the next write."""
 
     def __init__(self, descriptor: int):
         super().__init__(descriptor, "w", closefd=False)
@@ -41,9 +41,9 @@ class _Unfailing(io.FileIO):
 
 
 def keep_streams() -> None:
-    """Lets nothing that is printed, by whomever, end the program: standard output and error never fail from now on.
+    """Makes sure that printing, by our code or by libraries, never ends the program, whatever happens to the output.
 
-    Their descriptors must be open. What their encoding lacks is escaped.
+    Descriptors 1 and 2 must be open. Characters that the encoding lacks are escaped.
     """
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         old = getattr(sys, name)

@@ -5,15 +5,15 @@ import re
 import sys
 import unicodedata
 
-# Control characters (ESC, line breaks), formats (such as those that turn the direction of writing), lone surrogates.
+# Control characters (ESC, line breaks), format characters (such as those that reverse the text), lone surrogates.
 ESCAPED_CATEGORIES = ("Cc", "Cf", "Cs", "Zl", "Zp")
-JOINERS = "\u200c\u200d"  # formats that words of several languages need, and emoji
+JOINERS = "\u200c\u200d"  # format characters that several languages and emoji need
 
 
 def escaped(text: str) -> str:
-    """A text in one line that a terminal only shows: what controls it is escaped as in Python, \\n or \\x1b.
+    """The text as one line without control characters: they are escaped as in Python, such as \\n or \\x1b.
 
-    Bytes of a file name that are not UTF-8, which Python has as lone surrogates, become \\xff.
+    Bytes of a file name that are not UTF-8, for which Python has lone surrogates, are shown as \\xff.
     """
     return text if text.isprintable() else "".join(map(_escape, text))
 
@@ -52,7 +52,7 @@ def complain(text: str) -> None:
 
 
 def out_of_memory(error: BaseException, *, trains: bool) -> str | None:
-    """What to say of an error if it tells that memory ran out, on the host or on a device; None if it does not.
+    """What to tell the user of an error that means that memory ran out, on the host or a device; None of any other.
 
     Args:
       trains: whether the task trains, and does not only measure.

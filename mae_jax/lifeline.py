@@ -1,6 +1,6 @@
-"""A connection from every process to process 0: by it they meet, and all learn at once how one of them ended.
+"""A connection from every process to process 0, through which they meet and learn at once how one of them ended.
 
-They do not meet at JAX's own service: that ends a run that is under way when a process of another one calls it.
+They do not meet at JAX's own service, since that ends a run under way when a process of another run connects to it.
 Without the connection they would wait in a collective operation for a process that is gone, until JAX's own heartbeats
 end them with a dump of C++. The operating system closes the connection of a process that ends in any way; of a host
 that is gone, keep-alive probes tell after HOST_GONE_SECONDS.
@@ -23,7 +23,7 @@ from mae_jax.errors import UserError, complain, reason
 HOST_GONE_SECONDS = 20
 LEAVE_SECONDS = 5  # that a process which has failed waits for the others to have heard of it
 CONNECT_SECONDS = 60
-REFUSED_SECONDS = 10  # for which a refused process tries again: an earlier run may be about to end
+REFUSED_SECONDS = 10  # that a refused process goes on trying: an earlier run may be about to end
 RETRY_SECONDS = 0.5
 GREETING, LONGEST_ANSWER = "mae_jax", 4096
 OTHER_PORT = "choose another port: --coordinator=HOST:PORT, or JAX_COORDINATOR_PORT under Slurm and Open MPI"

@@ -1,7 +1,6 @@
-"""Which settings each task reads. What it does not read must be as in configs/common.py: nothing is ignored in silence.
+"""Which settings each task reads. The others must be as in configs/common.py, so that no setting is silently ignored.
 
-A row of READS lists groups and keys, with * for any ending; "-" takes keys out again. "Which settings does knn read?"
-is the row of knn, with MEASURES, FEATURES and KNN, which it shares with others.
+A row of READS lists groups and keys, with * for any ending; "-" takes keys out again.
 """
 
 import fnmatch
@@ -13,7 +12,7 @@ from mae_jax.config import flatten, get, nearest
 from mae_jax.errors import UserError
 
 EVERY = "task given file init_from assume.* model.* data.* "
-# Of these groups some read all but
+# What some tasks do not read of these groups.
 NO_LABELS = "-data.label_fraction "
 NO_MIXING = "-data.erasing -data.mixup -data.cutmix -data.mix_* "
 NO_TRAINING = "-data.batch_size -data.crop_* -data.resize -data.flip -data.color_jitter -data.augmentation "
@@ -44,12 +43,12 @@ READS = {
 }  # fmt: skip
 READS["ablate"] = READS["pretrain"] + " ablate.* shard"
 
-# A config file may start from one that is for another task. What it has from there may stand; on a command line it is
-# a mistake.
+# A config file may start from one for another of these tasks. Settings that it has from there may stand; on a command
+# line they are a mistake.
 INHERITS = {"ablate": (), "pretrain": ("ablate",), "classify": ("pretrain",)}
-OF_MEASURING = ("pretrain", "classify")  # of all others
+MEASURES_INHERIT = ("pretrain", "classify")  # the tasks that take a checkpoint
 
-# (setting, value): settings of a command line that this value leaves without use.
+# (setting, value): settings that have no effect with this value. They are refused on a command line.
 UNUSED_WITH = {
     ("init_from", None): "assume.*",
     ("data.name", "digits"): "data.path data.train_split data.eval_split",
@@ -85,7 +84,7 @@ def check_read(config: ml_collections.ConfigDict, row: str | None = None) -> Non
     usual = flatten(common.get_config().to_dict())
     changed = {key: value for key, value in flatten(config.to_dict()).items() if value != usual.get(key, value)}
     for key, value in changed.items():
-        inherited = key not in config.given and any(reads(other, key) for other in INHERITS.get(task, OF_MEASURING))
+        inherited = key not in config.given and any(reads(other, key) for other in INHERITS.get(task, MEASURES_INHERIT))
         if not inherited and not reads(task, key):
             users = ", ".join(other for other in READS if reads(other, key))
             raise UserError(f"{key}={value!r} is not for the task {task}, only for {users}: leave it out")

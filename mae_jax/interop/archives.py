@@ -8,10 +8,10 @@ CHUNK = 2**20  # bytes that are read at a time
 
 
 def find_damage(archive: zipfile.ZipFile, torch: Any) -> str | None:
-    """What is not as it was written, in a few words; None: nothing.
+    """What is damaged, in a few words; None if nothing is.
 
-    Each record has a CRC-32, unless the writer has turned them off (torch.serialization.set_crc32_options): all are 0
-    then, and only names and sizes are checked.
+    Each record has a CRC-32, unless the writer has turned them off (torch.serialization.set_crc32_options): then all
+    are 0, and only names and sizes are checked.
     """
     entries = {entry.filename: entry for entry in archive.infolist()}
     if len(entries) < len(archive.infolist()):
@@ -36,9 +36,9 @@ def find_damage(archive: zipfile.ZipFile, torch: Any) -> str | None:
 
 
 def _expected_sizes(pickled: bytes, torch: Any) -> dict[str, int]:
-    """How many bytes a pickle takes out of each storage's record, by the storage's key. Nothing of it is run.
+    """How many bytes a pickle reads of each storage's record, by the storage's key. The pickle is parsed, never run.
 
-    What PyTorch's pickler writes of a storage is the tuple ("storage", its type, its key, its device, its length).
+    PyTorch's pickler writes a storage as the tuple ("storage", its type, its key, its device, its length).
     """
     sizes, memo, values = {}, {}, []
     for opcode, argument, _ in pickletools.genops(pickled):

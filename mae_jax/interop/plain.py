@@ -1,4 +1,4 @@
-"""Plain content of other programs' files, JSON and what stands beside tensors: read without trusting it."""
+"""Plain content of other programs' files, such as JSON and what stands beside tensors, read without trusting it."""
 
 import argparse
 import json
@@ -26,7 +26,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What JSON says; integers beyond 64 bits, which are no sizes or counts, come as floats, infinite if need be."""
+    """What JSON says. Integers of 20 digits and more, which are no sizes or counts, become floats, maybe infinite."""
     return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 20 else float(digits))
 
 

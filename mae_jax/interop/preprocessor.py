@@ -55,7 +55,7 @@ def _shorter_side(size: int | list | dict[str, int] | None) -> int | None:
 
 
 def done_otherwise(preprocessor: dict[str, Any]) -> list[str]:
-    """Notes on what a preprocessor_config.json says of pictures, and is done otherwise here."""
+    """Notes on what a preprocessor_config.json asks for that is done otherwise here."""
     notes, size = [], preprocessor.get("size")
     keeps_aspect = isinstance(size, dict) and "shortest_edge" in size
     if size and not (keeps_aspect or _crops(preprocessor)):
@@ -93,7 +93,7 @@ def make_preprocessor(model: MAEConfig, mean: tuple[float, ...], std: tuple[floa
 
 
 def left_unsaid(model: MAEConfig) -> list[str]:
-    """Notes on what of our preparation of pictures a preprocessor_config.json cannot say."""
+    """Notes on how transformers prepares pictures otherwise than we do, since its file cannot say it."""
     height, width = model.image_size
     notes = []
     if height != width:

@@ -52,7 +52,7 @@ def read_data(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def done_otherwise(config: dict[str, Any]) -> list[str]:
-    """Notes on what timm's config.json says of the preparation of pictures, and is done otherwise here."""
+    """Notes on how timm's config.json prepares pictures otherwise than is done here."""
     pretrained, usual = config.get("pretrained_cfg") or {}, {"interpolation": "bicubic", "crop_mode": "center"}
     differing = [f"{name}={pretrained[name]!r}" for name in usual if pretrained.get(name, usual[name]) != usual[name]]
     return [f"{' and '.join(differing)} of its pictures: here bicubic, and the centre"] if differing else []
@@ -91,7 +91,7 @@ def check(model: MAEConfig) -> list[str]:
 
 
 def left_unsaid(model: MAEConfig) -> list[str]:
-    """Notes on what of our preparation of pictures timm does otherwise."""
+    """Notes on how timm prepares pictures otherwise than we do."""
     height, width = model.image_size
     return [] if height == width else ["timm rounds the sizes of pictures otherwise: they may be a pixel off"]
 

@@ -196,9 +196,12 @@ def _with_masks_that_fit(model: Mapping, settings: dict[str, Any]) -> tuple[dict
 
 def pictures_differ(weights: Weights, data: Mapping) -> list[str]:
     """Notes on ranges and normalisations other than those that the weights were trained with."""
-    names = ("mean", "std", "value_range")
-    both = ([value and tuple(value) for value in map(of, names)] for of in (weights.config["data"].get, data.get))
-    return [f"data.{name} was {old}, is {new}" for name, old, new in zip(names, *both, strict=True) if old != new]
+    notes = []
+    for name in ("mean", "std", "value_range"):
+        old, new = (settings.get(name) and tuple(settings[name]) for settings in (weights.config["data"], data))
+        if old != new:
+            notes.append(f"data.{name} was {old}, is {new}")
+    return notes
 
 
 def read_fitting_params(path: str | Path, config: dict[str, Any]) -> tuple[dict, list[str]]:

@@ -37,7 +37,7 @@ AT_LEAST = {
     "mask_cell": 1, "class_tokens": 1, "registers": 0, "masks_per_image": 1, "uniformity": 0,
 }  # fmt: skip
 
-# No machine runs more; a number beyond these is a slip, which would be told by a memory error if at all.
+# No machine runs more: a larger number is a slip, which would end in a memory error or in none at all.
 AT_MOST = {
     "channels": 1024, "width": 2**16, "depth": 1024,
     "decoder_width": 2**16, "decoder_depth": 1024,

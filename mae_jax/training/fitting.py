@@ -17,7 +17,7 @@ FREE = ("model.dtype", "model.remat", "model.scan_unroll")
 def changed_settings(saved: dict, config: dict) -> dict[str, tuple[Any, Any]]:
     """Settings that differ: {key: (saved value, present value)}; those that did not exist when it was saved do not."""
     old, new = flatten(saved), flatten(config)
-    # How a value came to be, by the command line or a file, is no setting.
+    # `given` says where values come from, and is no setting itself.
     return {key: (value, new.get(key)) for key, value in old.items() if value != new.get(key) and key != "given"}
 
 

@@ -22,12 +22,12 @@ OWN_METRICS = ("images_per_second", "save_seconds", "eval/loss")
 
 
 def check_folder(workdir: Path, task: str) -> None:
-    """Looks before a task begins whether it can write what it will write, and is the one who may.
+    """Checks, before a task begins, that nothing is in the way of its files, and that it overwrites no one else's.
 
     Raises:
-      UserError: for a file where a folder must be or the other way round, for links, and in a folder of others.
+      UserError: for a file where a folder must be or the other way round, for links, and for another program's folder.
     """
-    if task == "export":  # it wants a folder of its own, and looks itself
+    if task == "export":  # it needs a folder of its own, and checks it itself
         return
     check_paths(workdir)
     if task != "ablate" and not _is_ours(workdir):  # an ablation's own folder has no config.json
@@ -108,7 +108,7 @@ def cut_metrics(path: Path, step: int) -> None:
 
 @only_main
 def keep_earlier_run(workdir: Path) -> None:
-    """Renames metrics, result and pictures of a run whose checkpoints are not there any more, and tells it.
+    """Renames metrics, result and pictures of an earlier run that left no checkpoints, and says so.
 
     Its event files stay: the new ones tell TensorBoard that steps are made again.
     """

@@ -24,10 +24,10 @@ MAX_STEPS_AHEAD = 2
 
 
 class NonFiniteLoss(ArithmeticError):
-    """Loss, gradient or state stopped being numbers. `step` counts from 1, as all steps that are reported.
+    """Loss, gradient or state are no longer finite. `step` counts from 1, as all steps that are reported.
 
     Args:
-      what: is wrong, such as "train/loss is nan".
+      what: what is wrong, such as "train/loss is nan".
     """
 
     def __init__(self, step: int, what: str, last_checkpoint: int | None):
@@ -85,15 +85,15 @@ def train(
 
     Raises:
       NonFiniteLoss: at the first such step that is not left out, found when the step is reported; nothing is saved from
-        it on, and what no finite loss has shown to be alive is set aside.
-      Stopped: after a signal, when the state is on disk; of several processes also when one of them waits for data for
-        too long to save together.
+        it on, and a checkpoint that has not given a finite loss yet is set aside.
+      Stopped: after a signal, when the state is on disk; with several processes also without saving, if one of them
+        waits too long for data.
       NotSaved: if the last state cannot be saved, or that of a signal. Other saves that fail are told.
     """
     step = start_step = int(state.step)
     pending = []  # (step, its scalars still on the device) since the last look
-    # The newest state that followed a finite loss. A later one may be past help and is not saved; whether this one gives
-    # a finite loss itself is not known yet.
+    # The newest state that came out of a finite loss. A later one may be past help and is not saved; whether this one
+    # itself gives a finite loss is not known yet.
     unproven = step
     waited, clock, clock_step = 0.0, time.perf_counter(), step
     skipped = int(state.skipped)

@@ -64,7 +64,7 @@ class StopSignal:
             self._deferred = before
 
     def waiting(self):
-        """A context inside `deferred()` for a wait whose end is not in our hands, such as that for data.
+        """A context inside `deferred()` for a wait that may never end, such as that for data.
 
         Raises:
           Stopped: for a signal that comes meanwhile, or has come.
@@ -102,8 +102,8 @@ class SharedStopSignal(StopSignal):
     A signal is noted by the process that gets it. At every `agree()` all processes start to compare what they have
     noted, on the devices, and take the result of the comparison before the last, which is there by then: so all of
     them have the signal as `received` at the same call, and none waits for it. Inside `deferred()` no process is
-    interrupted alone; outside, `Stopped` is raised in the one that gets the signal, and it ends the others. So it is
-    inside `waiting()` when PATIENCE_SECONDS are over: the others stand in a step that lacks this one's data.
+    interrupted alone; outside, `Stopped` is raised in the one that gets the signal, and it ends the others. The same
+    happens in `waiting()` after PATIENCE_SECONDS: the others are stuck in a step that lacks this one's data.
     """
 
     everywhere = False
