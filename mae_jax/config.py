@@ -93,7 +93,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         if not value or not all(isinstance(number, int | float) for number in value):
             raise UserError(f"{key}={tuple(value)} must be numbers, for example --config.{key}='(0.5, 1.0)'")
         if key in ("data.mean", "data.std") and not all(0 <= number <= 1 for number in value):
-            raise UserError(f"{key}={tuple(value)} is outside [0, 1], on which the pictures' values are")
+            raise UserError(f"{key}={tuple(value)} must lie within [0, 1], as the values of pictures do")
         if "crop" in key and len(value) != 2:
             raise UserError(f"{key}={tuple(value)} must be two numbers, (low, high)")
     for key in ("seed", "data.seed"):

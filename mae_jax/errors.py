@@ -59,9 +59,9 @@ def out_of_memory(error: BaseException, *, trains: bool) -> str | None:
     """
     if not (isinstance(error, MemoryError) or isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)):
         return None
-    training = "a smaller data.batch_size, more train.accumulate_steps or model.remat=True, in evaluations "
-    less = f"{training if trains else ''}a smaller evaluate.batch_size"
-    return f"out of memory ({first_line(error).rstrip('.')}); less is needed with {less}"
+    training = "a smaller data.batch_size, more train.accumulate_steps or model.remat=True; in an evaluation, "
+    remedy = f"{training if trains else ''}a smaller evaluate.batch_size"
+    return f"out of memory ({first_line(error).rstrip('.')}); try {remedy}"
 
 
 def first_line(error: Exception) -> str:

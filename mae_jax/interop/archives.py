@@ -15,7 +15,7 @@ def find_damage(archive: zipfile.ZipFile, torch: Any) -> str | None:
     """
     entries = {entry.filename: entry for entry in archive.infolist()}
     if len(entries) < len(archive.infolist()):
-        return "two of its records have one name"
+        return "two of its records have the same name"
     has_checksums = any(entry.CRC for entry in entries.values())
     for name, entry in entries.items():
         entry.CRC = entry.CRC if has_checksums else None  # None: nothing to compare with

@@ -47,7 +47,7 @@ def read_foreign(path: Path, asked: dict[str, Any] | None = None) -> Weights:
         data = found.data_settings(model.channels)
         names = found.class_names
         if names and not (isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)):
-            raise TypeError("its names of classes are no list of texts")
+            raise TypeError("its class names are not a list of strings")
     except UserError:
         raise
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:

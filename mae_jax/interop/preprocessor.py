@@ -99,7 +99,7 @@ def left_unsaid(model: MAEConfig) -> list[str]:
     if height != width:
         notes.append(f"transformers' processor stretches pictures whose aspect is not that of {height} x {width}")
     if model.channels == 1:
-        notes.append("transformers' processor makes no grey of colours: give it grey pictures")
+        notes.append("transformers' processor does not turn colours into grey: give it grey pictures")
     elif model.channels != 3:
         notes.append(f"transformers' processor takes grey and RGB pictures, none of {model.channels} channels")
     return notes

@@ -93,7 +93,7 @@ def check(model: MAEConfig) -> list[str]:
 def left_unsaid(model: MAEConfig) -> list[str]:
     """Notes on how timm prepares pictures otherwise than we do."""
     height, width = model.image_size
-    return [] if height == width else ["timm rounds the sizes of pictures otherwise: they may be a pixel off"]
+    return [] if height == width else ["timm rounds the sizes of pictures differently: they may be a pixel off"]
 
 
 def crop_share(image_size: tuple[int, int], eval_crop: float) -> float:

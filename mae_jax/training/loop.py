@@ -113,8 +113,8 @@ def train(
                 raise NonFiniteLoss(at_step, what, checkpoints.latest_step())
             if what:
                 skipped = int(scalars["skipped"])
-                text = f"step {at_step}: {what}; the update was left out, the {skipped}. so far"
-                reporter.line(f"{text} (train.skip_nonfinite)")
+                text = f"step {at_step}: {what}; the update was left out"
+                reporter.line(f"{text} ({skipped} so far, train.skip_nonfinite)")
             if np.isfinite(scalars["loss"]):
                 unproven = at_step
         return {name: float(value) for name, value in scalars.items() if name != "finite"}

@@ -87,7 +87,7 @@ def test_an_oblong_model_has_our_pixels_of_pictures_of_its_aspect(tmp_path, eval
     [
         (dict(), None),
         (dict(image_size=(16, 32)), "stretches pictures whose aspect is not that of 16 x 32"),
-        (dict(channels=1), "makes no grey of colours"),
+        (dict(channels=1), "does not turn colours into grey"),
         (dict(channels=4), "none of 4 channels"),
     ],
 )
