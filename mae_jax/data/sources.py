@@ -6,6 +6,7 @@ A source has `len(source)`, `source[i] -> {"image": uint8 [h, w, c] or encoded b
 `notes` what a person should know of it. Sources can be pickled, because reader processes get a copy.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -24,7 +25,7 @@ class Source(Protocol):
     in_memory: bool  # no picture has to be waited for
     picture_size: tuple[int, int] | None  # (height, width), if all pictures are known to have one size
     place: str  # where the pictures lie, such as "in FOLDER"; "": the name of the data says it
-    notes: list[str]  # what else a person should know, a line each; the evaluation split has those of both
+    notes: Sequence[str]  # what else a person should know, a line each; the evaluation split has those of both
 
     def __len__(self) -> int: ...
 
@@ -84,7 +85,7 @@ class Digits:
     in_memory = True
     num_classes = 10
     picture_size = (8, 8)
-    place, notes = "", []
+    place, notes = "", ()
 
     def __init__(self, split: str):
         from sklearn.datasets import load_digits  # here, since it takes a second
@@ -116,7 +117,7 @@ class Synthetic:
 
     in_memory = False  # making one takes as long as reading one
     num_classes = 10
-    place, notes = "", []
+    place, notes = "", ()
     _NOISE = 24.0  # standard deviation, grey levels
 
     def __init__(self, num_examples: int, split: str, image_size: tuple[int, int], channels: int):

@@ -37,7 +37,7 @@ class TfdsSource:
     """
 
     in_memory = False
-    place, notes = "", []
+    place, notes = "", ()
 
     def __init__(self, name: str, data_dir: str | None, split: str, setting: str):
         with _quiet():
