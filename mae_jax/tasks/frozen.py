@@ -11,6 +11,7 @@ from mae_jax.console import say
 from mae_jax.data.image_folder import NothingToTrainOn
 from mae_jax.data.sources import describe_sources, make_source
 from mae_jax.data.subset import Labelled, RandomSubset, StratifiedSubset
+from mae_jax.errors import UserError
 from mae_jax.evaluation.features import FeatureExtractor
 from mae_jax.interop.weights import make_bind_of
 from mae_jax.mesh import check_heads, create, make_mesh, parameter_shardings, put
@@ -32,7 +33,7 @@ class FrozenEncoder:
       train_source: None, if they are not labelled and the data hold none to learn from.
 
     Raises:
-      UserError: without a checkpoint, or without the labels that are needed.
+      UserError: without a checkpoint, or without the labels or the pictures to learn from that are needed.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, workdir: Path, labelled: bool = True):
@@ -49,9 +50,14 @@ class FrozenEncoder:
             if labelled:
                 train, evaluation = find_training_pictures(self._weights, config, evaluation)
                 say("note: the training images are those of the checkpoint's own data")
+            elif config.data.label_fraction is not None:
+                raise UserError(
+                    f"data.label_fraction={config.data.label_fraction} takes a share of the pictures to learn from, "
+                    f"and data.path={config.data.path} has none: leave it out"
+                ) from None
         if labelled:
             train, evaluation = Labelled(train, config.data), Labelled(evaluation, config.data)
-        if train and config.data.label_fraction is not None:
+        if config.data.label_fraction is not None:
             train = StratifiedSubset(train, config.data.label_fraction, config.data.seed)
         self.train_source = train and RandomSubset(train, settings.max_train_examples or len(train))
         self.eval_source = RandomSubset(evaluation, settings.max_examples or len(evaluation))

@@ -213,6 +213,8 @@ def test_features_need_no_labels(pretrained, tmp_path):
     workdir = run_task("features", tmp_path / "run", init_from=str(pretrained), **settings)
     assert np.load(workdir / "eval_features.npy").shape == (20, 16) and not (workdir / "train_features.npy").exists()
     np.testing.assert_array_equal(np.load(workdir / "eval_labels.npy"), [-1] * 20)
+    message = mistake("features", tmp_path / "share", init_from=str(pretrained), data__label_fraction=0.5, **settings)
+    assert "data.label_fraction=0.5 takes a share of the pictures to learn from" in message
 
 
 @pytest.mark.parametrize("name", ["knn", "logistic_regression", "features", "evaluate"])
