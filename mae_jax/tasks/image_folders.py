@@ -179,8 +179,7 @@ def find_training_pictures(weights: Weights, config: ConfigDict, evaluation: Sou
     try:
         if own["name"] is None:
             raise UserError("the weights do not say what they were trained on")
-        data = ConfigDict(config.data.to_dict() | {name: value for name, value in own.items() if name in PLACE})
-        data.stratify = own.get("stratify", False)
+        data = ConfigDict(config.data.to_dict() | {name: own.get(name, False) for name in PLACE})
         train = make_source(data, "train", MAEConfig(**model).image_size, model.channels)
         if train.num_classes < 2 or not train.class_names:
             raise UserError(f"the checkpoint's own training pictures ({own['name']}) have no classes")
