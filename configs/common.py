@@ -22,7 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.format = placeholder(str)  # export: huggingface | facebook | timm
     config.encoder_only = False  # export: leave the decoder, or the head, out
 
-    config.given = ()  # main.py: which settings the command line gave to a task that does not train itself
+    config.given = ()  # main.py: which settings the command line gave
     config.file = placeholder(str)  # main.py: where the settings come from, FILE or FILE:ARGUMENT; for the task ablate
 
     # Part of an ablation: "i/n" makes every n-th run, those whose number is i modulo n (i from 0 to n); None: all.

@@ -5,6 +5,7 @@ import difflib
 import importlib.util
 import inspect
 import shlex
+import sys
 import sysconfig
 import traceback
 from pathlib import Path
@@ -124,7 +125,7 @@ def load_config(path: Path, argument: str | None) -> ConfigDict:
     spec = importlib.util.spec_from_file_location("checked_config", path)
     if spec is None:
         raise UserError(f"config {path} is not a Python file; give one of configs/*.py")
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look it up
     try:
         spec.loader.exec_module(module)
         if not hasattr(module, "get_config"):
@@ -132,7 +133,8 @@ def load_config(path: Path, argument: str | None) -> ConfigDict:
         parameters = inspect.signature(module.get_config).parameters.values()
         if argument and not parameters:
             raise UserError(f"config {path} takes nothing after a colon, but was given {argument!r}")
-        if not argument and any(parameter.default is parameter.empty for parameter in parameters):
+        needed = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        if needed and not argument:
             raise UserError(f"config {path} needs an argument after a colon: --config={path}:ARGUMENT")
         config = module.get_config(argument) if argument else module.get_config()
     except UserError:

@@ -1,6 +1,7 @@
 """Settings: their mistakes found early, and configs as plain dicts."""
 
 import difflib
+import functools
 import math
 import os
 from collections.abc import Iterable
@@ -9,6 +10,7 @@ from typing import Any
 import ml_collections
 from ml_collections.config_dict import FieldReference
 
+from configs import common
 from mae_jax.errors import UserError
 from mae_jax.models.classifier import POOLS
 from mae_jax.models.mae_config import MAEConfig
@@ -87,7 +89,7 @@ def check(config: ml_collections.ConfigDict) -> None:
       UserError: names the setting, its value and what it must be.
     """
     for key, value in flatten(config.to_dict()).items():
-        _check_kind(config, key, value)
+        _check_kind(key, value)
     for key in ("data.crop_scale", "data.crop_ratio", "data.mean", "data.std"):
         value = get(config, key)
         if not value or not all(isinstance(number, int | float) for number in value):
@@ -148,11 +150,22 @@ def check(config: ml_collections.ConfigDict) -> None:
     check_resolutions(config.train.resolutions, model)
 
 
-def _check_kind(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
+@functools.cache
+def _may_be_none() -> set[str]:
+    """The settings that configs/common.py makes as a FieldReference (or placeholder)."""
+    config = common.get_config()
+    groups = {f"{name}.": group for name, group in config.items() if isinstance(group, ml_collections.ConfigDict)}
+    return {
+        prefix + name
+        for prefix, group in ({"": config} | groups).items()
+        for name, field in group.items(preserve_field_references=True)
+        if isinstance(field, FieldReference)
+    }
+
+
+def _check_kind(key: str, value: Any) -> None:
     """Raises UserError for None where a value is needed, and for numbers beyond 32 bits."""
-    group, _, name = key.rpartition(".")
-    fields = dict((config[group] if group else config).items(preserve_field_references=True))
-    if value is None and not isinstance(fields[name], FieldReference):
+    if value is None and key not in _may_be_none():
         raise UserError(f"{key}=None: this setting needs a value")
     if key.startswith("ablate."):  # the settings of its cells are checked
         return

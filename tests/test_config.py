@@ -202,6 +202,24 @@ def test_a_value_of_another_type_is_told_also_where_the_config_was_not_begun_wit
         check_command_line([f"--config={tmp_path}/mine.py"])
 
 
+GOOD_CONFIGS = [
+    "    return config.copy_and_resolve_references()\n",
+    "    return type(config)(config.to_dict())\n",
+    "    config.optimizer = config.optimizer.to_dict() | {'weight_decay': 0.1}\n    return config\n",
+]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [*(BEGIN + end for end in GOOD_CONFIGS), BEGIN.replace("()", "(*names, **others)", 1) + "    return config\n",
+     "from __future__ import annotations\nimport dataclasses\n@dataclasses.dataclass\nclass Size:\n    width: int\n"
+     + BEGIN + "    return config\n"],
+)  # fmt: skip
+def test_the_ways_in_which_people_write_configs_are_taken(text, tmp_path):
+    (tmp_path / "mine.py").write_text(text)
+    resolve([f"--config={tmp_path}/mine.py"])
+
+
 @pytest.mark.parametrize("flag", ["--help", "-h", "-help", "--helpshort", "--helpfull"])
 def test_every_way_of_asking_for_help_is_known_and_settings_are_none(flag):
     assert asks_for_help([flag]) and asks_for_help(["--config=configs/digits.py", flag])

@@ -55,6 +55,13 @@ def test_a_record_with_fewer_bytes_than_its_tensors_is_refused_and_named(tmp_pat
     assert "is damaged (record archive/data/1 is missing)" in refusal(tmp_path / "a.pth")
 
 
+def test_an_archive_with_two_records_of_one_name_is_refused(tmp_path):
+    write_torch(tmp_path / "a.pth", {"w": np.arange(9, dtype=np.float32)})
+    with zipfile.ZipFile(tmp_path / "a.pth", "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("archive/data/0", b"0" * 36)
+    assert "is damaged (two of its records have the same name)" in refusal(tmp_path / "a.pth")
+
+
 def test_a_changed_value_is_told_by_the_archives_checksum(tmp_path):
     write_torch(tmp_path / "a.pth", {"w": np.full(9, 1.5, np.float32)})
     content = (tmp_path / "a.pth").read_bytes()
