@@ -175,7 +175,7 @@ def get_config() -> ml_collections.ConfigDict:
     optimizer.b2 = 0.95
     optimizer.epsilon = 1e-8
     optimizer.weight_decay = 0.05  # on kernels; pre-training: also class and mask tokens, registers; no biases, norms
-    optimizer.layer_decay = 1.0  # classify: a block's rate is this x that of the block after it (arXiv 2106.08254)
+    optimizer.layer_decay = 1.0  # an encoder block's rate is this x that of the block after it (arXiv 2106.08254)
     optimizer.muon_momentum = 0.95  # muon: Nesterov's (arXiv 2502.16982; kellerjordan.github.io/posts/muon)
     optimizer.momentum = 0.9  # lars
     optimizer.trust_coefficient = 0.001  # lars: an update's norm / its weights' norm, at rate 1

@@ -28,7 +28,7 @@ KNN = "evaluate.knn_k evaluate.knn_temperature "
 PROBE = "evaluate.probe_c "
 
 READS = {
-    "pretrain": TRAINS + NO_LABELS + NO_MIXING + "-optimizer.layer_decay " + FEATURES + HIDES + KNN + PROBE
+    "pretrain": TRAINS + NO_LABELS + NO_MIXING + FEATURES + HIDES + KNN + PROBE
     + "evaluate.random_encoder evaluate.linear_probe",
     "classify": TRAINS + "classifier.* -model.decoder_* -model.mask_* -model.encoder_mask_tokens -model.loss_patches "
     "-model.pca_targets -model.prediction_ratio -model.masks_per_image -model.uniformity -model.normalize_targets "

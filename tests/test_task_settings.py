@@ -40,7 +40,7 @@ def test_each_task_has_a_row_and_each_setting_a_task_that_reads_it():
     [
         ("digits", "data.erasing=0.25"), ("digits", "data.mixup=0.8"), ("digits", "data.cutmix=1.0"),
         ("digits", "data.label_fraction=0.5"), ("digits", "classifier.pool=class"), ("digits", "format=timm"),
-        ("digits", "encoder_only=True"), ("digits", "optimizer.layer_decay=0.75"),
+        ("digits", "encoder_only=True"),
         ("digits", "evaluate.knn_sweep_k=(1,)"), ("digits", "ablate.seeds=(1,)"),
         ("finetune_digits", "evaluate.mask=masks.npy"), ("finetune_digits", "evaluate.mask_ratio=0.5"),
         ("finetune_digits", "evaluate.knn_k=5"), ("finetune_digits", "evaluate.token=class"),
@@ -64,6 +64,10 @@ def test_a_setting_of_the_command_line_that_the_task_does_not_read_is_refused(na
 
 def test_the_tasks_that_a_setting_is_for_are_named():
     assert "not for the task pretrain, only for classify: leave it out" in refusal("digits", "data.mixup=0.8")
+
+
+def test_pretraining_uses_layer_decay_as_every_optimizer_does():
+    assert resolve(["--config=configs/digits.py", "--config.optimizer.layer_decay=0.75"]).optimizer.layer_decay == 0.75
 
 
 def test_the_usual_value_is_no_mistake_anywhere():
@@ -95,6 +99,7 @@ def test_pictures_by_hand_are_refused_of_a_classifier_that_is_evaluated():
     "name, settings, expected",
     [
         ("digits", ["data.path=pictures"], "data.path='pictures' is not used with data.name=digits"),
+        ("digits", ["data.stratify=False"], "data.stratify=False is not used with data.name=digits"),
         ("image_folder", ["data.num_examples=9"], "with data.name=image_folder"),
         ("digits", ["data.stratify=False"], "with data.name=digits"),
         ("cifar10", ["data.eval_fraction=0.5"], "with data.name=cifar10"),
