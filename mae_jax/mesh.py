@@ -231,7 +231,8 @@ def put(values, shardings):
 
     def send(value, sharding):
         value = np.asarray(value)
-        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+        with jax.transfer_guard("allow"):  # this is where it is meant
+            return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
     if isinstance(shardings, NamedSharding):
         return jax.tree.map(lambda value: send(value, shardings), values)

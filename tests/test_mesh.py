@@ -17,7 +17,9 @@ from mae_jax.mesh import (
     parameter_shardings,
     prepare_cpu,
     process_share,
+    put,
     put_batch,
+    replicated,
 )
 
 ALL = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
@@ -121,3 +123,9 @@ def test_what_is_created_with_little_optimisation_has_the_bits_of_what_is_compil
     found = create(init, jax.random.key(0), make_mesh(ConfigDict(dict(data=2, fsdp=2, tensor=2))))
     expected = jax.jit(init, compiler_options={"xla_backend_optimization_level": 3})(jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_what_is_sent_on_purpose_may_be_sent_where_transfers_are_forbidden():
+    value = np.arange(65, dtype=np.int32)[1:]  # of an alignment that is copied, not shared
+    with jax.transfer_guard("disallow"):
+        np.testing.assert_array_equal(jax.device_get(put(value, replicated(make_mesh(ALL)))), value)
