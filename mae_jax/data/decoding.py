@@ -189,7 +189,7 @@ def _from_array(image: np.ndarray, channels: int, value_range: Range | None = No
         return np.repeat(image, 3, axis=2)
     if image.shape[2] == 3 and channels == 1:
         return np.asarray(Image.fromarray(image).convert("L"))[:, :, None]
-    if image.shape[0] in (1, 3, channels):
+    if image.shape[0] in (1, 3, channels) or image.shape[0] < min(image.shape[1:]):
         raise UserError(
             f"an array {list(image.shape)} has its channels first, or {image.shape[2]} of them: pictures are "
             "[h, w, c], as numpy.moveaxis(array, 0, 2) makes them"

@@ -16,6 +16,7 @@ from mae_jax.data.transforms import Pixels, resize_and_centre_crop
 from mae_jax.data.values import Range, scaled
 from mae_jax.errors import UserError, reason
 
+MAX_SIDE, LEAST_CROP = 2**15, 0.01
 MAX_PIXELS = 178_956_970  # Pillow's own limit
 
 
@@ -40,14 +41,24 @@ class Processor:
 
     def __post_init__(self):
         size = self.image_size
-        object.__setattr__(self, "image_size", (size, size) if isinstance(size, int) else tuple(size))
+        sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+        if len(sides) != 2 or not all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in sides):
+            raise UserError(f"image_size={size} must be one int, or (height, width), from 1 to {MAX_SIDE:,} pixels")
+        if not LEAST_CROP <= self.eval_crop <= 1:
+            raise UserError(f"eval_crop={self.eval_crop} must be from {LEAST_CROP} to 1")
+        limits = self.value_range
+        if limits is not None and not (
+            np.shape(limits) == (2,) and np.isfinite(limits).all() and limits[0] < limits[1]
+        ):
+            raise UserError(f"value_range={limits} must be (low, high) with low < high")
+        object.__setattr__(self, "image_size", sides)
         for name in ("mean", "std"):
             values = getattr(self, name)
             object.__setattr__(self, name, tuple(values) if isinstance(values, list | tuple) else (float(values),))
             if len(getattr(self, name)) not in (1, self.channels):
                 raise UserError(f"{name}={values} must be one number, or one for each of {self.channels} channels")
-        if self.value_range and not self.value_range[0] < self.value_range[1]:
-            raise UserError(f"value_range={self.value_range} must be (low, high) with low < high")
+        if not min(self.std) > 0:
+            raise UserError(f"std={self.std} must be above 0")
 
     def __call__(self, pictures: Any) -> jax.Array:
         """Images [B, H, W, C], float32 and normalised, of one picture or of a list of them.

@@ -10,7 +10,7 @@ import numpy as np
 from mae_jax.console import say
 from mae_jax.data.image_folder import NothingToTrainOn
 from mae_jax.data.sources import describe_sources, make_source
-from mae_jax.data.subset import Labelled, RandomSubset, StratifiedSubset
+from mae_jax.data.subset import Labelled, RandomSubset, StratifiedSubset, match_classes
 from mae_jax.errors import UserError
 from mae_jax.evaluation.features import FeatureExtractor
 from mae_jax.interop.weights import make_bind_of
@@ -55,6 +55,8 @@ class FrozenEncoder:
                     f"data.label_fraction={config.data.label_fraction} takes a share of the pictures to learn from, "
                     f"and data.path={config.data.path} has none: leave it out"
                 ) from None
+            elif (names := self._weights.config.get("class_names")) and self._weights.config["data"]["name"]:
+                evaluation = match_classes(evaluation, list(names), config.init_from)
         if labelled:
             train, evaluation = Labelled(train, config.data), Labelled(evaluation, config.data)
         if config.data.label_fraction is not None:

@@ -89,6 +89,7 @@ def test_images_become_the_pictures_that_they_were_made_of():
         (np.zeros((3, 96, 96), np.uint8), r"\[3, 96, 96\] has its channels first, or 96 of them: .*moveaxis"),
         (np.zeros((2, 3, 96, 96), np.float32), r"\[3, 96, 96\] has its channels first"),
         (np.zeros((1, 96, 96), np.uint8), "channels first"),
+        (np.zeros((4, 96, 96), np.uint8), "channels first"),
         (np.zeros((0, 4, 4, 3), np.uint8), "no pictures"),
         (np.zeros((0, 5, 3), np.uint8), r"array uint8\[0, 5, 3\] cannot be used: .* without pixels"),
         (np.zeros((5, 0), np.float32), "without pixels"),
@@ -124,9 +125,16 @@ def test_a_value_range_scales_arrays_of_any_numbers_pil_images_and_files_alike(t
     np.testing.assert_array_equal(processor(tmp_path / "picture.tif"), images)
 
 
-def test_a_value_range_without_an_extent_is_refused():
-    with pytest.raises(UserError, match=r"value_range=\(5, 5\) must be"):
-        Processor((4, 4), value_range=(5, 5))
+@pytest.mark.parametrize(
+    "settings",
+    [dict(value_range=(5, 5)), dict(value_range=(0, np.nan)), dict(value_range=3), dict(value_range=(1, 2, 3)),
+     dict(std=0.0), dict(eval_crop=1e-9), dict(eval_crop=np.nan), dict(image_size=0), dict(image_size=10**8),
+     dict(image_size=(16,)), dict(image_size=16.0)],
+)  # fmt: skip
+def test_settings_that_cannot_be_are_refused_by_their_name(settings):
+    (name,) = settings
+    with pytest.raises(UserError, match=f"{name}=.* must be"):
+        Processor(**{"image_size": 4} | settings)
 
 
 def test_floats_that_are_not_finite_are_refused_whatever_the_range():

@@ -199,6 +199,9 @@ def test_a_class_folder_that_is_named_is_counted_whole_its_classes_matched_by_na
     assert read_json(workdir / "result.json")["images"] == count > 8
     rows = list(csv.DictReader((workdir / "classes.csv").open()))
     assert [row["class"] for row in rows if int(row["images"])] == ["3", "7", "9"]
+    place = {name: value for name, value in settings.items() if name.startswith("data")}
+    workdir = run_task("features", tmp_path / "features", init_from=str(finetuned), **place)
+    assert set(np.load(workdir / "eval_labels.npy")) == {3, 7, 9}
     workdir = run_task("knn", tmp_path / "knn", init_from=str(pretrained), **settings)
     assert f"1,437 training and {count} test images" in read_json(workdir / "result.json")["protocol"]
     assert read_json(workdir / "result.json")["knn/top1"] > 0.3  # chance is a tenth
