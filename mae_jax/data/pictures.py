@@ -19,7 +19,7 @@ class PictureFiles:
 
     num_classes = 0
     class_names = None
-    in_memory, picture_size, place = False, None, ""
+    in_memory, picture_size = False, None
 
     def __init__(self, path: str | Path):
         check_exists(str(path))
@@ -32,7 +32,7 @@ class PictureFiles:
         if not self._files:
             holds = f"holds no picture{f' ({unread})' if unread else ''}" if path.is_dir() else "is no picture"
             raise UserError(f"data.path={path} {holds}; files of pictures end in {' '.join(EXTENSIONS)}")
-        self.notes = [unread] if unread else []
+        self.place, self.notes = f"in {path}", [unread] if unread else []
 
     def __len__(self) -> int:
         return len(self._files)

@@ -24,7 +24,7 @@ class Source(Protocol):
     class_names: list[str] | None
     in_memory: bool  # no picture has to be waited for
     picture_size: tuple[int, int] | None  # (height, width), if all pictures are known to have one size
-    place: str  # where the pictures lie, such as "in FOLDER"; "": the name of the data says it
+    place: str  # where the pictures lie: "in FOLDER/validation", "in cifar10 test"
     notes: Sequence[str]  # what else a person should know, a line each; the evaluation split has those of both
 
     def __len__(self) -> int: ...
@@ -74,9 +74,14 @@ def describe_sources(name: str, train: Source | None, evaluation: Source) -> lis
       name: data.name.
       train: None: no training pictures are used.
     """
+    return [escaped(line) for line in (f"{name}: {count_images(train, evaluation)}", *evaluation.notes)]
+
+
+def count_images(train: Source | None, evaluation: Source) -> str:
+    """How many images, and in which split or folder: "9 training images in F/train, 1 evaluation image in F/val"."""
     parts = [(source, kind) for source, kind in ((train, "training"), (evaluation, "evaluation")) if source]
     told = [f"{len(source):,} {kind} image{'s' * (len(source) != 1)} {source.place}".rstrip() for source, kind in parts]
-    return [escaped(line) for line in (f"{name}: {', '.join(told)}", *evaluation.notes)]
+    return escaped(", ".join(told))
 
 
 class Digits:
@@ -85,7 +90,7 @@ class Digits:
     in_memory = True
     num_classes = 10
     picture_size = (8, 8)
-    place, notes = "", ()
+    notes = ()
 
     def __init__(self, split: str):
         from sklearn.datasets import load_digits  # here, since it takes a second
@@ -94,7 +99,7 @@ class Digits:
         digits = load_digits()
         parts = train_test_split(np.arange(len(digits.target)), test_size=0.2, stratify=digits.target, random_state=0)
         self.class_names = [str(digit) for digit in range(10)]
-        self._split = split
+        self._split, self.place = split, f"in digits {split}"
         rows = parts[0 if split == "train" else 1]
         self._images = np.round(digits.images[rows] * (255 / 16)).astype(np.uint8)[..., None]  # values are 0..16
         self._labels = digits.target[rows].tolist()
@@ -117,7 +122,7 @@ class Synthetic:
 
     in_memory = False  # making one takes as long as reading one
     num_classes = 10
-    place, notes = "", ()
+    notes = ()
     _NOISE = 24.0  # standard deviation, grey levels
 
     def __init__(self, num_examples: int, split: str, image_size: tuple[int, int], channels: int):
@@ -125,7 +130,7 @@ class Synthetic:
             raise UserError(f"data.num_examples={num_examples} is too few: set it to 4 or more")
         self.class_names = [f"grating_{18 * label}_degrees" for label in range(self.num_classes)]
         self._length = num_examples if split == "train" else num_examples // 4
-        self._split = split
+        self._split, self.place = split, f"in synthetic {split}"
         self._shape = (*image_size, channels)
         self.picture_size = tuple(image_size)
 

@@ -37,7 +37,7 @@ class TfdsSource:
     """
 
     in_memory = False
-    place, notes = "", ()
+    notes = ()
 
     def __init__(self, name: str, data_dir: str | None, split: str, setting: str):
         with _quiet():
@@ -67,7 +67,7 @@ class TfdsSource:
         label = features[self._label_key] if self._label_key else None
         self.num_classes = (label.num_classes or 0) if label else 0
         self.class_names = list(label.names) if self.num_classes else None
-        self._name, self._split = name, split
+        self._name, self._split, self.place = name, split, f"in {name} {split}"
 
     def __len__(self) -> int:
         return len(self._records)

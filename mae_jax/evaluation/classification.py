@@ -80,9 +80,13 @@ def class_table(confusions: np.ndarray, class_names: list[str]) -> list[dict]:
     return rows
 
 
-def draw_confusion_matrix(confusions: np.ndarray, class_names: list[str], title: str) -> np.ndarray:
+def draw_confusion_matrix(confusions: np.ndarray, class_names: list[str], title: list[str]) -> np.ndarray:
     """A picture uint8 [height, width, 3] of the matrix; each row is coloured by its shares, up to 20 classes have
-    numbers and names."""
+    numbers and names.
+
+    Args:
+      title: its lines.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # here, since matplotlib takes a second
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
@@ -98,7 +102,7 @@ def draw_confusion_matrix(confusions: np.ndarray, class_names: list[str], title:
     picture = axes.imshow(shares, cmap="Blues", norm=scale, interpolation="nearest")
     figure.colorbar(picture, ax=axes, label="share of the right class's images")
     axes.set(xlabel="predicted class", ylabel="right class")
-    axes.set_title(escaped(title), parse_math=False)  # a name with two $ is no formula
+    axes.set_title("\n".join(map(escaped, title)), fontsize=10, parse_math=False)  # a name with two $ is no formula
     if small:
         ticks, names = range(len(class_names)), [escaped(name) for name in class_names]
         axes.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)

@@ -77,7 +77,7 @@ class MAEEvaluation:
     @property
     def protocol(self) -> str:
         """How `features` measures, for people."""
-        return describe_protocol(self._config.evaluate, len(self.train_source), len(self.eval_source))
+        return describe_protocol(self._config.evaluate, self.train_source, self.eval_source)
 
     def loss(self, params: dict) -> float:
         """The masked loss, averaged over all evaluation images."""

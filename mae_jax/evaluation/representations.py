@@ -6,7 +6,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mae_jax.data.sources import Source
+from mae_jax.data.sources import Source, count_images
 from mae_jax.evaluation.knn import knn_predict
 from mae_jax.evaluation.probes import logistic_regression_predict
 from mae_jax.evaluation.rankme import rankme
@@ -41,18 +41,17 @@ def measure_features(
     return scores
 
 
-def describe_features(settings: ConfigDict, num_train: int, num_test: int) -> str:
-    """What the features are, for people; num_train 0: of test images alone."""
-    train = f"{num_train:,} training and " if num_train else ""
+def describe_features(settings: ConfigDict, train_source: Source | None, eval_source: Source) -> str:
+    """What the features are, and of which images, for people; None: of evaluation images alone."""
     token = "the class token" if settings.token == "class" else "mean of the patch tokens"
-    return f"features: {token} after the final norm, {train}{num_test:,} test images, centre crops"
+    return f"features: {token} after the final norm, {count_images(train_source, eval_source)}, centre crops"
 
 
-def describe_protocol(settings: ConfigDict, num_train: int, num_test: int) -> str:
+def describe_protocol(settings: ConfigDict, train_source: Source, eval_source: Source) -> str:
     """One line that says how `measure_features` measures."""
     probe = f"logistic regression, C {settings.probe_c}" if settings.linear_probe else "left out"
     return (
-        f"{describe_features(settings, num_train, num_test)}; "
+        f"{describe_features(settings, train_source, eval_source)}; "
         f"k-NN: L2-normalised, cosine, k {settings.knn_k}, temperature {settings.knn_temperature}; "
         f"linear probe: {probe}; RankMe: of the training features"
     )

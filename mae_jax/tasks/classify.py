@@ -27,7 +27,7 @@ from mae_jax.data.device import (
     training_batches,
 )
 from mae_jax.data.mixing import soft_targets
-from mae_jax.data.sources import describe_sources, make_source
+from mae_jax.data.sources import count_images, describe_sources, make_source
 from mae_jax.data.subset import Labelled, RandomSubset, StratifiedSubset
 from mae_jax.data.supervised import augment, augmentations
 from mae_jax.errors import UserError
@@ -105,7 +105,7 @@ class Classification:
         data, encoder = config.data, MAEConfig(**config.model)
         check_heads(mesh, encoder, decoder=False)
         check_resolutions(config.train.resolutions, encoder)
-        sources = [make_source(data, split, encoder.image_size, encoder.channels) for split in ("train", "eval")]
+        sources = (make_source(data, split, encoder.image_size, encoder.channels) for split in ("train", "eval"))
         train_source, eval_source = (Labelled(source, data) for source in sources)
         if data.label_fraction is not None:
             train_source = StratifiedSubset(train_source, data.label_fraction, data.seed)
@@ -274,13 +274,13 @@ class Classification:
         model = self._model
         protocol = (
             f"trained: {_what_trains(model)}; head: {POOLS[model.pool]}"
-            f"{', BatchNorm' if model.batch_norm else ''}; {self.num_train:,} training and {self.num_eval:,} test "
-            f"images, centre crops; {'the moving average of the weights' if state.average else 'the last weights'}"
+            f"{', BatchNorm' if model.batch_norm else ''}; {count_images(self._train_source, self._eval_source)}, "
+            f"centre crops; {'the moving average of the weights' if state.average else 'the last weights'}"
         )
         result = {f"eval/{name}": value for name, value in scores.items()} | {"protocol": protocol}
         line = (
             f"done: {int(state.step):,} steps; top-1 {scores['top1']:.2%}, top-5 {scores['top5']:.2%}, "
-            f"loss {scores['loss']:.4f} on {self.num_eval:,} images"
+            f"loss {scores['loss']:.4f} on {count_images(None, self._eval_source)}"
         )
         return result, [line, protocol, f"see {self._workdir}/result.json"]
 

@@ -9,7 +9,7 @@ import ml_collections
 from mae_jax.console import say
 from mae_jax.data.augment import normalize
 from mae_jax.data.device import evaluation_batches
-from mae_jax.data.sources import Source, describe_sources, make_source
+from mae_jax.data.sources import Source, count_images, describe_sources, make_source
 from mae_jax.data.subset import Labelled, RandomSubset, match_classes
 from mae_jax.errors import UserError, escaped
 from mae_jax.evaluation.classification import (
@@ -75,12 +75,13 @@ def evaluate_classifier(weights: Weights, config: ml_collections.ConfigDict, wor
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(workdir / "classes.csv", text.getvalue())
-    title = f"{config.init_from}, {weights.origin}: top-1 {scores['top1']:.2%} of {len(source):,} images"
+    counted = count_images(None, source)
+    title = [f"{config.init_from}, {weights.origin}: top-1 {scores['top1']:.2%} of", counted]
     save_picture(workdir / "confusion_matrix.png", draw_confusion_matrix(confusions, names, title))
     result = {"step": weights.step} | {f"eval/{name}": value for name, value in scores.items()}
     write_measurement(workdir, config, result | {"images": len(source), "correct": int((found.rank < 1).sum())})
     say(*describe_classes(rows).split("\n"))
-    say(f"top-1 {scores['top1']:.2%}, top-5 {scores['top5']:.2%}, loss {scores['loss']:.4f} on {len(source):,} images")
+    say(f"top-1 {scores['top1']:.2%}, top-5 {scores['top5']:.2%}, loss {scores['loss']:.4f} on {counted}")
     say(f"see {workdir}/confusion_matrix.png and {workdir}/classes.csv")
 
 

@@ -50,7 +50,6 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
         say(f"wrote {path}")
     names = frozen.eval_source.class_names
     result["class_names"] = names and [escaped(name) for name in names]
-    num_train, num_eval = len(frozen.train_source or ()), len(frozen.eval_source)
-    result["protocol"] = describe_features(frozen.config.evaluate, num_train, num_eval)
+    result["protocol"] = describe_features(frozen.config.evaluate, frozen.train_source, frozen.eval_source)
     write_measurement(workdir, frozen.config, result)
     say(result["protocol"])

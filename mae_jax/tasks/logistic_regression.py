@@ -40,11 +40,14 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
     result |= {f"{name}/best_top1": best["top1"], f"{name}/best_c": best["c"]}
     for row in sweep:
         say(f"C {row['c']:<8} top-1 {row['top1']:.2%}  top-5 {row['top5']:.2%}")
+    say(f"best: C {best['c']}: top-1 {best['top1']:.2%} (chosen on the evaluation images themselves, so too high)")
     if settings.random_encoder:
         (row,) = measure(frozen.extract_random, [settings.probe_c])
         result |= {f"random_encoder/{name}/{key}": row[key] for key in ("top1", "top5")}
         say(f"an encoder with random weights, C {row['c']}: top-1 {row['top1']:.2%}  top-5 {row['top5']:.2%}")
-    protocol = describe_features(settings, len(frozen.train_source), len(frozen.eval_source))
-    protocol = f"{protocol}; multinomial logistic regression by L-BFGS; best: the best C on the test images themselves"
+    protocol = (
+        f"{describe_features(settings, frozen.train_source, frozen.eval_source)}; multinomial logistic regression by "
+        "L-BFGS; best: the best C on the evaluation images themselves"
+    )
     write_measurement(workdir, frozen.config, result | {"sweep": sweep, "protocol": protocol})
     say(protocol, f"see {workdir}/result.json")

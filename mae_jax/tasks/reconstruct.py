@@ -6,7 +6,7 @@ import ml_collections
 
 from mae_jax.console import say
 from mae_jax.data.pictures import PictureFiles
-from mae_jax.data.sources import Source, describe_sources, make_source
+from mae_jax.data.sources import Source, count_images, describe_sources, make_source
 from mae_jax.errors import UserError
 from mae_jax.evaluation.pretraining import MAEEvaluation
 from mae_jax.interop.weights import has_decoder
@@ -63,5 +63,6 @@ def reconstruct(weights: Weights, config: ml_collections.ConfigDict, workdir: Pa
     picture = save_picture(workdir / "reconstructions" / f"{weights.step}.png", evaluation.picture(params, caption))
     result = {"step": weights.step, "eval/loss": evaluation.loss(params), "images": len(evaluation.eval_source)}
     write_measurement(workdir, config, result)
-    say(f"loss of {evaluation.counted} patches, mean over {result['images']:,} images: {result['eval/loss']:.4f}")
+    images = count_images(None, evaluation.eval_source)
+    say(f"loss of {evaluation.counted} patches, mean over {images}: {result['eval/loss']:.4f}")
     say(f"see {picture}")

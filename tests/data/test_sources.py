@@ -5,7 +5,8 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.linear_model import RidgeClassifier
 
-from mae_jax.data.sources import make_source
+from mae_jax.data.sources import count_images, make_source
+from mae_jax.data.subset import RandomSubset
 from mae_jax.errors import UserError
 
 
@@ -44,6 +45,14 @@ def test_all_labels_are_those_of_the_pictures_one_by_one(make_config, name, spli
     found = source.labels()
     assert found.dtype == np.int64
     np.testing.assert_array_equal(found, arrays(source)[1])
+
+
+def test_a_number_of_images_is_told_with_their_split_also_of_a_part(make_config):
+    train, evaluation = (make_source(make_config(name="digits"), split, (8, 8), 1) for split in ("train", "eval"))
+    assert count_images(train, RandomSubset(evaluation, 1)) == (
+        "1,437 training images in digits train, 1 evaluation image in digits eval"
+    )
+    assert count_images(None, evaluation) == "360 evaluation images in digits eval"
 
 
 @pytest.mark.parametrize("size, channels", [((8, 8), 1), ((32, 48), 3), ((16, 16), 13)])

@@ -90,6 +90,7 @@ def test_a_slice_of_a_split_can_be_read(tmp_path, open_tiny):
     prepare(tmp_path, {"image": IMAGE, "label": LABEL}, {"train": 10})
     evaluation = open_tiny("eval", eval_split="train[80%:]")
     assert len(evaluation) == 2 and evaluation[0]["image"] == picture_bytes(8)
+    assert evaluation.place == "in tiny train[80%:]"
 
 
 def test_features_are_found_by_their_type_whatever_their_names(tmp_path, open_tiny):

@@ -127,8 +127,8 @@ def test_confusions_are_drawn_darker_where_there_are_more_of_them(classes):
     pytest.importorskip("matplotlib")
     confusions = np.zeros((classes, classes), np.int64)
     names = [f"class {index}" for index in range(classes)]
-    empty = draw_confusion_matrix(confusions, names, "nothing")
-    full = draw_confusion_matrix(confusions + 9 * np.eye(classes, dtype=np.int64), names, "all right")
+    empty = draw_confusion_matrix(confusions, names, ["nothing"])
+    full = draw_confusion_matrix(confusions + 9 * np.eye(classes, dtype=np.int64), names, ["all right"])
     for picture in (empty, full):
         assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
         assert min(picture.shape[:2]) >= 400
@@ -140,7 +140,7 @@ STRANGE = ["a$^$", "two\nlines", "\x1b[31mred"]  # "$^$" is not a formula that m
 
 def test_names_of_classes_are_drawn_as_they_are_and_escaped():
     pytest.importorskip("matplotlib")
-    assert draw_confusion_matrix(np.eye(3, dtype=np.int64), STRANGE, "runs/$^$\n").ndim == 3
+    assert draw_confusion_matrix(np.eye(3, dtype=np.int64), STRANGE, ["runs/$^$\n", "2"]).ndim == 3
 
 
 def test_names_of_classes_are_escaped_in_the_printed_table():

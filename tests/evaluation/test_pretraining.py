@@ -63,4 +63,4 @@ def test_a_subset_of_the_training_images_is_random_fixed_and_told(params):
     labels = [evaluation.train_source[i]["label"] for i in range(100)]
     assert labels == [again.train_source[i]["label"] for i in range(100)]
     assert len(evaluation.train_source) == 100 and len(set(labels)) == 10
-    assert "100 training and 360 test images" in evaluation.protocol
+    assert "100 training images in digits train, 360 evaluation images in digits eval" in evaluation.protocol

@@ -155,7 +155,7 @@ def test_a_run_that_is_started_again_before_its_first_checkpoint_begins_with_the
 def test_a_share_of_the_labels_is_taken_of_each_class(pretrained, tmp_path, capsys):
     settings = dict(data__label_fraction=0.1, data__batch_size=16, train__steps=1)
     run_task("finetune_digits", tmp_path, init_from=str(pretrained), **settings)
-    assert "142 training images, 360 evaluation images" in capsys.readouterr().out
+    assert "142 training images in digits train, 360 evaluation images in digits eval" in capsys.readouterr().out
 
 
 @pytest.fixture

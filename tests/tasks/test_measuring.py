@@ -58,10 +58,14 @@ def test_knn_of_one_neighbour_is_scikit_learns_and_the_sweep_has_every_pair(pret
     assert sweep[1, 0.07] == pytest.approx(expected, abs=1.5 / 360)  # a tie in float32 may fall the other way
     assert result["knn/top1"] == sweep[20, 0.07] and result["knn/best_top1"] == max(sweep.values())
     assert 0 < result["random_encoder/knn/top1"] < 1
-    assert "T 0.07" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "T 0.07" in out
+    best = "k {knn/best_k}, temperature {knn/best_temperature}: top-1 {knn/best_top1:.2%}".format_map(result)
+    assert f"best: {best} (chosen on the evaluation images themselves" in out
+    assert "1,437 training images in digits train, 360 evaluation images in digits eval, centre crops" in out
 
 
-def test_logistic_regression_is_scikit_learns(pretrained, frozen, tmp_path):
+def test_logistic_regression_is_scikit_learns(pretrained, frozen, tmp_path, capsys):
     settings = dict(evaluate__probe_sweep_c=(0.1,), evaluate__random_encoder=False)
     workdir = run_task("logistic_regression", tmp_path, init_from=str(pretrained), **settings)
     result = read_json(workdir / "result.json")
@@ -69,6 +73,8 @@ def test_logistic_regression_is_scikit_learns(pretrained, frozen, tmp_path):
     found = {row["c"]: row["top1"] for row in result["sweep"]}
     assert found[0.1] == pytest.approx(probe.score(*frozen["eval"]), abs=1.5 / 360)
     assert result["logistic_regression/top1"] == found[1.0]
+    best = "best: C {logistic_regression/best_c}: top-1 {logistic_regression/best_top1:.2%}".format_map(result)
+    assert best in capsys.readouterr().out
     assert not any(name.startswith("random") for name in result)
 
 
@@ -203,7 +209,8 @@ def test_a_class_folder_that_is_named_is_counted_whole_its_classes_matched_by_na
     workdir = run_task("features", tmp_path / "features", init_from=str(finetuned), **place)
     assert set(np.load(workdir / "eval_labels.npy")) == {3, 7, 9}
     workdir = run_task("knn", tmp_path / "knn", init_from=str(pretrained), **settings)
-    assert f"1,437 training and {count} test images" in read_json(workdir / "result.json")["protocol"]
+    images = f"1,437 training images in digits train, {count} evaluation images in {tmp_path}/pictures (all of it)"
+    assert images in read_json(workdir / "result.json")["protocol"]
     assert read_json(workdir / "result.json")["knn/top1"] > 0.3  # chance is a tenth
 
 
