@@ -30,7 +30,14 @@ from ml_collections import config_flags
 from configs import common
 from mae_jax import processes
 from mae_jax.allocator import keep_freed_memory
-from mae_jax.command_line import asks_for_help, check_command_line, config_file, describe_configs, given_settings
+from mae_jax.command_line import (
+    asks_for_help,
+    check_command_line,
+    config_file,
+    describe_configs,
+    describe_unknown_flag,
+    given_settings,
+)
 from mae_jax.config import check, expand_paths
 from mae_jax.console import keep_streams, say
 from mae_jax.errors import NotSaved, UserError, out_of_memory
@@ -69,6 +76,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)
     except UserError as error:
         processes.fail(error, 2)
+    except flags.UnrecognizedFlagError as error:
+        processes.fail(describe_unknown_flag(error.flagname, argv[1:]), 2)
     except (flags.Error, TypeError, ValueError) as error:  # a value of the wrong type
         processes.fail(str(error).splitlines()[0], 2)
 

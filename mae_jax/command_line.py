@@ -1,9 +1,10 @@
 """The command line: which config it names, which settings it gives, and mistakes in both."""
 
 import ast
-import difflib
 import importlib.util
 import inspect
+import os
+import re
 import shlex
 import sys
 import sysconfig
@@ -11,14 +12,17 @@ import traceback
 from pathlib import Path
 
 from absl import flags
-from ml_collections import ConfigDict, FrozenConfigDict, config_flags
+from ml_collections import ConfigDict, FrozenConfigDict, config_dict, config_flags
 
 from configs import common
-from mae_jax.config import flatten, get, nearest
+from mae_jax import hints
+from mae_jax.config import flatten, get
 from mae_jax.errors import UserError, first_line
+from mae_jax.hints import find_meant, nearest_setting
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 HELP = ("help", "h", "helpshort", "helpfull", "helpxml")
+CONFIG_DICT = str(Path(config_dict.__file__).parent)
 # Frames of a traceback that are not of a user's code.
 NOT_THEIRS = ("<", __file__, *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")))
 
@@ -61,12 +65,22 @@ def config_file(arguments: list[str]) -> tuple[Path, str | None]:
     name, _, argument = found[-1].partition(":")
     path = Path(name)
     if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else CONFIGS
-        names = {str(folder / f.name): f.name for f in sorted(folder.glob("*.py")) if f.stem != "__init__"}
-        close = difflib.get_close_matches(path.name, names.values(), n=1, cutoff=0.5)
-        hint = f'did you mean "{folder / close[0]}"?' if close else f"there are: {', '.join(names) or 'none'}"
+        there = _configs_near(path)
+        meant = find_meant(path.stem, there, hints.CONFIGS)
+        hint = f'did you mean "{there[meant]}"?' if meant else f"there are: {', '.join(there.values())}"
         raise UserError(f"config {path} does not exist; {hint}")
     return path, argument or None
+
+
+def _configs_near(path: Path) -> dict[str, str]:
+    """name -> file of the configs in the folder of `path`, if it has any, and of ours."""
+    ours = Path(os.path.relpath(CONFIGS)) if Path.cwd() in CONFIGS.parents else CONFIGS
+    names: dict[str, str] = {}
+    for folder in (path.parent, ours, ours / "ablations"):
+        for file in sorted(folder.glob("*.py")):
+            if file.stem not in ("__init__", "base", "common", "main"):
+                names.setdefault(file.stem, str(file))
+    return names
 
 
 def given_settings(arguments: list[str]) -> tuple[str, ...]:
@@ -111,8 +125,19 @@ def check_command_line(arguments: list[str]) -> None:
         if key in known:
             continue
         if any(k.startswith(key + ".") for k in known):
-            raise UserError(f"--config.{key} is a group of settings; set one of its members")
-        raise UserError(f"unknown setting --config.{key}{_nearest_setting(key, known)}")
+            members = [k for k in known if k.startswith(key + ".")]
+            hint = nearest_setting(key, [*members, "init_from"])
+            raise UserError(f"--config.{key} is a group of settings; set one of its members{hint}")
+        raise UserError(f"unknown setting --config.{key}{nearest_setting(key, known)}")
+
+
+def describe_unknown_flag(name: str, arguments: list[str]) -> str:
+    """What to say of a flag that does not exist, such as a setting that is given without `--config.`."""
+    known = flatten(load_config(*config_file(arguments)).to_dict())
+    meant = find_meant(name, known, hints.SETTINGS)
+    flag = f'"{meant}"' if (meant or "").startswith("--") else f'"--config.{meant}"'
+    hint = f"did you mean {flag}?" if meant else "settings are given as --config.KEY=VALUE"
+    return f"unknown flag --{name}; {hint}"
 
 
 def load_config(path: Path, argument: str | None) -> ConfigDict:
@@ -128,7 +153,7 @@ def load_config(path: Path, argument: str | None) -> ConfigDict:
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look it up
     try:
         spec.loader.exec_module(module)
-        if not hasattr(module, "get_config"):
+        if not callable(getattr(module, "get_config", None)):
             raise UserError(f"config {path} has no function get_config()")
         parameters = inspect.signature(module.get_config).parameters.values()
         if argument and not parameters:
@@ -161,8 +186,11 @@ def _explain(error: BaseException, path: Path) -> str:
         name, line = frames[-1]
         where = f", line {line}" if Path(name).resolve() == path.resolve() else f": {name}, line {line}"
     text = f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else first_line(error)}"
-    if "does not exist and cannot be added" in str(error):  # to a locked ConfigDict, which lists what there is
-        text = f"{first_line(error).split('. Other')[0]}. {str(error).splitlines()[-1]}"
+    unknown = re.match(r"""\W*(?:Key ")?(\w+)\\?['"]""", str(error))  # as a ConfigDict tells what it does not have
+    if unknown and traceback.extract_tb(error.__traceback__)[-1].filename.startswith(CONFIG_DICT):
+        usual = common.get_config()
+        hint = nearest_setting(unknown[1], [*usual, *flatten(usual.to_dict())])  # groups too
+        text = f'there is no setting "{unknown[1]}"{hint}'
     return f"{where}: {text}"
 
 
@@ -172,7 +200,7 @@ def _check_settings(path: Path, config: ConfigDict) -> None:
     known, found = flatten(usual.to_dict()), flatten(config.to_dict())
     for key in found:
         if key not in known:
-            raise UserError(f"config {path} has the unknown setting {key}{_nearest_setting(key, known)}")
+            raise UserError(f"config {path} has the unknown setting {key}{nearest_setting(key, known)}")
     if missing := ", ".join(key for key in known if key not in found):
         raise UserError(f"config {path} lacks settings ({missing[:60]}...): begin with config = common.get_config()")
     for key, value in found.items():
@@ -181,10 +209,3 @@ def _check_settings(path: Path, config: ConfigDict) -> None:
         kinds = {float: (int, float), tuple: list}.get(kind, kind)  # flatten makes lists of tuples
         if value is not None and not isinstance(value, kinds):
             raise UserError(f"config {path} has {key}={value!r}, which is no {kind.__name__}")
-
-
-def _nearest_setting(key: str, known: dict) -> str:
-    """A hint such as `; did you mean "model.width"?`, by the whole key or its last part."""
-    leaves = {k.rsplit(".", 1)[-1]: k for k in known}
-    by_leaf = difflib.get_close_matches(key.rsplit(".", 1)[-1], leaves, n=1, cutoff=0.7)
-    return nearest(key, known) or (by_leaf and f'; did you mean "{leaves[by_leaf[0]]}"?') or ""

@@ -1,10 +1,8 @@
 """Settings: their mistakes found early, and configs as plain dicts."""
 
-import difflib
 import functools
 import math
 import os
-from collections.abc import Iterable
 from typing import Any
 
 import ml_collections
@@ -12,6 +10,7 @@ from ml_collections.config_dict import FieldReference
 
 from configs import common
 from mae_jax.errors import UserError
+from mae_jax.hints import nearest
 from mae_jax.models.classifier import POOLS
 from mae_jax.models.mae_config import MAEConfig
 from mae_jax.stages import check_resolutions
@@ -289,9 +288,3 @@ def from_dict(values: dict) -> dict:
 def _swap(value: Any, old: type, new: type) -> Any:
     """Makes sequences of one type, at any depth, those of another."""
     return new(_swap(item, old, new) for item in value) if isinstance(value, old) else value
-
-
-def nearest(word: str, words: Iterable[str]) -> str:
-    """A hint such as `; did you mean "digits"?`, or nothing if no word is near."""
-    close = difflib.get_close_matches(str(word), list(words), n=1, cutoff=0.5)
-    return f'; did you mean "{close[0]}"?' if close else ""

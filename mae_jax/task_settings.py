@@ -8,8 +8,9 @@ import fnmatch
 import ml_collections
 
 from configs import common
-from mae_jax.config import flatten, get, nearest
+from mae_jax.config import flatten, get
 from mae_jax.errors import UserError
+from mae_jax.hints import nearest
 
 EVERY = "task given file init_from assume.* model.* data.* "
 # What some tasks do not read of these groups.

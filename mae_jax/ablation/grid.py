@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from mae_jax.config import nearest
 from mae_jax.errors import UserError
+from mae_jax.hints import nearest_setting
 
 EXAMPLE = '(("model.mask_ratio", (0.5, 0.75)),)'
 # Settings that an ablation decides itself.
@@ -172,17 +172,18 @@ def safe_name(name: str) -> str:
 
 def check_keys(axes: list[Axis], protocols: list[Protocol], known: Iterable[str]) -> None:
     """Raises UserError for a key that is no setting, with the nearest that is one, or that the ablation sets itself."""
-    known = set(known)
+    known = list(known)
     words = [*known, *(f"{protocol.name}.{key}" for protocol in protocols for key in known)]
     for key in (key for axis in axes for key in axis.keys):
         if key not in words:
-            raise UserError(f"ablate.grid: unknown setting {key!r}{nearest(key, words)}")
+            raise UserError(f"ablate.grid: unknown setting {key!r}{nearest_setting(key, words)}")
         owner = owner_of(key, protocols)
         _check_free("ablate.grid", key, key.removeprefix(f"{owner}."), owner)
     for protocol in protocols:
         for key in protocol.overrides:
             if key not in known:
-                raise UserError(f"ablate.measure, {protocol.name}: unknown setting {key!r}{nearest(key, known)}")
+                hint = nearest_setting(key, known)
+                raise UserError(f"ablate.measure, {protocol.name}: unknown setting {key!r}{hint}")
             _check_free(f"ablate.measure, {protocol.name},", key, key, protocol.name)
 
 

@@ -23,8 +23,9 @@ from mae_jax.ablation.grid import (
     split_settings,
 )
 from mae_jax.command_line import check_command_line, given_settings
-from mae_jax.config import check, flatten, get, nearest
+from mae_jax.config import check, flatten, get
 from mae_jax.errors import UserError
+from mae_jax.hints import nearest
 from mae_jax.task_settings import check_read, unused_with
 
 ROOT = Path(__file__).parent.parent.parent

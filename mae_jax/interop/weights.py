@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from mae_jax.config import nearest
 from mae_jax.data.processor import Processor
 from mae_jax.errors import UserError, escaped
+from mae_jax.hints import nearest
 from mae_jax.interop.description import GUESSABLE
 from mae_jax.interop.foreign import is_foreign, read_foreign
 from mae_jax.interop.hub import fetch, is_hub

@@ -2,8 +2,8 @@
 
 import importlib
 
-from mae_jax.config import nearest
 from mae_jax.errors import UserError
+from mae_jax.hints import nearest
 
 TASKS = (
     "pretrain", "classify", "knn", "logistic_regression", "features", "evaluate", "reconstruct", "export", "ablate",
