@@ -9,6 +9,7 @@ SETTINGS = {
     "init_from": "checkpoint ckpt pretrained resume weights load finetune from",
     "seed": "random_seed rng",
     "--workdir": "output out output_dir out_dir save_dir log_dir logdir work_dir run_dir",
+    "--dry_run": "dryrun dry",
     "model.image_size": "size resolution res img_size input_size crop_size pixels img",
     "model.channels": "grey gray grayscale in_chans",
     "model.width": "dim embed_dim hidden hidden_size hidden_dim",

@@ -127,6 +127,7 @@ def test_a_workdir_has_the_promised_files(finished):
         assert 0 < result[name] <= 1
     assert (workdir / "checkpoints" / "20").is_dir()
     assert Image.open(workdir / "reconstructions" / "20.png").mode == "RGB"
+    assert Image.open(workdir / "metrics.png").size == (1200, 400)
     assert list(workdir.glob("events.out.tfevents*"))
 
 

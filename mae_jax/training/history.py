@@ -14,7 +14,7 @@ from mae_jax.writing import parse_object, read_object, write_atomically
 MEASURED = ("classes.csv", "confusion_matrix.png") + tuple(
     f"{split}_{kind}.npy" for split in ("train", "eval") for kind in ("features", "labels")
 )
-FILES = ("config.json", "metrics.jsonl", "result.json", "init_from.json", *MEASURED)
+FILES = ("config.json", "metrics.jsonl", "metrics.png", "result.json", "init_from.json", *MEASURED)
 ABLATIONS = ("table.md", "table.csv", "plot.png", "command.txt", "log.txt", "status.json")
 FOLDERS = ("checkpoints", "checkpoints_set_aside", "reconstructions", "profile")
 MAY_BE_LINKED = ("checkpoints",)  # to a larger disk
@@ -31,7 +31,7 @@ def check_folder(workdir: Path, task: str) -> None:
         return
     check_paths(workdir)
     if task != "ablate" and not _is_ours(workdir):  # an ablation's own folder has no config.json
-        for name in ("config.json", "metrics.jsonl", *MEASURED):
+        for name in ("config.json", "metrics.jsonl", "metrics.png", *MEASURED):
             # A run on a full disk leaves an empty file, and an empty one of others loses nothing.
             if (workdir / name).exists() and (workdir / name).stat().st_size:
                 raise UserError(
@@ -112,7 +112,7 @@ def keep_earlier_run(workdir: Path) -> None:
 
     Its event files stay: the new ones tell TensorBoard that steps are made again.
     """
-    for name in ("metrics.jsonl", "result.json", "reconstructions"):
+    for name in ("metrics.jsonl", "metrics.png", "result.json", "reconstructions"):
         if (workdir / name).exists():
             kept = (workdir / name).rename(_numbered(workdir / name))
             say(f"the run begins at step 0: {workdir / name} of an earlier one is kept as {kept.name}")

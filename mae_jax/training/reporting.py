@@ -1,4 +1,4 @@
-"""What a run tells: lines or a progress bar, metrics.jsonl, TensorBoard, pictures, config.json and result.json."""
+"""What a run tells: lines or a progress bar, metrics.jsonl and .png, TensorBoard, pictures, config.json, result."""
 
 import contextlib
 import functools
@@ -19,6 +19,7 @@ from mae_jax.console import say
 from mae_jax.errors import reason
 from mae_jax.processes import from_main, is_main
 from mae_jax.training.appending import Appender, make_summary_writer
+from mae_jax.training.curves import Curves, draw
 from mae_jax.training.history import cut_metrics, read_metrics
 from mae_jax.writing import make_temporary, write_json
 
@@ -53,6 +54,7 @@ class Reporter:
         path = self._workdir / "metrics.jsonl"
         cut_metrics(path, start_step)
         lines = read_metrics(path) if is_main() else []
+        self._curves = Curves(lines)
         evaluated = {line["step"] for line in lines if any(name.startswith("eval/") for name in line)}
         self._evaluated = set(from_main(sorted(evaluated)))
         self._metrics = Appender(path if is_main() else Path(os.devnull))
@@ -92,12 +94,22 @@ class Reporter:
             self.line("  ".join((f"step {step:>{len(str(self._total_steps))}}/{self._total_steps}", *parts)))
 
     def scalars(self, step: int, scalars: dict[str, float], prefix: str = "") -> None:
-        """Reports further scalars of a step, each under prefix + its name; scores stay in the progress line."""
+        """Reports further scalars of a step, each under prefix + its name; scores stay in the progress line.
+
+        Those of an evaluation draw the curves anew.
+        """
         found = (f"{name} {scalars[name]:.4g}" for name in WATCHED if name in scalars)
         self._watched = "  ".join(found) or self._watched
         scalars = {prefix + name: float(value) for name, value in scalars.items()}
         self._write(step, scalars)
         self.line(f"step {step}  " + "  ".join(f"{name} {value:.4f}" for name, value in scalars.items()))
+        if prefix == "eval/":
+            self.draw_curves()
+
+    def draw_curves(self) -> None:
+        """Draws metrics.png from all metrics, those of the time before the run was resumed too."""
+        if is_main() and (panels := self._curves.panels()):
+            self._save_if_possible(self._workdir / "metrics.png", lambda: draw(panels))
 
     def saved(self, step: int, seconds: float) -> None:
         """Reports for how long the run stood still to save a step."""
@@ -106,10 +118,7 @@ class Reporter:
     def picture(self, step: int, folder: str, picture: np.ndarray) -> Path:
         """Writes a picture [H, W, 3] uint8 to folder/<step>.png and to TensorBoard; returns its path."""
         path = self._workdir / folder / f"{step}.png"
-        try:
-            save_picture(path, picture)
-        except OSError as error:
-            say(f"{path} cannot be written: {reason(error)}; the run goes on without it")
+        self._save_if_possible(path, lambda: picture)
         self._tensorboard.add_image(folder, picture, step, dataformats="HWC")
         return path
 
@@ -131,12 +140,19 @@ class Reporter:
         # where that is installed.
         return make_summary_writer(self._workdir, purge_step=self._start_step + 1)
 
+    def _save_if_possible(self, path: Path, make: Callable[[], np.ndarray]) -> None:
+        try:
+            save_picture(path, make())
+        except OSError as error:
+            say(f"{path} cannot be written: {reason(error)}; the run goes on without it")
+
     def _write(self, step: int, scalars: dict[str, float]) -> None:
         if self._unwritten_config:
             with contextlib.suppress(OSError):
                 write_json(self._workdir / "config.json", self._unwritten_config)
                 self._unwritten_config = None
         scalars = {name: value for name, value in scalars.items() if math.isfinite(value)}  # JSON has no others
+        self._curves.add({"step": step} | scalars)
         self._metrics.append((json.dumps({"step": step} | scalars, allow_nan=False) + "\n").encode())
         for name, value in scalars.items():
             self._tensorboard.add_scalar(name, value, step)

@@ -107,7 +107,9 @@ def run_training(
         scores = evaluate(state)
         check_evaluation(scores, total_steps, total_steps, checkpoints)
         stop.look()
-        if not reporter.has_evaluation(total_steps):  # it has if the run was killed after this line
+        if reporter.has_evaluation(total_steps):  # the run was killed after it was reported
+            reporter.draw_curves()
+        else:
             reporter.scalars(total_steps, scores, prefix="eval/")
         result, lines = trainee.result(state, scores)
         stop.look()

@@ -62,14 +62,15 @@ def test_what_is_cut_in_the_usual_way_needs_no_room_on_the_disk(tmp_path):
 def test_metrics_result_and_pictures_of_an_earlier_run_get_the_next_number_and_are_told(tmp_path, capsys):
     for number in (1, 2):
         (tmp_path / "metrics.jsonl").write_text(numbered(number))
+        (tmp_path / "metrics.png").touch()
         (tmp_path / "result.json").write_text(f"{number}")
         (tmp_path / "reconstructions").mkdir()
         keep_earlier_run(tmp_path)
-    assert names_in(tmp_path) == ["metrics.1.jsonl", "metrics.2.jsonl", "reconstructions.1", "reconstructions.2",
-                                  "result.1.json", "result.2.json"]  # fmt: skip
+    assert names_in(tmp_path) == ["metrics.1.jsonl", "metrics.1.png", "metrics.2.jsonl", "metrics.2.png",
+                                  "reconstructions.1", "reconstructions.2", "result.1.json", "result.2.json"]  # fmt: skip
     assert [(tmp_path / f"metrics.{number}.jsonl").read_text() for number in (1, 2)] == [numbered(1), numbered(2)]
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 6
+    assert len(lines) == 8
     assert lines[0].startswith("the run begins at step 0: ")
     assert lines[0].endswith(f"{tmp_path}/metrics.jsonl of an earlier one is kept as metrics.1.jsonl")
     keep_earlier_run(tmp_path)
@@ -123,7 +124,16 @@ def test_an_export_looks_itself_and_an_ablation_has_no_config_of_its_own(tmp_pat
 
 
 FOLDERS = ["checkpoints", "checkpoints_set_aside", "reconstructions", "profile"]
-FILES = ["config.json", "metrics.jsonl", "result.json", "init_from.json", "status.json", "log.txt", "table.md"]
+FILES = [
+    "config.json",
+    "metrics.jsonl",
+    "metrics.png",
+    "result.json",
+    "init_from.json",
+    "status.json",
+    "log.txt",
+    "table.md",
+]
 
 
 @pytest.mark.parametrize("name", FOLDERS + FILES)
@@ -135,7 +145,9 @@ def test_a_file_that_should_be_a_folder_or_the_other_way_round_is_found_before_a
         check_folder(tmp_path, task)
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "config.json", "reconstructions", "profile", "log.txt"])
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "metrics.png", "config.json", "reconstructions", "profile", "log.txt"]
+)
 @pytest.mark.parametrize("dangling", [True, False])
 def test_a_link_among_the_files_of_a_run_is_found_before_anything_is_done(tmp_path, name, dangling):
     target, workdir = tmp_path / "target", tmp_path / "run"

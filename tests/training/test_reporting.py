@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from mae_jax.errors import UserError
+from mae_jax.training import reporting
 from mae_jax.training.history import check_not_beyond, keep_earlier_result, read_metrics
 from mae_jax.training.reporting import Reporter, provenance, save_picture
 from mae_jax.writing import write_atomically, write_json
@@ -107,6 +108,39 @@ def test_tensorboard_gets_the_same_scalars_and_pictures(open_reporter, tmp_path)
     assert path == tmp_path / "reconstructions" / "3.png"
     events = b"".join(file.read_bytes() for file in tmp_path.glob("events.out.tfevents*"))
     assert b"eval/loss" in events and b"reconstructions" in events and b"PNG" in events
+
+
+def test_an_evaluation_draws_the_curves_of_the_time_before_a_resume_too(open_reporter, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(reporting, "draw", lambda panels: drawn.append(panels) or np.zeros((2, 2, 3), np.uint8))
+    first = open_reporter()
+    for step in (1, 2, 3):
+        first.training(step, {"loss": 1.0 / step, "learning_rate": 0.5}, seconds=1.0, steps=1, waited=0.0)
+    assert not drawn and not (tmp_path / "metrics.png").exists()
+    first.scalars(2, {"loss": 0.5, "knn/top1": 0.25}, prefix="eval/")
+    first.close()
+    open_reporter(start_step=2).scalars(4, {"loss": 0.4, "knn/top1": 0.75}, prefix="eval/")
+    assert [panel.title for panel in drawn[-1]] == ["loss", "learning rate", "accuracy on evaluation images, %"]
+    assert drawn[-1][0].curves == {"training": ([1, 2], [1.0, 0.5]), "evaluation": ([2, 4], [0.5, 0.4])}
+    assert drawn[-1][2].curves == {"k-NN": ([2, 4], [25.0, 75.0])}
+    assert Image.open(tmp_path / "metrics.png").size == (2, 2)
+
+
+def test_curves_that_cannot_be_drawn_do_not_end_the_run(open_reporter, tmp_path, monkeypatch, capsys):
+    def fail(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(reporting, "draw", fail)
+    open_reporter().scalars(2, {"loss": 0.5}, prefix="eval/")
+    assert "metrics.png cannot be written: No space left on device; the run goes on" in capsys.readouterr().out
+    assert lines_of(tmp_path) == [{"step": 2, "eval/loss": 0.5}] and not (tmp_path / "metrics.png").exists()
+
+
+def test_only_the_first_process_draws_the_curves(open_reporter, tmp_path, monkeypatch):
+    reporter = open_reporter()
+    monkeypatch.setattr(reporting, "is_main", lambda: False)
+    reporter.scalars(2, {"loss": 0.5}, prefix="eval/")
+    assert not (tmp_path / "metrics.png").exists()
 
 
 def test_the_result_of_a_run_that_is_made_longer_is_kept_under_another_name(tmp_path):
