@@ -42,7 +42,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
     say(*table.split("\n"))
     say(f"k {settings.knn_k}, temperature {settings.knn_temperature}: top-1 {scores['knn/top1']:.2%}")
     best = "k {knn/best_k}, temperature {knn/best_temperature}: top-1 {knn/best_top1:.2%}".format_map(scores)
-    say(f"best: {best} (chosen on the evaluation images themselves, so too high)")
+    say(f"best: {best} (chosen on the evaluation images themselves, so optimistic)")
     if settings.random_encoder:
         random_scores, _ = measure(frozen.extract_random)
         result |= {f"random_encoder/{name}": value for name, value in random_scores.items()}

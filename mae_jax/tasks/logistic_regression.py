@@ -40,7 +40,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
     result |= {f"{name}/best_top1": best["top1"], f"{name}/best_c": best["c"]}
     for row in sweep:
         say(f"C {row['c']:<8} top-1 {row['top1']:.2%}  top-5 {row['top5']:.2%}")
-    say(f"best: C {best['c']}: top-1 {best['top1']:.2%} (chosen on the evaluation images themselves, so too high)")
+    say(f"best: C {best['c']}: top-1 {best['top1']:.2%} (chosen on the evaluation images themselves, so optimistic)")
     if settings.random_encoder:
         (row,) = measure(frozen.extract_random, [settings.probe_c])
         result |= {f"random_encoder/{name}/{key}": row[key] for key in ("top1", "top5")}

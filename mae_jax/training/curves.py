@@ -72,6 +72,7 @@ def draw(panels: list[Panel]) -> np.ndarray:
             axes.plot(steps, values, label=label, linewidth=1.2, marker="o" if len(steps) <= 30 else None, markersize=3)
         axes.set(title=panel.title, xlabel="step")
         axes.locator_params(axis="x", nbins=5, integer=True)
+        axes.ticklabel_format(axis="y", useOffset=False)
         axes.grid(alpha=0.3)
         if panel.title == "loss":
             axes.set_ylim(*_loss_limits(panel))
