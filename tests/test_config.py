@@ -8,7 +8,13 @@ from ml_collections.config_dict import FieldReference
 
 from configs import common, digits, finetune_vit_base
 from mae_jax.ablation.plan import resolve
-from mae_jax.command_line import asks_for_help, check_command_line, describe_configs, given_settings
+from mae_jax.command_line import (
+    asks_for_help,
+    check_command_line,
+    describe_configs,
+    describe_unknown_flag,
+    given_settings,
+)
 from mae_jax.config import check, expand_paths, flatten, from_dict, get
 from mae_jax.errors import UserError
 from mae_jax.tasks import TASKS, find_task
@@ -122,6 +128,20 @@ def test_a_mistake_on_the_command_line_is_told_with_the_nearest_name(arguments, 
     with pytest.raises(UserError) as error:
         check_command_line(arguments)
     assert expected in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "flag, hint",
+    [
+        ("batch_size", 'did you mean "--config.data.batch_size"?'),
+        ("data.batch_size", 'did you mean "--config.data.batch_size"?'),
+        ("output_dir", 'did you mean "--workdir"?'),
+        ("dryrun", 'did you mean "--dry_run"?'),
+        ("zzz", "settings are given as --config.KEY=VALUE"),
+    ],
+)
+def test_a_flag_that_does_not_exist_is_told_with_the_setting_that_is_meant(flag, hint):
+    assert describe_unknown_flag(flag, ["--config=configs/digits.py"]) == f"unknown flag --{flag}; {hint}"
 
 
 def resolve_line(*arguments):
