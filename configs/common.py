@@ -84,8 +84,10 @@ def get_config() -> ml_collections.ConfigDict:
     model.activation = "gelu"  # of the MLPs; the exact one (gelu_tanh, relu, ...: models/layers.py lists them)
     model.qkv_bias = True  # whether queries, keys and values have a bias
     model.norm_epsilon = 1e-6  # of every LayerNorm
-    model.dtype = "float32"  # of the matrix products: float32 | bfloat16; everything else is float32 (JAX's default
-    # for float32 products is less than full precision on some accelerators: see jax_default_matmul_precision)
+    # Of the matrix products: float32 | bfloat16; None: bfloat16 where the chip has it (not a CPU). Everything else is
+    # float32. (JAX's default for float32 products is less than full precision on some accelerators: see
+    # jax_default_matmul_precision.)
+    model.dtype = placeholder(str)
     model.attention = "xla"  # xla | cudnn (fused; NVIDIA GPUs, with dtype bfloat16)
     model.remat = False  # recompute the blocks' activations in the backward pass: less memory, more time
     # Blocks unrolled in one iteration of the scan over depth. None: 1; where a CPU trains all, if they are 12 at most
@@ -93,8 +95,8 @@ def get_config() -> ml_collections.ConfigDict:
     model.scan_unroll = placeholder(int)
 
     data = config.data = ml_collections.ConfigDict()
-    # digits | image_folder | synthetic | the name of a TFDS data set; tasks that measure a checkpoint take None for
-    # the data that it was trained on.
+    # digits | image_folder | synthetic | the name of a TFDS data set; None: those that the checkpoint in init_from was
+    # trained on (not to pre-train).
     data.name = FieldReference("imagenet2012", field_type=str)
     data.path = placeholder(str)  # image_folder: its folder; TFDS: its data_dir (None: TFDS's own default)
     # TFDS splits, or sub-folders of the image folder, in any case and usual spelling; image folders: "" for none.
@@ -103,7 +105,9 @@ def get_config() -> ml_collections.ConfigDict:
     data.eval_fraction = 0.1  # image folders without a folder for evaluation: share of the pictures held out; 1: all
     data.stratify = True  # hold out this share of each class; False: of all pictures together
     data.num_examples = 1024  # synthetic only: size of the training split; evaluation has a quarter of it
-    data.batch_size = 4096  # images a step, over all devices, hosts and accumulation steps
+    # Images a step, over all devices, hosts and accumulation steps. None: a power of two from 16 to 256 that makes at
+    # least 16 steps an epoch, where the data are enough.
+    data.batch_size = FieldReference(4096, field_type=int)
     data.seed = 0  # of the order and of the random crops
     data.crop_scale = (0.2, 1.0)  # random resized crop: area kept, as a share of the picture's
     data.crop_ratio = (3 / 4, 4 / 3)  # random resized crop: width / height of the crop
@@ -141,6 +145,8 @@ def get_config() -> ml_collections.ConfigDict:
 
     classifier = config.classifier = ml_collections.ConfigDict()  # what the task classify adds to the encoder
     classifier.num_classes = placeholder(int)  # None: the data's
+    # An encoder of the size of that in init_from, with random weights: what pre-training is compared with.
+    classifier.random_encoder = False
     # What the head sees: mean_norm (the norm of the patch tokens' mean) | mean (of the normed patch tokens) |
     # class (the normed class token) | attentive (a learned query attends to the normed patch tokens).
     classifier.pool = "mean_norm"

@@ -16,6 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.update(
         image_size=8, patch_size=2, channels=1,
         width=64, depth=4, num_heads=4, decoder_width=32, decoder_depth=2, decoder_num_heads=4,
+        dtype="float32",  # on every chip, as what README and docs report
         normalize_targets=False,  # a patch of 2 x 2 grey values has little left once normalised
     )  # fmt: skip
     config.data.update(

@@ -16,7 +16,7 @@ from mae_jax.models.mae_config import SIZES
 def get_config() -> ml_collections.ConfigDict:
     config = common.get_config()
     config.task = "classify"
-    config.model.update(SIZES["base"], dtype="bfloat16")
+    config.model.update(SIZES["base"])
     config.classifier.update(pool="mean_norm", drop_path=0.1, label_smoothing=0.1)
     config.data.update(
         batch_size=1024, crop_scale=(0.08, 1.0), augmentation="rand_augment", erasing=0.25, mixup=0.8, cutmix=1.0

@@ -17,7 +17,7 @@ from mae_jax.models.mae_config import SIZES
 def get_config() -> ml_collections.ConfigDict:
     config = common.get_config()
     config.task = "classify"
-    config.model.update(SIZES["base"], dtype="bfloat16")
+    config.model.update(SIZES["base"])
     config.classifier.update(pool="class", trained_blocks=0.0, batch_norm=True, head_std=0.01)
     config.data.update(batch_size=16384, crop_scale=(0.08, 1.0), crop_rule="clip")
     config.train.epochs = 90.0

@@ -14,5 +14,5 @@ from mae_jax.models.mae_config import SIZES
 
 def get_config() -> ml_collections.ConfigDict:
     config = common.get_config()
-    config.model.update(SIZES["base"], dtype="bfloat16")
+    config.model.update(SIZES["base"])
     return config

@@ -15,6 +15,6 @@ from mae_jax.models.mae_config import SIZES
 
 def get_config() -> ml_collections.ConfigDict:
     config = common.get_config()
-    config.model.update(SIZES["huge"], dtype="bfloat16")
+    config.model.update(SIZES["huge"])
     config.model.remat = True
     return config

@@ -15,5 +15,5 @@ from mae_jax.models.mae_config import SIZES
 
 def get_config() -> ml_collections.ConfigDict:
     config = common.get_config()
-    config.model.update(SIZES["large"], dtype="bfloat16")
+    config.model.update(SIZES["large"])
     return config

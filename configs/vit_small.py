@@ -15,6 +15,6 @@ from mae_jax.models.mae_config import SIZES
 
 def get_config() -> ml_collections.ConfigDict:
     config = common.get_config()
-    config.model.update(SIZES["small"], dtype="bfloat16")
+    config.model.update(SIZES["small"])
     config.model.update(decoder_width=256, decoder_num_heads=8)  # a decoder no wider than the encoder
     return config

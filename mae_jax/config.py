@@ -222,9 +222,14 @@ def _check_sweeps(evaluate: ml_collections.ConfigDict) -> None:
 
 def _check_together(config: ml_collections.ConfigDict) -> None:
     """Raises UserError for settings that contradict one another."""
-    if config.task in ("pretrain", "classify") and config.data.name is None:
+    if config.data.name is None and config.task == "classify" and not config.init_from:
+        raise UserError(
+            "init_from is not set, nor is data.name: which encoder, and which pictures? Give a checkpoint, for example "
+            "--config.init_from=runs/digits"
+        )
+    if config.data.name is None and config.task == "pretrain":
         raise UserError("data.name is not set: which pictures? For example --config.data.name=image_folder")
-    if config.train.accumulate_steps > config.data.batch_size:
+    if config.train.accumulate_steps > (config.data.batch_size or INT32_MAX):
         raise UserError(
             f"train.accumulate_steps={config.train.accumulate_steps} is more than data.batch_size="
             f"{config.data.batch_size}: a part has at least one picture"

@@ -90,6 +90,27 @@ def all_devices() -> list[jax.Device]:
     return sorted(devices, key=lambda device: (device.process_index, device.id))
 
 
+def fitting_dtype(device: jax.Device, wanted: str | None = None) -> str:
+    """The type of matrix products where the user leaves it open: what is wanted (None: bfloat16), if the chip has it.
+
+    TPUs multiply in bfloat16, and GPUs do (NVIDIA's from compute capability 8.0 on); of CPUs few do, and others only
+    imitate it, slower than float32.
+
+    Args:
+      wanted: such as that of the checkpoint that is measured.
+    """
+    capability = str(getattr(device, "compute_capability", ""))  # "9.0"; AMD's are names
+    early = re.fullmatch(r"[0-7]\.\d+", capability)
+    has_bfloat16 = device.platform != "cpu" and not early
+    return wanted or "bfloat16" if has_bfloat16 else "float32"
+
+
+def settle_dtype(config: ConfigDict, mesh: Mesh, earlier: dict[str, Any] | None = None) -> None:
+    """Sets `model.dtype` if it is open; a run that goes on keeps that of its earlier config, if the chip has it."""
+    if config.model.dtype is None:
+        config.model.dtype = fitting_dtype(mesh.devices.flat[0], earlier and earlier["model"].get("dtype"))
+
+
 def make_mesh(settings: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
     """The mesh with axes data, fsdp and tensor; at most one of the sizes may be -1: what is left.
 

@@ -51,7 +51,7 @@ MEASURES_INHERIT = ("pretrain", "classify")  # the tasks that take a checkpoint
 
 # (setting, value): settings that have no effect with this value. They are refused on a command line.
 UNUSED_WITH = {
-    ("init_from", None): "assume.*",
+    ("init_from", None): "assume.* classifier.random_encoder",
     ("data.name", "digits"): "data.path data.train_split data.eval_split",
     ("data.name", "synthetic"): "data.path data.train_split data.eval_split",
     ("data.augmentation", "none"): "data.rand_augment_*",

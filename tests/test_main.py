@@ -219,9 +219,12 @@ def test_the_recipe_of_the_released_models_fine_tunes_on_ones_own_pictures(own_p
     code, out, err = run(
         "--config=configs/finetune_vit_base.py", f"--config.init_from={own_pictures}/run", f"--workdir={tmp_path}",
         "--config.data.name=image_folder", f"--config.data.path={own_pictures}/pictures", "--config.data.batch_size=16",
-        "--config.model.image_size=(32, 16)", "--config.train.steps=3",
+        "--config.train.steps=3",
     )  # fmt: skip
     assert code == 0, out + err
+    size = read_json(own_pictures / "run" / "config.json")["model"]["image_size"]
+    assert size != 224 and read_json(tmp_path / "config.json")["model"]["image_size"] == size
+    assert "float32 products" in out
     assert "model.width is 16, the checkpoint's, not 768" in out and "2 classes" in out
     assert "RandAugment, erasing 0.25, mixup 0.8, cutmix 1.0" in out
     result = read_json(tmp_path / "result.json")

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from mae_jax.mesh import (
     batch_parts,
     batch_sharding,
     create,
+    fitting_dtype,
     make_mesh,
     parameter_shardings,
     prepare_cpu,
@@ -20,6 +22,7 @@ from mae_jax.mesh import (
     put,
     put_batch,
     replicated,
+    settle_dtype,
 )
 
 ALL = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
@@ -123,6 +126,30 @@ def test_what_is_created_with_little_optimisation_has_the_bits_of_what_is_compil
     found = create(init, jax.random.key(0), make_mesh(ConfigDict(dict(data=2, fsdp=2, tensor=2))))
     expected = jax.jit(init, compiler_options={"xla_backend_optimization_level": 3})(jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize(
+    "platform, capability, expected",
+    [("cpu", None, "float32"), ("tpu", None, "bfloat16"), ("gpu", "9.0", "bfloat16"), ("gpu", "10.0", "bfloat16"),
+     ("gpu", "7.5", "float32"), ("gpu", "gfx942", "bfloat16")],
+)  # fmt: skip
+def test_products_are_of_bfloat16_only_where_the_chip_has_it(platform, capability, expected):
+    device = types.SimpleNamespace(platform=platform, compute_capability=capability)
+    assert fitting_dtype(device) == fitting_dtype(device, "bfloat16") == expected
+    assert fitting_dtype(device, "float32") == "float32"
+
+
+def test_a_type_of_products_that_is_given_stays_and_an_open_one_is_as_before_where_the_chip_has_it():
+    def settled(asked, earlier, platform):
+        mesh = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform=platform)]))
+        config = ConfigDict({"model": {"dtype": asked}})
+        settle_dtype(config, mesh, earlier and {"model": {"dtype": earlier}})
+        return config.model.dtype
+
+    assert settled("bfloat16", None, "cpu") == "bfloat16"
+    assert settled(None, "bfloat16", "cpu") == "float32"
+    assert settled(None, "float32", "tpu") == "float32"  # a run that an earlier version began
+    assert settled(None, None, "tpu") == "bfloat16"
 
 
 def test_what_is_sent_on_purpose_may_be_sent_where_transfers_are_forbidden():

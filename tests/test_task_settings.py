@@ -108,6 +108,7 @@ def test_pictures_by_hand_are_refused_of_a_classifier_that_is_evaluated():
         ("linear_probe_digits", ["optimizer.b2=0.5"], "with optimizer.name=lars"),
         ("digits", ["data.rand_augment_ops=3"], "with data.augmentation=none"),
         ("digits", ["assume.num_heads=3"], "with init_from=None"),
+        ("finetune_digits", ["classifier.random_encoder=True"], "with init_from=None"),
     ],
 )
 def test_a_setting_that_another_one_leaves_without_use_is_refused(name, settings, expected):

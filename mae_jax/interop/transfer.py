@@ -1,5 +1,6 @@
-"""Weights of one run as the beginning of a classifier's."""
+"""Weights and settings of one run as the beginning of another."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -16,28 +17,43 @@ from mae_jax.models.positions import resize_positions, sincos_table
 
 # Settings of `model` that a run chooses for itself; the others are the checkpoint's.
 OWN_MODEL_SETTINGS = ("image_size", "dtype", "attention", "remat", "scan_unroll")
+# What an encoder is used to: its pictures' size and values are the checkpoint's, unless the command line gives others.
+PICTURES = ("model.image_size", "data.mean", "data.std", "data.value_range")
 ENCODER_SETTINGS = (
     "patch_size", "channels", "width", "depth", "num_heads", "mlp_ratio", "mlp_width",
     "norm_epsilon", "activation", "qkv_bias", "class_tokens", "registers", "qk_norm",
 )  # fmt: skip
 
 
-def resolve_model(config: ml_collections.ConfigDict, workdir: Path) -> tuple[Weights | None, list[str]]:
-    """Sets the encoder's sizes in `config` to those of the checkpoint that the run goes on from, or begins with.
+def find_start(config: ml_collections.ConfigDict, workdir: Path) -> tuple[dict[str, Any] | None, Weights | None]:
+    """What a run goes on from or begins with: the checkpoint's config, and the weights if it begins with `init_from`.
 
-    Returns:
-      The weights to begin with, if the run begins and has `init_from`; and a line for each setting that was changed.
+    Both are None if it begins from scratch, the weights too if it goes on from a checkpoint in its own workdir.
 
     Raises:
-      UserError: if there is no readable checkpoint, it holds no encoder, or the command line gives it another size.
+      UserError: if what `init_from` names cannot be read, or holds no encoder.
     """
-    if trained := read_own_config(workdir):
-        weights = None
-    elif config.init_from:
-        weights = read_weights(pin_weights(config.init_from, workdir), assumed(config))
-        trained = weights.config
-    else:
-        return None, []
+    with contextlib.suppress(UserError):  # checkpoints that cannot be read are told, and set aside, when it goes on
+        if trained := read_own_config(workdir):
+            return trained, None
+    weights = read_start(config, workdir)
+    return weights and weights.config, weights
+
+
+def read_start(config: ml_collections.ConfigDict, workdir: Path) -> Weights | None:
+    """The weights that `init_from` names, the same ones when the run in the workdir is started again; None without."""
+    return read_weights(pin_weights(config.init_from, workdir), assumed(config)) if config.init_from else None
+
+
+def resolve_model(config: ml_collections.ConfigDict, trained: dict[str, Any]) -> list[str]:
+    """Sets the encoder's sizes in `config` to those of a checkpoint's config, and what it knows of pictures.
+
+    Returns:
+      A line for each setting that was changed.
+
+    Raises:
+      UserError: if the command line gives the encoder another size.
+    """
     # Newer settings, which a checkpoint of an earlier version lacks, are as they were; and since a classifier hides
     # nothing, masks that do not fit its size are no obstacle.
     model = dataclasses.asdict(MAEConfig(**trained["model"])) | USUAL_MASKS
@@ -50,7 +66,26 @@ def resolve_model(config: ml_collections.ConfigDict, workdir: Path) -> tuple[Wei
         if asked != own:
             changed.append(f"model.{name} is {own!r}, the checkpoint's, not {asked!r}")
     config.model.update(sizes)
-    return weights, changed
+    return changed + resolve_pictures(config, trained)
+
+
+def resolve_pictures(config: ml_collections.ConfigDict, trained: dict[str, Any]) -> list[str]:
+    """Sets `PICTURES` in `config` to those of a checkpoint's config; returns a line for each that was changed."""
+    changed = []
+    for key in PICTURES:
+        group, name = key.split(".")
+        if key in config.given or name not in trained[group]:  # files of others do not say all, nor do earlier versions
+            continue
+        asked, own = config[group][name], trained[group][name]
+        if _as_pair(asked) != _as_pair(own):
+            changed.append(f"{key} is {own!r}, the checkpoint's, not {asked!r}")
+            config[group][name] = own
+    return changed
+
+
+def _as_pair(value: Any) -> Any:
+    """A size as (height, width); other values as they are."""
+    return (value, value) if isinstance(value, int) else value
 
 
 def starting_params(weights: Weights, model: ClassifierConfig, class_names: list[str] | None = None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from mae_jax.interop.description import GUESSABLE
 from mae_jax.interop.foreign import is_foreign, read_foreign
 from mae_jax.interop.hub import fetch, is_hub
 from mae_jax.interop.workdirs import Weights, find_checkpoint, read_workdir
+from mae_jax.mesh import fitting_dtype
 from mae_jax.models.classifier import Classifier, make_bind_classifier, make_classifier_config
 from mae_jax.models.mae import MAEConfig, MaskedAutoencoder, make_bind
 from mae_jax.models.mae_config import USUAL_MASKS
@@ -148,7 +149,11 @@ def load(path: str | Path, **settings) -> MaskedAutoencoder | Classifier:
                 f"mae_jax.load has no setting {name!r}{nearest(name, known)} (there are: {', '.join(known)})"
             )
     asked = {name: value for name, value in settings.items() if name in GUESSABLE}
-    weights = choose(read_weights(path, asked), {k: v for k, v in settings.items() if k in CHOOSABLE})
+    weights = read_weights(path, asked)
+    chosen = {k: v for k, v in settings.items() if k in CHOOSABLE}
+    if chosen.get("dtype") is None:
+        chosen["dtype"] = fitting_dtype(jax.devices()[0], weights.config["model"].get("dtype"))
+    weights = choose(weights, chosen)
     for note in weights.notes:
         warnings.warn(escaped(f"{path}: {note}"), stacklevel=2)
     model = make_bind_of(weights)(jax.device_put(weights.params))
@@ -204,7 +209,7 @@ def pictures_differ(weights: Weights, data: Mapping) -> list[str]:
     return notes
 
 
-def read_fitting_params(path: str | Path, config: dict[str, Any]) -> tuple[dict, list[str]]:
+def fitting_params(weights: Weights, config: Mapping) -> tuple[dict, list[str]]:
     """The parameters of a trained autoencoder, to go on from in a pre-training run with the given config.
 
     Returns:
@@ -213,7 +218,7 @@ def read_fitting_params(path: str | Path, config: dict[str, Any]) -> tuple[dict,
     Raises:
       UserError: if the two models differ; it names the settings in which they do.
     """
-    weights = read_weights(path, assumed(config))
+    path = config["init_from"]
     if weights.config["task"] == "classify":
         raise UserError(f"init_from={path} is a classifier without a decoder; pre-training needs an autoencoder")
     old, new = MAEConfig(**weights.config["model"]), MAEConfig(**config["model"])

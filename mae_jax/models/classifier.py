@@ -63,6 +63,19 @@ class ClassifierConfig:
         return 0 if self.trained_blocks is None else self.encoder.depth - math.ceil(self.trained_blocks)
 
     @property
+    def trained_parts(self) -> str:
+        """What trains, for people."""
+        match self.trained_blocks:
+            case None:
+                return "everything"
+            case 0:
+                return "the head"
+            case 0.5:
+                return "the last block's MLP, norm and head"
+            case blocks:
+                return f"the last {int(blocks)} of {self.encoder.depth} blocks, norm and head"
+
+    @property
     def drop_path_rates(self) -> tuple[float, ...] | None:
         """[depth] rates, rising linearly from 0 to `drop_path` at the last block; frozen blocks have none."""
         if not self.drop_path:
@@ -123,7 +136,7 @@ class Head(nnx.Module):
     """What stands between encoder and logits: the pool (if learned), BatchNorm (if asked for), the linear layer."""
 
     def __init__(self, config: ClassifierConfig, *, rngs: nnx.Rngs):
-        encoder, dtype = config.encoder, jnp.dtype(config.encoder.dtype)
+        encoder, dtype = config.encoder, jnp.dtype(config.encoder.blocks.dtype)
         pool = AttentivePool(encoder.width, encoder.num_heads, dtype=dtype, rngs=rngs)
         self.pool = pool if config.pool == "attentive" else None
         self.batch_norm = BatchNorm(encoder.width) if config.batch_norm else None

@@ -24,7 +24,7 @@ class Decoder(nnx.Module):
     """
 
     def __init__(self, config: MAEConfig, *, rngs: nnx.Rngs):
-        self.config, dtype, width = config, jnp.dtype(config.dtype), config.decoder_width
+        self.config, dtype, width = config, jnp.dtype(config.blocks.dtype), config.decoder_width
         cross = config.decoder_attention == "cross"
         self.embed = None if cross else Linear(config.width, width, dtype=dtype, rngs=rngs)
         token_width = config.width if config.encoder_mask_tokens else width

@@ -55,7 +55,7 @@ class Encoder(nnx.Module):
         frozen_blocks: int = 0,
         drop_path: tuple[float, ...] | None = None,
     ):
-        self.config, dtype = config, jnp.dtype(config.dtype)
+        self.config, dtype = config, jnp.dtype(config.blocks.dtype)
         self.frozen_blocks, self.drop_path = frozen_blocks, drop_path
 
         def bias_init(key, shape, dtype):  # the released models' patch embedding keeps a convolution's default bias

@@ -19,7 +19,7 @@ SIZES = {
 }
 
 CHOICES = {
-    "dtype": ("float32", "bfloat16"),
+    "dtype": ("float32", "bfloat16", None),
     "activation": tuple(ACTIVATIONS),
     "positions": ("sincos", "learned"),
     "attention": ATTENTION_BACKENDS,
@@ -69,7 +69,7 @@ class MAEConfig:
     mask_ratio: float = 0.75
     normalize_targets: bool = True
     norm_epsilon: float = 1e-6
-    dtype: str = "float32"
+    dtype: str | None = "float32"  # None: float32 here; a run's is settled by its chip (mesh.fitting_dtype)
     remat: bool = False
     scan_unroll: int | None = None  # None: 1; `unroll_on_cpu` finds where more are faster
     mlp_width: int | None = None  # None: mlp_ratio * width
@@ -118,8 +118,8 @@ class MAEConfig:
                 raise UserError(f"model.{name}={width} must be a multiple of 4 (2-D sine-cosine positions)")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
-                raise UserError(f"model.{name}={getattr(self, name)!r} is not one of {', '.join(choices)}")
-        if self.attention == "cudnn" and self.dtype != "bfloat16":
+                raise UserError(f"model.{name}={getattr(self, name)!r} is not one of {', '.join(map(str, choices))}")
+        if self.attention == "cudnn" and self.dtype == "float32":
             raise UserError("model.attention=cudnn works in half precision: set model.dtype=bfloat16 too")
         if not self.norm_epsilon > 0:
             raise UserError(f"model.norm_epsilon={self.norm_epsilon} must be above 0")
@@ -225,7 +225,8 @@ class MAEConfig:
     ) -> BlockConfig:
         return BlockConfig(
             width, num_heads, int(self.mlp_ratio * width) if mlp_width is None else mlp_width,
-            self.norm_epsilon, self.activation, self.qkv_bias, self.attention, self.dtype, self.qk_norm, memory_width,
+            self.norm_epsilon, self.activation, self.qkv_bias, self.attention, self.dtype or "float32", self.qk_norm,
+            memory_width,
         )  # fmt: skip
 
     @property

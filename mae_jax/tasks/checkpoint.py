@@ -12,9 +12,10 @@ from mae_jax.errors import UserError
 from mae_jax.interop.foreign import is_foreign
 from mae_jax.interop.weights import assumed, check_workdir, choose, find_same_weights, read_weights
 from mae_jax.interop.workdirs import Weights
+from mae_jax.mesh import all_devices, fitting_dtype
 from mae_jax.processes import from_main, is_main
 from mae_jax.task_settings import check_read
-from mae_jax.tasks.image_folders import PLACE, choose_pictures
+from mae_jax.tasks.image_folders import NO_PICTURES, PLACE, check_has_path, choose_pictures
 from mae_jax.training.history import keep_earlier_measurement
 from mae_jax.writing import finite_or_null, write_json
 
@@ -64,7 +65,10 @@ def open_checkpoint(
             if key not in keys and value != trained[group].get(key):
                 own = trained[group].get(key)
                 raise UserError(f"{group}.{key}={value!r} is {own!r} in the checkpoint and cannot be changed here")
-    weights = choose(weights, _only(changed["model"], CHOSEN))
+    chosen = _only(changed["model"], CHOSEN)
+    if chosen.get("dtype") is None and config.task != "export":
+        chosen["dtype"] = fitting_dtype(all_devices()[0], trained["model"].get("dtype"))
+    weights = choose(weights, chosen)
     trained = weights.config
     for note in weights.notes:
         say(f"note: {config.init_from}: {note}")
@@ -78,10 +82,7 @@ def open_checkpoint(
     if foreign:
         groups["data"] |= changed["data"]
     if needs_data and groups["data"]["name"] is None:
-        raise UserError(
-            f"init_from={config.init_from} does not say which pictures: name them, for example "
-            "--config.data.name=image_folder --config.data.path=FOLDER"
-        )
+        raise UserError(NO_PICTURES.format(config.init_from))
     if needs_data and groups["data"]["name"] == "image_folder":
         # Process 0 decides: data.path may differ from host to host.
         chosen, note = from_main(is_main() and choose_pictures(groups["data"], trained, set(changed["data"])))
@@ -120,9 +121,6 @@ def _taken(asked: dict[str, Any], usual: dict[str, Any], trained_name: str) -> d
     if asked["name"] is not None:
         return reading | {name: asked[name] for name in PLACE}
     place = _only(_changed(asked | {"name": usual["name"]}, usual), PLACE)
-    if "path" in place and trained_name in ("digits", "synthetic"):
-        raise UserError(
-            f"data.path={asked['path']}: the checkpoint's data ({trained_name}) have no path; "
-            "name the data too, for example --config.data.name=image_folder"
-        )
+    if "path" in place:
+        check_has_path(asked["path"], trained_name)
     return reading | place

@@ -33,13 +33,12 @@ from mae_jax.data.supervised import augment, augmentations
 from mae_jax.errors import UserError
 from mae_jax.evaluation.classification import predict, summarize_predictions
 from mae_jax.evaluation.features import extract_features
-from mae_jax.interop.transfer import describe_start, resolve_model, starting_params
+from mae_jax.interop.transfer import describe_start, find_start, read_start, resolve_model, starting_params
 from mae_jax.interop.weights import check_workdir
 from mae_jax.interop.workdirs import Weights
-from mae_jax.mesh import check_heads, make_mesh, process_share
+from mae_jax.mesh import check_heads, make_mesh, process_share, settle_dtype
 from mae_jax.models.classifier import (
     POOLS,
-    ClassifierConfig,
     init_classifier,
     make_bind_classifier,
     make_classifier_config,
@@ -51,7 +50,8 @@ from mae_jax.models.parameters import count_parameters, join
 from mae_jax.parallel import on_rows
 from mae_jax.stages import Stage, check_resolutions
 from mae_jax.startup import Startup
-from mae_jax.tasks.image_folders import keep_hold_out
+from mae_jax.tasks.image_folders import keep_hold_out, take_pictures
+from mae_jax.training.plan import settle_batch_size
 from mae_jax.training.reporting import Reporter
 from mae_jax.training.run import run_training
 from mae_jax.training.signals import StopSignal
@@ -82,7 +82,14 @@ def make_trainee(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh) -
     Raises:
       UserError: for pictures without labels, and checkpoints that do not fit.
     """
-    weights, changed = resolve_model(config, workdir)
+    trained, weights = find_start(config, workdir)
+    changed = resolve_model(config, trained) if trained else []
+    if trained and config.data.name is None:
+        take_pictures(config, trained)
+        changed = []  # all is to be as in the checkpoint
+    settle_dtype(config, mesh, trained)
+    if trained and weights is None and config.data.batch_size is None:  # it goes on
+        config.data.batch_size = trained["data"]["batch_size"]
     check_channels(config.data, config.model.channels)
     keep_hold_out(config, workdir)
     return Classification(config, workdir, mesh, weights, changed)
@@ -117,10 +124,11 @@ class Classification:
         unrolled = dataclasses.replace(model, encoder=unroll_on_cpu(model.encoder, mesh))
         self._bind_to_train = make_bind_classifier(unrolled)
         self.num_train, self.num_eval = len(self._train_source), len(self._eval_source)
+        self.mixes_pairs = data.mixup > 0 or data.cutmix > 0
+        settle_batch_size(config, self.num_train, mesh, self.mixes_pairs)
         self._data = describe_sources(data.name, self._train_source, self._eval_source)
         self.facts = {"class_names": train_source.class_names}
         self._start = self._describe_start()
-        self.mixes_pairs = data.mixup > 0 or data.cutmix > 0
         self._representations, self._logits_of = on_rows(self._represent_batch, mesh), on_rows(self._logits, mesh)
         self._statistics_shapes = jax.eval_shape(self.init, jax.random.key(0)).statistics
 
@@ -163,9 +171,12 @@ class Classification:
         return Variables(*split_classifier(self._model, params), statistics)
 
     def start(self) -> Variables | None:
-        if self._weights is None:
+        if self._config.classifier.random_encoder:
             return None
-        weights, self._weights = self._weights, None  # not held in memory while it trains
+        # Where the run's own checkpoints turned out to be damaged, it begins again.
+        weights, self._weights = self._weights or read_start(self._config, self._workdir), None  # not held in memory
+        if weights is None:
+            return None
         params = starting_params(weights, self._model, self.facts["class_names"])
         head = dict(params.pop("head", {}))
         statistics = {"head": {"batch_norm": head.pop("batch_norm")}} if "batch_norm" in head else {}
@@ -173,7 +184,9 @@ class Classification:
         return Variables(*split_classifier(self._model, params), statistics)
 
     def _describe_start(self) -> str:
-        if self._weights is not None:
+        if self._config.classifier.random_encoder:
+            text = f"random weights, of the size of those in {self._config.init_from} (classifier.random_encoder)"
+        elif self._weights is not None:
             text = describe_start(self._weights, self._model, self._config, self.facts["class_names"])
         elif self._config.init_from:
             text = self._config.init_from
@@ -188,7 +201,7 @@ class Classification:
         rows = {
             "encoder": f"{encoder.depth} blocks x {encoder.width}, {encoder.num_heads} heads",
             "start": self._start,
-            "trains": f"{_what_trains(model)}: {trained:,} of {trained + frozen:,} parameters",
+            "trains": f"{model.trained_parts}: {trained:,} of {trained + frozen:,} parameters",
             "head": f"{POOLS[model.pool]}{', BatchNorm' if model.batch_norm else ''}, {model.num_classes} classes",
             "images": f"{height} x {width} x {encoder.channels}, patch {encoder.patch_size}: "
             f"{encoder.num_patches} patches",
@@ -273,7 +286,7 @@ class Classification:
     def result(self, state: TrainState, scores: dict[str, float]) -> tuple[dict[str, Any], list[str]]:
         model = self._model
         protocol = (
-            f"trained: {_what_trains(model)}; head: {POOLS[model.pool]}"
+            f"trained: {model.trained_parts}; head: {POOLS[model.pool]}"
             f"{', BatchNorm' if model.batch_norm else ''}; {count_images(self._train_source, self._eval_source)}, "
             f"centre crops; {'the moving average of the weights' if state.average else 'the last weights'}"
         )
@@ -283,15 +296,3 @@ class Classification:
             f"loss {scores['loss']:.4f} on {count_images(None, self._eval_source)}"
         )
         return result, [line, protocol, f"see {self._workdir}/result.json"]
-
-
-def _what_trains(model: ClassifierConfig) -> str:
-    match model.trained_blocks:
-        case None:
-            return "everything"
-        case 0:
-            return "the head"
-        case 0.5:
-            return "the last block's MLP, norm and head"
-        case blocks:
-            return f"the last {int(blocks)} of {model.encoder.depth} blocks, norm and head"

@@ -22,7 +22,42 @@ from mae_jax.processes import from_main
 
 SPLITTING = ("train_split", "eval_split", "eval_fraction", "stratify")
 PLACE = ("name", "path", *SPLITTING, "num_examples")  # settings that say which pictures
+NO_PICTURES = (
+    "init_from={} does not say which pictures: name them, for example --config.data.name=image_folder "
+    "--config.data.path=FOLDER"
+)
 TRAINED_ON = "pictures that it was trained on are among those that are counted"
+
+
+def take_pictures(config: ConfigDict, trained: dict[str, Any]) -> None:
+    """Makes the data of a checkpoint's config this run's, but for what the command line gives.
+
+    Another `data.path` has splits of its own.
+
+    Raises:
+      UserError: if the checkpoint does not say which pictures, or they have no path and the command line gives one.
+    """
+    data, own = config.data, trained["data"]
+    if own["name"] is None:
+        raise UserError(NO_PICTURES.format(config.init_from))
+    moved = "data.path" in config.given
+    if moved:
+        check_has_path(data.path, own["name"])
+    others = moved and own["name"] == "image_folder" and not _same_folder(own["path"], data.path)
+    for name in (*PLACE, "eval_crop"):
+        if f"data.{name}" not in config.given and name in own and not (others and name in SPLITTING):
+            data[name] = own[name]
+    if "data.flip" not in config.given:
+        data.flip = data.flip and own["flip"]  # digits, text and the like are not to be mirrored
+
+
+def check_has_path(path: str, name: str) -> None:
+    """Raises UserError if a path is given for a checkpoint's data, by name, that have none."""
+    if name in ("digits", "synthetic"):
+        raise UserError(
+            f"data.path={path}: the checkpoint's data ({name}) have no path; "
+            "name the data too, for example --config.data.name=image_folder"
+        )
 
 
 def keep_hold_out(config: ConfigDict, workdir: Path) -> None:

@@ -20,8 +20,10 @@ from mae_jax.data.sources import describe_sources, make_source
 from mae_jax.data.subset import RandomSubset
 from mae_jax.data.supervised import augmentations
 from mae_jax.evaluation.pretraining import MAEEvaluation
-from mae_jax.interop.weights import check_workdir, pin_weights, read_fitting_params
-from mae_jax.mesh import check_heads, create, make_mesh
+from mae_jax.interop.transfer import find_start, read_start, resolve_pictures
+from mae_jax.interop.weights import check_workdir, fitting_params
+from mae_jax.interop.workdirs import Weights
+from mae_jax.mesh import check_heads, create, make_mesh, settle_dtype
 from mae_jax.models.flops import decoder_tokens, encoder_tokens, forward_flops, train_flops
 from mae_jax.models.mae import init_params, make_bind, split_fixed
 from mae_jax.models.mae_config import MAEConfig, unroll_on_cpu
@@ -32,6 +34,7 @@ from mae_jax.seeding import make_key
 from mae_jax.stages import Stage
 from mae_jax.startup import Startup
 from mae_jax.tasks.image_folders import keep_hold_out
+from mae_jax.training.plan import settle_batch_size
 from mae_jax.training.reporting import Reporter
 from mae_jax.training.run import run_training
 from mae_jax.training.signals import StopSignal
@@ -58,9 +61,16 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal, star
 
 
 def make_trainee(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh) -> "Pretraining":
-    """What `config` trains; the mesh's devices need not be here."""
+    """What `config` trains; the mesh's devices need not be here.
+
+    Raises:
+      UserError: for a checkpoint that cannot be read.
+    """
+    trained, weights = find_start(config, workdir)
+    changed = resolve_pictures(config, trained) if trained and config.init_from else []
+    settle_dtype(config, mesh, trained)
     keep_hold_out(config, workdir)
-    return Pretraining(config, workdir, mesh)
+    return Pretraining(config, workdir, mesh, weights, changed)
 
 
 class Pretraining:
@@ -69,14 +79,22 @@ class Pretraining:
     decay_tokens = True
     mixes_pairs = False
 
-    def __init__(self, config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh):
-        self._config, self._workdir, self._mesh = config, workdir, mesh
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        workdir: Path,
+        mesh: Mesh,
+        weights: Weights | None,
+        changed: list[str],
+    ):
+        self._config, self._workdir, self._mesh, self._weights, self._changed = config, workdir, mesh, weights, changed
         self._model = model = MAEConfig(**config.model)
         check_heads(mesh, model)
         self._train_source = make_source(config.data, "train", model.image_size, model.channels)
         eval_source = make_source(config.data, "eval", model.image_size, model.channels)
         self._evaluation = MAEEvaluation(config, model, mesh, self._train_source, eval_source)
         self.num_train, self.num_eval = len(self._train_source), len(eval_source)
+        settle_batch_size(config, self.num_train, mesh)
         self._data = describe_sources(config.data.name, self._train_source, eval_source)
         self.train_flops = train_flops(model)
         self.batch = {
@@ -90,9 +108,10 @@ class Pretraining:
         return Variables(*split_fixed(init_params(self._model, key)))
 
     def start(self) -> Variables | None:
-        if self._config.init_from:
-            path = pin_weights(self._config.init_from, self._workdir)
-            params, self._start_notes = read_fitting_params(path, self._config)
+        # Where the run's own checkpoints turned out to be damaged, it begins again.
+        weights, self._weights = self._weights or read_start(self._config, self._workdir), None  # not held in memory
+        if weights is not None:
+            params, self._start_notes = fitting_params(weights, self._config)
             params, fixed = split_fixed(params)
         else:
             params, fixed = {}, {}
@@ -115,7 +134,7 @@ class Pretraining:
     def describe(self, variables: Variables) -> dict[str, str]:
         model, params = self._model, variables.params
         height, width = model.image_size
-        start = "; note: ".join([self._config.init_from or "", *self._start_notes])
+        start = "; ".join(["; note: ".join([self._config.init_from or "", *self._start_notes]), *self._changed])
         others = model.class_tokens + model.registers
         if model.decoder_attention == "cross":
             decoder = f"{decoder_tokens(model)}, which attend to the encoder's"

@@ -19,13 +19,12 @@ from mae_jax.errors import UserError, first_line
 from mae_jax.mesh import all_devices, check_cpu_devices, make_mesh
 from mae_jax.seeding import make_key
 from mae_jax.training.communication import Collective, read_collectives, table
+from mae_jax.training.memory import MIB, bytes_on_a_device, compile_fitting_step
 from mae_jax.training.plan import describe_plan, make_plan
 from mae_jax.training.state import TrainState
-from mae_jax.training.step import compile_train_step, memory_in_bytes
+from mae_jax.training.step import memory_in_bytes
 from mae_jax.training.summary import si
 from mae_jax.training.trainee import Trainee
-
-MIB = 2**20
 
 
 class StepCost(NamedTuple):
@@ -132,15 +131,7 @@ def try_step(step_fn, state: TrainState, batch: dict, key: jax.Array, mesh: Mesh
       UserError: if the step needs more memory than a device has; TPUs' compiler knows, CPUs' does not care.
     """
     start = time.perf_counter()
-    try:
-        compiled = compile_train_step(step_fn, state, batch, jax.ShapeDtypeStruct(key.shape, key.dtype), mesh)
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise UserError(
-            f"the step does not fit into {mesh.devices.flat[0].device_kind} ({first_line(error)}); a larger mesh.fsdp, "
-            "model.remat=True, more train.accumulate_steps or a smaller data.batch_size need less"
-        ) from error
+    compiled = compile_fitting_step(step_fn, state, batch, jax.ShapeDtypeStruct(key.shape, key.dtype), mesh)
     seconds = time.perf_counter() - start
     analysis, cost = compiled.memory_analysis(), compiled.cost_analysis()
     params, optimizer = bytes_on_a_device(state.params), bytes_on_a_device(state.opt_state)
@@ -156,11 +147,6 @@ def _collectives(compiled: jax.stages.Compiled, mesh: Mesh) -> list[Collective] 
         return read_collectives(compiled.as_text(), mesh.shape)
     except jax.errors.JaxRuntimeError:  # seen with a libtpu newer than this JAX
         return None
-
-
-def bytes_on_a_device(tree) -> int:
-    """Bytes of a tree of (abstract) arrays with their layout that lie on each device."""
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def describe(cost: StepCost, mesh: Mesh, step_flops: int) -> str:

@@ -69,10 +69,28 @@ def make_train_key(seed: int, mesh: Mesh) -> jax.Array:
     return jax.jit(functools.partial(make_key, seed, "train"), out_shardings=replicated(mesh))()
 
 
+def settle_batch_size(config: ml_collections.ConfigDict, num_train: int, mesh: Mesh, mixes_pairs: bool = False) -> None:
+    """Sets `data.batch_size` by the number of training pictures if it is open: enough steps, none of them too noisy."""
+    if config.data.batch_size is None:
+        fitting = min(max(_power_of_two(num_train // 16), 16), 256, _power_of_two(num_train))
+        unit = _unit(config, batch_parts(mesh), mixes_pairs)
+        config.data.batch_size = max(fitting // unit, 1) * unit
+
+
+def _power_of_two(number: int) -> int:
+    """The largest one up to a number; 0 if that is 0."""
+    return 2 ** (number.bit_length() - 1) if number else 0
+
+
+def _unit(config: ml_collections.ConfigDict, parts: int, mixes_pairs: bool) -> int:
+    """What a batch must be a multiple of."""
+    return parts * config.train.accumulate_steps * (2 if mixes_pairs else 1)
+
+
 def check_batch_size(config: ml_collections.ConfigDict, parts: int, trainee: Trainee) -> None:
     """Raises UserError unless the data fill a batch, and its parts can be split evenly over the devices."""
     size = config.data.batch_size
-    unit = parts * config.train.accumulate_steps * (2 if trainee.mixes_pairs else 1)
+    unit = _unit(config, parts, trainee.mixes_pairs)
     if size % unit:
         pairs = " x pairs to mix" if trainee.mixes_pairs else ""
         raise UserError(

@@ -16,6 +16,7 @@ from mae_jax.startup import Startup
 from mae_jax.training.checkpoints import Checkpoints
 from mae_jax.training.history import check_not_beyond, keep_earlier_result, keep_earlier_run
 from mae_jax.training.loop import check_evaluation, train
+from mae_jax.training.memory import bytes_on_a_device, check_memory
 from mae_jax.training.plan import describe_plan, make_plan, make_train_key
 from mae_jax.training.profiling import Profiler
 from mae_jax.training.reporting import Reporter, provenance, write_if_possible
@@ -67,6 +68,8 @@ def run_training(
     say(f"{config.data.name} -> {workdir}", *describe_plan(config, trainee, mesh, plan).split("\n"))
     for key, (then, now) in changed.items():
         say(f"  changed   {key} was {then!r} up to step {start_step}, is now {now!r}")
+
+    check_memory(bytes_on_a_device(abstract), mesh)  # it is made while the step, which needs more, compiles
 
     # Run it. The step compiles while the state and the first batches are made, which leave a core free.
     key = make_train_key(config.seed, mesh)

@@ -7,9 +7,10 @@ import jax
 from jax.sharding import Mesh
 
 from mae_jax.stages import size_at, sizes_from
+from mae_jax.training.memory import MIB, check_memory, compile_fitting_step
 from mae_jax.training.plan import Plan
 from mae_jax.training.state import TrainState
-from mae_jax.training.step import TrainStep, compile_train_step, memory_in_bytes
+from mae_jax.training.step import TrainStep, memory_in_bytes
 from mae_jax.training.summary import size_text
 from mae_jax.training.trainee import Trainee
 
@@ -28,7 +29,11 @@ class StepOfSize:
 def compile_stages(
     plan: Plan, trainee: Trainee, start_step: int, key: jax.Array, mesh: Mesh
 ) -> tuple[TrainStep, list[str]]:
-    """Compiles the step for every size that images have from `start_step` on; a line about each says what it took."""
+    """Compiles the step for every size that images have from `start_step` on; a line about each says what it took.
+
+    Raises:
+      UserError: if one needs more memory than a device has.
+    """
     if start_step == plan.total_steps:
         return plan.step_fn, []
     if len(plan.stages) == 1:
@@ -45,9 +50,10 @@ def compile_stages(
 def _compile(plan: Plan, batch: dict, key: jax.Array, mesh: Mesh, which: str = "") -> tuple[jax.stages.Compiled, str]:
     """Compiles the step for an abstract batch; the line tells how long that took and what memory the step needs."""
     start = time.perf_counter()
-    compiled = compile_train_step(plan.step_fn, plan.abstract, batch, key, mesh)
+    compiled = compile_fitting_step(plan.step_fn, plan.abstract, batch, key, mesh)
     memory = memory_in_bytes(compiled)
-    text = "" if memory is None else f", needs {memory / 2**20:,.0f} MiB a device"
+    check_memory(memory, mesh)
+    text = "" if memory is None else f", needs {memory / MIB:,.0f} MiB a device"
     return compiled, f"  step      {which}compiled in {time.perf_counter() - start:.1f} s{text}"
 
 

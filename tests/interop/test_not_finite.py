@@ -7,8 +7,8 @@ import pytest
 import mae_jax
 from mae_jax.errors import UserError
 from mae_jax.interop.export import export
-from mae_jax.interop.transfer import resolve_model
-from mae_jax.interop.weights import read_fitting_params
+from mae_jax.interop.transfer import find_start
+from mae_jax.interop.weights import fitting_params, read_weights
 from mae_jax.training.checkpoints import Checkpoints
 from mae_jax.training.state import TrainState
 from tests.interop.others import ASKED, facebook_state, hugging_face, our_classifier, refusal, save_torch
@@ -85,8 +85,8 @@ def test_a_checkpoint_with_a_nan_is_refused_by_all_that_begin_with_it(dead, tmp_
     config.init_from = str(dead)
     begin = {
         "load": lambda: mae_jax.load(dead),
-        "pre-training": lambda: read_fitting_params(dead, small("pretrain").to_dict()),
-        "classification": lambda: resolve_model(config, tmp_path),
+        "pre-training": lambda: fitting_params(read_weights(dead), small("pretrain").to_dict()),
+        "classification": lambda: find_start(config, tmp_path),
     }
     with pytest.raises(UserError) as error:
         begin[name]()

@@ -7,8 +7,8 @@ import pytest
 from configs import digits
 from mae_jax.errors import UserError
 from mae_jax.interop.export import FORMATS, fit
-from mae_jax.interop.transfer import resolve_model, starting_params
-from mae_jax.interop.weights import choose, make_bind_of, read_fitting_params, read_weights
+from mae_jax.interop.transfer import find_start, resolve_model, starting_params
+from mae_jax.interop.weights import choose, fitting_params, make_bind_of, read_weights
 from mae_jax.models.classifier import make_classifier_config
 from mae_jax.models.mae import MAEConfig, split_fixed
 from mae_jax.training.checkpoints import Checkpoints
@@ -117,8 +117,9 @@ def save(path, config, step=5):
 def test_a_classifier_of_another_size_begins_with_an_encoder_whose_masks_would_not_fit(tmp_path):
     path = save(tmp_path / "cells", config_of(mask_cell=2, class_tokens=3, registers=2, qk_norm=True))
     config = config_of("classify", image_size=10)
-    config.init_from = str(path)
-    weights, changed = resolve_model(config, tmp_path / "new")
+    config.init_from, config.given = str(path), ("model.image_size",)
+    trained, weights = find_start(config, tmp_path / "new")
+    changed = resolve_model(config, trained)
     assert changed == [
         "model.class_tokens is 3, the checkpoint's, not 1", "model.registers is 2, the checkpoint's, not 0",
         "model.qk_norm is True, the checkpoint's, not False",
@@ -143,7 +144,7 @@ def test_a_checkpoint_of_a_version_without_the_options_has_none_of_them(tmp_path
     (tmp_path / "new").mkdir()
     new = config_of("classify", registers=4)
     new.init_from = str(tmp_path / "old")
-    _, changed = resolve_model(new, tmp_path / "new")
+    changed = resolve_model(new, find_start(new, tmp_path / "new")[0])
     assert changed == ["model.registers is 0, the checkpoint's, not 4"] and new.model.registers == 0
 
 
@@ -152,12 +153,12 @@ def test_pre_training_goes_on_from_a_model_of_the_same_options_only(option, tmp_
     value = {"qk_norm": True, "decoder_attention": "cross", "encoder_mask_tokens": True}.get(option, 2)
     path = save(tmp_path / "plain", config_of())
     with pytest.raises(UserError, match=rf"model.{option}=.* \(here {value!r}\); make these settings the same"):
-        read_fitting_params(path, config_of(**{option: value}).to_dict())
+        fitting_params(read_weights(path), config_of(**{option: value}).to_dict())
 
 
 def test_pre_training_may_go_on_with_other_masks_and_at_a_size_that_the_earlier_ones_do_not_fit(tmp_path):
     path = save(tmp_path / "cells", config_of(mask_cell=2, decoder_attention="cross", prediction_ratio=0.5))
     new = config_of(image_size=10, mask_sampling="block", decoder_attention="cross", prediction_ratio=0.25)
-    params, notes = read_fitting_params(path, new.to_dict())
+    params, notes = fitting_params(read_weights(path), new.to_dict())
     assert notes == []
     check_same_params(params, read_weights(path).params)

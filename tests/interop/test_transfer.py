@@ -5,7 +5,7 @@ import pytest
 
 from configs import digits
 from mae_jax.errors import UserError
-from mae_jax.interop.transfer import describe_start, keeps_head, resolve_model, starting_params
+from mae_jax.interop.transfer import describe_start, find_start, keeps_head, resolve_model, starting_params
 from mae_jax.models.classifier import init_classifier, make_classifier_config, split_classifier
 from mae_jax.models.mae import MAEConfig
 from mae_jax.models.positions import resize_positions
@@ -51,12 +51,14 @@ def classifier(tmp_path_factory):
 def begin(config, path, workdir):
     """(model, weights) of a run with this config that begins with a checkpoint."""
     config.init_from = str(path)
-    weights, _ = resolve_model(config, workdir)
+    trained, weights = find_start(config, workdir)
+    resolve_model(config, trained)
     return make_classifier_config(config.model, config.classifier), weights
 
 
-def test_the_encoders_sizes_are_the_checkpoints_and_size_and_compute_are_the_runs_own(autoencoder, tmp_path):
+def test_the_encoders_sizes_are_the_checkpoints_and_what_is_given_and_compute_are_the_runs_own(autoencoder, tmp_path):
     config = small()
+    config.given = ("model.image_size",)
     config.model.update(width=768, depth=12, num_heads=12, patch_size=4, norm_epsilon=1e-3, mlp_ratio=2.0)
     config.model.update(image_size=16, dtype="bfloat16", remat=True, scan_unroll=1)
     model, weights = begin(config, autoencoder[0], tmp_path)
@@ -71,15 +73,14 @@ def test_a_run_that_goes_on_has_the_sizes_of_its_own_checkpoint_and_begins_with_
     config = small()
     config.model.width = 768
     config.init_from = str(autoencoder[0])
-    weights, changed = resolve_model(config, classifier[0])
+    trained, weights = find_start(config, classifier[0])
+    changed = resolve_model(config, trained)
     assert weights is None and changed == ["model.width is 16, the checkpoint's, not 768"]
     assert config.model.width == 16
 
 
-def test_without_a_checkpoint_the_config_stays_as_it_is(tmp_path):
-    config, before = small(), small()
-    assert resolve_model(config, tmp_path) == (None, [])
-    assert config.to_dict() == before.to_dict()
+def test_without_a_checkpoint_there_is_nothing_to_go_on_from(tmp_path):
+    assert find_start(small(), tmp_path) == (None, None)
 
 
 @pytest.mark.parametrize("pool", ["class", "mean", "attentive", "mean_norm"])
@@ -107,7 +108,7 @@ def test_what_is_taken_over_fits_the_model_and_leaves_the_checkpoints_weights_al
 
 def test_the_table_for_larger_images_is_the_pre_trained_one_resized(autoencoder, tmp_path):
     config = small()
-    config.model.image_size = (12, 16)
+    config.given, config.model.image_size = ("model.image_size",), (12, 16)
     model, weights = begin(config, autoencoder[0], tmp_path)
     found = starting_params(weights, model)["encoder"]["positions"]
     expected = resize_positions(loop_positions(4, 4, 16), (4, 4), (6, 8))
@@ -121,7 +122,7 @@ def test_learned_positions_are_taken_over_and_resized(classifier, tmp_path):
     model, weights = begin(small(), classifier[0], tmp_path)
     np.testing.assert_array_equal(starting_params(weights, model)["encoder"]["positions"], learned)
     config = small()
-    config.model.image_size = 12
+    config.given, config.model.image_size = ("model.image_size",), 12
     model, weights = begin(config, classifier[0], tmp_path)
     found = starting_params(weights, model)["encoder"]["positions"]
     np.testing.assert_allclose(found, resize_positions(learned, (4, 4), (6, 6)), rtol=0, atol=1e-6)
@@ -160,6 +161,7 @@ def test_a_head_of_another_kind_is_new_and_the_reason_is_told(classifier, tmp_pa
 
 def test_another_normalisation_of_the_pictures_is_noted(autoencoder, tmp_path):
     config = small()
+    config.given = ("data.mean",)
     config.data.update(mean=(0.5,), std=(0.376,))
     model, weights = begin(config, autoencoder[0], tmp_path)
     text = describe_start(weights, model, config)
@@ -172,3 +174,28 @@ def test_a_checkpoint_without_an_encoder_is_refused_in_one_line(tmp_path):
     with pytest.raises(UserError, match="holds no encoder, only head") as error:
         begin(config, tmp_path / "other", tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_the_size_and_the_values_of_pictures_are_the_checkpoints_unless_the_command_line_gives_them(
+    autoencoder, tmp_path
+):
+    def found(*given):
+        config = small()
+        config.model.update(image_size=224)
+        config.data.update(mean=(0.5, 0.5, 0.5), std=(0.5,), value_range=(0, 4095))
+        config.given = given
+        config.init_from = str(autoencoder[0])
+        changed = resolve_model(config, find_start(config, tmp_path)[0])
+        assert len(changed) == 4 - len(given)
+        return config.model.image_size, config.data.mean, config.data.std, config.data.value_range
+
+    assert found() == (8, (0.305,), (0.376,), None)
+    assert found("model.image_size") == (224, (0.305,), (0.376,), None)
+    assert found("data.mean", "data.value_range") == (8, (0.5, 0.5, 0.5), (0.376,), (0, 4095))
+
+
+def test_a_checkpoint_of_its_own_that_cannot_be_read_leaves_a_run_to_begin_again(autoencoder, tmp_path):
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    config = small()
+    config.init_from = str(autoencoder[0])
+    assert find_start(config, tmp_path)[1].step == 12

@@ -9,7 +9,7 @@ import pytest
 import mae_jax
 from configs import digits
 from mae_jax.errors import UserError
-from mae_jax.interop.weights import read_fitting_params, read_weights
+from mae_jax.interop.weights import fitting_params, read_weights
 from mae_jax.interop.workdirs import find_checkpoint
 from mae_jax.models.classifier import (
     init_classifier,
@@ -132,7 +132,7 @@ def test_the_moving_average_stands_for_the_parameters_where_there_is_one(tmp_pat
 def test_a_classifier_cannot_be_pre_trained_further(tmp_path):
     save_classifier(tmp_path, classifier_config())
     with pytest.raises(UserError, match="is a classifier without a decoder"):
-        read_fitting_params(tmp_path, CONFIG.to_dict())
+        fitting_params(read_weights(tmp_path), CONFIG.to_dict())
 
 
 def test_a_checkpoint_without_an_encoder_is_refused_in_one_line(tmp_path):
@@ -155,7 +155,7 @@ def test_weights_of_another_model_are_refused_with_the_settings_that_differ(work
     other = digits.get_config()
     other.model.update(width=32, patch_size=4)
     with pytest.raises(UserError) as error:
-        read_fitting_params(workdir, json.loads(json.dumps(other.to_dict())))
+        fitting_params(read_weights(workdir), json.loads(json.dumps(other.to_dict())))
     assert "model.width=64 (here 32)" in str(error.value) and "model.patch_size=2 (here 4)" in str(error.value)
     assert "depth" not in str(error.value)
 

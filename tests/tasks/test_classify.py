@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import mae_jax
-from configs import digits
+from configs import common, digits
 from mae_jax.data.augment import normalize
 from mae_jax.data.sources import Digits
 from mae_jax.interop.weights import read_weights
@@ -107,7 +107,8 @@ def test_a_run_that_is_lengthened_ends_as_one_that_never_stopped(pretrained, tmp
 
 
 def test_another_resolution_resizes_the_positions_and_says_so(pretrained, tmp_path, capsys):
-    run_task("finetune_digits", tmp_path, init_from=str(pretrained), model__image_size=(12, 8), train__steps=1)
+    settings = dict(init_from=str(pretrained), given=("model.image_size",), model__image_size=(12, 8))
+    run_task("finetune_digits", tmp_path, train__steps=1, **settings)
     assert "positions resized from 4 x 4 patches" in capsys.readouterr().out
     assert leaves(tmp_path)["['encoder']['positions']"].shape == (1 + 6 * 4, 16)
 
@@ -202,3 +203,27 @@ def test_a_setting_that_does_not_fit_is_one_line(pretrained, tmp_path, settings,
 
 def test_pre_training_cannot_go_on_from_a_classifier(finetuned, tmp_path):
     assert "without a decoder" in mistake("digits", tmp_path / "run", init_from=str(finetuned))
+
+
+@pytest.mark.parametrize("name", ["finetune", "linear_probe", "attentive_probe"])
+def test_the_general_configs_take_data_size_and_batch_from_the_checkpoint(pretrained, tmp_path, name, capsys):
+    settings = dict(init_from=str(pretrained), train__steps=2)
+    for key in ("width", "depth", "num_heads", "decoder_width", "decoder_depth", "decoder_num_heads"):
+        settings[f"model__{key}"] = getattr(common.get_config().model, key)  # not those of the tests
+    run_task(name, tmp_path, **settings)
+    found, out = read_json(tmp_path / "config.json"), capsys.readouterr().out
+    assert found["data"]["name"] == "digits" and "digits: 1,437 training images" in out
+    assert (found["model"]["image_size"], found["model"]["width"], found["model"]["dtype"]) == (8, 16, "float32")
+    assert found["data"]["batch_size"] == 64 and found["data"]["mean"] == [0.305] and not found["data"]["flip"]
+    assert ("computed once" in out) == (name != "finetune")
+    run_task(name, tmp_path, **settings | dict(train__steps=3))  # goes on
+    assert "going on from checkpoint 2" in capsys.readouterr().out
+
+
+def test_a_random_encoder_of_the_checkpoints_size_begins_from_scratch(pretrained, tmp_path, capsys):
+    settings = dict(init_from=str(pretrained), classifier__random_encoder=True, train__steps=1)
+    workdir = run_task("linear_probe_digits", tmp_path, **settings)
+    assert "random weights, of the size of those in" in capsys.readouterr().out
+    before, after = leaves(pretrained), leaves(workdir)
+    name = "['encoder']['blocks']['mlp']['fc1']['kernel']"
+    assert before[name].shape == after[name].shape and not np.array_equal(before[name], after[name])

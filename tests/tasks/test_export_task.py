@@ -9,7 +9,7 @@ from PIL import Image
 
 import mae_jax
 from mae_jax.errors import UserError
-from mae_jax.interop.weights import read_fitting_params, read_weights
+from mae_jax.interop.weights import fitting_params, read_weights
 from mae_jax.interop.workdirs import find_checkpoint, read_config
 from mae_jax.models.positions import sincos_table
 from tests.interop.others import check_same_params, facebook_state, save_safetensors
@@ -170,7 +170,7 @@ def test_pre_training_from_an_encoder_draws_a_decoder_and_says_so(pretrained, ex
 @pytest.mark.parametrize("format, encoder_only", [*((format, True) for format in FILES), ("huggingface", False)])
 def test_pre_training_begins_with_the_weights_of_an_export_in_any_format(pretrained, exported, format, encoder_only):
     config = read_json(pretrained / "config.json")
-    params, notes = read_fitting_params(exported(pretrained, format, encoder_only), config)
+    params, notes = fitting_params(read_weights(exported(pretrained, format, encoder_only)), config)
     expected = read_weights(pretrained).params
     check_same_params(params, {"encoder": expected["encoder"]} if encoder_only else expected)
     assert ("the decoder begins with random weights" in notes) == encoder_only
@@ -331,7 +331,7 @@ def test_pre_training_with_learned_positions_begins_with_the_fixed_ones_of_anoth
     config = read_config(find_checkpoint(pretrained))[0]
     config = config | {"model": config["model"] | {"positions": "learned"}, "assume": {}}
     config["data"] = config["data"] | {"std": (0.5,)}
-    params, notes = read_fitting_params(pretrained, config)
+    params, notes = fitting_params(read_weights(pretrained), config)
     np.testing.assert_array_equal(params["encoder"]["positions"], sincos_table((4, 4), 16))
     assert params["decoder"]["positions"].shape == (17, 16)
     assert notes == [f"data.std was {read_weights(pretrained).config['data']['std']}, is (0.5,)"]

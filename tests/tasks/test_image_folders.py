@@ -12,7 +12,13 @@ from mae_jax.data.sources import make_source
 from mae_jax.errors import UserError
 from mae_jax.interop.workdirs import Weights
 from mae_jax.tasks.evaluate import match_to_classifier
-from mae_jax.tasks.image_folders import TRAINED_ON, choose_pictures, find_training_pictures, keep_hold_out
+from mae_jax.tasks.image_folders import (
+    TRAINED_ON,
+    choose_pictures,
+    find_training_pictures,
+    keep_hold_out,
+    take_pictures,
+)
 
 
 @pytest.fixture
@@ -196,3 +202,35 @@ def test_pictures_to_learn_from_are_the_checkpoints_own_if_they_have_the_same_cl
         weights.config["data"] = data
         with pytest.raises(UserError, match="none to learn from, and .*; set data.eval_fraction=0.1 to hold out"):
             find_training_pictures(weights, config, make_source(config.data, "eval", (8, 8), 3))
+
+
+def taken(own, given=(), **settings):
+    """The settings `data` of a run with settings of a config that names no data, after those of a checkpoint."""
+    config = common.get_config()
+    config.data.update({"name": None, "crop_scale": (0.4, 1.0), **settings})
+    config.given, config.init_from = tuple(f"data.{name}" for name in given), "runs/mine"
+    take_pictures(config, {"data": common.get_config().data.to_dict() | own})
+    return config.data
+
+
+def test_a_run_that_names_no_data_takes_those_of_the_checkpoint_and_prepares_them_its_own_way():
+    own = dict(name="image_folder", path="mine", eval_split="test", eval_fraction=0.3, eval_crop=1.0, flip=False)
+    data = taken(own | dict(batch_size=7, crop_scale=(1.0, 1.0)))
+    assert {name: data[name] for name in own} == own
+    assert data.batch_size == 4096 and data.crop_scale == (0.4, 1.0)
+    assert taken(own | {"flip": True}, flip=False).flip is False  # which a probe of constant pictures needs
+
+
+def test_another_folder_has_splits_of_its_own_and_what_is_given_stands():
+    own = dict(name="image_folder", path="mine", train_split="", eval_fraction=0.3)
+    data = taken(own, ["path"], path="other")
+    assert (data.name, data.path, data.train_split, data.eval_fraction) == ("image_folder", "other", "train", 0.1)
+    assert taken(own, ["path"], path="./mine").train_split == ""
+    assert taken(own, ["eval_fraction"], eval_fraction=0.5).eval_fraction == 0.5
+
+
+def test_pictures_that_nothing_names_and_a_path_for_data_that_have_none_are_refused():
+    with pytest.raises(UserError, match="init_from=runs/mine does not say which pictures: name them, .*image_folder"):
+        taken({"name": None})
+    with pytest.raises(UserError, match="data.path=other: the checkpoint's data .digits. have no path; name the data"):
+        taken({"name": "digits"}, ["path"], path="other")

@@ -75,7 +75,7 @@ def compiled_step(*, accumulate=1, devices=1, loss=lambda loss_fn: loss_fn):
     config, mesh = digits.get_config(), device_mesh(devices)
     config.update_from_flattened_dict(TINY | {"data.batch_size": BATCH, "train.accumulate_steps": accumulate})
     config.data.flip = True
-    trainee = pretrain.make_trainee(config, None, mesh)
+    trainee = pretrain.make_trainee(config, Path("nowhere"), mesh)
     trainee.loss_fn = loss(trainee.loss_fn)
     plan, key = make_plan(config, trainee, mesh), make_train_key(0, mesh)
     step = compile_train_step(plan.step_fn, plan.abstract, trainee.batch, key, mesh)

@@ -1,15 +1,18 @@
 """Steps for images of several sizes, and what each of them costs."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 
 from configs import digits, finetune_digits
+from mae_jax.errors import UserError
 from mae_jax.mesh import batch_sharding, put_batch
 from mae_jax.models.flops import train_flops
 from mae_jax.models.mae_config import MAEConfig
 from mae_jax.tasks import classify, pretrain
-from mae_jax.training import staged_step
+from mae_jax.training import memory, staged_step
 from mae_jax.training.plan import describe_plan, make_plan, make_train_key
 from mae_jax.training.staged_step import StepOfSize, compile_stages, make_flops_at
 from mae_jax.training.state import create_state
@@ -19,7 +22,7 @@ from tests.tasks.conftest import TINY
 RESOLUTIONS = ((0.5, 4), (0.75, (6, 8)))
 
 
-def planned(*resolutions, module=digits, task=pretrain, workdir=None):
+def planned(*resolutions, module=digits, task=pretrain, workdir=Path("nowhere")):
     """(config, trainee, mesh, plan) of a run of 8 steps of a tiny model."""
     config, mesh = module.get_config(), device_mesh()
     config.update_from_flattened_dict(TINY | {"train.steps": 8, "train.resolutions": resolutions})
@@ -42,7 +45,7 @@ def test_what_is_still_to_come_is_compiled_once_each_and_told(monkeypatch, start
         seen.append(batch["image"])
         return jax.jit(lambda: 0).lower().compile()
 
-    monkeypatch.setattr(staged_step, "compile_train_step", compile_fake)
+    monkeypatch.setattr(staged_step, "compile_fitting_step", compile_fake)
     _, lines = compile_stages(plan, trainee, start_step, make_train_key(0, mesh), mesh)
     assert [image.shape for image in seen] == [(64, *size, 1) for size in sizes]
     assert {image.dtype for image in seen} == {np.dtype(np.uint8)}
@@ -53,10 +56,17 @@ def test_what_is_still_to_come_is_compiled_once_each_and_told(monkeypatch, start
 
 def test_without_stages_the_step_that_runs_is_the_compiled_one_itself(monkeypatch):
     _, trainee, mesh, plan = planned()
-    monkeypatch.setattr(staged_step, "compile_train_step", lambda _, __, batch, *___: Fake(batch))
+    monkeypatch.setattr(staged_step, "compile_fitting_step", lambda _, __, batch, *___: Fake(batch))
     step, _ = compile_stages(plan, trainee, 0, None, mesh)
     assert step.batch is trainee.batch
     assert compile_stages(plan, trainee, 8, None, mesh) == (plan.step_fn, [])  # all is done
+
+
+def test_a_step_beyond_the_memory_is_refused_when_it_is_compiled(monkeypatch):
+    _, trainee, mesh, plan = planned()
+    monkeypatch.setattr(memory, "host_memory", lambda: 1000)
+    with pytest.raises(UserError, match="a step needs .* MiB of memory, but this machine, or its container, has 0 MiB"):
+        compile_stages(plan, trainee, 0, make_train_key(0, mesh), mesh)
 
 
 class Fake:

@@ -1,4 +1,5 @@
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -203,7 +204,7 @@ def lowered(mesh, **model) -> str:
     """The program of a step that trains the digits' model with other settings."""
     config = digits.get_config()
     config.model.update(**model)
-    trainee = pretrain.make_trainee(config, None, mesh)
+    trainee = pretrain.make_trainee(config, Path("nowhere"), mesh)
     plan = make_plan(config, trainee, mesh)
     return jax.jit(plan.step_fn).lower(plan.abstract, trainee.batch, jax.random.key(0)).as_text()
 

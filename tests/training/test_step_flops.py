@@ -1,6 +1,7 @@
 """The operations that a run reports (train_flops x batch) against XLA's count of the whole compiled step."""
 
 import functools
+from pathlib import Path
 
 import jax
 import pytest
@@ -25,7 +26,7 @@ def counts(batch: int, remat: bool = False, unroll: int = 2) -> tuple[float, flo
     config.model.update(image_size=128, width=384, depth=2, num_heads=6, decoder_width=256, decoder_depth=2,
                         decoder_num_heads=4, scan_unroll=unroll, remat=remat)  # fmt: skip
     config.data.update(name="synthetic", batch_size=batch)
-    trainee = make_trainee(config, None, mesh)
+    trainee = make_trainee(config, Path("nowhere"), mesh)
     plan = make_plan(config, trainee, mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
     compiled = compile_train_step(plan.step_fn, plan.abstract, trainee.batch, key, mesh)
