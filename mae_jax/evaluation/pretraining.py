@@ -17,7 +17,7 @@ from mae_jax.data.sources import Source
 from mae_jax.data.subset import RandomSubset
 from mae_jax.evaluation.features import FeatureExtractor, one_ahead
 from mae_jax.evaluation.given_masks import read_masks
-from mae_jax.evaluation.reconstructions import TRUE_STATISTICS, draw_reconstructions
+from mae_jax.evaluation.reconstructions import TRUE_STATISTICS, UNTRAINED, draw_reconstructions
 from mae_jax.evaluation.representations import describe_protocol, measure_features
 from mae_jax.mesh import put, replicated
 from mae_jax.models.mae import MAEConfig, make_bind
@@ -106,6 +106,8 @@ class MAEEvaluation:
         images, found = jax.device_get(self._reconstruct_on_all(params, *put(rows, replicated(self._mesh))))
         if self._model.normalize_targets:
             caption = f"{caption}; {TRUE_STATISTICS}"
+        if self._model.loss_patches == "hidden":
+            caption = f"{caption}; {UNTRAINED}"
         return draw_reconstructions(images, found, caption)
 
     @property

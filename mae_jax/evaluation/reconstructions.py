@@ -9,6 +9,7 @@ from mae_jax.models.reconstruction import Reconstructions
 GREY = 0.5  # of hidden patches, on [0, 1]
 HEADINGS = ("original", "masked", "prediction", "prediction + visible")
 TRUE_STATISTICS = "each predicted patch is drawn with the true patch's mean and variance (normalised targets)"
+UNTRAINED = "visible patches of a prediction are noise: the loss is on the hidden ones alone"
 
 
 def draw_reconstructions(images: np.ndarray, found: Reconstructions, caption: str) -> np.ndarray:

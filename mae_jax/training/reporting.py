@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -24,6 +25,7 @@ from mae_jax.training.history import cut_metrics, read_metrics
 from mae_jax.writing import make_temporary, write_json
 
 WATCHED = ("knn/top1", "linear_probe/top1", "rankme", "top1")  # of the last evaluation, shown beside the progress
+LONG = 12 * 3600  # seconds on a CPU from which a run is told that there is a smaller model
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "pillow")
 
 
@@ -60,6 +62,7 @@ class Reporter:
         self._metrics = Appender(path if is_main() else Path(os.devnull))
         self._start_step = start_step
         self._watched = ""
+        self._length_told = False
         self._bar = None
         if sys.stderr.isatty() and is_main():
             layout = "{l_bar}{bar}| step {n_fmt}/{total_fmt}{postfix}"
@@ -84,14 +87,23 @@ class Reporter:
             "tflops_per_second": images_per_second * flops_per_image / 1e12,
         }
         self._write(step, {f"train/{name}": value for name, value in scalars.items()} | speed)
-        left = tqdm.format_interval((self._total_steps - step) * seconds / steps)
-        parts = [f"loss {scalars['loss']:.4f}", f"{images_per_second:,.0f} images/s", f"{left} left"]
+        seconds_left = (self._total_steps - step) * seconds / steps
+        left = f"{tqdm.format_interval(seconds_left)} left"
+        parts = [f"loss {scalars['loss']:.4f}", f"{images_per_second:,.0f} images/s", left]
         parts += [self._watched] if self._watched else []
         if self._bar is not None:
             self._bar.set_postfix_str(", ".join(parts), refresh=False)
             self._bar.update(step - self._bar.n)
         else:
             self.line("  ".join((f"step {step:>{len(str(self._total_steps))}}/{self._total_steps}", *parts)))
+        if step > self._start_step + 1 and not self._length_told:  # the first step alone is slower than the others
+            self._length_told = True
+            if seconds_left > LONG and jax.default_backend() == "cpu":
+                hours = f"{seconds_left / 3600:,.0f} hours"
+                self.line(
+                    f"this run takes {hours} more on a CPU: configs/small_photos.py has a model and pictures of a size "
+                    "for one; fewer train.epochs shorten any run"
+                )
 
     def scalars(self, step: int, scalars: dict[str, float], prefix: str = "") -> None:
         """Reports further scalars of a step, each under prefix + its name; scores stay in the progress line.

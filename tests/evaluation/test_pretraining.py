@@ -10,9 +10,10 @@ from mae_jax.models.mae import MAEConfig, init_params, make_bind
 from tests.meshes import device_mesh
 
 
-def make_evaluation(devices=1, **evaluate):
+def make_evaluation(devices=1, loss_patches="hidden", **evaluate):
     config = digits.get_config()
     config.model.update(width=16, depth=1, num_heads=2, decoder_width=16, decoder_depth=1, decoder_num_heads=2)
+    config.model.loss_patches = loss_patches
     config.evaluate.update(evaluate)
     model = MAEConfig(**config.model)
     mesh = device_mesh(devices)
@@ -47,6 +48,18 @@ def test_the_mask_ratio_of_the_evaluation_can_be_set_apart_from_the_models(param
     picture = make_evaluation(mask_ratio=0.25)[0].picture(params, "x")
     hidden = np.mean(picture[22:-30, 124:236] == 128)  # grey, in the column of masked pictures
     assert 0.1 < hidden < 0.4
+
+
+@pytest.mark.parametrize("loss_patches, told", [("hidden", True), ("all", False)])
+def test_the_picture_says_why_visible_patches_of_a_prediction_are_noise_where_they_are(
+    params, monkeypatch, loss_patches, told
+):
+    captions = []
+    monkeypatch.setattr(
+        "mae_jax.evaluation.pretraining.draw_reconstructions", lambda images, found, caption: captions.append(caption)
+    )
+    make_evaluation(loss_patches=loss_patches)[0].picture(params, "step 0")
+    assert ("visible patches of a prediction are noise: the loss is on the hidden ones alone" in captions[0]) == told
 
 
 def test_the_loss_is_said_to_be_of_the_hidden_patches_only_where_some_are_hidden(tmp_path):

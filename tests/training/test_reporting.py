@@ -100,6 +100,20 @@ def test_lines_name_step_loss_and_the_time_left(open_reporter, capsys):
     assert "4/10" in out and "loss 0.1235" in out and "03:00 left" in out  # 6 steps of 30 s
 
 
+@pytest.mark.parametrize("backend, hours, lines", [("cpu", 12.1, 1), ("cpu", 11.9, 0), ("gpu", 12.1, 0)])
+def test_a_run_of_over_twelve_hours_on_a_cpu_names_the_small_config_once(
+    open_reporter, capsys, monkeypatch, backend, hours, lines
+):
+    monkeypatch.setattr("jax.default_backend", lambda: backend)
+    reporter = open_reporter()
+    reporter.training(1, {"loss": 1.0}, seconds=1e6, steps=1, waited=0.0)  # the first step is slow everywhere
+    assert "small_photos" not in capsys.readouterr().out
+    for step in (3, 4):
+        reporter.training(step, {"loss": 1.0}, seconds=hours * 3600 / (10 - step), steps=1, waited=0.0)
+    out = capsys.readouterr().out
+    assert out.count("this run takes 12 hours more on a CPU: configs/small_photos.py") == lines
+
+
 def test_tensorboard_gets_the_same_scalars_and_pictures(open_reporter, tmp_path):
     reporter = open_reporter()
     reporter.scalars(3, {"loss": 0.5}, prefix="eval/")
