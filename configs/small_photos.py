@@ -1,0 +1,28 @@
+"""One's own photographs on a laptop's CPU or one small GPU: 6 blocks x 192 at 64 pixels, 64 patches, 16 visible.
+
+    python main.py --config=configs/small_photos.py --config.data.path=FOLDER --workdir=runs/photos
+
+README.md, "Your own photographs", has the whole way from there. Measured on 2 x86 cores, shared with other programs
+(load 5 to 20): 60 to 250 images a second, so that an epoch of 4,000 pictures takes 16 to 70 s. They had 32 pixels;
+decoding one of 500 x 375 takes a core 1.7 ms. On 5,000 pictures of CIFAR-10, five epochs (390 steps) bring the loss
+from 1.63 to 0.64 (0.70 on unseen pictures), and k-NN to 35.4 %, of 500 pictures, where a random encoder has 29.0 %.
+Half-way the loss was 0.682, with a base rate of 1e-3 0.727. A whole run has not been made.
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = common.get_config()
+    config.model.update(
+        image_size=64, patch_size=8, dtype="float32",
+        width=192, depth=6, num_heads=3, decoder_width=128, decoder_depth=2, decoder_num_heads=4,
+    )  # fmt: skip
+    config.data.update(name="image_folder", batch_size=64)
+    config.train.update(epochs=200.0, log_every_steps=20)
+    config.optimizer.update(base_learning_rate=4e-3, warmup_epochs=10.0)  # a peak of 1e-3 at batch 64
+    config.checkpoint.every_steps = 500
+    config.evaluate.every_steps = 1000
+    return config
