@@ -50,6 +50,7 @@ def test_ones_own_photographs_go_the_whole_way_by_the_commands_of_the_readme(tmp
         assert code == 0, f"{shlex.join(command)}\n{out}{err}"
         printed.append(out)
     assert f"30 training images in {photos}/train, 12 evaluation images in {photos}/validation" in printed[0]
+    assert "  classes   3: cherries, leaves, skies\n" in printed[0]
     for name in ("photos", "photos_knn"):
         assert {"knn/top1", "random_encoder/knn/top1"} <= read_json(runs / name / "result.json").keys()
     for name in ("photos/reconstructions/2.png", "photos/metrics.png", "photos_reconstructed/reconstructions/2.png"):

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from mae_jax.data.augment import color_jitter, normalize, random_flip
 from mae_jax.data.device import DeviceBatches, training_batches
+from mae_jax.data.listing import first
 from mae_jax.data.loader import make_eval_batches
 from mae_jax.data.sources import describe_sources, make_source
 from mae_jax.data.subset import RandomSubset
@@ -153,9 +154,12 @@ class Pretraining:
             "compute": f"{si(forward_flops(model))}FLOP forward, {si(train_flops(model))}FLOP a training image, "
             f"{model.dtype} products",
         }
+        names = self._train_source.class_names
+        classes = f"{len(names):,}: {first(names)}" if names else "none, which leaves k-NN and the linear probe out"
         usual = {field.name: field.default for field in dataclasses.fields(MAEConfig)}
         chosen = [f"{name} {getattr(model, name)}" for name in CHOICES if getattr(model, name) != usual[name]]
-        return rows | ({"choices": ", ".join(chosen)} if chosen else {}) | {"data": continued(self._data)}
+        rows |= {"choices": ", ".join(chosen)} if chosen else {}
+        return rows | {"data": continued(self._data), "classes": classes}
 
     def train_flops_at(self, image_size: tuple[int, int]) -> int:
         return train_flops(dataclasses.replace(self._model, image_size=image_size))
