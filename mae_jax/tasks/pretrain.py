@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from mae_jax.data.augment import color_jitter, normalize, random_flip
 from mae_jax.data.device import DeviceBatches, training_batches
-from mae_jax.data.listing import first
+from mae_jax.data.listing import first_few
 from mae_jax.data.loader import make_eval_batches
 from mae_jax.data.sources import describe_sources, make_source
 from mae_jax.data.subset import RandomSubset
@@ -155,7 +155,7 @@ class Pretraining:
             f"{model.dtype} products",
         }
         names = self._train_source.class_names
-        classes = f"{len(names):,}: {first(names)}" if names else "none, which leaves k-NN and the linear probe out"
+        classes = f"{len(names):,}: {first_few(names)}" if names else "none, which leaves k-NN and the linear probe out"
         usual = {field.name: field.default for field in dataclasses.fields(MAEConfig)}
         chosen = [f"{name} {getattr(model, name)}" for name in CHOICES if getattr(model, name) != usual[name]]
         rows |= {"choices": ", ".join(chosen)} if chosen else {}
