@@ -7,9 +7,9 @@ program: 290 images a second, 17 s for an epoch of 5,000 pictures of 32 pixels. 
 1.7 ms.
 
 On 5,000 pictures of CIFAR-10 (`--config.train.epochs=8`, 624 steps, 178 s in all) the loss on unseen pictures is 0.65;
-of 500 pictures k-NN gets 38.2 % right (a random encoder 29.0 %), logistic regression 47.4 % (40.2 %). With a base rate of
-1e-3 the loss falls more slowly. Ten epochs of 2,000 pictures are too few: k-NN 26.8 % (24.6 %). All 200 epochs have not
-been run.
+of 500 pictures k-NN gets 38.2 % right (a random encoder 29.0 %), logistic regression 47.4 % (40.2 %). With a base rate
+of 1e-3 the loss falls more slowly. Ten epochs of 2,000 pictures are too few: k-NN 26.8 % (24.6 %). All 200 epochs have
+not been run.
 """
 
 import ml_collections
