@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from mae_jax.ablation.plan import Run, full_command
 from mae_jax.config import flatten
 from mae_jax.errors import UserError
+from mae_jax.interop.transfer import PICTURES
 from mae_jax.writing import read_object, write_atomically, write_json
 
 POLL_SECONDS = 0.2
@@ -27,6 +28,7 @@ FREE = (
     "data.prefetch_batches", "data.path", "data.max_pixels", "train.log_every_steps", "train.profile_steps",
     "train.accumulate_steps", "model.remat", "model.scan_unroll", "evaluate.pictures", "evaluate.every_steps",
 )  # fmt: skip
+SETTLED = ("model.dtype", "data.batch_size")  # if they are None the run settles them, and notes what they are
 
 
 class Outcome(NamedTuple):
@@ -73,7 +75,8 @@ def check_same_settings(run: Run) -> None:
     given = {argument.split("=", 1)[0].removeprefix("--config.") for argument in run.arguments}
     for key, value in new.items():
         if key in old and old[key] != value and (key in given or _decides(run.config, key)):
-            if not key.startswith(FREE) and not (run.after and key == "init_from"):
+            settled = value is None and key in SETTLED
+            if not key.startswith(FREE) and not settled and not (run.after and key == "init_from"):
                 raise UserError(
                     f"{run.folder} was made with {key}={old[key]!r}, now it is {value!r}: one table cannot have both; "
                     "choose another --workdir"
@@ -82,6 +85,8 @@ def check_same_settings(run: Run) -> None:
 
 def _decides(config: ConfigDict, key: str) -> bool:
     """Whether a setting that the command does not give is the run's own, and not the checkpoint's or the data's."""
+    if key in PICTURES and config.init_from:
+        return False
     if config.task == "pretrain":
         return True
     theirs = ("model.", "classifier.num_classes") if config.task == "classify" else ("model.", "data.", "classifier.")

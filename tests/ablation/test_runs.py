@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from mae_jax.ablation import runs
-from mae_jax.ablation.runs import explain
+from mae_jax.ablation.plan import make_plan
+from mae_jax.ablation.runs import check_same_settings, explain
 from mae_jax.errors import UserError
 from mae_jax.tasks import ablate
 from mae_jax.training.signals import Stopped, StopSignal
@@ -167,6 +168,24 @@ def test_a_run_that_was_made_with_other_settings_is_not_mixed_in(tmp_path):
         assert text in str(error.value)
 
 
+def test_what_a_run_settles_itself_or_takes_from_its_checkpoint_is_no_other_setting(tmp_path):
+    measured = ("finetune", "finetune_vit_base", (("data.batch_size", None),))
+    config = make_config(grid=RATIOS, measure=(measured,))
+    first, then = [one for one in make_plan(config, tmp_path).runs if one.cell == "mask_ratio 0.5"]
+    for one, settled in ((first, {}), (then, {"image_size": 8})):
+        made = json.loads(json.dumps(one.config.to_dict()))
+        one.config.model.dtype = None
+        made["model"] |= {"dtype": "float32"} | settled
+        made["data"] |= {"batch_size": 64, "mean": [0.3]} if one is then else {}
+        one.folder.mkdir(parents=True)
+        (one.folder / "config.json").write_text(json.dumps(made))
+        check_same_settings(one)
+        made["optimizer"]["clip_norm"] = 1.0
+        (one.folder / "config.json").write_text(json.dumps(made))
+        with pytest.raises(UserError, match="optimizer.clip_norm=1.0, now it is None"):
+            check_same_settings(one)
+
+
 def test_a_run_that_another_process_is_at_work_on_is_neither_failed_nor_finished(tmp_path, capsys):
     order(tmp_path, 0.5, "print(f'error: --workdir={folder} is in use by process 7 on host'); sys.exit(2)")
     run(tmp_path)
@@ -229,6 +248,7 @@ def test_a_signal_is_handed_on_and_waits_until_the_run_has_saved(tmp_path, numbe
 PARENT = """
 import pathlib, sys
 from mae_jax.ablation import runs
+from mae_jax.ablation.plan import make_plan
 from tests.ablation.test_grid import plan_of
 run = plan_of(grid=(("model.mask_ratio", (0.5,)),)).runs[0]._replace(folder=pathlib.Path(sys.argv[1]))
 runs.full_command = lambda run: [sys.executable, "-c", sys.argv[2], str(run.folder / "saved")]
