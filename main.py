@@ -28,9 +28,16 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from configs import common
-from mae_jax import processes
-from mae_jax.allocator import keep_freed_memory
-from mae_jax.command_line import (
+from mae_jax.runtime import processes
+from mae_jax.runtime.allocator import keep_freed_memory
+from mae_jax.runtime.console import keep_streams, say
+from mae_jax.runtime.errors import NotSaved, UserError, out_of_memory
+from mae_jax.runtime.mesh import prepare_cpu
+from mae_jax.runtime.signals import Stopped, StopSignal, make_stop_signal
+from mae_jax.runtime.startup import Startup, use_compilation_cache
+from mae_jax.settings.agreement import check_same_command, check_shared
+from mae_jax.settings.checks import check, expand_paths
+from mae_jax.settings.command_line import (
     asks_for_help,
     check_command_line,
     config_file,
@@ -38,20 +45,15 @@ from mae_jax.command_line import (
     describe_unknown_flag,
     given_settings,
 )
-from mae_jax.config import check, expand_paths
-from mae_jax.console import keep_streams, say
-from mae_jax.errors import NotSaved, UserError, out_of_memory
-from mae_jax.lock import NAME, locked
-from mae_jax.mesh import prepare_cpu
-from mae_jax.preflight import check_same_command, check_shared
-from mae_jax.startup import Startup, use_compilation_cache
-from mae_jax.task_settings import check_read
+from mae_jax.settings.fields import use_defaults
+from mae_jax.settings.usage import check_read
 from mae_jax.tasks import TRAINED, find_task
 from mae_jax.training.dry_run import dry_run
-from mae_jax.training.history import check_folder
 from mae_jax.training.loop import NonFiniteLoss
-from mae_jax.training.signals import Stopped, StopSignal, make_stop_signal
+from mae_jax.workdir.history import check_folder
+from mae_jax.workdir.lock import NAME, locked
 
+use_defaults(common.get_config)
 CONFIG = config_flags.DEFINE_config_file("config", help_string="a file of configs/")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what a user can mend of what a disk says
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of everything that the run writes; default: runs/NAME")

@@ -15,9 +15,9 @@ from ml_collections import ConfigDict
 
 from benchmarks.mesh_memory import step_cost
 from configs import common
-from mae_jax.mesh import AXES
+from mae_jax.models.config import MAEConfig
 from mae_jax.models.mae import init_params
-from mae_jax.models.mae_config import MAEConfig
+from mae_jax.runtime.mesh import AXES
 from mae_jax.training.communication import Collective, ideal
 from mae_jax.training.dry_run import devices_for
 

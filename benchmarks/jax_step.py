@@ -38,8 +38,8 @@ class JaxStep:
         config, mesh, trainee, plan, self._key, self._step, self.facts = _compile(model, overrides)
         import jax
 
-        from mae_jax.mesh import batch_sharding, put_batch
-        from mae_jax.seeding import make_key
+        from mae_jax.runtime.mesh import batch_sharding, put_batch
+        from mae_jax.runtime.seeds import make_key
         from mae_jax.training.state import create_state
 
         self._state = create_state(plan.init, make_key(config.seed, "init"), mesh)
@@ -66,13 +66,13 @@ class CompiledStep:
 
 def _compile(model: str, overrides: dict[str, Any]) -> tuple:
     """(config, mesh, what is trained, plan, key, compiled step, facts) of a config's pre-training."""
-    from mae_jax.allocator import keep_freed_memory
+    from mae_jax.runtime.allocator import keep_freed_memory
 
     keep_freed_memory()  # as main.py does
     import jax
 
-    from mae_jax.mesh import make_mesh, prepare_cpu
-    from mae_jax.tasks.pretrain import make_trainee
+    from mae_jax.objectives.pretrain import make_trainee
+    from mae_jax.runtime.mesh import make_mesh, prepare_cpu
     from mae_jax.training.plan import make_plan, make_train_key
     from mae_jax.training.step import compile_train_step, memory_in_bytes
 

@@ -12,8 +12,8 @@ import jax
 import ml_collections
 import numpy as np
 
-from mae_jax.evaluation.knn import find_neighbours
-from mae_jax.mesh import make_mesh
+from mae_jax.evaluation.neighbours import find_neighbours
+from mae_jax.runtime.mesh import make_mesh
 
 GIB = 2**30
 

@@ -23,10 +23,10 @@ import jax
 import numpy as np
 
 import mae_jax
-from mae_jax.interop.export import export
+from mae_jax.interop.formats import export
 from mae_jax.interop.workdirs import Weights
+from mae_jax.models.config import SIZES, MAEConfig
 from mae_jax.models.mae import abstract_params
-from mae_jax.models.mae_config import SIZES, MAEConfig
 
 GB = 1e9
 

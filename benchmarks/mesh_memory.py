@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from configs import common
-from mae_jax.errors import UserError
-from mae_jax.mesh import AXES, make_mesh
+from mae_jax.models.config import SIZES, MAEConfig
 from mae_jax.models.mae import init_params
-from mae_jax.models.mae_config import SIZES, MAEConfig
-from mae_jax.seeding import make_key
-from mae_jax.tasks.pretrain import make_loss_fn
+from mae_jax.objectives.pretrain import make_loss_fn
+from mae_jax.runtime.errors import UserError
+from mae_jax.runtime.mesh import AXES, make_mesh
+from mae_jax.runtime.seeds import make_key
 from mae_jax.training.communication import table
 from mae_jax.training.dry_run import StepCost, devices_for, try_step
 from mae_jax.training.optimizers import make_optimizer, make_schedule

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 import mae_jax
-from mae_jax.interop.export import export
+from mae_jax.interop.formats import export
 from mae_jax.interop.weights import read_weights
 
 ODD = dict(

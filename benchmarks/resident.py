@@ -15,9 +15,9 @@ import jax
 
 from configs import cifar10
 from mae_jax.data.device import training_batches
+from mae_jax.data.resolutions import make_stages
 from mae_jax.data.sources import make_source
-from mae_jax.mesh import make_mesh
-from mae_jax.stages import make_stages
+from mae_jax.runtime.mesh import make_mesh
 
 CROPS = {"whole": ((1.0, 1.0), (1.0, 1.0)), "random crops": ((0.2, 1.0), (3 / 4, 4 / 3))}
 

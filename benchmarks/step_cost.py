@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 from benchmarks.jax_step import CompiledStep, JaxStep, read_config
 from benchmarks.train_step import MODELS, has_accelerator, parse_setting
 from benchmarks.turns import Turn, Worker, spread, take_turns
+from mae_jax.models.config import MAEConfig
 from mae_jax.models.flops import block_flops, decoder_tokens, encoder_tokens, train_flops
-from mae_jax.models.mae_config import MAEConfig
 
 # Settings of a model on a CPU, where its own take too long: small pictures, and batches that fit the caches less.
 ON_A_CPU = {"tiny": {"model.image_size": 128}}

@@ -20,7 +20,7 @@ class TorchStep:
         import torch
         from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-        from mae_jax.models.mae_config import MAEConfig
+        from mae_jax.models.config import MAEConfig
         from mae_jax.training.optimizers import peak_learning_rate
 
         config = read_config(model, overrides)

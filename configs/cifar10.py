@@ -12,7 +12,7 @@ to its end here; README.md has a first look.
 import ml_collections
 
 from configs import common
-from mae_jax.models.mae_config import SIZES
+from mae_jax.models.config import SIZES
 
 
 def get_config() -> ml_collections.ConfigDict:

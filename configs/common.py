@@ -4,7 +4,7 @@ The values are the paper's pre-training recipe (He et al. 2021, arXiv 2111.06377
 what pre-training does not use is off, or what its own source has.
 Other configs start from here and state only what differs. Any setting can be changed on the command line:
 `--config.train.epochs=100`. `None` stands for "not set", there too. Which settings a task reads is told in
-mae_jax/task_settings.py; others are refused.
+mae_jax/settings/usage.py; others are refused.
 """
 
 import ml_collections

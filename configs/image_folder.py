@@ -10,7 +10,7 @@ images a second); a larger encoder is one line, `config.model.update(SIZES["smal
 import ml_collections
 
 from configs import common
-from mae_jax.models.mae_config import SIZES
+from mae_jax.models.config import SIZES
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -10,7 +10,7 @@ epochs are enough. Written for accelerators, in bfloat16; not run here.
 import ml_collections
 
 from configs import linear_probe_vit_base
-from mae_jax.models.mae_config import SIZES
+from mae_jax.models.config import SIZES
 
 
 def get_config() -> ml_collections.ConfigDict:

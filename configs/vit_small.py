@@ -10,7 +10,7 @@ Written for accelerators, in bfloat16; not run to its end here.
 import ml_collections
 
 from configs import common
-from mae_jax.models.mae_config import SIZES
+from mae_jax.models.config import SIZES
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -15,6 +15,11 @@ FLAGS = f"--xla_force_host_platform_device_count=8 {COMPILE_QUICKLY}"
 os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+from configs import common  # noqa: E402
+from mae_jax.settings.fields import use_defaults  # noqa: E402
+
+use_defaults(common.get_config)
+
 
 def pytest_collection_modifyitems(items):
     """Files of whole runs come first, so that at the end no core waits for another one's long file."""

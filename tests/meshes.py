@@ -6,7 +6,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mae_jax.mesh import AXES, make_mesh
+from mae_jax.runtime.mesh import AXES, make_mesh
 
 
 def device_mesh(*sizes: int) -> Mesh:

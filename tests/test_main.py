@@ -45,7 +45,7 @@ def test_a_variable_of_jax_that_it_cannot_read_is_a_mistake_too():
 
 WITHOUT_MEMORY = """
 from configs.digits import get_config
-from mae_jax.tasks import pretrain
+from mae_jax.objectives import pretrain
 
 def run(*_):
     raise MemoryError("Unable to allocate 8.00 PiB")

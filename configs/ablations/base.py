@@ -10,8 +10,9 @@ from typing import Any
 
 import ml_collections
 
-from mae_jax.config import get, nearest
-from mae_jax.errors import UserError
+from mae_jax.runtime.errors import UserError
+from mae_jax.settings.checks import nearest
+from mae_jax.settings.fields import get
 
 # Of each base the protocols that fit it. Those without are measured by what pre-training does at its end by itself:
 # k-NN and a logistic regression. On the digits that keeps a grid to minutes.

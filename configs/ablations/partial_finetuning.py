@@ -10,7 +10,7 @@ with one block, 84.2 % with four, 84.9 % with all 24; MoCo v3, whose linear prob
 import ml_collections
 
 from configs.ablations import base as bases
-from mae_jax.errors import UserError
+from mae_jax.runtime.errors import UserError
 
 KEY = "finetune.classifier.trained_blocks"
 BLOCKS = (1, 2, 4, 6, 12, 18, 24, 32)

@@ -20,7 +20,7 @@ from mae_jax.data.values import (
     scaled,
     to_eight_bits,
 )
-from mae_jax.errors import UserError
+from mae_jax.runtime.errors import UserError
 
 # How much larger than the wanted size a box must still be when the decoder has shrunk it. At 1 nothing would be left
 # for the bicubic filter to do, and the decoder's, which is sharper, would show.

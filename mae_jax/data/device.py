@@ -8,12 +8,12 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mae_jax.console import say
 from mae_jax.data.loader import make_eval_batches, make_train_batches
 from mae_jax.data.resident import ResidentBatches, can_be_resident, read_all
+from mae_jax.data.resolutions import Stage, size_at, sizes_from
 from mae_jax.data.sources import Source
-from mae_jax.mesh import batch_parts, batch_sharding, process_share, put_batch
-from mae_jax.stages import Stage, size_at, sizes_from
+from mae_jax.runtime.console import say
+from mae_jax.runtime.mesh import batch_parts, batch_sharding, process_share, put_batch
 
 
 class DeviceBatches(Iterator[dict[str, jax.Array]]):

@@ -5,7 +5,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from mae_jax.data.listing import folder_of
-from mae_jax.errors import UserError
+from mae_jax.runtime.errors import UserError
 
 
 def hold_out(files: list[str], fraction: float, folder: Path, by_class: bool) -> tuple[list[str], list[str]]:

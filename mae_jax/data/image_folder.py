@@ -11,7 +11,7 @@ from mae_jax.data.formats import EXTENSIONS
 from mae_jax.data.holding_out import hold_out
 from mae_jax.data.listing import Listing, describe_unread, find_folder, first_few, folder_of, list_pictures
 from mae_jax.data.splits import Splits, check_no_hidden_splits, class_folders, find_splits
-from mae_jax.errors import UserError
+from mae_jax.runtime.errors import UserError
 
 
 class NothingToTrainOn(UserError):

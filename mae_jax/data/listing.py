@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mae_jax.data.formats import EXTENSIONS
-from mae_jax.errors import UserError, reason
-from mae_jax.retry import with_patience
+from mae_jax.runtime.errors import UserError, reason
+from mae_jax.runtime.retry import with_patience
 
 # Beside names with a leading dot: what disks, file servers and archives put among people's pictures.
 HIDDEN = ("lost+found", "@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information")

@@ -33,7 +33,7 @@ from mae_jax.data.reading import (
 )
 from mae_jax.data.sources import Source
 from mae_jax.data.workers import as_user_error, close, first_batch, in_processes
-from mae_jax.errors import UserError, escaped
+from mae_jax.runtime.errors import UserError, escaped
 
 MAX_PIECE = 64  # pictures that one thread reads before it hands them over
 BAD_SHARE = 0.01  # share of bad pictures above which the data are at fault, not a few pictures

@@ -7,7 +7,7 @@ import numpy as np
 from mae_jax.data.files import read_picture_file
 from mae_jax.data.formats import EXTENSIONS
 from mae_jax.data.listing import check_exists, describe_unread, is_picture_name, list_pictures
-from mae_jax.errors import UserError
+from mae_jax.runtime.errors import UserError
 
 
 class PictureFiles:

@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image, ImageEnhance, ImageOps
 
-from mae_jax.errors import UserError
+from mae_jax.runtime.errors import UserError
 
 MAX_MAGNITUDE = 10.0
 APPLY_PROBABILITY = 0.5  # of an operation that was drawn

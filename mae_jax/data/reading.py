@@ -13,8 +13,8 @@ from mae_jax.data.decoding import BadImage, open_picture
 from mae_jax.data.sources import Source
 from mae_jax.data.transforms import Picture, crop_draws, random_resized_crop, resize_and_centre_crop
 from mae_jax.data.values import Range
-from mae_jax.errors import UserError, reason
-from mae_jax.retry import with_patience
+from mae_jax.runtime.errors import UserError, reason
+from mae_jax.runtime.retry import with_patience
 
 REPLACEMENT_TRIES = 20  # pictures tried in the place of one that cannot be read
 DRAWS_AT_ONCE = 64  # places whose crops are drawn together; 20 KB

@@ -22,9 +22,9 @@ from mae_jax.data.rand_augment import make_augmentation
 from mae_jax.data.reading import Shuffled
 from mae_jax.data.sources import Source
 from mae_jax.data.transforms import CROP_RULES, crop_draws
-from mae_jax.errors import UserError
-from mae_jax.mesh import batch_sharding, process_share, put, put_batch, replicated
-from mae_jax.parallel import ROWS, on_shards
+from mae_jax.runtime.errors import UserError
+from mae_jax.runtime.mesh import batch_sharding, process_share, put, put_batch, replicated
+from mae_jax.runtime.sharding import ROWS, on_shards
 
 LIMIT = 2 * 2**30  # bytes of all pictures, on each device
 LARGEST_SIDE = 128  # pixels; a filter's table has the cube of it, 8 MiB

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from mae_jax.data.image_folder import ImageFolder
 from mae_jax.data.tfds_source import TfdsSource
-from mae_jax.errors import UserError, escaped
+from mae_jax.runtime.errors import UserError, escaped
 
 
 class Source(Protocol):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mae_jax.data.listing import first_few, folders_of, holds_pictures, list_pictures, sub_folders
-from mae_jax.errors import UserError
+from mae_jax.runtime.errors import UserError
 
 # Names that people give to these folders, in any case.
 TRAIN = ("train", "training")

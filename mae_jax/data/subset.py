@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from mae_jax.data.listing import first_few
 from mae_jax.data.sources import Source
-from mae_jax.errors import UserError
+from mae_jax.runtime.errors import UserError
 
 
 class Wrapper:

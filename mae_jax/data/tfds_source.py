@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from mae_jax.errors import UserError, reason
-from mae_jax.retry import with_patience
+from mae_jax.runtime.errors import UserError, reason
+from mae_jax.runtime.retry import with_patience
 
 OTHER_NAMES = ("digits", "image_folder", "synthetic")  # of data sets that do not come from TFDS
 _LABELS_AT_ONCE = 256  # records read together for their labels: each holds its encoded picture

@@ -15,8 +15,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from mae_jax.allocator import keep_freed_memory
-from mae_jax.errors import UserError, reason
+from mae_jax.runtime.allocator import keep_freed_memory
+from mae_jax.runtime.errors import UserError, reason
 
 MIN_SHARED = 2**14  # bytes of an array that processes share; a pipe (64 KiB) must hold several of those below
 CLOSE_SECONDS = 5  # that readers are given to stop, and one more for each process: a disk may never answer them

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mae_jax.errors import escaped
-from mae_jax.evaluation.features import one_ahead
-from mae_jax.mesh import whole
+from mae_jax.evaluation.extraction import one_ahead
+from mae_jax.runtime.errors import escaped
+from mae_jax.runtime.mesh import whole
 
 
 class Predictions(NamedTuple):

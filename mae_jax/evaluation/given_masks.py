@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mae_jax.errors import UserError, first_line
 from mae_jax.models.masking import MaskFn, check_given_mask
+from mae_jax.runtime.errors import UserError, first_line
 
 
 def read_masks(given: str, count: int, grid: tuple[int, int]) -> tuple[np.ndarray, int]:

@@ -15,16 +15,16 @@ from mae_jax.data.device import evaluation_batches
 from mae_jax.data.loader import make_eval_batches
 from mae_jax.data.sources import Source
 from mae_jax.data.subset import RandomSubset
-from mae_jax.evaluation.features import FeatureExtractor, one_ahead
+from mae_jax.evaluation.extraction import FeatureExtractor, one_ahead
 from mae_jax.evaluation.given_masks import read_masks
-from mae_jax.evaluation.reconstructions import TRUE_STATISTICS, UNTRAINED, draw_reconstructions
+from mae_jax.evaluation.pictures import TRUE_STATISTICS, UNTRAINED, draw_reconstructions
 from mae_jax.evaluation.representations import describe_protocol, measure_features
-from mae_jax.mesh import put, replicated
 from mae_jax.models.mae import MAEConfig, make_bind
 from mae_jax.models.masking import given_masks
-from mae_jax.models.reconstruction import reconstruct
-from mae_jax.parallel import on_rows
-from mae_jax.seeding import make_key
+from mae_jax.models.rendering import reconstruct
+from mae_jax.runtime.mesh import put, replicated
+from mae_jax.runtime.seeds import make_key
+from mae_jax.runtime.sharding import on_rows
 
 
 class MAEEvaluation:

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from mae_jax.evaluation.rows import put_rows
-from mae_jax.mesh import batch_sharding, replicated
+from mae_jax.runtime.mesh import batch_sharding, replicated
 
 ROW_BLOCK = 8192  # rows whose logits, a number for each class, stand at a time on a device
 MAX_ITERATIONS = 1000

@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mae_jax.data.sources import Source, count_images
-from mae_jax.evaluation.knn import knn_predict
+from mae_jax.evaluation.neighbours import knn_predict
 from mae_jax.evaluation.probes import logistic_regression_predict
 from mae_jax.evaluation.rankme import rankme
 

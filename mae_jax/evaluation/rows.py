@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mae_jax.mesh import batch_parts, batch_sharding
+from mae_jax.runtime.mesh import batch_parts, batch_sharding
 
 
 def block_layout(count: int, parts: int, largest: int) -> tuple[int, int]:

@@ -1,0 +1,1 @@
+"""Weights in and out: our own workdirs, facebookresearch/mae, Hugging Face and timm."""

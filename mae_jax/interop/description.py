@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from mae_jax.config import check_value_range, from_dict
-from mae_jax.errors import UserError, first_line
 from mae_jax.interop import huggingface, timm
-from mae_jax.interop.files import TensorFile
 from mae_jax.interop.plain import read_json
 from mae_jax.interop.preprocessor import done_otherwise, read_preprocessor
+from mae_jax.interop.tensors import TensorFile
 from mae_jax.interop.torch_layout import State, listed, stacked_shape
 from mae_jax.models.classifier import ClassifierConfig
-from mae_jax.models.mae_config import SIZES, MAEConfig
+from mae_jax.models.config import SIZES, MAEConfig
 from mae_jax.models.positions import sincos_table
+from mae_jax.runtime.errors import UserError, first_line
+from mae_jax.settings.checks import check_value_range
+from mae_jax.settings.fields import from_dict
 
 WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.", "base_model.")  # put in front of names by other programs
 ESSENTIAL = ("cls_token", "patch_embed.proj.weight", "blocks.0.norm1.weight", "blocks.0.mlp.fc1.weight")

@@ -8,14 +8,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from mae_jax.errors import UserError, first_line
 from mae_jax.interop.description import TABLES, Description
-from mae_jax.interop.files import read_tensors
+from mae_jax.interop.tensors import read_tensors
 from mae_jax.interop.torch_layout import places, read_params, renamings
 from mae_jax.interop.workdirs import Weights
 from mae_jax.models.classifier import abstract_variables
+from mae_jax.models.config import MAEConfig
 from mae_jax.models.mae import abstract_params
-from mae_jax.models.mae_config import MAEConfig
+from mae_jax.runtime.errors import UserError, first_line
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pth", "*.pt")
 

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from mae_jax.errors import UserError, first_line
+from mae_jax.runtime.errors import UserError, first_line
 
 PATTERNS = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
 OLD_PATTERNS = (

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from mae_jax.errors import UserError
-from mae_jax.interop.files import Tensor
+from mae_jax.interop.tensors import Tensor
 from mae_jax.interop.torch_layout import State
-from mae_jax.models.mae_config import MAEConfig
+from mae_jax.models.config import MAEConfig
+from mae_jax.runtime.errors import UserError
 
 # Ours -> theirs: settings with one meaning in both. (values: what transformers takes if config.json lacks the key)
 SETTINGS = {

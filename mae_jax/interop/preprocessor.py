@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mae_jax.models.mae_config import MAEConfig
+from mae_jax.models.config import MAEConfig
 
 BICUBIC = 3  # Pillow's number for the filter
 

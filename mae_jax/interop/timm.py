@@ -3,9 +3,9 @@
 import re
 from typing import Any
 
-from mae_jax.errors import UserError
 from mae_jax.models.classifier import ClassifierConfig
-from mae_jax.models.mae_config import SIZES, MAEConfig
+from mae_jax.models.config import SIZES, MAEConfig
+from mae_jax.runtime.errors import UserError
 
 # Ours -> the argument of timm's VisionTransformer.
 ARGUMENTS = {

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mae_jax.errors import UserError
-from mae_jax.interop.files import Tensor
+from mae_jax.interop.tensors import Tensor
 from mae_jax.models.classifier import ClassifierConfig
+from mae_jax.runtime.errors import UserError
 
 # A state: tensors by facebookresearch's names. A tensor may come in parts (queries, keys, values), to be put one below
 # the other along its first axis.

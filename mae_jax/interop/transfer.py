@@ -8,12 +8,12 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from mae_jax.errors import UserError
 from mae_jax.interop.weights import assumed, pictures_differ, pin_weights, read_weights
 from mae_jax.interop.workdirs import Weights, read_own_config
 from mae_jax.models.classifier import ClassifierConfig, make_classifier_config
-from mae_jax.models.mae_config import USUAL_MASKS, MAEConfig
+from mae_jax.models.config import USUAL_MASKS, MAEConfig
 from mae_jax.models.positions import resize_positions, sincos_table
+from mae_jax.runtime.errors import UserError
 
 # Settings of `model` that a run chooses for itself; the others are the checkpoint's.
 OWN_MODEL_SETTINGS = ("image_size", "dtype", "attention", "remat", "scan_unroll")

@@ -10,19 +10,19 @@ import jax
 import numpy as np
 
 from mae_jax.data.processor import Processor
-from mae_jax.errors import UserError, escaped
-from mae_jax.hints import nearest
 from mae_jax.interop.description import GUESSABLE
 from mae_jax.interop.foreign import is_foreign, read_foreign
 from mae_jax.interop.hub import fetch, is_hub
 from mae_jax.interop.workdirs import Weights, find_checkpoint, read_workdir
-from mae_jax.mesh import fitting_dtype
 from mae_jax.models.classifier import Classifier, make_bind_classifier, make_classifier_config
+from mae_jax.models.config import USUAL_MASKS
 from mae_jax.models.mae import MAEConfig, MaskedAutoencoder, make_bind
-from mae_jax.models.mae_config import USUAL_MASKS
 from mae_jax.models.positions import resize_positions, sincos_table
-from mae_jax.processes import from_main, is_main
-from mae_jax.writing import read_object, write_json
+from mae_jax.runtime.errors import UserError, escaped
+from mae_jax.runtime.mesh import fitting_dtype
+from mae_jax.runtime.processes import from_main, is_main
+from mae_jax.settings.suggestions import nearest
+from mae_jax.workdir.writing import read_object, write_json
 
 # Settings of `model.*` that are the user's choice, whatever the file.
 CHOOSABLE = ("dtype", "attention", "remat", "scan_unroll", "mask_ratio", "image_size", "positions")

@@ -10,11 +10,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mae_jax.config import from_dict
-from mae_jax.errors import UserError, first_line
-from mae_jax.manifest import find_damage, has_manifest
 from mae_jax.models.parameters import join
-from mae_jax.processes import from_main, is_main
+from mae_jax.runtime.errors import UserError, first_line
+from mae_jax.runtime.processes import from_main, is_main
+from mae_jax.settings.fields import from_dict
+from mae_jax.workdir.checksums import find_damage, has_manifest
 
 ITEMS = ("frozen", "params", "average", "statistics")  # of a checkpoint, that make up a model
 

@@ -1,0 +1,1 @@
+"""The paper: patches, positions, masking, targets, Transformer, encoder, decoder, autoencoder and classifier."""

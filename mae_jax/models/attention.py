@@ -5,9 +5,9 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from mae_jax.errors import UserError
 from mae_jax.models.layers import BlockConfig, LayerNorm, Linear
-from mae_jax.parallel import to_columns
+from mae_jax.runtime.errors import UserError
+from mae_jax.runtime.sharding import to_columns
 
 CPU_GROUPS = 4  # more take longer to compile, and are no faster on two cores
 WORTH_GROUPS = 2**25  # multiplications of one of attention's products

@@ -15,13 +15,13 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
-from mae_jax.errors import UserError
+from mae_jax.models.config import MAEConfig
 from mae_jax.models.encoder import Encoder, EncoderOutput, patches_of
 from mae_jax.models.layers import Linear
-from mae_jax.models.mae_config import MAEConfig
 from mae_jax.models.parameters import gather_outside_blocks, split_trained
 from mae_jax.models.transformer import Record
-from mae_jax.parallel import batch_devices, mean_over_batch
+from mae_jax.runtime.errors import UserError
+from mae_jax.runtime.sharding import batch_devices, mean_over_batch
 
 POOLS = {  # what the head sees
     "mean_norm": "mean of the patch tokens, then a norm",

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mae_jax.models.config import MAEConfig
 from mae_jax.models.encoder import position_table
 from mae_jax.models.layers import LayerNorm, Linear
-from mae_jax.models.mae_config import MAEConfig
 from mae_jax.models.masking import take_patches
 from mae_jax.models.positions import sincos_table
 from mae_jax.models.targets import PatchBasis

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mae_jax.errors import UserError
+from mae_jax.models.config import MAEConfig
 from mae_jax.models.layers import LayerNorm, Linear
-from mae_jax.models.mae_config import MAEConfig
 from mae_jax.models.masking import take_patches
 from mae_jax.models.patches import grid_size, patchify
 from mae_jax.models.positions import resize_positions, sincos_table
 from mae_jax.models.transformer import NOTHING, Record, Recorded, create_blocks, drop_path_scales, scan_blocks
+from mae_jax.runtime.errors import UserError
 
 
 class EncoderOutput(NamedTuple):

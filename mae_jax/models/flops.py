@@ -6,7 +6,7 @@ it is about half a percent.
 """
 
 from mae_jax.models.classifier import ClassifierConfig
-from mae_jax.models.mae_config import MAEConfig
+from mae_jax.models.config import MAEConfig
 
 
 def block_flops(tokens: int, width: int, mlp_width: int) -> int:

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mae_jax.models.products import matmul
-from mae_jax.parallel import from_rows, to_columns
+from mae_jax.runtime.products import matmul
+from mae_jax.runtime.sharding import from_rows, to_columns
 
 xavier_uniform = nnx.initializers.xavier_uniform()
 

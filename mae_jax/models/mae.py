@@ -13,10 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mae_jax.errors import UserError
+from mae_jax.models.config import MAEConfig
 from mae_jax.models.decoder import Decoder
 from mae_jax.models.encoder import Encoder, EncoderOutput, Hidden, patches_of
-from mae_jax.models.mae_config import MAEConfig
 from mae_jax.models.masking import (
     Mask,
     MaskFn,
@@ -30,10 +29,11 @@ from mae_jax.models.masking import (
 )
 from mae_jax.models.parameters import gather_outside_blocks
 from mae_jax.models.patches import grid_size, patchify, unpatchify
-from mae_jax.models.reconstruction import reconstruct
+from mae_jax.models.rendering import reconstruct
 from mae_jax.models.targets import make_targets
 from mae_jax.models.transformer import NOTHING, Record, Recorded
 from mae_jax.models.uniformity import uniformity
+from mae_jax.runtime.errors import UserError
 
 PREDICTED = 2**31 - 1  # folded into a mask's key: the small numbers are taken (split(key)[i] is fold_in(key, i))
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from mae_jax.errors import UserError
+from mae_jax.runtime.errors import UserError
 
 MASK_SAMPLINGS = ("random", "block", "grid")
 GRID_RATIO = 0.75  # of the masks that keep one patch of each 2 x 2

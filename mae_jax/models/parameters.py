@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mae_jax.parallel import gather
+from mae_jax.runtime.sharding import gather
 
 
 def count_parameters(parameters) -> int:

@@ -3,7 +3,7 @@
 import jax
 from einops import rearrange
 
-from mae_jax.errors import UserError
+from mae_jax.runtime.errors import UserError
 
 
 def grid_size(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mae_jax.errors import UserError
-from mae_jax.models.mae_config import MAEConfig
+from mae_jax.models.config import MAEConfig
 from mae_jax.models.patches import patchify
-from mae_jax.models.reconstruction import normalize_patches
+from mae_jax.models.rendering import normalize_patches
+from mae_jax.runtime.errors import UserError
 
 
 class PatchBasis(nnx.Module):

@@ -9,7 +9,7 @@ from flax import nnx
 
 from mae_jax.models.attention import Attention
 from mae_jax.models.layers import BlockConfig, LayerNorm, Mlp
-from mae_jax.parallel import gather, gathers_again, splits
+from mae_jax.runtime.sharding import gather, gathers_again, splits
 
 
 class Record(NamedTuple):

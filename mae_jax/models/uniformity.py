@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from mae_jax.parallel import all_rows
+from mae_jax.runtime.sharding import all_rows
 
 
 def uniformity(features: jax.Array) -> jax.Array:

@@ -2,12 +2,18 @@
 
 import importlib
 
-from mae_jax.errors import UserError
-from mae_jax.hints import nearest
+from mae_jax.runtime.errors import UserError
+from mae_jax.settings.suggestions import nearest
 
-TASKS = (
-    "pretrain", "classify", "knn", "logistic_regression", "features", "evaluate", "reconstruct", "export", "ablate",
-)  # fmt: skip
+TASKS = {
+    "pretrain": "objectives.pretrain",
+    "classify": "objectives.classify",
+    **{
+        name: f"tasks.{name}"
+        for name in ("knn", "logistic_regression", "features", "evaluate", "reconstruct", "export")
+    },
+    "ablate": "tasks.ablation.program",
+}
 TRAINED = ("pretrain", "classify")  # the model is the settings' own; other tasks take a checkpoint's
 
 
@@ -19,4 +25,4 @@ def find_task(name: str):
     """
     if name not in TASKS:
         raise UserError(f"unknown task {name!r}{nearest(name, TASKS)} (config.task is one of: {', '.join(TASKS)})")
-    return importlib.import_module(f"mae_jax.tasks.{name}")
+    return importlib.import_module(f"mae_jax.{TASKS[name]}")

@@ -6,12 +6,10 @@ from pathlib import Path
 
 import ml_collections
 
-from mae_jax.console import say
 from mae_jax.data.augment import normalize
 from mae_jax.data.device import evaluation_batches
 from mae_jax.data.sources import Source, count_images, describe_sources, make_source
 from mae_jax.data.subset import Labelled, RandomSubset, match_classes
-from mae_jax.errors import UserError, escaped
 from mae_jax.evaluation.classification import (
     class_table,
     confusion_matrix,
@@ -21,14 +19,16 @@ from mae_jax.evaluation.classification import (
 )
 from mae_jax.interop.weights import make_bind_of
 from mae_jax.interop.workdirs import Weights
-from mae_jax.mesh import check_heads, make_mesh, parameter_shardings, put
-from mae_jax.models.mae_config import MAEConfig
-from mae_jax.parallel import on_rows
-from mae_jax.tasks.checkpoint import open_checkpoint, write_measurement
+from mae_jax.models.config import MAEConfig
+from mae_jax.runtime.console import say
+from mae_jax.runtime.errors import UserError, escaped
+from mae_jax.runtime.mesh import check_heads, make_mesh, parameter_shardings, put
+from mae_jax.runtime.sharding import on_rows
+from mae_jax.runtime.signals import StopSignal
+from mae_jax.tasks.measuring import open_checkpoint, write_measurement
 from mae_jax.tasks.reconstruct import reconstruct
-from mae_jax.training.reporting import provenance, save_picture
-from mae_jax.training.signals import StopSignal
-from mae_jax.writing import write_atomically, write_json
+from mae_jax.workdir.reporting import provenance, save_picture
+from mae_jax.workdir.writing import write_atomically, write_json
 
 SHOWN_CLASSES = 20  # rows of the class table that are printed
 

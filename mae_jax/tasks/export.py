@@ -4,15 +4,15 @@ from pathlib import Path
 
 import ml_collections
 
-from mae_jax.console import say
-from mae_jax.errors import UserError
-from mae_jax.interop.export import FORMATS, export, fit
+from mae_jax.interop.formats import FORMATS, export, fit
 from mae_jax.models.parameters import count_parameters
-from mae_jax.processes import is_main
-from mae_jax.tasks.checkpoint import open_checkpoint
-from mae_jax.training.reporting import provenance
-from mae_jax.training.signals import StopSignal
-from mae_jax.writing import read_object, write_json
+from mae_jax.runtime.console import say
+from mae_jax.runtime.errors import UserError
+from mae_jax.runtime.processes import is_main
+from mae_jax.runtime.signals import StopSignal
+from mae_jax.tasks.measuring import open_checkpoint
+from mae_jax.workdir.reporting import provenance
+from mae_jax.workdir.writing import read_object, write_json
 
 WEIGHTS = ("model.safetensors", "model.pth")
 NOTE = "export.json"  # tells a folder that an export may write to again

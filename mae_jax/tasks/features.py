@@ -5,14 +5,14 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from mae_jax.console import say
-from mae_jax.errors import escaped
 from mae_jax.evaluation.representations import describe_features
-from mae_jax.processes import is_main
-from mae_jax.tasks.checkpoint import write_measurement
+from mae_jax.runtime.console import say
+from mae_jax.runtime.errors import escaped
+from mae_jax.runtime.processes import is_main
+from mae_jax.runtime.signals import StopSignal
 from mae_jax.tasks.frozen import FrozenEncoder
-from mae_jax.training.signals import StopSignal
-from mae_jax.writing import make_temporary
+from mae_jax.tasks.measuring import write_measurement
+from mae_jax.workdir.writing import make_temporary
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> None:

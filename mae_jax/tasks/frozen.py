@@ -7,20 +7,20 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from mae_jax.console import say
 from mae_jax.data.image_folder import NothingToTrainOn
 from mae_jax.data.sources import describe_sources, make_source
 from mae_jax.data.subset import Labelled, RandomSubset, StratifiedSubset, match_classes
-from mae_jax.errors import UserError
-from mae_jax.evaluation.features import FeatureExtractor
+from mae_jax.evaluation.extraction import FeatureExtractor
+from mae_jax.evaluation.unseen import find_training_pictures
 from mae_jax.interop.weights import make_bind_of
-from mae_jax.mesh import check_heads, create, make_mesh, parameter_shardings, put
 from mae_jax.models.mae import MAEConfig, init_params, make_bind
-from mae_jax.seeding import make_key
-from mae_jax.tasks.checkpoint import open_checkpoint
-from mae_jax.tasks.image_folders import find_training_pictures
-from mae_jax.training.reporting import provenance
-from mae_jax.writing import write_json
+from mae_jax.runtime.console import say
+from mae_jax.runtime.errors import UserError
+from mae_jax.runtime.mesh import check_heads, create, make_mesh, parameter_shardings, put
+from mae_jax.runtime.seeds import make_key
+from mae_jax.tasks.measuring import open_checkpoint
+from mae_jax.workdir.reporting import provenance
+from mae_jax.workdir.writing import write_json
 
 
 class FrozenEncoder:

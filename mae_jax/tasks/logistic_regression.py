@@ -5,12 +5,12 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from mae_jax.console import say
 from mae_jax.evaluation.probes import class_scores, fit_logistic_regression
 from mae_jax.evaluation.representations import describe_features
-from mae_jax.tasks.checkpoint import write_measurement
+from mae_jax.runtime.console import say
+from mae_jax.runtime.signals import StopSignal
 from mae_jax.tasks.frozen import FrozenEncoder
-from mae_jax.training.signals import StopSignal
+from mae_jax.tasks.measuring import write_measurement
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> None:

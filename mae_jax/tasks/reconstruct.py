@@ -4,19 +4,19 @@ from pathlib import Path
 
 import ml_collections
 
-from mae_jax.console import say
 from mae_jax.data.pictures import PictureFiles
 from mae_jax.data.sources import Source, count_images, describe_sources, make_source
-from mae_jax.errors import UserError
 from mae_jax.evaluation.pretraining import MAEEvaluation
 from mae_jax.interop.weights import has_decoder
 from mae_jax.interop.workdirs import Weights
-from mae_jax.mesh import check_heads, make_mesh, parameter_shardings, put
-from mae_jax.models.mae_config import MAEConfig
-from mae_jax.tasks.checkpoint import open_checkpoint, write_measurement
-from mae_jax.training.reporting import provenance, save_picture
-from mae_jax.training.signals import StopSignal
-from mae_jax.writing import write_json
+from mae_jax.models.config import MAEConfig
+from mae_jax.runtime.console import say
+from mae_jax.runtime.errors import UserError
+from mae_jax.runtime.mesh import check_heads, make_mesh, parameter_shardings, put
+from mae_jax.runtime.signals import StopSignal
+from mae_jax.tasks.measuring import open_checkpoint, write_measurement
+from mae_jax.workdir.reporting import provenance, save_picture
+from mae_jax.workdir.writing import write_json
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> None:

@@ -12,13 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from mae_jax.startup import Startup
-from mae_jax.training.checkpoints import Checkpoints
-from mae_jax.training.profiling import Profiler
-from mae_jax.training.reporting import Reporter
-from mae_jax.training.signals import Stopped, StopSignal
+from mae_jax.runtime.profiling import Profiler
+from mae_jax.runtime.signals import Stopped, StopSignal
+from mae_jax.runtime.startup import Startup
 from mae_jax.training.state import TrainState
 from mae_jax.training.step import TrainStep
+from mae_jax.workdir.checkpoints import Checkpoints
+from mae_jax.workdir.reporting import Reporter
 
 MAX_STEPS_AHEAD = 2
 

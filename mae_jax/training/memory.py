@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from mae_jax.errors import UserError, first_line
+from mae_jax.runtime.errors import UserError, first_line
 from mae_jax.training.state import TrainState
 from mae_jax.training.step import TrainStep, compile_train_step
 

@@ -8,17 +8,17 @@ import ml_collections
 import optax
 from jax.sharding import Mesh
 
-from mae_jax.config import INT32_MAX
-from mae_jax.errors import UserError
-from mae_jax.mesh import batch_parts, replicated
-from mae_jax.models.mae_config import MAEConfig
-from mae_jax.seeding import make_key
-from mae_jax.stages import Stage, make_stages
+from mae_jax.data.resolutions import Stage, make_stages
+from mae_jax.models.config import MAEConfig
+from mae_jax.objectives.objective import Trainee
+from mae_jax.runtime.errors import UserError
+from mae_jax.runtime.mesh import batch_parts, replicated
+from mae_jax.runtime.seeds import make_key
+from mae_jax.settings.fields import INT32_MAX
 from mae_jax.training.optimizers import fit_warmup, make_optimizer, make_schedule
 from mae_jax.training.state import StateInit, TrainState, Variables, abstract_state, make_init
 from mae_jax.training.step import TrainStep, make_train_step
 from mae_jax.training.summary import summarize
-from mae_jax.training.trainee import Trainee
 
 
 class Plan(NamedTuple):

@@ -8,23 +8,23 @@ from pathlib import Path
 import ml_collections
 from jax.sharding import Mesh
 
-from mae_jax.console import say
-from mae_jax.errors import NotSaved, reason
-from mae_jax.processes import from_main, sum_of_all
-from mae_jax.seeding import make_key
-from mae_jax.startup import Startup
-from mae_jax.training.checkpoints import Checkpoints
-from mae_jax.training.history import check_not_beyond, keep_earlier_result, keep_earlier_run
+from mae_jax.objectives.objective import Trainee
+from mae_jax.runtime.console import say
+from mae_jax.runtime.errors import NotSaved, reason
+from mae_jax.runtime.processes import from_main, sum_of_all
+from mae_jax.runtime.profiling import Profiler
+from mae_jax.runtime.seeds import make_key
+from mae_jax.runtime.signals import StopSignal
+from mae_jax.runtime.startup import Startup
+from mae_jax.training.compiled_step import compile_stages, make_flops_at
 from mae_jax.training.loop import check_evaluation, train
 from mae_jax.training.memory import bytes_on_a_device, check_memory
 from mae_jax.training.plan import describe_plan, make_plan, make_train_key
-from mae_jax.training.profiling import Profiler
-from mae_jax.training.reporting import Reporter, provenance, write_if_possible
-from mae_jax.training.signals import StopSignal
-from mae_jax.training.staged_step import compile_stages, make_flops_at
 from mae_jax.training.state import TrainState, create_state, start_from
-from mae_jax.training.trainee import Trainee
-from mae_jax.writing import finite_or_null, read_object, write_json
+from mae_jax.workdir.checkpoints import Checkpoints
+from mae_jax.workdir.history import check_not_beyond, keep_earlier_result, keep_earlier_run
+from mae_jax.workdir.reporting import Reporter, provenance, write_if_possible
+from mae_jax.workdir.writing import finite_or_null, read_object, write_json
 
 
 def run_training(

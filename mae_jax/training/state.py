@@ -9,8 +9,8 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 
-from mae_jax.mesh import create, parameter_shardings, put
 from mae_jax.models.parameters import join
+from mae_jax.runtime.mesh import create, parameter_shardings, put
 
 
 class Variables(NamedTuple):

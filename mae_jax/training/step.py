@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from mae_jax.mesh import BATCH_AXES, batch_sharding, compiler_options, parameter_specs, replicated
-from mae_jax.parallel import ROWS, axes_of, batch_devices, mean_over_batch, on_shards
+from mae_jax.runtime.mesh import BATCH_AXES, batch_sharding, compiler_options, parameter_specs, replicated
+from mae_jax.runtime.sharding import ROWS, axes_of, batch_devices, mean_over_batch, on_shards
 from mae_jax.training.state import TrainState, shardings_of
 
 STATISTICS_MOMENTUM = 0.1  # share of a batch in the running statistics of BatchNorm

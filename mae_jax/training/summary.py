@@ -4,7 +4,7 @@ import jax
 import ml_collections
 from jax.sharding import Mesh
 
-from mae_jax.stages import Stage
+from mae_jax.data.resolutions import Stage
 from mae_jax.training.optimizers import peak_learning_rate
 from mae_jax.training.state import Variables
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mae_jax.data.decoding import BadImage, decode
-from mae_jax.errors import UserError
+from mae_jax.runtime.errors import UserError
 
 LIMIT = 10**6
 

@@ -8,7 +8,7 @@ import pytest
 
 from mae_jax.data.image_folder import NothingToTrainOn
 from mae_jax.data.sources import describe_sources, make_source
-from mae_jax.errors import UserError
+from mae_jax.runtime.errors import UserError
 from tests.data.conftest import names
 
 

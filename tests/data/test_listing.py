@@ -10,7 +10,7 @@ from mae_jax.data import formats
 from mae_jax.data.decoding import decode
 from mae_jax.data.listing import describe_unread, list_pictures
 from mae_jax.data.pictures import PictureFiles
-from mae_jax.errors import UserError
+from mae_jax.runtime.errors import UserError
 
 
 def test_a_folder_that_cannot_be_read_is_an_error_and_not_a_class_less(tmp_path, write_pictures, monkeypatch):

@@ -20,8 +20,8 @@ from mae_jax.data.loader import make_eval_batches, make_train_batches
 from mae_jax.data.reading import PictureReader, RandomCrop
 from mae_jax.data.sources import make_source
 from mae_jax.data.transforms import Pixels
-from mae_jax.errors import UserError
-from mae_jax.training.signals import Stopped, StopSignal
+from mae_jax.runtime.errors import UserError
+from mae_jax.runtime.signals import Stopped, StopSignal
 from tests.data.conftest import SIZE, assert_same
 
 

@@ -9,7 +9,7 @@ from configs import digits
 from mae_jax.data.augment import normalize
 from mae_jax.data.loader import make_eval_batches
 from mae_jax.data.processor import Processor
-from mae_jax.errors import UserError
+from mae_jax.runtime.errors import UserError
 from tests.data.conftest import png_16_bit
 
 RNG = np.random.default_rng(0)

@@ -7,7 +7,7 @@ import pytest
 
 from mae_jax.data import rand_augment
 from mae_jax.data.rand_augment import OPERATIONS, RandAugment, apply_operation, make_augmentation
-from mae_jax.errors import UserError
+from mae_jax.runtime.errors import UserError
 
 FILL = (124, 116, 104)
 LEVELS = [0.0, 0.3, 0.77, 1.0]

@@ -9,10 +9,10 @@ import threading
 import numpy as np
 import pytest
 
-from mae_jax import retry
 from mae_jax.data.loader import make_train_batches
-from mae_jax.errors import UserError
-from mae_jax.retry import PAUSES, with_patience
+from mae_jax.runtime import retry
+from mae_jax.runtime.errors import UserError
+from mae_jax.runtime.retry import PAUSES, with_patience
 from tests.data.conftest import assert_same
 from tests.data.test_tfds_source import IMAGE, LABEL, prepare
 

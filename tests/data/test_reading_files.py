@@ -11,7 +11,7 @@ from mae_jax.data.pictures import PictureFiles
 from mae_jax.data.processor import Processor
 from mae_jax.data.reading import PictureReader
 from mae_jax.data.values import BadImage
-from mae_jax.errors import UserError
+from mae_jax.runtime.errors import UserError
 from tests.data.conftest import picture_bytes
 
 

@@ -14,7 +14,7 @@ from mae_jax.data.reading import RandomCrop
 from mae_jax.data.resident import can_be_resident
 from mae_jax.data.sources import make_source
 from mae_jax.data.transforms import resize_by_opencv, resize_by_pillow
-from mae_jax.errors import UserError
+from mae_jax.runtime.errors import UserError
 from tests.data.test_parts import LIMIT, PHOTOGRAPHS, cut, decibels, encode, noise, turned
 
 IMAGENET = Path(__file__).parents[3] / "shared" / "data" / "imagenet256.tar"  # 256 pictures, where they are

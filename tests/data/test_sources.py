@@ -7,7 +7,7 @@ from sklearn.linear_model import RidgeClassifier
 
 from mae_jax.data.sources import count_images, make_source
 from mae_jax.data.subset import RandomSubset
-from mae_jax.errors import UserError
+from mae_jax.runtime.errors import UserError
 
 
 def arrays(source) -> tuple[np.ndarray, np.ndarray]:

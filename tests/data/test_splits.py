@@ -2,7 +2,7 @@
 
 import pytest
 
-from mae_jax.errors import UserError
+from mae_jax.runtime.errors import UserError
 from tests.data.conftest import names
 
 

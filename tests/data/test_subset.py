@@ -11,7 +11,7 @@ from mae_jax.data.loader import make_train_batches
 from mae_jax.data.pictures import PictureFiles
 from mae_jax.data.sources import Source, make_source
 from mae_jax.data.subset import Labelled, MatchedClasses, RandomSubset, StratifiedSubset
-from mae_jax.errors import UserError
+from mae_jax.runtime.errors import UserError
 
 
 class Pictures:

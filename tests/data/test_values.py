@@ -14,7 +14,7 @@ from mae_jax.data.reading import PictureReader
 from mae_jax.data.resident import read_all
 from mae_jax.data.transforms import resize_and_centre_crop
 from mae_jax.data.values import deep_type
-from mae_jax.errors import UserError
+from mae_jax.runtime.errors import UserError
 from tests.data.conftest import png_16_bit
 
 LIMIT = 10**6

@@ -13,7 +13,7 @@ from mae_jax.evaluation.classification import (
     predict,
     summarize_predictions,
 )
-from mae_jax.mesh import batch_sharding, put_batch
+from mae_jax.runtime.mesh import batch_sharding, put_batch
 from mae_jax.tasks.evaluate import describe_classes
 from tests.meshes import device_mesh
 

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from configs import digits
-from mae_jax.config import check
 from mae_jax.data.augment import normalize
 from mae_jax.data.sources import Digits
-from mae_jax.errors import UserError
 from mae_jax.evaluation.given_masks import read_masks
 from mae_jax.evaluation.pretraining import MAEEvaluation
 from mae_jax.models.mae import MAEConfig, make_bind
+from mae_jax.runtime.errors import UserError
+from mae_jax.settings.checks import check
 from tests.meshes import device_mesh
 from tests.reference import random_params
 

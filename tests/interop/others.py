@@ -13,11 +13,11 @@ import pytest
 import safetensors.numpy
 
 import mae_jax
-from mae_jax.errors import UserError
 from mae_jax.interop.workdirs import Weights
 from mae_jax.models.classifier import ClassifierConfig, init_classifier
 from mae_jax.models.mae import MAEConfig
 from mae_jax.models.parameters import join
+from mae_jax.runtime.errors import UserError
 from tests.reference import random_like, random_params
 
 # Settings of an encoder and of an autoencoder, as transformers names them: of heads that every file without a

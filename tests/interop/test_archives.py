@@ -6,9 +6,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from mae_jax.errors import UserError
-from mae_jax.interop.files import write_torch
-from tests.interop.test_files import ARRAYS, check_same, read_all, refusal
+from mae_jax.interop.tensors import write_torch
+from mae_jax.runtime.errors import UserError
+from tests.interop.test_tensors import ARRAYS, check_same, read_all, refusal
 
 torch = pytest.importorskip("torch")
 

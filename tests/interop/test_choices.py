@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import mae_jax
-from mae_jax.errors import UserError
-from mae_jax.interop.export import export
+from mae_jax.interop.formats import export
 from mae_jax.interop.workdirs import Weights
 from mae_jax.models.mae import MAEConfig, make_bind
 from mae_jax.models.positions import resize_positions, sincos_table
+from mae_jax.runtime.errors import UserError
 from tests.reference import max_relative, random_batch, random_params
 
 CONFIG = MAEConfig(12, 4, 3, 16, 2, 2, 4.0, 12, 1, 3, 0.5)

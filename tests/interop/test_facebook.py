@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import mae_jax
-from mae_jax.errors import UserError
 from mae_jax.interop.weights import read_weights
+from mae_jax.runtime.errors import UserError
 from tests.interop.others import (
     AUTOENCODER,
     BEIT,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mae_jax.interop import foreign
-from mae_jax.interop.files import read_tensors
+from mae_jax.interop.tensors import read_tensors
 from mae_jax.interop.weights import read_weights
 from mae_jax.models.positions import sincos_table
 from tests.interop.others import (

@@ -7,11 +7,11 @@ import sys
 import pytest
 
 import mae_jax
-from mae_jax.errors import UserError
-from mae_jax.interop.export import export
+from mae_jax.interop.formats import export
 from mae_jax.interop.plain import LARGEST_JSON, parse_json
 from mae_jax.interop.weights import read_weights
-from mae_jax.models.mae_config import MAEConfig
+from mae_jax.models.config import MAEConfig
+from mae_jax.runtime.errors import UserError
 from tests.interop.others import hugging_face, our_classifier, our_weights, refusal
 
 DEEP = "[" * 3000 + "]" * 3000

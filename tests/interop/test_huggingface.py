@@ -12,11 +12,11 @@ import safetensors.numpy
 from flax import nnx
 
 import mae_jax
-from mae_jax.errors import UserError
 from mae_jax.interop.huggingface import read_settings
 from mae_jax.interop.weights import read_weights
 from mae_jax.models.layers import ACTIVATIONS
 from mae_jax.models.positions import sincos_table
+from mae_jax.runtime.errors import UserError
 from tests.interop.others import (
     AUTOENCODER,
     BEIT,

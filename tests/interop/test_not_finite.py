@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 import mae_jax
-from mae_jax.errors import UserError
-from mae_jax.interop.export import export
+from mae_jax.interop.formats import export
 from mae_jax.interop.transfer import find_start
 from mae_jax.interop.weights import fitting_params, read_weights
-from mae_jax.training.checkpoints import Checkpoints
+from mae_jax.runtime.errors import UserError
 from mae_jax.training.state import TrainState
+from mae_jax.workdir.checkpoints import Checkpoints
 from tests.interop.others import ASKED, facebook_state, hugging_face, our_classifier, refusal, save_torch
 from tests.interop.test_transfer import small
 from tests.reference import random_params

@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 
 from configs import digits
-from mae_jax.errors import UserError
-from mae_jax.interop.export import FORMATS, fit
+from mae_jax.interop.formats import FORMATS, fit
 from mae_jax.interop.transfer import find_start, resolve_model, starting_params
 from mae_jax.interop.weights import choose, fitting_params, make_bind_of, read_weights
 from mae_jax.models.classifier import make_classifier_config
 from mae_jax.models.mae import MAEConfig, split_fixed
-from mae_jax.training.checkpoints import Checkpoints
+from mae_jax.runtime.errors import UserError
 from mae_jax.training.state import TrainState
+from mae_jax.workdir.checkpoints import Checkpoints
 from tests.interop.others import check_same_params, our_classifier, our_weights
-from tests.interop.test_export import written
+from tests.interop.test_formats import written
 from tests.reference import random_params
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(mean and std|left over|no decoder)")

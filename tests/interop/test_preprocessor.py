@@ -8,11 +8,11 @@ from PIL import Image
 
 import mae_jax
 from mae_jax.data.processor import Processor
-from mae_jax.interop.export import fit
+from mae_jax.interop.formats import fit
 from mae_jax.interop.preprocessor import done_otherwise, left_unsaid, make_preprocessor, read_preprocessor
 from mae_jax.interop.timm import crop_share
 from mae_jax.interop.weights import read_weights
-from mae_jax.models.mae_config import MAEConfig
+from mae_jax.models.config import MAEConfig
 from tests.interop.others import hugging_face, our_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(mean and std|its processor)")

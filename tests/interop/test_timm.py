@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import mae_jax
-from mae_jax.errors import UserError
-from mae_jax.interop.export import export
+from mae_jax.interop.formats import export
 from mae_jax.interop.weights import make_bind_of, read_weights
+from mae_jax.runtime.errors import UserError
 from tests.interop.others import (
     BEIT,
     ENCODER,

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from configs import digits
-from mae_jax.errors import UserError
 from mae_jax.interop.transfer import describe_start, find_start, keeps_head, resolve_model, starting_params
 from mae_jax.models.classifier import init_classifier, make_classifier_config, split_classifier
 from mae_jax.models.mae import MAEConfig
 from mae_jax.models.positions import resize_positions
-from mae_jax.training.checkpoints import Checkpoints
+from mae_jax.runtime.errors import UserError
 from mae_jax.training.state import TrainState
+from mae_jax.workdir.checkpoints import Checkpoints
 from tests.reference import loop_positions, random_like, random_params
 
 

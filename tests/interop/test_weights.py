@@ -8,7 +8,6 @@ import pytest
 
 import mae_jax
 from configs import digits
-from mae_jax.errors import UserError
 from mae_jax.interop.weights import fitting_params, read_weights
 from mae_jax.interop.workdirs import find_checkpoint
 from mae_jax.models.classifier import (
@@ -18,8 +17,9 @@ from mae_jax.models.classifier import (
     split_classifier,
 )
 from mae_jax.models.mae import MAEConfig, init_params, make_bind
-from mae_jax.training.checkpoints import Checkpoints
+from mae_jax.runtime.errors import UserError
 from mae_jax.training.state import TrainState
+from mae_jax.workdir.checkpoints import Checkpoints
 
 CONFIG = digits.get_config()
 MODEL = MAEConfig(**CONFIG.model)

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mae_jax.errors import UserError
 from mae_jax.models.classifier import POOLS, ClassifierConfig, init_classifier, make_bind_classifier
+from mae_jax.models.config import MAEConfig
 from mae_jax.models.mae import init_params, make_bind
-from mae_jax.models.mae_config import MAEConfig
 from mae_jax.models.transformer import drop_path_scales
+from mae_jax.runtime.errors import UserError
 from tests.reference import loop_positions, max_relative, random_batch, random_like, to_hf_state
 
 ENCODER = MAEConfig(12, 4, 3, 16, 3, 2, 2.5, 12, 1, 3, norm_epsilon=1e-3)

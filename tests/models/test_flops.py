@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from mae_jax.models.classifier import ClassifierConfig, init_classifier, make_bind_classifier, split_classifier
+from mae_jax.models.config import SIZES
 from mae_jax.models.flops import (
     classifier_train_flops,
     classify_flops,
@@ -14,7 +15,6 @@ from mae_jax.models.flops import (
     train_flops,
 )
 from mae_jax.models.mae import MAEConfig, init_params, make_bind
-from mae_jax.models.mae_config import SIZES
 from mae_jax.models.parameters import join
 
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from mae_jax.models.config import SIZES
 from mae_jax.models.flops import forward_flops, train_flops
 from mae_jax.models.mae import MAEConfig, init_params, make_bind
-from mae_jax.models.mae_config import SIZES
 
 # 12 x 8 patches. One block each: of a loop XLA counts one pass.
 BASE = MAEConfig((96, 64), 8, 4, 256, 1, 4, 4.0, 192, 1, 4, 0.5, False)

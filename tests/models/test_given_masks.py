@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from mae_jax.data.processor import Processor
-from mae_jax.errors import UserError
 from mae_jax.models.mae import MAEConfig, make_bind
 from mae_jax.models.masking import check_given_mask, given_masks, masks_from_noise, random_masks
+from mae_jax.runtime.errors import UserError
 from tests.reference import loop_patches, random_batch, random_params
 
 GRID = 2, 3

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mae_jax.models.config import SIZES
 from mae_jax.models.mae import MAEConfig, init_params
-from mae_jax.models.mae_config import SIZES
 from mae_jax.models.parameters import count_parameters
 from tests.reference import leaves_by_block
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from mae_jax.errors import UserError
 from mae_jax.models.layers import exact_gelu
 from mae_jax.models.mae import MAEConfig, init_params, make_bind
-from mae_jax.models.reconstruction import denormalize_patches, normalize_patches
+from mae_jax.models.rendering import denormalize_patches, normalize_patches
+from mae_jax.runtime.errors import UserError
 from tests.reference import leaves_by_block, loop_patches, max_relative, numpy_gelu, random_batch, random_params
 
 SMALL = MAEConfig((12, 16), 4, 3, 16, 3, 2, 4.0, 12, 2, 3, 0.5)  # 3 x 4 patches, 6 of them hidden

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mae_jax.errors import UserError
-from mae_jax.evaluation.features import pool
+from mae_jax.evaluation.extraction import pool
 from mae_jax.models.classifier import ClassifierConfig, init_classifier, make_bind_classifier
 from mae_jax.models.mae import PREDICTED, MAEConfig, init_params, make_bind
 from mae_jax.models.masking import BLOCK_DRAWS, draw_masks, some_hidden
 from mae_jax.models.patches import patchify
+from mae_jax.runtime.errors import UserError
 from tests.reference import max_relative, random_batch, random_like, random_params
 
 PLAIN = MAEConfig((12, 16), 4, 1, 16, 2, 2, 2.0, 12, 2, 3, 0.5, False)  # 3 x 4 patches, 6 of them hidden

@@ -10,13 +10,13 @@ import pytest
 from flax import nnx
 
 from mae_jax.data.processor import Processor
-from mae_jax.errors import UserError
 from mae_jax.models.classifier import ClassifierConfig, init_classifier, make_bind_classifier
 from mae_jax.models.encoder import Encoder
 from mae_jax.models.mae import MAEConfig, make_bind
 from mae_jax.models.patches import patchify
 from mae_jax.models.positions import sincos_table
 from mae_jax.models.transformer import Record
+from mae_jax.runtime.errors import UserError
 from tests.reference import max_relative, random_batch, random_like, random_params
 
 CONFIG = MAEConfig((12, 16), 4, 3, 16, 3, 2, 4.0, 12, 2, 3, 0.5, normalize_targets=False)  # 12 patches, 6 visible

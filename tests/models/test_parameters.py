@@ -9,8 +9,8 @@ import pytest
 
 from configs.common import get_config
 from mae_jax.models.classifier import ClassifierConfig, init_classifier, make_bind_classifier, split_classifier
+from mae_jax.models.config import MAEConfig
 from mae_jax.models.flops import block_flops
-from mae_jax.models.mae_config import MAEConfig
 from mae_jax.models.parameters import count_parameters, join
 from mae_jax.models.positions import resize_positions
 from mae_jax.training.optimizers import make_optimizer

@@ -2,8 +2,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mae_jax.errors import UserError
 from mae_jax.models.patches import grid_size, patchify, unpatchify
+from mae_jax.runtime.errors import UserError
 from tests.reference import loop_patches
 
 

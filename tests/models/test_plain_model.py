@@ -14,7 +14,7 @@ from mae_jax.models.mae import MAEConfig, make_bind
 from mae_jax.models.masking import random_masks, take_patches
 from mae_jax.models.patches import patchify
 from mae_jax.models.positions import sincos_table
-from mae_jax.models.reconstruction import normalize_patches
+from mae_jax.models.rendering import normalize_patches
 from tests.reference import random_batch, random_params
 
 CONFIG = MAEConfig((12, 16), 4, 3, 16, 3, 2, 4.0, 12, 2, 3)

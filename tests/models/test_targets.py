@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
-from mae_jax.errors import UserError
 from mae_jax.models.mae import MAEConfig, init_params, make_bind, split_fixed
 from mae_jax.models.parameters import join
 from mae_jax.models.targets import fit_patch_basis
+from mae_jax.runtime.errors import UserError
 from tests.reference import loop_patches, random_batch, random_params
 
 PIXELS = MAEConfig(8, 4, 1, 16, 1, 2, 2.0, 12, 1, 3, 0.5, False)  # 2 x 2 patches of 16 values

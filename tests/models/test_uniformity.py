@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 from mae_jax.models.mae import MAEConfig, make_bind
 from mae_jax.models.masking import random_masks
 from mae_jax.models.uniformity import uniformity
-from mae_jax.parallel import ROWS, mean_over_batch, on_shards
+from mae_jax.runtime.sharding import ROWS, mean_over_batch, on_shards
 from tests.meshes import device_mesh
 from tests.reference import random_batch, random_params
 

@@ -7,10 +7,10 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from mae_jax.config import check
-from mae_jax.errors import UserError
+from mae_jax.runtime.errors import UserError
+from mae_jax.runtime.signals import StopSignal
+from mae_jax.settings.checks import check
 from mae_jax.tasks import find_task
-from mae_jax.training.signals import StopSignal
 from tests.runs import COMPILED
 
 TINY = {

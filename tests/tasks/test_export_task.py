@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 import mae_jax
-from mae_jax.errors import UserError
 from mae_jax.interop.weights import fitting_params, read_weights
 from mae_jax.interop.workdirs import find_checkpoint, read_config
 from mae_jax.models.positions import sincos_table
+from mae_jax.runtime.errors import UserError
 from tests.interop.others import check_same_params, facebook_state, save_safetensors
 from tests.runs import read_json
 from tests.tasks.conftest import mistake, run_task

@@ -12,7 +12,7 @@ import mae_jax
 from configs import digits
 from mae_jax.data.augment import normalize
 from mae_jax.data.sources import Digits
-from mae_jax.errors import UserError
+from mae_jax.runtime.errors import UserError
 from tests.runs import read_json, run
 from tests.tasks.conftest import mistake, run_task
 

@@ -11,9 +11,9 @@ from configs import digits
 from mae_jax.data.device import to_devices
 from mae_jax.data.loader import make_train_batches
 from mae_jax.data.sources import Digits
-from mae_jax.mesh import create, process_share
 from mae_jax.models.mae import MAEConfig, init_params, make_bind
-from mae_jax.parallel import on_rows
+from mae_jax.runtime.mesh import create, process_share
+from mae_jax.runtime.sharding import on_rows
 from tests.meshes import device_mesh
 from tests.runs import losses, read_json
 from tests.tasks.conftest import run_task

@@ -9,8 +9,8 @@ import optax
 import pytest
 from jax.sharding import Mesh
 
-from mae_jax.errors import UserError
-from mae_jax.mesh import AXES
+from mae_jax.runtime.errors import UserError
+from mae_jax.runtime.mesh import AXES
 from mae_jax.training.communication import ideal
 from mae_jax.training.dry_run import describe, devices_for, try_step
 from mae_jax.training.state import Variables, abstract_state, make_init

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from mae_jax.startup import Startup
-from mae_jax.training import signals
+from mae_jax.runtime import signals
+from mae_jax.runtime.profiling import Profiler
+from mae_jax.runtime.signals import CALLS_UNTIL_AGREED, SharedStopSignal, Stopped, StopSignal
+from mae_jax.runtime.startup import Startup
 from mae_jax.training.loop import NonFiniteLoss, train
-from mae_jax.training.profiling import Profiler
-from mae_jax.training.signals import CALLS_UNTIL_AGREED, SharedStopSignal, Stopped, StopSignal
 
 
 class State(NamedTuple):

@@ -3,7 +3,7 @@ import types
 
 import pytest
 
-from mae_jax.errors import UserError
+from mae_jax.runtime.errors import UserError
 from mae_jax.training import memory
 from mae_jax.training.memory import MIB, check_memory, device_memory, host_memory
 from tests.meshes import device_mesh

@@ -9,15 +9,15 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import PartitionSpec
 
 from configs.common import get_config
-from mae_jax.mesh import create, parameter_shardings, parameter_specs, put
 from mae_jax.models.classifier import ClassifierConfig, init_classifier, split_classifier
 from mae_jax.models.mae import MAEConfig, init_params
 from mae_jax.models.parameters import count_parameters
+from mae_jax.runtime.mesh import create, parameter_shardings, parameter_specs, put
 from mae_jax.training.optimizers import make_optimizer, make_schedule
 from mae_jax.training.state import shardings_of
 from tests.meshes import device_mesh
 from tests.reference import random_like
-from tests.test_parallel import assert_close, one_step
+from tests.runtime.test_sharding import assert_close, one_step
 
 MODEL = MAEConfig((8, 12), 4, 3, 32, 3, 8, 2.0, 16, 2, 8)
 QKV = ("encoder", "blocks", "attention", "qkv", "kernel")

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from configs import digits
-from mae_jax.mesh import batch_sharding, put_batch
-from mae_jax.tasks import pretrain
+from mae_jax.objectives import pretrain
+from mae_jax.runtime.mesh import batch_sharding, put_batch
 from mae_jax.training import hlo
 from mae_jax.training.plan import make_plan, make_train_key
 from mae_jax.training.state import create_state

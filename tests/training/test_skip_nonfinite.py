@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from mae_jax.mesh import batch_sharding, put_batch
+from mae_jax.runtime.mesh import batch_sharding, put_batch
 from mae_jax.training.state import Variables, abstract_state, create_state, make_init
 from mae_jax.training.step import LossDetails, compile_train_step, make_train_step
 from tests.meshes import device_mesh

@@ -9,10 +9,10 @@ import pytest
 
 from configs import digits
 from configs.common import get_config
-from mae_jax.mesh import batch_sharding, put_batch
 from mae_jax.models.mae import MAEConfig
-from mae_jax.tasks import pretrain
-from mae_jax.tasks.pretrain import make_loss_fn
+from mae_jax.objectives import pretrain
+from mae_jax.objectives.pretrain import make_loss_fn
+from mae_jax.runtime.mesh import batch_sharding, put_batch
 from mae_jax.training.optimizers import make_optimizer, make_schedule
 from mae_jax.training.plan import make_plan
 from mae_jax.training.state import Variables, abstract_state, create_state, make_init

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from configs.common import get_config
 from mae_jax.models.mae import MAEConfig, init_params
-from mae_jax.tasks.pretrain import make_loss_fn
+from mae_jax.objectives.pretrain import make_loss_fn
 from mae_jax.training.communication import read_collectives
 from mae_jax.training.optimizers import make_optimizer, make_schedule
 from mae_jax.training.state import Variables, abstract_state, make_init

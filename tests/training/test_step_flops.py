@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from configs.common import get_config
-from mae_jax.tasks.pretrain import make_trainee
+from mae_jax.objectives.pretrain import make_trainee
 from mae_jax.training.plan import make_plan
 from mae_jax.training.step import compile_train_step
 from tests.meshes import device_mesh

@@ -1,0 +1,87 @@
+"""Progressive resolution: training images that are smaller in the first stages of a run (`train.resolutions`).
+
+For pre-training: FastMIM-P (Guo et al. 2022, arXiv 2212.06593) and DailyMAE (Wu et al. 2024, arXiv 2404.00509).
+Positions are a formula, or a table that the forward pass resizes: a model takes every size that its patches divide.
+"""
+
+import bisect
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from mae_jax.models.config import MAEConfig
+from mae_jax.runtime.errors import UserError
+
+EXAMPLE = "--config.train.resolutions='((0.5, 128), (0.75, 160))'"
+
+
+class Stage(NamedTuple):
+    """Steps whose images have one size."""
+
+    first_step: int
+    image_size: tuple[int, int]  # height and width in pixels
+
+
+def make_stages(
+    resolutions: Sequence[tuple[float, Any]], image_size: tuple[int, int], total_steps: int
+) -> tuple[Stage, ...]:
+    """The stages of a run in their order; the last has `image_size`, and at least one step.
+
+    Args:
+      resolutions: as `check_resolutions` takes them. A stage that a short run leaves no step is left out.
+    """
+    ends = [min(round(share * total_steps), total_steps - 1) for share, _ in resolutions]
+    sizes = [*(_pair(size) for _, size in resolutions), tuple(image_size)]
+    begins = zip([0, *ends], [*ends, total_steps], sizes, strict=True)
+    return tuple(Stage(first, size) for first, end, size in begins if first < end)
+
+
+def size_at(stages: Sequence[Stage], step: int) -> tuple[int, int]:
+    """(height, width) of the images of a step."""
+    return stages[bisect.bisect_right([stage.first_step for stage in stages], step) - 1].image_size
+
+
+def sizes_from(stages: Sequence[Stage], step: int) -> tuple[tuple[int, int], ...]:
+    """The sizes of a step and of those after it, each once, in their order."""
+    current = size_at(stages, step)
+    later = (stage.image_size for stage in stages if stage.first_step > step)
+    return tuple(dict.fromkeys((current, *later)))
+
+
+def check_resolutions(resolutions: Any, model: MAEConfig | None = None) -> None:
+    """Checks `train.resolutions`: pairs (share of the run at whose end the stage ends, pixels or (height, width)).
+
+    Args:
+      model: that must take images of these sizes, none larger than its own; None: it is not known yet.
+
+    Raises:
+      UserError: names the value and what it must be.
+    """
+    text = f"train.resolutions={resolutions}"
+    if not isinstance(resolutions, tuple | list) or not all(_is_pair(pair) for pair in resolutions):
+        raise UserError(f"{text} must be pairs of a share of the run and pixels, for example {EXAMPLE}")
+    shares = [0.0, *(share for share, _ in resolutions), 1.0]
+    if not all(low < high for low, high in zip(shares, shares[1:], strict=False)):
+        raise UserError(f"{text}: the shares must rise and lie between 0 and 1, for example {EXAMPLE}")
+    for _, size in resolutions if model else ():
+        height, width = _pair(size)
+        if height > model.image_size[0] or width > model.image_size[1]:
+            raise UserError(
+                f"{text}: {height} x {width} pixels are more than model.image_size="
+                f"{model.image_size[0]} x {model.image_size[1]}, which the last stage has; make them smaller"
+            )
+        try:
+            dataclasses.replace(model, image_size=(height, width))
+        except UserError as error:
+            raise UserError(f"{text}: not {height} x {width} pixels: {error}") from error
+
+
+def _is_pair(pair: Any) -> bool:
+    if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[0], int | float):
+        return False
+    size = pair[1] if isinstance(pair[1], tuple | list) else (pair[1], pair[1])
+    return len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)

@@ -1,0 +1,58 @@
+"""Pictures of reconstructions: original, masked, predicted, and predicted with the visible patches pasted in."""
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from mae_jax.models.rendering import Reconstructions
+from mae_jax.runtime.errors import escaped
+
+GREY = 0.5  # of hidden patches, on [0, 1]
+HEADINGS = ("original", "masked", "prediction", "prediction + visible")
+TRUE_STATISTICS = "each predicted patch is drawn with the true patch's mean and variance (normalised targets)"
+UNTRAINED = "visible patches of a prediction are noise: the loss is on the hidden ones alone"
+
+
+def draw_reconstructions(images: np.ndarray, found: Reconstructions, caption: str) -> np.ndarray:
+    """One picture uint8 [height, width, 3]: a row for each image, a column for each of `HEADINGS`, a caption below.
+
+    Args:
+      images: [B, H, W, C] originals on [0, 1]; one channel is drawn grey, of more than three the first three.
+      found: the same images' reconstructions, also on [0, 1]; values outside are clipped.
+      caption: what a viewer must know, such as the checkpoint's step and the mask ratio.
+    """
+    masked = images * found.visible + GREY * (1 - found.visible)
+    columns = [_to_rgb(column) for column in (images, masked, found.prediction, found.pasted)]
+    rows, height, width = columns[0].shape[:3]
+    scale = max(1, round(112 / min(height, width)))  # small pictures are enlarged, pixel by pixel
+    height, width, gap, head = height * scale, width * scale, 6, 22
+    font = ImageFont.load_default(13)
+    sheet_width = gap + len(columns) * (width + gap)
+    lines = _wrap(escaped(caption), font, sheet_width - 2 * gap)
+    foot = gap + 17 * len(lines)
+    sheet = Image.new("RGB", (sheet_width, head + rows * (height + gap) + foot), "white")
+    draw = ImageDraw.Draw(sheet)
+    for c, (heading, column) in enumerate(zip(HEADINGS, columns, strict=True)):
+        x = gap + c * (width + gap)
+        draw.text((x + width / 2, head / 2), heading, fill="black", font=font, anchor="mm")
+        for r, image in enumerate(column):
+            enlarged = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
+            sheet.paste(enlarged, (x, head + r * (height + gap)))
+    for n, line in enumerate(lines):
+        draw.text((gap, sheet.height - foot + 17 * n), line, fill="black", font=font)
+    return np.asarray(sheet)
+
+
+def _to_rgb(images: np.ndarray) -> np.ndarray:
+    images = np.round(np.clip(np.asarray(images), 0, 1) * 255).astype(np.uint8)
+    return np.repeat(images[..., :1], 3, axis=-1) if images.shape[-1] < 3 else images[..., :3]
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) > width and lines[-1]:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines

@@ -1,0 +1,227 @@
+"""Which pictures of an image folder a task takes, so that none is evaluated on pictures that it was trained on."""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mae_jax.data.image_folder import ImageFolder
+from mae_jax.data.listing import find_folder
+from mae_jax.data.sources import Source, make_source
+from mae_jax.data.splits import find_splits
+from mae_jax.data.subset import StratifiedSubset, match_classes
+from mae_jax.interop.foreign import is_foreign
+from mae_jax.interop.hub import is_hub
+from mae_jax.interop.workdirs import Weights, find_checkpoint, read_config, read_own_config
+from mae_jax.models.config import MAEConfig
+from mae_jax.runtime.errors import UserError
+from mae_jax.runtime.processes import from_main
+from mae_jax.settings.fields import defaults
+
+SPLITTING = ("train_split", "eval_split", "eval_fraction", "stratify")
+PLACE = ("name", "path", *SPLITTING, "num_examples")  # settings that say which pictures
+NO_PICTURES = (
+    "init_from={} does not say which pictures: name them, for example --config.data.name=image_folder "
+    "--config.data.path=FOLDER"
+)
+TRAINED_ON = "pictures that it was trained on are among those that are counted"
+
+
+def take_pictures(config: ConfigDict, trained: dict[str, Any]) -> None:
+    """Makes the data of a checkpoint's config this run's, but for what the command line gives.
+
+    Another `data.path` has splits of its own.
+
+    Raises:
+      UserError: if the checkpoint does not say which pictures, or they have no path and the command line gives one.
+    """
+    data, own = config.data, trained["data"]
+    if own["name"] is None:
+        raise UserError(NO_PICTURES.format(config.init_from))
+    moved = "data.path" in config.given
+    if moved:
+        check_has_path(data.path, own["name"])
+    others = moved and own["name"] == "image_folder" and not _same_folder(own["path"], data.path)
+    for name in (*PLACE, "eval_crop"):
+        if f"data.{name}" not in config.given and name in own and not (others and name in SPLITTING):
+            data[name] = own[name]
+    if "data.flip" not in config.given:
+        data.flip = data.flip and own["flip"]  # digits, text and the like are not to be mirrored
+
+
+def check_has_path(path: str, name: str) -> None:
+    """Raises UserError if a path is given for a checkpoint's data, by name, that have none."""
+    if name in ("digits", "synthetic"):
+        raise UserError(
+            f"data.path={path}: the checkpoint's data ({name}) have no path; "
+            "name the data too, for example --config.data.name=image_folder"
+        )
+
+
+def keep_hold_out(config: ConfigDict, workdir: Path) -> None:
+    """Holds out what the run in `workdir` held out before, or on the same folder the run that `init_from` names.
+
+    Checkpoints that do not have `data.stratify` come from a version that held out a share of all pictures together.
+
+    Raises:
+      UserError: if the run would go on with an evaluation on pictures that it has learned from.
+    """
+    if config.data.name != "image_folder":
+        return
+    before, own = None, None
+    with contextlib.suppress(UserError):  # what cannot be read is told where it is needed
+        own = read_own_config(workdir)
+        before = own or (_config_of(config.init_from) if config.init_from else None)
+    if not before or before["data"]["name"] != "image_folder":
+        return
+    if own or from_main(_same_folder(before["data"]["path"], config.data.path)):  # data.path may differ between hosts
+        config.data.stratify = config.data.stratify and before["data"].get("stratify", False)
+    if own:
+        _check_not_seen(config.data, own["data"], workdir)
+
+
+def _check_not_seen(data: ConfigDict, before: dict[str, Any], workdir: Path) -> None:
+    splits = find_splits(find_folder(data.path), data.train_split, data.eval_split)
+    remedy = "set the data as they were, or start in another --workdir"
+    if splits.evaluation and _was_trained_on(splits.evaluation, before):
+        raise UserError(
+            f"--workdir={workdir}: the run has learned from pictures in {splits.evaluation}, which are now for "
+            f"evaluation (data.train_split='' and data.eval_split='' take sub-folders for classes): {remedy}"
+        )
+    if not splits.evaluation and not _were_held_out(data.to_dict(), splits.train, before):
+        settings = ((name, data[name], before.get(name, False)) for name in SPLITTING)
+        changed = ", ".join(f"data.{name}={new!r} was {old!r}" for name, new, old in settings if new != old)
+        raise UserError(
+            f"--workdir={workdir}: the run has learned from pictures that would now be held out of {splits.train}"
+            f"{f' ({changed})' if changed else ''}: {remedy}"
+        )
+
+
+def _config_of(init_from: str) -> dict[str, Any] | None:
+    """The config of the run of ours that `init_from` names; None of files of others."""
+    path = Path(init_from).expanduser()
+    return None if is_hub(init_from) or is_foreign(path) else read_config(find_checkpoint(path))[0]
+
+
+def choose_pictures(data: dict[str, Any], trained: dict[str, Any], given: set[str]) -> tuple[dict[str, Any], str]:
+    """Which pictures of an image folder are measured, where the command leaves that open.
+
+    Those of its evaluation folder if it has one. All, if not; but if the checkpoint was trained on this folder, those
+    that were held out then.
+
+    Args:
+      data: the settings `data.*` so far.
+      trained: the config of the checkpoint.
+      given: the settings of `data` that the command gave.
+
+    Returns:
+      The settings `SPLITTING`, and what a person should know, if anything.
+
+    Raises:
+      UserError: if there is no such folder, or `find_splits` cannot tell its splits.
+    """
+    own, usual = trained["data"], defaults().data
+    is_own = own["name"] == "image_folder" and _is_own(data["path"], trained)
+    chosen = {name: data[name] for name in SPLITTING}
+    for name in set(SPLITTING) - given:
+        if is_own:
+            chosen[name] = own.get(name, False)  # there was no `stratify` once
+        elif name == "eval_fraction":
+            chosen[name] = 1.0
+        elif name == "stratify" or not (Path(data["path"] or "") / data[name]).is_dir():
+            chosen[name] = usual[name]  # not the name that the checkpoint's own folder had
+    splits = find_splits(find_folder(data["path"]), chosen["train_split"], chosen["eval_split"])
+    if is_own and splits.evaluation is None:
+        if not _were_held_out(data | chosen, splits.train, own):
+            return chosen, TRAINED_ON
+        if "path" not in given:
+            return chosen, ""
+        known = "is the folder" if _same_folder(own["path"], data["path"]) else "holds as many pictures as the folder"
+        return chosen, f"data.path={data['path']} {known} that it was trained on: only those held out then are counted"
+    if not is_own and own["name"] == "image_folder" and not os.path.isdir(own["path"]):
+        return chosen, f"the folder it was trained on, {own['path']}, is not here: make sure that none of it is counted"
+    return chosen, TRAINED_ON if _was_trained_on(splits.evaluation or splits.train, own) else ""
+
+
+def _is_own(path: str | None, trained: dict[str, Any]) -> bool:
+    """Whether a folder is the one that a checkpoint was trained on, or what has become of that elsewhere."""
+    own = trained["data"]
+    if not path or os.path.isdir(own["path"]):
+        return bool(path) and _same_folder(own["path"], path)
+    try:
+        source = ImageFolder(path, "train", **{name: own.get(name, False) for name in SPLITTING})
+        if own.get("label_fraction") is not None:
+            source = StratifiedSubset(source, own["label_fraction"], own["seed"])
+        return len(source) == trained.get("num_train_examples")
+    except UserError:
+        return False
+
+
+def _were_held_out(data: dict[str, Any], train: Path, own: dict[str, Any]) -> bool:
+    """Whether what the settings `data` hold out of the folder `train` was held out of it by `own`, a run's, too."""
+    try:
+        folders = _folders_of(own | {"path": data["path"]})  # the run's folder may have been moved
+    except UserError:
+        return False
+    alike = data["stratify"] == own.get("stratify", False) and data["eval_fraction"] <= own["eval_fraction"]
+    return folders == (train, None) and alike
+
+
+def _was_trained_on(folder: Path, own: dict[str, Any]) -> bool:
+    """Whether pictures in a folder are among those that a run with the settings `data` of `own` learned from."""
+    if own["name"] != "image_folder" or not os.path.isdir(own["path"]):
+        return False
+    try:
+        train, evaluation = _folders_of(own)
+    except UserError:
+        return False
+    if evaluation and _lies_in(folder, evaluation):
+        return False
+    return _lies_in(folder, train) or _lies_in(train, folder)
+
+
+def _folders_of(own: dict[str, Any]) -> tuple[Path, Path | None]:
+    """The folders for training and for evaluation that a run had."""
+    root = Path(own["path"])
+    if "stratify" in own:
+        return find_splits(root, own["train_split"], own["eval_split"])[:2]
+    # The version before that setting knew these names alone, in this case alone.
+    train = root / own["train_split"]
+    names = (own["eval_split"], "val", "validation", "test")
+    return train if train.is_dir() else root, next((root / n for n in names if n and (root / n).is_dir()), None)
+
+
+def _lies_in(folder: Path, other: Path) -> bool:
+    return folder.resolve().is_relative_to(other.resolve())
+
+
+def _same_folder(one: str | None, other: str | None) -> bool:
+    return bool(one and other) and os.path.realpath(one) == os.path.realpath(other)
+
+
+def find_training_pictures(weights: Weights, config: ConfigDict, evaluation: Source) -> tuple[Source, Source]:
+    """Pictures to learn from, for data that have some to measure alone: those of the checkpoint's own training.
+
+    Returns:
+      These, and the evaluation pictures with labels that are places among the training pictures' classes.
+
+    Raises:
+      UserError: if there are none, or they are of other classes.
+    """
+    model, own = config.model, weights.config["data"]
+    try:
+        if own["name"] is None:
+            raise UserError("the weights do not say what they were trained on")
+        data = ConfigDict(config.data.to_dict() | {name: own.get(name, False) for name in PLACE})
+        train = make_source(data, "train", MAEConfig(**model).image_size, model.channels)
+        if train.num_classes < 2 or not train.class_names:
+            raise UserError(f"the checkpoint's own training pictures ({own['name']}) have no classes")
+        return train, match_classes(evaluation, train.class_names, f"the checkpoint's own data ({own['name']})")
+    except UserError as error:
+        raise UserError(
+            f"data.path={config.data.path} has pictures to measure, but none to learn from, and {error}; set "
+            "data.eval_fraction=0.1 to hold out a tenth and learn from the others, or make sub-folders train and "
+            "validation"
+        ) from error

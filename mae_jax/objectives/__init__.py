@@ -1,0 +1,1 @@
+"""Objectives: what is trained, on which data, with which loss, and how it is measured."""

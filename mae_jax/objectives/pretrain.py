@@ -1,0 +1,228 @@
+"""Pre-training: train a masked autoencoder, draw what it reconstructs, measure what its encoder has learnt."""
+
+import contextlib
+import dataclasses
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from mae_jax.data.augment import color_jitter, normalize, random_flip
+from mae_jax.data.device import DeviceBatches, training_batches
+from mae_jax.data.listing import first_few
+from mae_jax.data.loader import make_eval_batches
+from mae_jax.data.resolutions import Stage
+from mae_jax.data.sources import describe_sources, make_source
+from mae_jax.data.subset import RandomSubset
+from mae_jax.data.supervised import augmentations
+from mae_jax.evaluation.pretraining import MAEEvaluation
+from mae_jax.evaluation.unseen import keep_hold_out
+from mae_jax.interop.transfer import find_start, read_start, resolve_pictures
+from mae_jax.interop.weights import check_workdir, fitting_params
+from mae_jax.interop.workdirs import Weights
+from mae_jax.models.config import MAEConfig, unroll_on_cpu
+from mae_jax.models.flops import decoder_tokens, encoder_tokens, forward_flops, train_flops
+from mae_jax.models.mae import init_params, make_bind, split_fixed
+from mae_jax.models.parameters import count_parameters, join
+from mae_jax.models.targets import fit_patch_basis
+from mae_jax.runtime.mesh import check_heads, create, make_mesh, settle_dtype
+from mae_jax.runtime.processes import from_main
+from mae_jax.runtime.seeds import make_key
+from mae_jax.runtime.signals import StopSignal
+from mae_jax.runtime.startup import Startup
+from mae_jax.training.plan import settle_batch_size
+from mae_jax.training.run import run_training
+from mae_jax.training.state import TrainState, Variables
+from mae_jax.training.step import LossDetails, LossFn
+from mae_jax.training.summary import continued, si
+from mae_jax.workdir.reporting import Reporter
+
+BASIS_IMAGES = 10_000  # at most, that principal components of patches are fitted to
+# Settings of the model that the summary names where they are not the usual ones.
+CHOICES = (
+    "mask_sampling", "mask_cell", "encoder_mask_tokens", "loss_patches", "pca_targets", "class_tokens", "registers",
+    "qk_norm", "decoder_attention", "prediction_ratio", "masks_per_image", "uniformity",
+)  # fmt: skip
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal, startup: Startup | None = None) -> None:
+    """Pre-trains as `config` says; see `run_training`."""
+    check_workdir(workdir)
+    startup = startup or Startup()
+    mesh = make_mesh(config.mesh)
+    with startup.phase("data"):
+        trainee = make_trainee(config, workdir, mesh)
+    run_training(config, workdir, stop, trainee, mesh, startup)
+
+
+def make_trainee(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh) -> "Pretraining":
+    """What `config` trains; the mesh's devices need not be here.
+
+    Raises:
+      UserError: for a checkpoint that cannot be read.
+    """
+    trained, weights = find_start(config, workdir)
+    changed = resolve_pictures(config, trained) if trained and config.init_from else []
+    settle_dtype(config, mesh, trained)
+    keep_hold_out(config, workdir)
+    return Pretraining(config, workdir, mesh, weights, changed)
+
+
+class Pretraining:
+    """The masked autoencoder as `run_training` wants it (training.trainee.Trainee)."""
+
+    decay_tokens = True
+    mixes_pairs = False
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        workdir: Path,
+        mesh: Mesh,
+        weights: Weights | None,
+        changed: list[str],
+    ):
+        self._config, self._workdir, self._mesh, self._weights, self._changed = config, workdir, mesh, weights, changed
+        self._model = model = MAEConfig(**config.model)
+        check_heads(mesh, model)
+        self._train_source = make_source(config.data, "train", model.image_size, model.channels)
+        eval_source = make_source(config.data, "eval", model.image_size, model.channels)
+        self._evaluation = MAEEvaluation(config, model, mesh, self._train_source, eval_source)
+        self.num_train, self.num_eval = len(self._train_source), len(eval_source)
+        settle_batch_size(config, self.num_train, mesh)
+        self._data = describe_sources(config.data.name, self._train_source, eval_source)
+        self.train_flops = train_flops(model)
+        self.batch = {
+            "image": jax.ShapeDtypeStruct((config.data.batch_size, *model.image_size, model.channels), jnp.uint8)
+        }
+        self.loss_fn = make_loss_fn(config, unroll_on_cpu(model, mesh))
+        self.facts = {}
+        self._start_notes: list[str] = []
+
+    def init(self, key: jax.Array) -> Variables:
+        return Variables(*split_fixed(init_params(self._model, key)))
+
+    def start(self) -> Variables | None:
+        # Where the run's own checkpoints turned out to be damaged, it begins again.
+        weights, self._weights = self._weights or read_start(self._config, self._workdir), None  # not held in memory
+        if weights is not None:
+            params, self._start_notes = fitting_params(weights, self._config)
+            params, fixed = split_fixed(params)
+        else:
+            params, fixed = {}, {}
+        if self._model.pca_targets is not None and not fixed:
+            fixed = {"decoder": {"basis": self._fit_patch_basis()}}
+        return Variables(params, fixed) if params or fixed else None
+
+    def _fit_patch_basis(self) -> dict[str, np.ndarray]:
+        """Principal components of the training images' patches, the same in all processes."""
+        data, model = self._config.data, self._model
+        source = RandomSubset(self._train_source, BASIS_IMAGES)
+        batches = make_eval_batches(source, data, min(len(source), 256), model.image_size, model.channels)
+        with contextlib.closing(batches):
+            images = (normalize(batch["image"][batch["weight"] > 0], data.mean, data.std) for batch in batches)
+            basis = fit_patch_basis(images, model)
+        # Other hosts may round otherwise, and axes of nearly the same variance then differ.
+        found = from_main({name: values.tolist() for name, values in basis.items()})
+        return {name: np.asarray(values, np.float32) for name, values in found.items()}
+
+    def describe(self, variables: Variables) -> dict[str, str]:
+        model, params = self._model, variables.params
+        height, width = model.image_size
+        start = "; ".join(["; note: ".join([self._config.init_from or "", *self._start_notes]), *self._changed])
+        others = model.class_tokens + model.registers
+        if model.decoder_attention == "cross":
+            decoder = f"{decoder_tokens(model)}, which attend to the encoder's"
+        else:
+            decoder = f"{model.num_patches} + {model.class_tokens}"
+        rows = {"start": start} if self._config.init_from else {}
+        rows |= {
+            "encoder": f"{model.depth} blocks x {model.width}, {model.num_heads} heads, "
+            f"{count_parameters(params['encoder']):,} parameters",
+            "decoder": f"{model.decoder_depth} blocks x {model.decoder_width}, {model.decoder_num_heads} heads, "
+            f"{count_parameters(params['decoder']):,} parameters",
+            "images": f"{height} x {width} x {model.channels}, patch {model.patch_size}: {model.num_patches} patches, "
+            f"{model.num_visible()} visible (mask ratio {model.mask_ratio})",
+            "augment": ", ".join(augmentations(self._config.data, of_classifier=False)) or "nothing",
+            "tokens": f"encoder {encoder_tokens(model) - others} + {others}, decoder {decoder}",
+            "compute": f"{si(forward_flops(model))}FLOP forward, {si(train_flops(model))}FLOP a training image, "
+            f"{model.dtype} products",
+        }
+        names = self._train_source.class_names
+        classes = f"{len(names):,}: {first_few(names)}" if names else "none, which leaves k-NN and the linear probe out"
+        usual = {field.name: field.default for field in dataclasses.fields(MAEConfig)}
+        chosen = [f"{name} {getattr(model, name)}" for name in CHOICES if getattr(model, name) != usual[name]]
+        rows |= {"choices": ", ".join(chosen)} if chosen else {}
+        return rows | {"data": continued(self._data), "classes": classes}
+
+    def train_flops_at(self, image_size: tuple[int, int]) -> int:
+        return train_flops(dataclasses.replace(self._model, image_size=image_size))
+
+    def batches(self, state: TrainState, steps: range, stages: tuple[Stage, ...]) -> DeviceBatches:
+        return training_batches(
+            self._train_source, self._config.data, self._model.image_size, self._model.channels,
+            self._mesh, self.batch, stages=stages, steps=steps,
+        )  # fmt: skip
+
+    def evaluate(self, state: TrainState, reporter: Reporter) -> dict[str, float]:
+        evaluation, params, step = self._evaluation, state.variables(), int(state.step)
+        scores = {"loss": evaluation.loss(params)}
+        if not math.isfinite(scores["loss"]):
+            return scores
+        reporter.picture(step, "reconstructions", evaluation.picture(params, f"step {step:,}"))
+        return scores | (evaluation.features(params) if evaluation.labelled else {})
+
+    def result(self, state: TrainState, scores: dict[str, float]) -> tuple[dict[str, Any], list[str]]:
+        result = {"eval/loss": scores["loss"]} | {name: value for name, value in scores.items() if name != "loss"}
+        if self._evaluation.labelled:
+            if self._config.evaluate.random_encoder:
+                init = functools.partial(init_params, self._model)
+                random_params = create(init, make_key(self._config.seed, "init"), self._mesh)
+                random_scores = self._evaluation.features(random_params)
+                result |= {f"random_encoder/{name}": value for name, value in random_scores.items()}
+            result["protocol"] = self._evaluation.protocol
+        return result, describe_result(result, int(state.step), self._workdir)
+
+
+def make_loss_fn(config: ml_collections.ConfigDict, model: MAEConfig) -> LossFn:
+    """The masked loss of a batch {"image": uint8 [B, H, W, C]}; each image's key decides its flip and its masks."""
+    bind, data = make_bind(model), config.data
+
+    def loss_fn(params: dict, frozen: dict, batch: dict, keys: jax.Array) -> tuple[jax.Array, LossDetails]:
+        flip_keys, mask_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+        images = random_flip(flip_keys, batch["image"]) if data.flip else batch["image"]
+        if data.color_jitter:
+            images = color_jitter(jax.vmap(jax.random.fold_in, (0, None))(flip_keys, 1), images, data.color_jitter)
+        loss, parts = bind(join(params, frozen)).training_loss(normalize(images, data.mean, data.std), mask_keys)
+        return loss, LossDetails(scalars=parts)
+
+    return loss_fn
+
+
+def describe_result(result: dict, step: int, workdir: Path) -> list[str]:
+    """What the run has learnt, as a person reads it."""
+    lines = [f"done: {step:,} steps, loss on unseen images {result['eval/loss']:.4f}"]
+    if "protocol" in result:
+        beside = any(name.startswith("random_encoder/") for name in result)
+        lines.append(
+            f"what was learnt             {'this encoder':>14}{'random encoder' if beside else '':>17}".rstrip()
+        )
+        for name, title, form in (
+            ("knn/top1", "k-NN, top-1", ".1%"),
+            ("linear_probe/top1", "linear probe, top-1", ".1%"),
+            ("rankme", "RankMe of the features", ".1f"),
+        ):
+            if name in result:
+                random = f"{result['random_encoder/' + name]:>17{form}}" if beside else ""
+                lines.append(f"  {title:<27}{result[name]:>14{form}}{random}")
+        lines.append(result["protocol"])
+    else:
+        lines.append("the images have no labels: k-NN and the linear probe are left out")
+    lines.append(f"see {workdir}/reconstructions/{step}.png and {workdir}/result.json")
+    return lines

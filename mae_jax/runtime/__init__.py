@@ -1,0 +1,1 @@
+"""What a program needs of the machine: devices, mesh and layouts, processes, signals, errors and console."""

@@ -1,0 +1,41 @@
+"""A profile of a few steps: what the devices and the host do, for TensorBoard's profiler or Perfetto."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mae_jax.runtime.console import say
+from mae_jax.runtime.errors import reason
+
+STEPS_BEFORE = 3  # the first ones of a run, in which caches fill
+
+
+class Profiler:
+    """Writes a trace of `steps` whole steps of a run into a folder, each process its own; none if `steps` is 0."""
+
+    def __init__(self, folder: Path, steps: int, start_step: int):
+        self._folder = folder
+        self._first = start_step + STEPS_BEFORE
+        self._end = self._first + steps
+        self._active = False
+
+    def before_step(self, step: int, state: Any) -> None:
+        """Starts or ends the trace where it is time to; `state` is what the step is about to change."""
+        if step == self._first < self._end or (self._active and step == self._end):
+            jax.block_until_ready(state)  # the device is some steps behind
+            if self._active:
+                self.close()
+            else:
+                # A folder for each process: the files are named by host.
+                jax.profiler.start_trace(self._folder / f"process_{jax.process_index()}")
+                self._active = True
+
+    def close(self) -> None:
+        """Ends the trace, if there is one; what a shorter run has done is in it."""
+        if self._active:
+            self._active = False
+            try:
+                jax.profiler.stop_trace()
+            except (OSError, RuntimeError) as error:  # a full disk
+                say(f"the profile cannot be written: {reason(error)}; the run goes on without it")

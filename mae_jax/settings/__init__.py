@@ -1,0 +1,1 @@
+"""Settings: the command line, checks, and what their values name."""

@@ -1,0 +1,210 @@
+"""The command line: which config it names, which settings it gives, and mistakes in both."""
+
+import ast
+import importlib.util
+import inspect
+import os
+import re
+import shlex
+import sys
+import sysconfig
+import traceback
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, FrozenConfigDict, config_dict, config_flags
+
+from mae_jax.runtime.errors import UserError, first_line
+from mae_jax.settings import suggestions
+from mae_jax.settings.fields import defaults, flatten, get
+from mae_jax.settings.suggestions import find_meant, nearest_setting
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+HELP = ("help", "h", "helpshort", "helpfull", "helpxml")
+CONFIG_DICT = str(Path(config_dict.__file__).parent)
+# Frames of a traceback that are not of a user's code.
+NOT_THEIRS = ("<", __file__, *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")))
+
+
+class OrNone(flags.ArgumentParser):
+    """Parses "None", which stands for "not set" in configs, as None, and all else as another parser does."""
+
+    def __init__(self, parser: flags.ArgumentParser, kind: str):
+        self._parser, self._kind, self.syntactic_help = parser, kind, parser.syntactic_help
+
+    def parse(self, argument):
+        try:
+            return None if argument == "None" else self._parser.parse(argument)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"it must be {self._kind}") from error
+
+    def flag_type(self):
+        return self._parser.flag_type()
+
+
+for _type, _parser, _kind in (
+    (int, flags.IntegerParser(), "a whole number"),
+    (float, flags.FloatParser(), "a number"),
+    (bool, flags.BooleanParser(), "True or False"),
+    (str, flags.ArgumentParser(), "text"),
+):
+    config_flags.register_flag_parser(parser=OrNone(_parser, _kind))(_type)
+
+
+def config_file(arguments: list[str]) -> tuple[Path, str | None]:
+    """What `--config=FILE` or `--config=FILE:ARGUMENT` (or `--config FILE`) names: the file, and its argument.
+
+    Raises:
+      UserError: if there is none, or it does not exist.
+    """
+    found = [a.split("=", 1)[1] for a in arguments if a.startswith(("--config=", "-config="))]
+    found += [b for a, b in zip(arguments, arguments[1:], strict=False) if a in ("--config", "-config")]
+    if not found:
+        raise UserError("which config? For example: python main.py --config=configs/digits.py (--help lists them)")
+    name, _, argument = found[-1].partition(":")
+    path = Path(name)
+    if not path.is_file():
+        there = _configs_near(path)
+        meant = find_meant(path.stem, there, suggestions.CONFIGS)
+        hint = f'did you mean "{there[meant]}"?' if meant else f"there are: {', '.join(there.values())}"
+        raise UserError(f"config {path} does not exist; {hint}")
+    return path, argument or None
+
+
+def _configs_near(path: Path) -> dict[str, str]:
+    """name -> file of the configs in the folder of `path`, if it has any, and of ours."""
+    ours = Path(os.path.relpath(CONFIGS)) if Path.cwd() in CONFIGS.parents else CONFIGS
+    names: dict[str, str] = {}
+    for folder in (path.parent, ours, ours / "ablations"):
+        for file in sorted(folder.glob("*.py")):
+            if file.stem not in ("__init__", "base", "common", "main"):
+                names.setdefault(file.stem, str(file))
+    return names
+
+
+def given_settings(arguments: list[str]) -> tuple[str, ...]:
+    """The keys of all `--config.KEY=VALUE` (and `--noconfig.KEY`) of a command line."""
+    names = (argument.split("=", 1)[0].lstrip("-") for argument in arguments if argument.startswith("-"))
+    names = (name.removeprefix("no") for name in names)
+    return tuple(name.removeprefix("config.") for name in names if name.startswith("config."))
+
+
+def asks_for_help(arguments: list[str]) -> bool:
+    """Whether a command line has `--help` or one of its kind."""
+    return any(argument.startswith("-") and argument.lstrip("-") in HELP for argument in arguments)
+
+
+def describe_configs(arguments: list[str]) -> str:
+    """For `--help`: the config that the command line names, with all its settings; without one, which there are."""
+    try:
+        path, argument = config_file(arguments)
+        config = load_config(path, argument)
+    except UserError:
+        paths = [path for path in sorted(CONFIGS.rglob("*.py")) if path.stem not in ("__init__", "base")]
+        lines = [f"  {path.relative_to(CONFIGS.parent)!s:<40} {_docstring(path).split(chr(10))[0]}" for path in paths]
+        lines.append("--help --config=configs/NAME.py lists the settings of a config; configs/common.py explains them.")
+        return "\n".join(["configs:", *lines])
+    keys = [key for key in flatten(config.to_dict()) if key not in ("given", "file")]
+    lines = [f"  --config.{key}={shlex.quote(str(get(config, key)))}" for key in keys]
+    return "\n".join([f"{path}: {_docstring(path)}", "", "settings, explained in configs/common.py:", *lines])
+
+
+def _docstring(path: Path) -> str:
+    return ast.get_docstring(ast.parse(path.read_text())) or ""
+
+
+def check_command_line(arguments: list[str]) -> None:
+    """Checks that the config exists, takes its argument, and has each `--config.KEY` among its settings.
+
+    Raises:
+      UserError: with the nearest existing name.
+    """
+    known = flatten(load_config(*config_file(arguments)).to_dict())
+    for key in given_settings(arguments):
+        if key in known:
+            continue
+        if any(k.startswith(key + ".") for k in known):
+            members = [k for k in known if k.startswith(key + ".")]
+            hint = nearest_setting(key, [*members, "init_from"])
+            raise UserError(f"--config.{key} is a group of settings; set one of its members{hint}")
+        raise UserError(f"unknown setting --config.{key}{nearest_setting(key, known)}")
+
+
+def describe_unknown_flag(name: str, arguments: list[str]) -> str:
+    """What to say of a flag that does not exist, such as a setting that is given without `--config.`."""
+    known = flatten(load_config(*config_file(arguments)).to_dict())
+    meant = find_meant(name, known, suggestions.SETTINGS)
+    flag = f'"{meant}"' if (meant or "").startswith("--") else f'"--config.{meant}"'
+    hint = f"did you mean {flag}?" if meant else "settings are given as --config.KEY=VALUE"
+    return f"unknown flag --{name}; {hint}"
+
+
+def load_config(path: Path, argument: str | None) -> ConfigDict:
+    """What `get_config` of a config file returns.
+
+    Raises:
+      UserError: if the file is no config, takes no such argument or fails, with the line; or if it has other settings
+        than configs/common.py.
+    """
+    spec = importlib.util.spec_from_file_location("checked_config", path)
+    if spec is None:
+        raise UserError(f"config {path} is not a Python file; give one of configs/*.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look it up
+    try:
+        spec.loader.exec_module(module)
+        if not callable(getattr(module, "get_config", None)):
+            raise UserError(f"config {path} has no function get_config()")
+        parameters = inspect.signature(module.get_config).parameters.values()
+        if argument and not parameters:
+            raise UserError(f"config {path} takes nothing after a colon, but was given {argument!r}")
+        needed = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        if needed and not argument:
+            raise UserError(f"config {path} needs an argument after a colon: --config={path}:ARGUMENT")
+        config = module.get_config(argument) if argument else module.get_config()
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # it is the user's own code
+        raise UserError(f"config {path}{_explain(error, path)}") from error
+    if not isinstance(config, ConfigDict) or isinstance(config, FrozenConfigDict):
+        raise UserError(
+            f"config {path}: get_config() returns {'None' if config is None else f'a {type(config).__name__}'}, not a "
+            "ConfigDict; begin with config = common.get_config() and end with return config"
+        )
+    _check_settings(path, config)
+    return config
+
+
+def _explain(error: BaseException, path: Path) -> str:
+    """Where in the user's own code an error arose, and what it says."""
+    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError):
+        frames.append((error.filename or "<", error.lineno))
+    frames = [(name, line) for name, line in frames if not name.startswith(NOT_THEIRS)]
+    where = ""
+    if frames:
+        name, line = frames[-1]
+        where = f", line {line}" if Path(name).resolve() == path.resolve() else f": {name}, line {line}"
+    text = f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else first_line(error)}"
+    unknown = re.match(r"""\W*(?:Key ")?(\w+)\\?['"]""", str(error))  # as a ConfigDict tells what it does not have
+    if unknown and traceback.extract_tb(error.__traceback__)[-1].filename.startswith(CONFIG_DICT):
+        usual = defaults()
+        hint = nearest_setting(unknown[1], [*usual, *flatten(usual.to_dict())])  # groups too
+        text = f'there is no setting "{unknown[1]}"{hint}'
+    return f"{where}: {text}"
+
+
+def _check_settings(path: Path, config: ConfigDict) -> None:
+    """Raises UserError unless a config has the settings of configs/common.py, with values of their types."""
+    usual = defaults()
+    known, found = flatten(usual.to_dict()), flatten(config.to_dict())
+    for key in found:
+        if key not in known:
+            raise UserError(f"config {path} has the unknown setting {key}{nearest_setting(key, known)}")
+    if missing := ", ".join(key for key in known if key not in found):
+        raise UserError(f"config {path} lacks settings ({missing[:60]}...): begin with config = common.get_config()")
+    for key, value in found.items():
+        group, _, name = key.rpartition(".")
+        kind = (usual[group] if group else usual).get_type(name)
+        kinds = {float: (int, float), tuple: list}.get(kind, kind)  # flatten makes lists of tuples
+        if value is not None and not isinstance(value, kinds):
+            raise UserError(f"config {path} has {key}={value!r}, which is no {kind.__name__}")

@@ -1,0 +1,57 @@
+"""Settings as plain values: by dotted names, flat, and as JSON has them; and the defaults that configs start from."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+INT32_MAX = 2**31 - 1
+
+_make_defaults: Callable[[], ConfigDict] | None = None
+
+
+def use_defaults(make: Callable[[], ConfigDict]) -> None:
+    """Says where the defaults are: `get_config` of configs/common.py, which the package does not import itself."""
+    global _make_defaults
+    _make_defaults = make
+
+
+def defaults() -> ConfigDict:
+    """A new config with every setting at its default.
+
+    Raises:
+      RuntimeError: if the program has not called `use_defaults`.
+    """
+    if _make_defaults is None:
+        raise RuntimeError("call mae_jax.settings.fields.use_defaults(configs.common.get_config) first")
+    return _make_defaults()
+
+
+def get(config: Any, key: str) -> Any:
+    """The value of a dotted key such as `train.steps`."""
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
+    """{"train": {"steps": 1}} -> {"train.steps": 1}; tuples become lists, as JSON has them."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = _swap(value, tuple, list)
+    return flat
+
+
+def from_dict(values: dict) -> dict:
+    """Undoes what JSON does to a config: lists become tuples again."""
+    return {
+        key: from_dict(value) if isinstance(value, dict) else _swap(value, list, tuple) for key, value in values.items()
+    }
+
+
+def _swap(value: Any, old: type, new: type) -> Any:
+    """Makes sequences of one type, at any depth, those of another."""
+    return new(_swap(item, old, new) for item in value) if isinstance(value, old) else value

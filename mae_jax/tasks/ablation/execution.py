@@ -1,0 +1,174 @@
+"""Starting an ablation's runs, one process at a time, and what became of them."""
+
+import contextlib
+import ctypes
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from mae_jax.interop.transfer import PICTURES
+from mae_jax.runtime.errors import UserError
+from mae_jax.settings.fields import flatten
+from mae_jax.tasks.ablation.jobs import Run, full_command
+from mae_jax.workdir.writing import read_object, write_atomically, write_json
+
+POLL_SECONDS = 0.2
+DIE_WITH_PARENT = 1  # Linux: PR_SET_PDEATHSIG
+# Settings with which a run may have been made and still be the same run: how it was made, and what is noted.
+FREE = (
+    "ablate.", "shard", "given", "file", "mesh.", "checkpoint.", "data.num_threads", "data.num_workers",
+    "data.prefetch_batches", "data.path", "data.max_pixels", "train.log_every_steps", "train.profile_steps",
+    "train.accumulate_steps", "model.remat", "model.scan_unroll", "evaluate.pictures", "evaluate.every_steps",
+)  # fmt: skip
+SETTLED = ("model.dtype", "data.batch_size")  # if they are None the run settles them, and notes what they are
+
+
+class Outcome(NamedTuple):
+    """What a run's folder says."""
+
+    scores: dict[str, float] | None  # None: it is not finished
+    seconds: float | None  # that all its processes took together, if they were started by an ablation
+    error: str | None  # of the last attempt, if that failed
+    elsewhere: bool = False  # whether another process is at work on it
+
+
+def read_outcome(run: Run) -> Outcome:
+    """What became of a run so far. A run that was measured has its scores under the protocol's name."""
+    status, result = read_object(run.folder / "status.json") or {}, read_object(run.folder / "result.json")
+    scores = None if result is None else _name_scores(run, result)
+    seconds, error = status.get("seconds"), status.get("error")
+    return Outcome(
+        scores, seconds if _is_number(seconds) else None, error if isinstance(error, str) and scores is None else None
+    )
+
+
+def _name_scores(run: Run, result: dict[str, Any]) -> dict[str, float]:
+    numbers = {key: value for key, value in result.items() if _is_number(value) and key != "step"}
+    if run.after is None:
+        return {key: value for key, value in numbers.items() if key.split("/")[0] not in run.measured_by}
+    own = (f"{run.config.task}/", "eval/")
+    named = {}
+    for key, value in numbers.items():
+        prefix = next((prefix for prefix in own if key.startswith(prefix)), "")
+        named[f"{run.name}/{key.removeprefix(prefix)}"] = value
+    return named
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def check_same_settings(run: Run) -> None:
+    """Raises UserError if a run's folder has a run with other settings."""
+    earlier = read_object(run.folder / "config.json")
+    if earlier is None:
+        return
+    new, old = flatten(json.loads(json.dumps(run.config.to_dict()))), flatten(earlier)
+    given = {argument.split("=", 1)[0].removeprefix("--config.") for argument in run.arguments}
+    for key, value in new.items():
+        if key in old and old[key] != value and (key in given or _decides(run.config, key)):
+            settled = value is None and key in SETTLED
+            if not key.startswith(FREE) and not settled and not (run.after and key == "init_from"):
+                raise UserError(
+                    f"{run.folder} was made with {key}={old[key]!r}, now it is {value!r}: one table cannot have both; "
+                    "choose another --workdir"
+                )
+
+
+def _decides(config: ConfigDict, key: str) -> bool:
+    """Whether a setting that the command does not give is the run's own, and not the checkpoint's or the data's."""
+    if key in PICTURES and config.init_from:
+        return False
+    if config.task == "pretrain":
+        return True
+    theirs = ("model.", "classifier.num_classes") if config.task == "classify" else ("model.", "data.", "classifier.")
+    return not key.startswith(theirs)
+
+
+def execute(run: Run, told_to_stop: Callable[[], int | None], watch: Callable[[str], None]) -> Outcome:
+    """Starts a run's process, waits for its end, and notes in the folder what became of it.
+
+    command.txt has the command, log.txt what the process says. A signal is handed on to the process, which saves.
+
+    Args:
+      told_to_stop: the signal that has been received, if any.
+      watch: gets the lines of log.txt as they come.
+    """
+    command, folder = full_command(run), run.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "command.txt", shlex.join(command) + "\n")
+    before = read_outcome(run).seconds or 0.0
+    log, start = folder / "log.txt", time.perf_counter()
+    with log.open("a") as output, log.open(errors="replace") as lines:
+        lines.seek(0, os.SEEK_END)
+        # Its own session, so that a Ctrl-C reaches it once. Into the file and not through a pipe, which would break if
+        # this process were killed.
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        )  # fmt: skip
+        said = _wait(process, lines.read, told_to_stop, watch)
+    stopped = told_to_stop() is not None and process.returncode != 0
+    finished = process.returncode == 0 and (folder / "result.json").exists()
+    if process.returncode == 2 and any(f"--workdir={folder} is in use by" in line for line in said):
+        return read_outcome(run)._replace(elsewhere=True)
+    error = None if finished or stopped else explain(process.returncode, said)
+    write_json(folder / "status.json", {"seconds": before + time.perf_counter() - start, "error": error})
+    return read_outcome(run)
+
+
+def _wait(
+    process: subprocess.Popen, read: Callable[[], str], told: Callable[[], int | None], watch: Callable
+) -> list[str]:
+    """Waits for the end of a process; returns the lines that it said."""
+    said, begun, handed_on = [], "", False
+    try:
+        while True:
+            ended = process.poll() is not None
+            *lines, begun = (begun + read()).split("\n")
+            for line in lines:
+                watch(line)
+            said += lines
+            if ended:
+                return [*said, begun]
+            if told() is not None and not handed_on:
+                process.send_signal(told())
+                handed_on = True
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(POLL_SECONDS)
+    except BaseException:  # a second Ctrl-C
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def _end_with_parent() -> None:
+    """Between fork and exec: if this process is killed, the child is told to stop, and saves."""
+    _LIBC.prctl(DIE_WITH_PARENT, signal.SIGTERM)
+
+
+def explain(code: int, said: list[str]) -> str:
+    """Why a process ended that did not finish, in one line, from its exit code and its output."""
+    if errors := [line for line in said if line.startswith("error: ")]:
+        return errors[-1].removeprefix("error: ")
+    if full := next((line for line in said if "RESOURCE_EXHAUSTED" in line), None):
+        return f"out of memory: {full[full.index('RESOURCE_EXHAUSTED') :].strip()}"[:300]
+    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        return f"stopped by signal {code - 128}, which was not for the ablation; it goes on when that is started again"
+    if code < 0:
+        return f"killed by signal {-code}{' (out of memory?)' if -code == signal.SIGKILL else ''}"
+    if code == 0:
+        return "it ended without a result"
+    last = next((line.strip() for line in reversed(said) if line.strip()), "it said nothing")
+    return f"exit code {code}: {last}"[:300]

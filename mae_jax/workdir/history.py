@@ -1,0 +1,140 @@
+"""What a workdir holds before a run: whether it is ours, and what of an earlier run is kept."""
+
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from mae_jax.runtime.console import say
+from mae_jax.runtime.errors import UserError
+from mae_jax.runtime.processes import only_main
+from mae_jax.workdir.writing import parse_object, read_object, write_atomically
+
+MEASURED = ("classes.csv", "confusion_matrix.png") + tuple(
+    f"{split}_{kind}.npy" for split in ("train", "eval") for kind in ("features", "labels")
+)
+FILES = ("config.json", "metrics.jsonl", "metrics.png", "result.json", "init_from.json", *MEASURED)
+ABLATIONS = ("table.md", "table.csv", "plot.png", "command.txt", "log.txt", "status.json")
+FOLDERS = ("checkpoints", "checkpoints_set_aside", "reconstructions", "profile")
+MAY_BE_LINKED = ("checkpoints",)  # to a larger disk
+OWN_METRICS = ("images_per_second", "save_seconds", "eval/loss")
+
+
+def check_folder(workdir: Path, task: str) -> None:
+    """Checks, before a task begins, that nothing is in the way of its files, and that it overwrites no one else's.
+
+    Raises:
+      UserError: for a file where a folder must be or the other way round, for links, and for another program's folder.
+    """
+    if task == "export":  # it needs a folder of its own, and checks it itself
+        return
+    check_paths(workdir)
+    if task != "ablate" and not _is_ours(workdir):  # an ablation's own folder has no config.json
+        for name in ("config.json", "metrics.jsonl", "metrics.png", *MEASURED):
+            # A run on a full disk leaves an empty file, and an empty one of others loses nothing.
+            if (workdir / name).exists() and (workdir / name).stat().st_size:
+                raise UserError(
+                    f"--workdir={workdir} is no run's folder: its {name} is not of mae_jax; choose another folder"
+                )
+
+
+def check_paths(workdir: Path) -> None:
+    """Raises UserError if something stands in a workdir where a file or folder of a run must be."""
+    for name in (*FILES, *ABLATIONS, *FOLDERS):
+        path = workdir / name
+        kind, right = ("folder", path.is_dir()) if name in FOLDERS else ("file", path.is_file())
+        if path.is_symlink() and not (right and name in MAY_BE_LINKED):
+            raise UserError(f"{path} is a link, and a run writes through none: remove it, or choose another --workdir")
+        if path.exists() and not right:
+            raise UserError(f"{path} is no {kind}, but a run needs it to be: move it away, or choose another --workdir")
+
+
+def _is_ours(workdir: Path) -> bool:
+    """Whether a run has begun here: by its config, its checkpoints, or its metrics where the disk was full before."""
+    config = workdir / "config.json"
+    if config.exists():
+        versions = (read_object(config) or {}).get("versions")
+        ours = isinstance(versions, dict) and "jax" in versions
+    else:
+        ours = any(name in line for line in read_metrics(workdir / "metrics.jsonl") for name in OWN_METRICS)
+    return ours or any(workdir.glob("checkpoints/*/about/metadata"))
+
+
+def check_not_beyond(workdir: Path, step: int, total_steps: int) -> None:
+    """Raises UserError if the run in a workdir is beyond the steps that are asked for."""
+    if step > total_steps:
+        raise UserError(
+            f"{workdir} is at step {step} already, beyond the {total_steps} steps of this command; "
+            f"raise train.steps or train.epochs, or choose another --workdir"
+        )
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, without those that are damaged or were cut short. Empty if there is no file."""
+    return [line for _, line in _read_lines(path) if line is not None]
+
+
+def _read_lines(path: Path) -> list[tuple[bytes, dict[str, Any] | None]]:
+    """(text, what it says) of each line of a metrics.jsonl; None: nothing that a run has written."""
+    texts = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    return [(text, _parse_line(text)) for text in texts]
+
+
+def _parse_line(text: bytes) -> dict[str, Any] | None:
+    line = parse_object(text)
+    return line if line is not None and type(line.get("step")) is int else None
+
+
+@only_main
+def cut_metrics(path: Path, step: int) -> None:
+    """Leaves in a metrics.jsonl the whole lines up to a step; those after it are of steps that are made again.
+
+    Raises:
+      OSError: if damaged lines stand in between and the disk has no room for the file without them.
+    """
+    lines = _read_lines(path)
+    kept = [text for text, line in lines if line is not None and line["step"] <= step]
+    if damaged := sum(line is None for _, line in lines[:-1]):  # the last one may have been under way
+        say(f"{path}: {damaged} of {len(lines)} lines are damaged and left out")
+    if kept != [text for text, _ in lines[: len(kept)]]:
+        write_atomically(path, b"".join(kept).decode())
+    elif lines:  # takes no room on the disk
+        os.truncate(path, sum(map(len, kept)))
+    if kept and not kept[-1].endswith(b"\n"):
+        with path.open("ab") as file:
+            file.write(b"\n")
+
+
+@only_main
+def keep_earlier_run(workdir: Path) -> None:
+    """Renames metrics, result and pictures of an earlier run that left no checkpoints, and says so.
+
+    Its event files stay: the new ones tell TensorBoard that steps are made again.
+    """
+    for name in ("metrics.jsonl", "metrics.png", "result.json", "reconstructions"):
+        if (workdir / name).exists():
+            kept = (workdir / name).rename(_numbered(workdir / name))
+            say(f"the run begins at step 0: {workdir / name} of an earlier one is kept as {kept.name}")
+
+
+@only_main
+def keep_earlier_result(workdir: Path, step: int) -> None:
+    """Renames the result of a shorter run that is continued from `step` to result.<step>.json, if that is free."""
+    result, kept = workdir / "result.json", workdir / f"result.{step}.json"
+    if result.exists():
+        result.rename(_numbered(kept) if os.path.lexists(kept) else kept)
+
+
+@only_main
+def keep_earlier_measurement(workdir: Path, new: dict[str, Any]) -> None:
+    """Renames an earlier result that is not the new one to result.1.json, or the next number that is free."""
+    result = workdir / "result.json"
+    if result.exists() and read_object(result) != json.loads(json.dumps(new)):
+        result.rename(_numbered(result))
+
+
+def _numbered(path: Path) -> Path:
+    """The path with a number in its name, the lowest that is free: metrics.1.jsonl for metrics.jsonl."""
+    names = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))
+    return next(name for name in names if not os.path.lexists(name))

@@ -1,0 +1,117 @@
+"""One run at a time in a workdir."""
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import json
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from mae_jax.runtime.console import say
+from mae_jax.runtime.errors import UserError, reason
+from mae_jax.runtime.processes import is_main
+from mae_jax.workdir.writing import parse_object, read_object
+
+NAME = ".lock"
+HELD = (errno.EACCES, errno.EAGAIN)
+NO_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO)  # a link, a folder, a socket
+# A file system without locks, or without room for another file: no reason not to run.
+IMPOSSIBLE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOSPC, errno.EDQUOT)
+
+
+@contextlib.contextmanager
+def locked(workdir: Path, name: str = NAME, wait: bool = False) -> Iterator[None]:
+    """A context in which no other run can use the workdir. Of several processes of a run, process 0 holds the lock.
+
+    The system gives it back when the process ends, however it ends; reader processes do not inherit it.
+
+    Args:
+      name: of the lock's file, for runs that share the folder and only exclude their like.
+      wait: whether to wait for a run that holds it.
+
+    Raises:
+      UserError: if another run holds it; it names that run.
+    """
+    if not is_main():
+        yield
+        return
+    try:
+        file = _lock(workdir, name, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in IMPOSSIBLE:
+            raise
+        say(f"{workdir} cannot be locked ({reason(error)}): nothing keeps a second run out of it")
+        yield
+        return
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            (workdir / name).unlink()  # while it is locked, so that it is no other run's
+        os.close(file)
+
+
+def _lock(workdir: Path, name: str, how: int) -> int:
+    """Locks a file in a workdir, writes into it whose it is, and returns it open."""
+    path = workdir / name
+    while True:
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        except PermissionError as error:
+            raise UserError(
+                f"{path} is another user's: delete it if no run uses the workdir, or choose another"
+            ) from error
+        except OSError as error:
+            if error.errno not in NO_FILE:
+                raise
+            raise UserError(f"{path} is no file: remove it, or choose another --workdir") from error
+        try:
+            _check_ours(file, path)
+            fcntl.lockf(file, how)
+            if _is_at(file, path):  # and not deleted by a run that ended in between
+                _describe(file)
+                return file
+        except OSError as error:
+            if error.errno in HELD:
+                os.close(file)
+                raise UserError(
+                    f"--workdir={workdir} is in use by {_owner(path)}; wait for it, stop it, or choose another folder"
+                ) from error
+            os.close(file)
+            raise
+        os.close(file)
+
+
+def _check_ours(file: int, path: Path) -> None:
+    """Raises UserError if what is to be locked is a file of something else, which a run would overwrite and delete."""
+    text = os.pread(file, 4096, 0) if stat.S_ISREG(os.fstat(file).st_mode) else b"?"
+    if text and "host" not in (parse_object(text) or {}):
+        os.close(file)
+        raise UserError(f"{path} is no lock of a run: remove it, or choose another --workdir")
+
+
+def _is_at(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _describe(file: int) -> None:
+    started = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+    owner = {"process": os.getpid(), "host": socket.gethostname(), "started": started}
+    with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+        os.ftruncate(file, 0)
+        os.pwrite(file, json.dumps(owner).encode() + b"\n", 0)
+
+
+def _owner(path: Path) -> str:
+    try:
+        owner = read_object(path) or {}
+        return f"process {owner['process']} on {owner['host']}, which started {owner['started']}"
+    except KeyError:  # it is just being written
+        return "another run"

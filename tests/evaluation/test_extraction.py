@@ -1,0 +1,110 @@
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from mae_jax.evaluation.extraction import extract_features, pool
+from mae_jax.evaluation.rankme import rankme
+from mae_jax.evaluation.representations import measure_features
+from tests.meshes import device_mesh
+
+SETTINGS = ConfigDict(dict(knn_k=3, knn_temperature=0.07, linear_probe=True, probe_c=1.0))
+MESH = device_mesh()
+
+
+def batches(features, labels, size):
+    """The batches of an evaluation: the last one padded with rows of weight 0."""
+    for start in range(0, len(features), size):
+        real = len(features[start : start + size])
+        pad = [(0, size - real)]
+        yield {
+            "image": np.pad(features[start : start + size], [*pad, (0, 0)], constant_values=99),
+            "label": np.pad(labels[start : start + size], pad, constant_values=-1),
+            "weight": np.arange(size) < real,
+        }
+
+
+def test_the_mean_is_over_patch_tokens_only_and_class_is_the_first_token():
+    tokens = jnp.asarray(np.arange(2 * 3 * 2).reshape(2, 3, 2), jnp.float32)
+    np.testing.assert_array_equal(pool(tokens, "mean"), [[3, 4], [9, 10]])
+    np.testing.assert_array_equal(pool(tokens, "class"), [[0, 1], [6, 7]])
+
+
+def test_every_example_gives_one_feature_in_order_and_padding_gives_none():
+    features, labels = np.arange(14, dtype=np.float32).reshape(7, 2), np.arange(7)
+    ours, our_labels = extract_features(lambda batch: batch["image"] * 2, batches(features, labels, 3), 7)
+    np.testing.assert_array_equal(ours, features * 2)
+    np.testing.assert_array_equal(our_labels, labels)
+    assert ours.dtype == np.float32
+
+
+def test_a_feature_may_be_many_tokens():
+    tokens, labels = np.arange(84, dtype=np.float32).reshape(7, 12), np.arange(7)
+    ours, _ = extract_features(lambda batch: batch["image"].reshape(-1, 3, 4), batches(tokens, labels, 3), 7)
+    np.testing.assert_array_equal(ours, tokens.reshape(7, 3, 4))
+
+
+def test_features_can_go_straight_to_a_file(tmp_path):
+    features, labels = np.arange(14, dtype=np.float32).reshape(7, 2), np.arange(7)
+    out = np.lib.format.open_memmap(tmp_path / "features.npy", "w+", np.float32, (7, 2))
+    assert extract_features(lambda batch: batch["image"], batches(features, labels, 3), 7, out)[0] is out
+    out.flush()
+    np.testing.assert_array_equal(np.load(tmp_path / "features.npy"), features)
+
+
+@pytest.mark.parametrize("count", [0, 6, 8])
+def test_a_count_that_is_not_the_batches_is_refused(count):
+    with pytest.raises(ValueError, match=f"{count}.*must be their number"):
+        extract_features(lambda batch: batch["image"], batches(np.zeros((7, 2)), np.zeros(7), 3), count)
+
+
+def test_memory_for_another_number_of_examples_is_refused():
+    with pytest.raises(ValueError, match="5 rows for 7 examples"):
+        extract_features(lambda batch: batch["image"], [], 7, np.empty((5, 2)))
+
+
+def test_a_batch_is_fetched_after_the_next_one_was_started_and_before_the_one_after():
+    events = []
+
+    class Result:
+        shape = (2, 1)
+
+        def __init__(self, number):
+            self.number = number
+
+        def __array__(self, dtype=None, copy=None):
+            events.append(f"fetch {self.number}")
+            return np.zeros((2, 1), np.float32)
+
+    def feature_fn(batch):
+        events.append(f"start {batch['number']}")
+        return Result(batch["number"])
+
+    four = (dict(number=i, label=np.zeros(2), weight=np.ones(2)) for i in range(4))
+    extract_features(feature_fn, four, 8)
+    assert events == [
+        "start 0", "start 1", "fetch 0", "start 2", "fetch 1", "start 3", "fetch 2", "fetch 3",
+    ]  # fmt: skip
+
+
+def test_separable_classes_are_told_apart_and_shuffled_labels_are_not():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(4, size=400)
+    features = (4 * np.eye(4)[labels] + rng.normal(size=(400, 4))).astype(np.float32)
+    test = features[200:], labels[200:]
+
+    def measure(train_labels, settings=SETTINGS):
+        known = {"train": (features[:200], train_labels), "test": test}
+        sources = (SimpleNamespace(split=split, num_classes=4) for split in known)
+        return measure_features(lambda source: known[source.split], *sources, settings, MESH)
+
+    scores = measure(labels[:200])
+    assert scores["knn/top1"] > 0.9 and scores["linear_probe/top1"] > 0.9
+    assert scores["rankme"] == rankme(features[:200])
+    without = SETTINGS.copy_and_resolve_references()
+    without.linear_probe = False
+    assert measure(labels[:200], without) == {name: scores[name] for name in ("knn/top1", "rankme")}
+    chance = measure(rng.permutation(labels[:200]))
+    assert chance["knn/top1"] < 0.45 and chance["linear_probe/top1"] < 0.45

@@ -1,0 +1,73 @@
+"""The picture of an ablation: which points, on which scale, with which numbers beneath."""
+
+import numpy as np
+import pytest
+
+from mae_jax.tasks.ablation.execution import Outcome
+from mae_jax.tasks.ablation.plot import choose_scale, draw, make_panels, make_paper_panels, thin_out
+from mae_jax.tasks.ablation.table import make_rows
+from tests.tasks.test_grid import plan_of
+
+SCORES = ("linear_probe/top1", "eval/loss")
+
+
+def panels_of(grid, seeds=(0, 1), absent=()):
+    plan = plan_of(grid=grid, seeds=seeds, scores=SCORES)
+
+    def outcome(run):
+        if run.cell in absent:
+            return Outcome(None, 1.0, "it failed")
+        return Outcome({"linear_probe/top1": 0.9 + run.seed / 100, "eval/loss": 0.3}, 1.0, None)
+
+    return make_panels(plan, make_rows(plan, SCORES, outcome), SCORES)
+
+
+def test_a_panel_has_the_mean_in_per_cent_and_the_deviation():
+    panel, loss = panels_of((("model.mask_ratio", (0.75, 0.5)),))
+    assert panel.xs == [0.5, 0.75], "in the order of the axis"
+    assert panel.ys == pytest.approx([90.5, 90.5])
+    assert panel.errors == pytest.approx([100 * np.std([0.9, 0.91], ddof=1)] * 2) and loss.ys == [0.3, 0.3]
+    assert panels_of((("model.mask_ratio", (0.5,)),), seeds=(0,))[0].errors is None
+
+
+def test_cells_that_failed_are_absent_and_named_rows_keep_their_names():
+    (panel, _) = panels_of((("data.crop_rule", ("retry", "centre")),), absent=("crop_rule retry",))
+    assert panel.xs == ["crop_rule centre"]
+    assert panels_of((("data.crop_rule", ("retry",)),), absent=("crop_rule retry",)) == []
+
+
+@pytest.mark.parametrize(
+    "xs, scale",
+    [
+        ((0.125, 0.25, 0.5, 0.625, 0.75, 0.875), "linear"), ((100, 200, 400, 800, 1600), "log"), ((1, 2), "linear"),
+        ((0, 0.5, 1, 2, 4), "linear"), ((3,), "linear"),
+    ],
+)  # fmt: skip
+def test_numbers_are_spaced_by_the_scale_on_which_they_lie_evenly(xs, scale):
+    assert choose_scale(list(xs)) == scale
+
+
+def test_numbers_that_would_touch_under_the_axis_are_left_out():
+    assert thin_out([0, 0.5, 1, 2, 4, 24], np.asarray) == [0, 2, 4, 24]
+    assert thin_out([1, 2, 4, 8], np.log) == [1, 2, 4, 8]
+    assert thin_out([7], np.asarray) == [7]
+
+
+@pytest.mark.parametrize(
+    "grid, paper",
+    [
+        ((("model.mask_ratio", (0.5, 0.75)),), (("linear probing", ((0.1, 54.6), (0.75, 73.5))),)),
+        ((("data.crop_rule", ("retry", "centre")),), (("linear probing", (("none", 65.7), ("crop", 73.5))),)),
+    ],
+)
+def test_ours_stands_at_the_left_and_the_papers_at_the_right_with_its_own_axis(grid, paper):
+    ours, papers = panels_of(grid), make_paper_panels(paper)
+    assert papers[0].label == "top-1 % (ViT-L, ImageNet)" and papers[0].ys[-1] == 73.5
+    both, alone = draw(ours, papers, "x", "title", "source"), draw(ours, [], "x", "title", "source")
+    assert both.dtype == np.uint8 and both.shape[1] == 2 * alone.shape[1] and both.shape[0] == alone.shape[0]
+    middle = both.shape[1] // 2
+
+    def is_ours(picture):
+        return np.any(np.all(picture == (31, 119, 180), axis=-1))  # the blue of our points
+
+    assert is_ours(alone) and is_ours(both[:, :middle]) and not is_ours(both[:, middle:])
