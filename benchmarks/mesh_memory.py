@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from configs import common
 from mae_jax.models.config import SIZES, MAEConfig
 from mae_jax.models.mae import init_params
+from mae_jax.objectives.objective import Variables
 from mae_jax.objectives.pretrain import make_loss_fn
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import AXES, make_mesh
@@ -21,7 +22,7 @@ from mae_jax.runtime.seeds import make_key
 from mae_jax.training.communication import table
 from mae_jax.training.dry_run import StepCost, devices_for, try_step
 from mae_jax.training.optimizers import make_optimizer, make_schedule
-from mae_jax.training.state import Variables, abstract_state, make_init
+from mae_jax.training.state import abstract_state, make_init
 from mae_jax.training.step import make_train_step
 
 GIB = 2**30

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,26 @@ from configs import common  # noqa: E402
 from mae_jax.settings.fields import use_defaults  # noqa: E402
 
 use_defaults(common.get_config)
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory) -> Path:
+    """The workdir of a tiny autoencoder's pre-training run, evaluated twice."""
+    from tests.runs import compiling_once, run_task
+
+    with compiling_once():
+        workdir = tmp_path_factory.mktemp("runs") / "pretrained"
+        return run_task("digits", workdir, train__steps=40, evaluate__every_steps=20)
+
+
+@pytest.fixture(scope="session")
+def finetuned(pretrained, tmp_path_factory) -> Path:
+    """The workdir of a fine-tuning run with a moving average."""
+    from tests.runs import compiling_once, run_task
+
+    with compiling_once():
+        workdir = tmp_path_factory.mktemp("runs") / "finetuned"
+        return run_task("finetune_digits", workdir, init_from=str(pretrained), train__ema_decay=0.5)
 
 
 def pytest_collection_modifyitems(items):

@@ -1,5 +1,7 @@
-"""Starting the program as its users do, with a model that trains in seconds."""
+"""Runs of a model that trains in seconds: of the program as its users start it, and of tasks in this process."""
 
+import contextlib
+import importlib
 import json
 import os
 import subprocess
@@ -10,7 +12,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
+from mae_jax.runtime.errors import UserError
+from mae_jax.runtime.signals import StopSignal
+from mae_jax.settings.checks import check
+from mae_jax.tasks import find_task
 from tests.conftest import COMPILE_QUICKLY
 
 ROOT = Path(__file__).parent.parent
@@ -23,6 +31,11 @@ TINY = (
     "--config.data.batch_size=32", "--config.train.log_every_steps=5",
     "--config.model.scan_unroll=1",  # compiles faster; the tests of tasks have the config's own
 )  # fmt: skip
+TINY_SETTINGS = {
+    "model.width": 16, "model.depth": 2, "model.num_heads": 2,
+    "model.decoder_width": 16, "model.decoder_depth": 1, "model.decoder_num_heads": 2,
+    "train.steps": 6, "train.log_every_steps": 3,
+}  # fmt: skip
 
 
 def start(*arguments: str, under: tuple[str, ...] = (), **environment: str) -> subprocess.Popen:
@@ -60,3 +73,37 @@ def losses(workdir: Path) -> list[tuple[int, float]]:
     """(step, train/loss) of every such line in metrics.jsonl, in the file's order."""
     lines = [json.loads(line) for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines()]
     return [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]
+
+
+@contextlib.contextmanager
+def compiling_once():
+    """What one run inside has compiled, the next ones load."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = [getattr(jax.config, name) for name in names]
+    for values in ((COMPILED.name, 0.0), before):
+        for name, value in zip(names, values, strict=True):
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()  # it looks at its settings once
+        if values is not before:
+            yield
+
+
+def run_task(name: str, workdir: Path, **settings) -> Path:
+    """Runs configs/NAME.py in this process with settings given as train__steps=3; returns the workdir."""
+    config = importlib.import_module(f"configs.{name}").get_config()
+    values = {key: value for key, value in TINY_SETTINGS.items() if config.task in ("pretrain", "classify")}
+    values |= {key.replace("__", "."): value for key, value in settings.items()}
+    config.update_from_flattened_dict(values)
+    check(config)
+    workdir.mkdir(parents=True, exist_ok=True)
+    with StopSignal() as stop:
+        find_task(config.task).run(config, workdir, stop)
+    return workdir
+
+
+def mistake(name: str, workdir: Path, **settings) -> str:
+    """The one line that tells the mistake of a run that is refused."""
+    with pytest.raises(UserError) as error:
+        run_task(name, workdir, **settings)
+    assert "\n" not in str(error.value) and not (workdir / "result.json").exists()
+    return str(error.value)

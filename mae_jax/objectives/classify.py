@@ -46,17 +46,16 @@ from mae_jax.models.classifier import (
 from mae_jax.models.config import MAEConfig, unroll_on_cpu
 from mae_jax.models.flops import classifier_train_flops, classify_flops, classify_train_flops, represent_flops
 from mae_jax.models.parameters import count_parameters, join
+from mae_jax.objectives.objective import LossDetails, Variables, settle_batch_size
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import check_heads, make_mesh, process_share, settle_dtype
 from mae_jax.runtime.sharding import on_rows
 from mae_jax.runtime.signals import StopSignal
 from mae_jax.runtime.startup import Startup
+from mae_jax.runtime.text import si
 from mae_jax.settings.checks import check_channels
-from mae_jax.training.plan import settle_batch_size
 from mae_jax.training.run import run_training
-from mae_jax.training.state import TrainState, Variables
-from mae_jax.training.step import LossDetails
-from mae_jax.training.summary import continued, si
+from mae_jax.training.state import TrainState
 from mae_jax.workdir.reporting import Reporter
 
 KEPT_FEATURES_GIB = 8  # a frozen encoder's output for all images is kept if it takes no more than this
@@ -208,7 +207,7 @@ class Classification:
             "augment": ", ".join(augmentations(data, of_classifier=True)) or "nothing",
             "compute": f"{si(represent_flops(model) + classify_flops(model))}FLOP forward, "
             f"{si(self.train_flops)}FLOP a training image, {encoder.dtype} products",
-            "data": continued(self._data),
+            "data": "\n".join(self._data),
         }
         if self._keeps_features:
             rows["features"] = f"of the frozen encoder, computed once: {self._features_size / 2**20:,.1f} MiB"

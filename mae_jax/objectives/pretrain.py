@@ -31,16 +31,15 @@ from mae_jax.models.flops import decoder_tokens, encoder_tokens, forward_flops, 
 from mae_jax.models.mae import init_params, make_bind, split_fixed
 from mae_jax.models.parameters import count_parameters, join
 from mae_jax.models.targets import fit_patch_basis
+from mae_jax.objectives.objective import LossDetails, LossFn, Variables, settle_batch_size
 from mae_jax.runtime.mesh import check_heads, create, make_mesh, settle_dtype
 from mae_jax.runtime.processes import from_main
 from mae_jax.runtime.seeds import make_key
 from mae_jax.runtime.signals import StopSignal
 from mae_jax.runtime.startup import Startup
-from mae_jax.training.plan import settle_batch_size
+from mae_jax.runtime.text import si
 from mae_jax.training.run import run_training
-from mae_jax.training.state import TrainState, Variables
-from mae_jax.training.step import LossDetails, LossFn
-from mae_jax.training.summary import continued, si
+from mae_jax.training.state import TrainState
 from mae_jax.workdir.reporting import Reporter
 
 BASIS_IMAGES = 10_000  # at most, that principal components of patches are fitted to
@@ -159,7 +158,7 @@ class Pretraining:
         usual = {field.name: field.default for field in dataclasses.fields(MAEConfig)}
         chosen = [f"{name} {getattr(model, name)}" for name in CHOICES if getattr(model, name) != usual[name]]
         rows |= {"choices": ", ".join(chosen)} if chosen else {}
-        return rows | {"data": continued(self._data), "classes": classes}
+        return rows | {"data": "\n".join(self._data), "classes": classes}
 
     def train_flops_at(self, image_size: tuple[int, int]) -> int:
         return train_flops(dataclasses.replace(self._model, image_size=image_size))

@@ -8,11 +8,11 @@ from jax.sharding import Mesh
 
 from mae_jax.data.resolutions import size_at, sizes_from
 from mae_jax.objectives.objective import Trainee
+from mae_jax.runtime.text import size_text
 from mae_jax.training.memory import MIB, check_memory, compile_fitting_step
 from mae_jax.training.plan import Plan
 from mae_jax.training.state import TrainState
 from mae_jax.training.step import TrainStep, memory_in_bytes
-from mae_jax.training.summary import size_text
 
 
 class StepOfSize:

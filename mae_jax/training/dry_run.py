@@ -19,12 +19,12 @@ from mae_jax.objectives.objective import Trainee
 from mae_jax.runtime.errors import UserError, first_line
 from mae_jax.runtime.mesh import all_devices, check_cpu_devices, make_mesh
 from mae_jax.runtime.seeds import make_key
+from mae_jax.runtime.text import si
 from mae_jax.training.communication import Collective, read_collectives, table
 from mae_jax.training.memory import MIB, bytes_on_a_device, compile_fitting_step
 from mae_jax.training.plan import describe_plan, make_plan
 from mae_jax.training.state import TrainState
 from mae_jax.training.step import memory_in_bytes
-from mae_jax.training.summary import si
 
 
 class StepCost(NamedTuple):

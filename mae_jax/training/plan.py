@@ -10,13 +10,13 @@ from jax.sharding import Mesh
 
 from mae_jax.data.resolutions import Stage, make_stages
 from mae_jax.models.config import MAEConfig
-from mae_jax.objectives.objective import Trainee
+from mae_jax.objectives.objective import Trainee, Variables, check_batch_size
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import batch_parts, replicated
 from mae_jax.runtime.seeds import make_key
 from mae_jax.settings.fields import INT32_MAX
 from mae_jax.training.optimizers import fit_warmup, make_optimizer, make_schedule
-from mae_jax.training.state import StateInit, TrainState, Variables, abstract_state, make_init
+from mae_jax.training.state import StateInit, TrainState, abstract_state, make_init
 from mae_jax.training.step import TrainStep, make_train_step
 from mae_jax.training.summary import summarize
 
@@ -67,38 +67,3 @@ def describe_plan(config: ml_collections.ConfigDict, trainee: Trainee, mesh: Mes
 def make_train_key(seed: int, mesh: Mesh) -> jax.Array:
     """The key of the training steps, on every device."""
     return jax.jit(functools.partial(make_key, seed, "train"), out_shardings=replicated(mesh))()
-
-
-def settle_batch_size(config: ml_collections.ConfigDict, num_train: int, mesh: Mesh, mixes_pairs: bool = False) -> None:
-    """Sets `data.batch_size` by the number of training pictures if it is open: enough steps, none of them too noisy."""
-    if config.data.batch_size is None:
-        fitting = min(max(_power_of_two(num_train // 16), 16), 256, _power_of_two(num_train))
-        unit = _unit(config, batch_parts(mesh), mixes_pairs)
-        config.data.batch_size = max(fitting // unit, 1) * unit
-
-
-def _power_of_two(number: int) -> int:
-    """The largest one up to a number; 0 if that is 0."""
-    return 2 ** (number.bit_length() - 1) if number else 0
-
-
-def _unit(config: ml_collections.ConfigDict, parts: int, mixes_pairs: bool) -> int:
-    """What a batch must be a multiple of."""
-    return parts * config.train.accumulate_steps * (2 if mixes_pairs else 1)
-
-
-def check_batch_size(config: ml_collections.ConfigDict, parts: int, trainee: Trainee) -> None:
-    """Raises UserError unless the data fill a batch, and its parts can be split evenly over the devices."""
-    size = config.data.batch_size
-    unit = _unit(config, parts, trainee.mixes_pairs)
-    if size % unit:
-        pairs = " x pairs to mix" if trainee.mixes_pairs else ""
-        raise UserError(
-            f"data.batch_size={size} cannot be split evenly over {parts} devices x "
-            f"train.accumulate_steps={config.train.accumulate_steps}{pairs}; make it a multiple of {unit}"
-        )
-    if size > trainee.num_train:
-        raise UserError(
-            f"data.batch_size={size} is larger than the training data ({trainee.num_train} pictures): "
-            f"set data.batch_size to {trainee.num_train} or less"
-        )

@@ -10,15 +10,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 
 from mae_jax.models.parameters import join
+from mae_jax.objectives.objective import Variables
 from mae_jax.runtime.mesh import create, parameter_shardings, put
-
-
-class Variables(NamedTuple):
-    """A model's values: nested dicts of float32 arrays."""
-
-    params: dict[str, Any]  # those that train
-    frozen: dict[str, Any] = {}  # parameters that stay as they are
-    statistics: dict[str, Any] = {}  # running statistics of BatchNorm
 
 
 class TrainState(NamedTuple):

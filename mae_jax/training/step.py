@@ -9,18 +9,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
+from mae_jax.objectives.objective import LossFn
 from mae_jax.runtime.mesh import BATCH_AXES, batch_sharding, compiler_options, parameter_specs, replicated
 from mae_jax.runtime.sharding import ROWS, axes_of, batch_devices, mean_over_batch, on_shards
 from mae_jax.training.state import TrainState, shardings_of
 
 STATISTICS_MOMENTUM = 0.1  # share of a batch in the running statistics of BatchNorm
-
-
-class LossDetails(NamedTuple):
-    """What a loss function returns besides the mean loss."""
-
-    scalars: dict[str, jax.Array] = {}  # further means over the batch, to report
-    statistics: dict[str, Any] = {}  # the batch's statistics, for the running ones
 
 
 class Parts(NamedTuple):
@@ -29,9 +23,6 @@ class Parts(NamedTuple):
     count: int
     run: int  # rows that stay together
 
-
-# (params, frozen params, batch, keys [B]) -> (mean loss over the batch, details)
-LossFn = Callable[[dict, dict, dict, jax.Array], tuple[jax.Array, LossDetails]]
 
 # (state, batch, the run's key) -> (state, scalars)
 TrainStep = Callable[[TrainState, dict, jax.Array], tuple[TrainState, dict]]

@@ -5,8 +5,9 @@ import ml_collections
 from jax.sharding import Mesh
 
 from mae_jax.data.resolutions import Stage
+from mae_jax.objectives.objective import Variables
+from mae_jax.runtime.text import si, size_text
 from mae_jax.training.optimizers import peak_learning_rate
-from mae_jax.training.state import Variables
 
 
 def summarize(
@@ -35,12 +36,8 @@ def summarize(
         "schedule": f"{config.optimizer.name}, peak rate {peak:.3g}, warm-up {warmup_steps:,} steps",
         "mesh": f"{axes} ({len(mesh.devices.flat)} x {devices[0].device_kind}, {jax.process_count()} process(es))",
     }
-    return "\n".join(f"  {name:<9} {text}" for name, text in rows.items())
-
-
-def continued(lines: list[str]) -> str:
-    """Lines as the text of one row."""
-    return f"\n{'':12}".join(lines)
+    indented = {name: text.replace("\n", f"\n{'':12}") for name, text in rows.items()}
+    return "\n".join(f"  {name:<9} {text}" for name, text in indented.items())
 
 
 def _describe_stages(trainee, stages: tuple[Stage, ...], total_steps: int) -> str:
@@ -48,17 +45,3 @@ def _describe_stages(trainee, stages: tuple[Stage, ...], total_steps: int) -> st
     flops = [si(trainee.train_flops_at(stage.image_size)) for stage in stages]
     rows = zip(stages, ends, flops, strict=True)
     return "; ".join(f"{size_text(stage.image_size)} up to step {end:,} ({n}FLOP an image)" for stage, end, n in rows)
-
-
-def size_text(size: tuple[int, int]) -> str:
-    """The size of an image, for people."""
-    return f"{size[0]} x {size[1]} pixels"
-
-
-def si(value: float) -> str:
-    """A number with three digits and a prefix: 5.68e7 -> "56.8 M"."""
-    for prefix in ("", "k", "M", "G"):
-        if value < 1000:
-            return f"{value:.3g} {prefix}"
-        value /= 1000
-    return f"{value:.3g} T"

@@ -12,8 +12,7 @@ from mae_jax.data.augment import normalize
 from mae_jax.data.sources import Digits
 from mae_jax.interop.weights import read_weights
 from mae_jax.interop.workdirs import find_checkpoint
-from tests.runs import read_checkpoint, read_json
-from tests.tasks.conftest import mistake, run_task
+from tests.runs import mistake, read_checkpoint, read_json, run_task
 
 pytestmark = pytest.mark.slow
 

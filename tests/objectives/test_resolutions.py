@@ -10,8 +10,7 @@ import pytest
 from mae_jax.interop.weights import load
 from mae_jax.models.config import MAEConfig
 from mae_jax.models.flops import train_flops
-from tests.runs import losses, read_checkpoint, read_json
-from tests.tasks.conftest import mistake, run_task
+from tests.runs import losses, mistake, read_checkpoint, read_json, run_task
 
 pytestmark = pytest.mark.slow
 # Stages from steps 0 and 8; what Muon's state must survive is in it too.

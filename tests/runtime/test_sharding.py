@@ -13,11 +13,12 @@ from flax.traverse_util import flatten_dict
 from mae_jax.models.classifier import ClassifierConfig, init_classifier, make_bind_classifier, split_classifier
 from mae_jax.models.mae import MAEConfig, init_params, make_bind
 from mae_jax.models.parameters import join
+from mae_jax.objectives.objective import LossDetails, Variables
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import batch_sharding, check_heads, create, parameter_shardings, put, put_batch
 from mae_jax.runtime.sharding import on_rows
-from mae_jax.training.state import Variables, abstract_state, create_state, make_init
-from mae_jax.training.step import LossDetails, compile_train_step, make_train_step
+from mae_jax.training.state import abstract_state, create_state, make_init
+from mae_jax.training.step import compile_train_step, make_train_step
 from tests.meshes import device_mesh
 
 # Eight heads in both halves, so that a device can have one; odd sizes where nothing is split.

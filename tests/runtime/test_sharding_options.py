@@ -11,9 +11,10 @@ from jax.sharding import PartitionSpec
 
 from mae_jax.models.mae import MAEConfig, init_params, make_bind, split_fixed
 from mae_jax.models.parameters import join
+from mae_jax.objectives.objective import LossDetails, Variables
 from mae_jax.runtime.mesh import batch_sharding, parameter_specs, put_batch
-from mae_jax.training.state import Variables, abstract_state, create_state, make_init
-from mae_jax.training.step import LossDetails, compile_train_step, make_train_step
+from mae_jax.training.state import abstract_state, create_state, make_init
+from mae_jax.training.step import compile_train_step, make_train_step
 from tests.meshes import device_mesh
 
 BATCH = 16

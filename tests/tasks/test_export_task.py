@@ -13,8 +13,7 @@ from mae_jax.interop.workdirs import find_checkpoint, read_config
 from mae_jax.models.positions import sincos_table
 from mae_jax.runtime.errors import UserError
 from tests.interop.others import check_same_params, facebook_state, save_safetensors
-from tests.runs import read_json
-from tests.tasks.conftest import mistake, run_task
+from tests.runs import mistake, read_json, run_task
 
 pytestmark = pytest.mark.slow
 

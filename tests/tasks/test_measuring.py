@@ -13,8 +13,7 @@ from configs import digits
 from mae_jax.data.augment import normalize
 from mae_jax.data.sources import Digits
 from mae_jax.runtime.errors import UserError
-from tests.runs import read_json, run
-from tests.tasks.conftest import mistake, run_task
+from tests.runs import mistake, read_json, run, run_task
 
 pytestmark = pytest.mark.slow
 

@@ -15,8 +15,7 @@ from mae_jax.models.mae import MAEConfig, init_params, make_bind
 from mae_jax.runtime.mesh import create, process_share
 from mae_jax.runtime.sharding import on_rows
 from tests.meshes import device_mesh
-from tests.runs import losses, read_json
-from tests.tasks.conftest import run_task
+from tests.runs import losses, read_json, run_task
 
 pytestmark = pytest.mark.slow
 MESHES = {"8 x 1 x 1": (8, 1, 1), "1 x 8 x 1": (1, 8, 1), "1 x 1 x 8": (1, 1, 8), "2 x 2 x 2": (2, 2, 2)}

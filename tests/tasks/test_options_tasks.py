@@ -13,8 +13,7 @@ from mae_jax.data.augment import normalize
 from mae_jax.data.sources import Digits
 from mae_jax.interop.weights import read_weights
 from tests.reference import loop_patches
-from tests.runs import losses, read_json
-from tests.tasks.conftest import mistake, run_task
+from tests.runs import losses, mistake, read_json, run_task
 
 pytestmark = pytest.mark.slow
 COMPONENTS = {"model__pca_targets": 3, "checkpoint__every_steps": 3, "train__log_every_steps": 1}

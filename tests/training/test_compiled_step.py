@@ -18,7 +18,7 @@ from mae_jax.training.compiled_step import StepOfSize, compile_stages, make_flop
 from mae_jax.training.plan import describe_plan, make_plan, make_train_key
 from mae_jax.training.state import create_state
 from tests.meshes import device_mesh
-from tests.tasks.conftest import TINY
+from tests.runs import TINY_SETTINGS
 
 RESOLUTIONS = ((0.5, 4), (0.75, (6, 8)))
 
@@ -26,7 +26,7 @@ RESOLUTIONS = ((0.5, 4), (0.75, (6, 8)))
 def planned(*resolutions, module=digits, task=pretrain, workdir=Path("nowhere")):
     """(config, trainee, mesh, plan) of a run of 8 steps of a tiny model."""
     config, mesh = module.get_config(), device_mesh()
-    config.update_from_flattened_dict(TINY | {"train.steps": 8, "train.resolutions": resolutions})
+    config.update_from_flattened_dict(TINY_SETTINGS | {"train.steps": 8, "train.resolutions": resolutions})
     trainee = task.make_trainee(config, workdir, mesh)
     return config, trainee, mesh, make_plan(config, trainee, mesh)
 

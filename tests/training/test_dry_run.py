@@ -9,12 +9,13 @@ import optax
 import pytest
 from jax.sharding import Mesh
 
+from mae_jax.objectives.objective import LossDetails, Variables
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import AXES
 from mae_jax.training.communication import ideal
 from mae_jax.training.dry_run import describe, devices_for, try_step
-from mae_jax.training.state import Variables, abstract_state, make_init
-from mae_jax.training.step import LossDetails, make_train_step
+from mae_jax.training.state import abstract_state, make_init
+from mae_jax.training.step import make_train_step
 from tests.runs import ROOT
 
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None

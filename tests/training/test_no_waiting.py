@@ -12,13 +12,14 @@ import pytest
 
 from configs import digits
 from mae_jax.objectives import pretrain
+from mae_jax.objectives.objective import LossDetails
 from mae_jax.runtime.mesh import batch_sharding, put_batch
 from mae_jax.training import hlo
 from mae_jax.training.plan import make_plan, make_train_key
 from mae_jax.training.state import create_state
-from mae_jax.training.step import LossDetails, compile_train_step
+from mae_jax.training.step import compile_train_step
 from tests.meshes import device_mesh
-from tests.tasks.conftest import TINY, run_task
+from tests.runs import TINY_SETTINGS, run_task
 from tests.training.test_loop import Run, State
 
 BATCH = 64
@@ -73,7 +74,7 @@ def compiled_step(*, accumulate=1, devices=1, loss=lambda loss_fn: loss_fn):
     `loss` changes the loss function.
     """
     config, mesh = digits.get_config(), device_mesh(devices)
-    config.update_from_flattened_dict(TINY | {"data.batch_size": BATCH, "train.accumulate_steps": accumulate})
+    config.update_from_flattened_dict(TINY_SETTINGS | {"data.batch_size": BATCH, "train.accumulate_steps": accumulate})
     config.data.flip = True
     trainee = pretrain.make_trainee(config, Path("nowhere"), mesh)
     trainee.loss_fn = loss(trainee.loss_fn)

@@ -1,7 +1,7 @@
 import pytest
 
 from configs import common
-from mae_jax.training.plan import settle_batch_size
+from mae_jax.objectives.objective import settle_batch_size
 from tests.meshes import device_mesh
 
 

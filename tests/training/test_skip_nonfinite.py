@@ -6,9 +6,10 @@ import numpy as np
 import optax
 import pytest
 
+from mae_jax.objectives.objective import LossDetails, Variables
 from mae_jax.runtime.mesh import batch_sharding, put_batch
-from mae_jax.training.state import Variables, abstract_state, create_state, make_init
-from mae_jax.training.step import LossDetails, compile_train_step, make_train_step
+from mae_jax.training.state import abstract_state, create_state, make_init
+from mae_jax.training.step import compile_train_step, make_train_step
 from tests.meshes import device_mesh
 
 RATE = 0.1

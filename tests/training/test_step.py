@@ -11,12 +11,13 @@ from configs import digits
 from configs.common import get_config
 from mae_jax.models.mae import MAEConfig
 from mae_jax.objectives import pretrain
+from mae_jax.objectives.objective import LossDetails, Variables
 from mae_jax.objectives.pretrain import make_loss_fn
 from mae_jax.runtime.mesh import batch_sharding, put_batch
 from mae_jax.training.optimizers import make_optimizer, make_schedule
 from mae_jax.training.plan import make_plan
-from mae_jax.training.state import Variables, abstract_state, create_state, make_init
-from mae_jax.training.step import LossDetails, compile_train_step, make_train_step
+from mae_jax.training.state import abstract_state, create_state, make_init
+from mae_jax.training.step import compile_train_step, make_train_step
 from tests.meshes import device_mesh
 from tests.reference import random_params
 

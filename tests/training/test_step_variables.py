@@ -11,9 +11,10 @@ import pytest
 from mae_jax.models.classifier import ClassifierConfig, init_classifier, make_bind_classifier, split_classifier
 from mae_jax.models.config import MAEConfig
 from mae_jax.models.parameters import join
+from mae_jax.objectives.objective import LossDetails, Variables
 from mae_jax.runtime.mesh import batch_sharding, put_batch
-from mae_jax.training.state import TrainState, Variables, abstract_state, create_state, make_init, start_from
-from mae_jax.training.step import LossDetails, compile_train_step, make_train_step
+from mae_jax.training.state import TrainState, abstract_state, create_state, make_init, start_from
+from mae_jax.training.step import compile_train_step, make_train_step
 from tests.meshes import device_mesh
 from tests.reference import random_like
 

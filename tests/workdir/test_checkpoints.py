@@ -8,8 +8,9 @@ import optax
 import pytest
 
 from configs.common import get_config
+from mae_jax.objectives.objective import Variables
 from mae_jax.runtime.errors import UserError
-from mae_jax.training.state import TrainState, Variables, abstract_state, create_state, make_init
+from mae_jax.training.state import TrainState, abstract_state, create_state, make_init
 from mae_jax.workdir.checkpoints import Checkpoints
 from mae_jax.workdir.fitting import check_fits
 from mae_jax.workdir.orbax_noise import _is_news

@@ -1,0 +1,11 @@
+"""Many runs here have the same programs."""
+
+import pytest
+
+from tests.runs import compiling_once
+
+
+@pytest.fixture(scope="package", autouse=True)
+def compile_once():
+    with compiling_once():
+        yield
