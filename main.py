@@ -61,7 +61,7 @@ COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, 
 PROCESS_COUNT = flags.DEFINE_integer("process_count", None, "number of processes, with --coordinator")
 PROCESS_INDEX = flags.DEFINE_integer("process_index", None, "which of them this one is, from 0")
 DRY_RUN = flags.DEFINE_boolean(
-    "dry_run", False, "compile the step, tell what it needs and sends (ablations: list the runs), exit"
+    "dry_run", False, "compile the step, print what it needs (ablations: list the runs), exit"
 )
 TOPOLOGY = flags.DEFINE_string("topology", None, "with --dry_run: devices that need not be here, v5p:4x4x4 or cpu:64")
 

@@ -2,7 +2,7 @@
 
 Compiles the pre-training step of a small ViT in float32 for meshes of 8 emulated devices, reads the collectives from
 the compiled programs, and prints their bytes (payload, of one device and one step) beside those of
-`training.communication.ideal`, as a Markdown table. Nothing is run.
+`collectives.ideal`, as a Markdown table. Nothing is run.
 """
 
 import functools
@@ -13,12 +13,12 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from benchmarks.collectives import Collective, ideal
 from benchmarks.mesh_memory import step_cost
 from configs import common
 from mae_jax.models.config import MAEConfig
 from mae_jax.models.mae import init_params
 from mae_jax.runtime.mesh import AXES
-from mae_jax.training.communication import Collective, ideal
 from mae_jax.training.dry_run import devices_for
 
 SIZES = dict(
@@ -36,7 +36,8 @@ def main() -> None:
     print("| data x fsdp x tensor | parts | collective | axes | times | KiB sent | KiB in theory | ratio |")
     print("|---|---|---|---|--:|--:|--:|--:|")
     for shape, parts in RUNS:
-        sent, expected = total(step_cost(settings(parts), shape, devices).collectives), theory(shape, parts)
+        _, collectives = step_cost(settings(parts), shape, devices)
+        sent, expected = total(collectives), theory(shape, parts)
         for key in sorted(sent.keys() | expected.keys()):
             times, size = sent.get(key, (0, 0))
             _, wanted = expected.get(key, (0, 0))

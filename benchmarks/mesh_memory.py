@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from benchmarks.collectives import Collective, read_collectives, table
 from configs import common
 from mae_jax.models.config import SIZES, MAEConfig
 from mae_jax.models.mae import init_params
@@ -19,7 +20,6 @@ from mae_jax.objectives.pretrain import make_loss_fn
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import AXES, make_mesh
 from mae_jax.runtime.seeds import make_key
-from mae_jax.training.communication import table
 from mae_jax.training.dry_run import StepCost, devices_for, try_step
 from mae_jax.training.optimizers import make_optimizer, make_schedule
 from mae_jax.training.state import abstract_state, make_init
@@ -43,7 +43,7 @@ def main() -> None:
     devices = devices_for(args.topology)
     kind, parts = devices[0].device_kind, args.accumulate
     print(f"{args.topology}: {len(devices)} x {kind}, batch {args.batch} in {parts} part(s), jax {jax.__version__}\n")
-    print("GiB and MiB are of one device and one step; what it sends is payload (training/communication.py).\n")
+    print("GiB and MiB are of one device and one step; what it sends is payload (benchmarks/collectives.py).\n")
     print("| model | data x fsdp x tensor | remat | params | optimizer | temporaries | GiB | sends MiB | compiled in |")
     print("|---|---|---|---|---|---|---|---|---|")
     for size in args.sizes:
@@ -55,25 +55,30 @@ def main() -> None:
                 config.model.update(SIZES[size], dtype="bfloat16", remat=remat)
                 config.data.batch_size, config.train.accumulate_steps = args.batch, parts
                 try:
-                    cost = step_cost(config, shape, devices)
+                    cost, collectives = step_cost(config, shape, devices)
                 except UserError as error:
                     print(f"{head}| | | | does not fit | | |", flush=True)
                     print(error, file=sys.stderr)
                     continue
-                print(head + row(cost), flush=True)
+                print(head + row(cost, collectives), flush=True)
                 if args.communication:
-                    print(table(cost.collectives or []), file=sys.stderr)
+                    print(table(collectives or []), file=sys.stderr)
 
 
-def row(cost: StepCost) -> str:
+def row(cost: StepCost, collectives: list[Collective] | None) -> str:
     """The cells of a table that a compiled step fills."""
     gib = (f"{size / GIB:.2f}" for size in (cost.params, cost.optimizer, cost.temporaries))
-    sent = "?" if cost.collectives is None else f"{sum(c.bytes for c in cost.collectives) / 2**20:,.0f}"
+    sent = "?" if collectives is None else f"{sum(c.bytes for c in collectives) / 2**20:,.0f}"
     return f"| {' | '.join(gib)} | **{cost.total / GIB:.2f}** | {sent} | {cost.seconds:.0f} s |"
 
 
-def step_cost(config: ConfigDict, shape: tuple[int, int, int], devices: list) -> StepCost:
-    """The pre-training step of a config on a mesh of this shape (data, fsdp, tensor); no data are read."""
+def step_cost(
+    config: ConfigDict, shape: tuple[int, int, int], devices: list
+) -> tuple[StepCost, list[Collective] | None]:
+    """The pre-training step of a config on a mesh of this shape (data, fsdp, tensor), and what it sends; None: unknown.
+
+    No data are read.
+    """
     model, batch = MAEConfig(**config.model), config.data.batch_size
     mesh = make_mesh(ConfigDict(dict(zip(AXES, shape, strict=True))), devices)
     schedule = make_schedule(config.optimizer, batch, warmup_steps=1, total_steps=10)
@@ -82,7 +87,11 @@ def step_cost(config: ConfigDict, shape: tuple[int, int, int], devices: list) ->
     loss_fn, parts = make_loss_fn(config, model), config.train.accumulate_steps
     step_fn = make_train_step(loss_fn, optimizer, schedule, mesh, parts)
     images = jax.ShapeDtypeStruct((batch, *model.image_size, model.channels), jnp.uint8)
-    return try_step(step_fn, state, {"image": images}, make_key(config.seed, "train"), mesh)
+    cost = try_step(step_fn, state, {"image": images}, make_key(config.seed, "train"), mesh)
+    try:
+        return cost, read_collectives(cost.compiled.as_text(), mesh.shape)
+    except jax.errors.JaxRuntimeError:  # seen with a libtpu newer than this JAX
+        return cost, None
 
 
 if __name__ == "__main__":

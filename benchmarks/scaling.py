@@ -9,11 +9,11 @@ import argparse
 import math
 from typing import NamedTuple
 
+from benchmarks.collectives import RING, Collective, ideal
 from mae_jax.models.config import SIZES, MAEConfig
 from mae_jax.models.flops import train_flops
 from mae_jax.models.mae import abstract_params
 from mae_jax.models.parameters import count_parameters
-from mae_jax.training.communication import RING, Collective, ideal
 
 GIB = 2**30
 

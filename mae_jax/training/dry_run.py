@@ -1,4 +1,4 @@
-"""What a step would need and send, from compiling it without running it, also for devices that are not here."""
+"""What a step would take, found by compiling it without running it, also for devices that are not here."""
 
 import functools
 import importlib.util
@@ -20,7 +20,6 @@ from mae_jax.runtime.errors import UserError, first_line
 from mae_jax.runtime.mesh import all_devices, check_cpu_devices, make_mesh
 from mae_jax.runtime.seeds import make_key
 from mae_jax.runtime.text import si
-from mae_jax.training.communication import Collective, read_collectives, table
 from mae_jax.training.memory import MIB, bytes_on_a_device, compile_fitting_step
 from mae_jax.training.plan import describe_plan, make_plan
 from mae_jax.training.state import TrainState
@@ -28,16 +27,16 @@ from mae_jax.training.step import memory_in_bytes
 
 
 class StepCost(NamedTuple):
-    """What one device gives to one step; bytes unless said otherwise."""
+    """What a step takes of one device; bytes unless said otherwise."""
 
     params: int  # those that train
     optimizer: int
-    rest: int  # what is frozen, averages and statistics, the batch
+    rest: int  # frozen parameters, averages, statistics, the batch
     temporaries: int  # activations, gradients, and what else lives during the step only
     total: int  # of all these, with what the compiler pads
-    flops: float  # as XLA counts them: the body of a loop once, however often it goes round
-    collectives: list[Collective] | None  # None: the program's text could not be read
+    flops: float  # as XLA counts them: the body of a loop once, however often it runs
     seconds: float  # that compiling took
+    compiled: jax.stages.Compiled
 
 
 def dry_run(
@@ -45,11 +44,7 @@ def dry_run(
     make_trainee: Callable[[ml_collections.ConfigDict, Path, Mesh], Trainee],
     topology: str | None,
 ) -> str:
-    """What a run would do, need and send, without a workdir and without an array; must come before JAX starts.
-
-    Args:
-      make_trainee: (config, workdir, mesh) -> what is trained, as the tasks that train have it.
-      topology: of the devices to compile for (`devices_for`); None: those of this machine.
+    """What a run would do and need, without a workdir or an array. Call it before JAX starts.
 
     Raises:
       UserError: for settings that do not fit, a topology that does not exist, or a step that needs too much memory.
@@ -65,15 +60,13 @@ def dry_run(
 
 
 def devices_for(topology: str | None) -> list[jax.Device]:
-    """Devices to compile for: those of this machine, or of one that is not here.
+    """The devices to compile for. Those of a topology cannot hold arrays or run what is compiled.
 
-    Call it before anything starts JAX, which will see CPUs only if a topology is named. What is compiled for devices
-    that are not here cannot run, and arrays cannot be put on them.
+    Call it before JAX starts, which sees only CPUs if a topology is named.
 
     Args:
-      topology: None for the devices of this machine; "cpu:64" for so many emulated ones; or TPU chips by generation and
-        shape, such as "v5e:4x8", "v5p:4x4x4" or "v6e:8x8". TPUs need libtpu, the version that `pip install jax[tpu]`
-        takes (a newer one's programs may be unreadable to this JAX), but neither a TPU nor a network.
+      topology: None for this machine's devices; "cpu:64" for 64 emulated ones; or a TPU slice by generation and shape,
+        such as "v5e:4x8" or "v5p:4x4x4", which takes libtpu (`pip install jax[tpu]`) but no TPU and no network.
 
     Raises:
       UserError: for a topology that does not exist, or without libtpu.
@@ -81,7 +74,7 @@ def devices_for(topology: str | None) -> list[jax.Device]:
     if topology is None:
         return all_devices()
     generation, _, shape = topology.partition(":")
-    size = r"[1-9]\d{0,5}"  # no more digits than any slice has
+    size = r"[1-9]\d{0,5}"
     if not re.fullmatch(rf"cpu:\d+|v\w+:{size}(x{size}){{0,2}}", topology):
         raise UserError(f"topology {topology!r} is neither cpu:COUNT nor a TPU slice such as v5e:4x8 or v5p:4x4x4")
     jax.config.update("jax_platforms", "cpu")
@@ -105,14 +98,14 @@ def _tpus(topology: str, sides: list[int]) -> list[jax.Device]:
     # Off the cloud libtpu would look for a server that tells it which machine it is on.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # only who runs on a TPU needs it alone
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # only a program that runs on a TPU needs it alone
     from jax.experimental import topologies
 
-    # Four chips, 2 x 2, are on one host; slices that are narrower have hosts with fewer.
+    # A host has four chips, 2 x 2, or fewer in a slice that is narrower.
     on_host = [*(math.gcd(2, side) for side in sides[:2]), 1, 1][:3]
     try:
         return topologies.get_topology_desc(topology, platform="tpu", chips_per_host_bounds=on_host).devices
-    except (RuntimeError, AttributeError) as error:  # JAX's own errors, and what a broken libtpu leads to
+    except (RuntimeError, AttributeError) as error:  # JAX's own errors, and those of a broken libtpu
         raise UserError(
             f"topology {topology} is unknown to libtpu ({first_line(error)}); it knows slices such as v5e:4x8, "
             "v5p:4x4x4 and v6e:8x8"
@@ -120,53 +113,37 @@ def _tpus(topology: str, sides: list[int]) -> list[jax.Device]:
 
 
 def try_step(step_fn, state: TrainState, batch: dict, key: jax.Array, mesh: Mesh) -> StepCost:
-    """Compiles a step and measures what was compiled; no array is made.
-
-    Args:
-      step_fn: what `make_train_step` makes.
-      state, batch: abstract arrays, those of the state with their layout (`abstract_state`).
-      key: of the run; its shape and type count.
+    """Compiles a step for an abstract state (with its layout) and batch; makes no array.
 
     Raises:
-      UserError: if the step needs more memory than a device has; TPUs' compiler knows, CPUs' does not care.
+      UserError: if the step needs more memory than a device has. TPUs' compiler finds out, CPUs' does not.
     """
     start = time.perf_counter()
     compiled = compile_fitting_step(step_fn, state, batch, jax.ShapeDtypeStruct(key.shape, key.dtype), mesh)
     seconds = time.perf_counter() - start
-    analysis, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    analysis = compiled.memory_analysis()
     params, optimizer = bytes_on_a_device(state.params), bytes_on_a_device(state.opt_state)
-    rest = analysis.argument_size_in_bytes - params - optimizer
+    rest, flops = analysis.argument_size_in_bytes - params - optimizer, (compiled.cost_analysis() or {}).get("flops")
     return StepCost(
         params, optimizer, rest, analysis.temp_size_in_bytes, memory_in_bytes(compiled),
-        (cost or {}).get("flops", math.nan), _collectives(compiled, mesh), seconds,
+        math.nan if flops is None else flops, seconds, compiled,
     )  # fmt: skip
 
 
-def _collectives(compiled: jax.stages.Compiled, mesh: Mesh) -> list[Collective] | None:
-    try:
-        return read_collectives(compiled.as_text(), mesh.shape)
-    except jax.errors.JaxRuntimeError:  # seen with a libtpu newer than this JAX
-        return None
-
-
 def describe(cost: StepCost, mesh: Mesh, step_flops: int) -> str:
-    """Memory, compute and communication of one device, as a person reads it.
+    """Memory and compute of one device as text.
 
     Args:
-      step_flops: of one step's images by our own count (`Trainee.train_flops` x batch size), over all devices.
+      step_flops: of one step by our own count (`Trainee.train_flops` x batch size), over all devices.
     """
     memory = ", ".join(
         f"{name} {size / MIB:,.1f}"
         for name, size in zip(("parameters", "optimizer", "batch and rest", "temporaries"), cost, strict=False)
     )
-    sends = 'unknown: this JAX cannot read the program of this libtpu; pip install "jax[tpu]" has one that fits it'
-    if cost.collectives is not None:
-        sends = table(cost.collectives).replace("\n", "\n" + 12 * " ")
     count, kind = mesh.devices.size, mesh.devices.flat[0].device_kind
     rows = {
-        "compiled": f"in {cost.seconds:.1f} s for {count} x {kind}; what follows is of one of them in one step",
+        "compiled": f"in {cost.seconds:.1f} s for {count} x {kind}; the next lines are of one of them in one step",
         "memory": f"{cost.total / MIB:,.1f} MiB: {memory}",
         "compute": f"{si(step_flops / count)}FLOP needed; XLA counts {si(cost.flops)}FLOP, each loop's body once",
-        "sends": sends,
     }
     return "\n".join(f"  {name:<9} {text}" for name, text in rows.items())

@@ -2,8 +2,8 @@ import itertools
 
 import pytest
 
+from benchmarks.collectives import Collective
 from benchmarks.scaling import CHIP_COUNTS, CHIPS, Chip, Model, collective_seconds, describe_model, estimate
-from mae_jax.training.communication import Collective
 
 CHIP = Chip("test", 1e12, 0.5, 1e6, 1e9, 8, 100.0, 10.0, 2)
 MODEL = Model(flops=10**9, parameters=1000, kernels=800, largest_block=100, moved=10**6, kept=3000, working=1000)

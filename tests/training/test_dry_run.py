@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 from mae_jax.objectives.objective import LossDetails, Variables
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import AXES
-from mae_jax.training.communication import ideal
 from mae_jax.training.dry_run import describe, devices_for, try_step
 from mae_jax.training.state import abstract_state, make_init
 from mae_jax.training.step import make_train_step
@@ -41,11 +40,8 @@ def test_a_step_is_measured_without_an_array():
     assert len(jax.live_arrays()) == before
     assert (cost.params, cost.optimizer) == (8 * 4 * 4, 2 * 8 * 4 * 4 + 4)  # and Adam's count
     assert cost.total >= cost.params + cost.optimizer + 16 // 8 * 8 * 4
-    (theory,) = ideal(mesh.shape, split=8 * 4, whole=0)
-    assert sum(c.bytes for c in cost.collectives) == theory.bytes + 4  # and the loss
-    assert {(c.kind, c.axes) for c in cost.collectives} == {("all-reduce", ("data",))}
     text = describe(cost, mesh, step_flops=8 * 2**30)
-    assert "1.07 GFLOP needed" in text and "all-reduce" in text
+    assert "1.07 GFLOP needed" in text and f"{cost.total / 2**20:,.1f} MiB: parameters" in text
 
 
 @pytest.mark.parametrize(
@@ -79,7 +75,7 @@ def test_tpus_without_libtpu_are_refused_with_the_remedy():
 @pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu")
 def test_a_step_is_compiled_for_tpus_that_are_not_here():
     cost, mesh = compiled_for(devices_for("v5e:2x4"))
-    assert mesh.devices.size == 8 and {c.axes for c in cost.collectives} == {("data",)}
+    assert mesh.devices.size == 8
     with pytest.raises(UserError, match="unknown to libtpu"):
         devices_for("v0x:2x2")
 

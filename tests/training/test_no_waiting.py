@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import hlo
 from configs import digits
 from mae_jax.objectives import pretrain
 from mae_jax.objectives.objective import LossDetails
 from mae_jax.runtime.mesh import batch_sharding, put_batch
-from mae_jax.training import hlo
 from mae_jax.training.plan import make_plan, make_train_key
 from mae_jax.training.state import create_state
 from mae_jax.training.step import compile_train_step

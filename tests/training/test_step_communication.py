@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from benchmarks.collectives import read_collectives
 from configs.common import get_config
 from mae_jax.models.mae import MAEConfig, init_params
 from mae_jax.objectives.objective import Variables
 from mae_jax.objectives.pretrain import make_loss_fn
-from mae_jax.training.communication import read_collectives
 from mae_jax.training.optimizers import make_optimizer, make_schedule
 from mae_jax.training.state import abstract_state, make_init
 from mae_jax.training.step import compile_train_step, make_train_step

@@ -5,7 +5,7 @@ import pytest
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
-from mae_jax.training.communication import Collective, ideal, read_collectives, table
+from benchmarks.collectives import Collective, ideal, read_collectives, table
 
 WHOLE = P()
 SHAPE = {"data": 2, "fsdp": 2, "tensor": 2}
