@@ -90,6 +90,12 @@ def make_classifier_config(model: Mapping, classifier: Mapping) -> ClassifierCon
     return ClassifierConfig(MAEConfig(**model), **{name: classifier[name] for name in names})
 
 
+def is_classifier(config: Mapping) -> bool:
+    """Whether a run's resolved config describes a classifier; otherwise it is a masked autoencoder."""
+    classes = (config.get("classifier") or {}).get("num_classes")
+    return config["task"] == "classify" or (config["task"] != "pretrain" and classes is not None)
+
+
 class BatchNorm(nnx.Module):
     """Normalises each of D features, without scale and bias, by statistics over a batch or by running ones.
 

@@ -1,8 +1,10 @@
 """Files of a workdir: whole whenever they exist, never written through a link, and read with care."""
 
+import contextlib
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,26 @@ def make_temporary(path: Path) -> Path:
     return temporary
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new, empty file beside `path`, to be filled and then to take its place, unless there is an error.
+
+    Raises:
+      OSError: if it cannot be made or moved; what was there is still there, and nothing else.
+    """
+    temporary = make_temporary(path)
+    try:
+        mode = temporary.stat().st_mode
+        yield temporary
+        temporary.chmod(mode)  # safetensors puts a file in its place that only its owner may read
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 @only_main
 def write_atomically(path: Path, text: str) -> None:
     """Writes a file, whole or not at all. Of several processes only the first does.
@@ -28,16 +50,8 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
       OSError: if it cannot be written; what was there is still there, and nothing else.
     """
-    temporary = make_temporary(path)
-    try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary:
+        temporary.write_text(text)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> Path:
