@@ -8,7 +8,6 @@ when it does nothing else. Medians over turns.
 """
 
 import argparse
-import functools
 import importlib.metadata
 import json
 import math
@@ -20,7 +19,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.input_programs import BACKENDS, OURS, Job, our_crop, programs, quality
+from benchmarks.input_programs import BACKENDS, Job, our_crop, programs, quality
 from benchmarks.turns import Worker
 from mae_jax.runtime.allocator import keep_freed_memory
 from mae_jax.runtime.errors import UserError
@@ -66,8 +65,7 @@ def measure(arguments: argparse.Namespace, workers: list[int], cores: int) -> di
     found, missing = programs(arguments.against, backends=not arguments.without_backends)
     jobs = [Job(arguments.folder, arguments.size, arguments.batch, count) for count in workers]
     source = jobs[0].source()
-    backends = {name: functools.partial(our_crop, resize=resize) for name, (_, resize) in OURS.items()}
-    backends |= {name: backend for name, (_, backend) in BACKENDS.items()}
+    backends = {"mae_jax": our_crop} | {name: backend for name, (_, backend) in BACKENDS.items()}
     decibels = {name: quality(backends[name], source, arguments.size) for name in found if name in backends}
     measured = {
         "folder": arguments.folder, "size": arguments.size, "batch": arguments.batch, "rounds": arguments.rounds,

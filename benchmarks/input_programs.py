@@ -61,11 +61,9 @@ class Images(Iterator[np.ndarray]):
         self._batches.close()
 
 
-def ours(job: Job, resize: str = "pillow") -> Images:
-    """The library as users run it, with `data.resize`."""
-    settings = job.settings()
-    settings.resize = resize
-    return Images(job, job.source(), settings)
+def ours(job: Job) -> Images:
+    """The library as users run it."""
+    return Images(job, job.source(), job.settings())
 
 
 # (encoded picture, draws [1, CROP_TRIES, 4], size) -> uint8 [*size, 3]
@@ -105,15 +103,9 @@ def draw_box(height: int, width: int, draws: np.ndarray) -> Box:
     return tuple(box.tolist())
 
 
-def our_crop(data: bytes, draws: np.ndarray, size: tuple[int, int], resize: str = "pillow") -> np.ndarray:
+def our_crop(data: bytes, draws: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """What the library does, as a back-end; only its quality is measured so."""
-    return random_resized_crop(open_picture(data, 3, 10**9), draws[0], size, SCALE, RATIO, resize=resize)
-
-
-OURS = {  # name -> (package that it needs, data.resize)
-    "mae_jax": ("PIL", "pillow"),
-    "mae_jax, data.resize=opencv": ("cv2", "opencv"),
-}
+    return random_resized_crop(open_picture(data, 3, 10**9), draws[0], size, SCALE, RATIO)
 
 
 def pillow(data: bytes, draws: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -249,7 +241,7 @@ def tf_data(job: Job):
 
 def programs(against: list[str], backends: bool = True) -> tuple[dict[str, Callable[[Job], Iterator]], list[str]]:
     """Returns name -> program of what is installed, ours first, and the names of the packages that are missing."""
-    needed = {name: (package, functools.partial(ours, resize=resize)) for name, (package, resize) in OURS.items()}
+    needed: dict[str, tuple[str, Callable]] = {"mae_jax": ("PIL", ours)}
     if backends:
         needed |= {
             name: (package, functools.partial(with_backend, backend)) for name, (package, backend) in BACKENDS.items()

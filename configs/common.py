@@ -114,8 +114,6 @@ def get_config() -> ml_collections.ConfigDict:
     # A random box beyond the picture: drawn again (retry) | cut to it (clip; the paper's linear probe). centre: no
     # random crop, but that of evaluation, always the same.
     data.crop_rule = "retry"
-    # Of random crops: pillow (antialiased bicubic) | opencv (faster, 43 dB from it; needs opencv-python-headless).
-    data.resize = "pillow"
     data.flip = True  # mirror half of the training images, left to right
     data.color_jitter = 0.0  # brightness, contrast and saturation are scaled by factors from 1 - this to 1 + this
     data.eval_crop = 0.875  # evaluation: side of the centre crop / shorter side of the resized picture (224 / 256)

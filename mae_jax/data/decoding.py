@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from mae_jax.data.formats import FORMATS
-from mae_jax.data.transforms import Box, Picture, Pixels, resize_by_opencv
+from mae_jax.data.transforms import Box, Picture, Pixels
 from mae_jax.data.values import (
     BadImage,
     Range,
@@ -102,7 +102,7 @@ class Encoded:
         """uint8 [h, w, channels]."""
         return _from_array(np.asarray(self._load()), self._channels)
 
-    def part(self, box: Box, size: tuple[int, int], resize: str = "exact") -> np.ndarray:
+    def part(self, box: Box, size: tuple[int, int], exact: bool = True) -> np.ndarray:
         """The box resized to uint8 [*size, channels]; see `Picture`.
 
         Unless it is to be exact, the decoder of a JPEG may shrink the picture by 2, 4 or 8 on the way, where the box is
@@ -110,15 +110,13 @@ class Encoded:
         would be (40 dB and more; tests/data/test_parts.py).
         """
         top, left, height, width = box
-        scale = 1 if resize == "exact" else self._scale_for(min(height / size[0], width / size[1]))
+        scale = 1 if exact else self._scale_for(min(height / size[0], width / size[1]))
         picture = self._load(scale)
         # The decoder rounds the picture's sides up, so that the box's corners are just divided. The pixels that have a
         # part in the box are cut out first: what lies beyond them has no influence, as at full size.
         top, left, bottom, right = top / scale, left / scale, (top + height) / scale, (left + width) / scale
         outer_top, outer_left = math.floor(top), math.floor(left)
         picture = picture.crop((outer_left, outer_top, math.ceil(right), math.ceil(bottom)))
-        if resize == "opencv" and scale == 1:  # its boxes are of whole pixels
-            return resize_by_opencv(_from_array(np.asarray(picture), self._channels), size)
         inner = left - outer_left, top - outer_top, right - outer_left, bottom - outer_top
         return _from_array(np.asarray(picture.resize(size[::-1], Image.Resampling.BICUBIC, inner)), self._channels)
 

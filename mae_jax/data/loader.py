@@ -5,7 +5,6 @@ place in the global order alone, so that neither threads, processes nor restarts
 """
 
 import functools
-import importlib.util
 import itertools
 import logging
 import math
@@ -74,15 +73,11 @@ def make_train_batches(
             f"data.batch_size={batch_size} is larger than the training data ({len(source)} pictures): "
             f"set data.batch_size to {len(source)} or less"
         )
-    if data_config.resize == "opencv" and not importlib.util.find_spec("cv2"):
-        raise UserError(
-            "data.resize=opencv needs OpenCV: pip install opencv-python-headless, or set data.resize=pillow"
-        )
     if data_config.crop_rule == "centre":
         transform = CentreCrop(data_config.eval_crop)
     else:
         scale, ratio = tuple(data_config.crop_scale), tuple(data_config.crop_ratio)
-        transform = RandomCrop(scale, ratio, data_config.seed, data_config.crop_rule, data_config.resize)
+        transform = RandomCrop(scale, ratio, data_config.seed, data_config.crop_rule)
     augment = make_augmentation(data_config, channels)
     if augment:
         transform = Augmented(transform, augment, data_config.seed)

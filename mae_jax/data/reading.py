@@ -62,22 +62,21 @@ class RandomCrop:
         ratio: tuple[float, float],
         seed: int,
         rule: str = "retry",
-        resize: str = "pillow",
     ):
-        self._scale, self._ratio, self._seed, self._rule, self._resize = scale, ratio, seed, rule, resize
+        self._scale, self._ratio, self._seed, self._rule = scale, ratio, seed, rule
         # Many places at once, since most of the time goes into making a generator. Threads read different runs.
         self._draws_of_run = functools.lru_cache(maxsize=RUNS_KEPT)(self._draw_run)
 
     def __call__(self, picture: Picture, place: int, size: tuple[int, int]) -> np.ndarray:
         run, place_in_run = divmod(place, DRAWS_AT_ONCE)
         draws = self._draws_of_run(run)[place_in_run]
-        return random_resized_crop(picture, draws, size, self._scale, self._ratio, self._rule, self._resize)
+        return random_resized_crop(picture, draws, size, self._scale, self._ratio, self._rule)
 
     def _draw_run(self, run: int) -> np.ndarray:
         return crop_draws(self._seed, run * DRAWS_AT_ONCE, DRAWS_AT_ONCE)
 
     def __reduce__(self):
-        return RandomCrop, (self._scale, self._ratio, self._seed, self._rule, self._resize)
+        return RandomCrop, (self._scale, self._ratio, self._seed, self._rule)
 
 
 class CentreCrop:

@@ -66,8 +66,6 @@ def _obstacle(source: Source, data_config: ConfigDict, channels: int, sizes: lis
         return f"the pictures take more than {LIMIT // 2**20:,} MiB"
     if data_config.crop_rule == "centre":
         return "data.crop_rule=centre is for pictures that are read one by one"
-    if data_config.resize == "opencv":
-        return "data.resize=opencv is for pictures that are read one by one"
     if make_augmentation(data_config, channels):
         return f"data.augmentation={data_config.augmentation} is for pictures that are read one by one"
     return None

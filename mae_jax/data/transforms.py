@@ -10,7 +10,6 @@ Box = tuple[int, int, int, int]  # top, left, height, width
 
 CROP_TRIES = 10  # boxes drawn before the central one is taken, as in torchvision's RandomResizedCrop
 LONGEST = 8  # times the side that the aspect asks for: of longer pictures the middle is cut out before it is resized
-MEAN_FROM = 1.15  # reduction from which a mean is nearer to an antialiased bicubic filter than one not antialiased
 _NUMBERS = 4  # of a try: for area, aspect, top, left; as many as Philox makes from one value of its counter
 
 
@@ -23,12 +22,10 @@ class Picture(Protocol):
     def whole(self) -> np.ndarray:
         """uint8 [h, w, c]."""
 
-    def part(self, box: Box, size: tuple[int, int], resize: str = "exact") -> np.ndarray:
-        """The box as uint8 [*size, c]; what lies outside has no part.
+    def part(self, box: Box, size: tuple[int, int], exact: bool = True) -> np.ndarray:
+        """The box, resized to uint8 [*size, c] by Pillow's bicubic filter, which antialiases.
 
-        Args:
-          resize: exact: by Pillow's bicubic filter, which antialiases; pillow: the same, but the decoder may have
-            shrunk the picture before; opencv: as `resize_by_opencv` where it has not.
+        Unless it must be `exact`, a decoder may shrink the picture first.
         """
 
 
@@ -42,10 +39,9 @@ class Pixels:
     def whole(self) -> np.ndarray:
         return self._image
 
-    def part(self, box: Box, size: tuple[int, int], resize: str = "exact") -> np.ndarray:
+    def part(self, box: Box, size: tuple[int, int], exact: bool = True) -> np.ndarray:
         top, left, height, width = box
-        image = self._image[top : top + height, left : left + width]
-        return resize_by_opencv(image, size) if resize == "opencv" else resize_by_pillow(image, size)
+        return resize_by_pillow(self._image[top : top + height, left : left + width], size)
 
 
 def crop_draws(seed: int, first: int, count: int) -> np.ndarray:
@@ -137,20 +133,18 @@ def random_resized_crop(
     scale: tuple[float, float],
     ratio: tuple[float, float],
     rule: str = "retry",
-    resize: str = "pillow",
 ) -> np.ndarray:
     """Cuts a random box out of a picture and resizes it, not always exactly, to uint8 [*size, c].
 
     Args:
       draws: [CROP_TRIES, 4], the picture's of `crop_draws`.
       rule: of CROP_RULES.
-      resize: as `Picture.part` has it.
     """
     height, width = picture.height, picture.width
     if scale[0] == scale[1] == 1 and ratio[0] == ratio[1] == 1 and (height, width) == tuple(size) and height == width:
         return picture.whole()  # the only possible box: no need to draw it
     (box,) = CROP_RULES[rule](np.asarray([height]), np.asarray([width]), draws[None], scale, ratio)
-    return picture.part(tuple(box.tolist()), size, resize)
+    return picture.part(tuple(box.tolist()), size, exact=False)
 
 
 def resize_and_centre_crop(picture: Picture, size: tuple[int, int], eval_crop: float) -> np.ndarray:
@@ -195,24 +189,3 @@ def resize_by_pillow(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _resize_plane(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     picture = Image.fromarray(np.ascontiguousarray(image))
     return np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BICUBIC))
-
-
-def resize_by_opencv(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes uint8 [h, w, c] to uint8 [*size, c] by OpenCV, in less than half of Pillow's time.
-
-    Along an axis that shrinks, a pixel is the mean of what it covers; along others the filter is bicubic. Crops of
-    ImageNet's pictures are 43 dB from Pillow's antialiased bicubic filter, and those of its Lanczos filter about 42.
-    """
-    import cv2  # needed with data.resize=opencv only
-
-    cv2.setNumThreads(0)  # the readers are threads themselves
-    channels = image.shape[2]
-    if channels > 4:  # more than it has a filter for
-        return np.concatenate([resize_by_opencv(image[:, :, [c]], size) for c in range(channels)], axis=2)
-    shrinks = [now > MEAN_FROM * wanted for now, wanted in zip(image.shape, size, strict=False)]
-    if any(shrinks):
-        shrunk = [wanted if shrink else now for now, wanted, shrink in zip(image.shape, size, shrinks, strict=False)]
-        image = cv2.resize(image, shrunk[::-1], interpolation=cv2.INTER_AREA)
-    if not all(shrinks):
-        image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_CUBIC)
-    return image.reshape(*size, channels)

@@ -64,7 +64,6 @@ CHOICES = {
     "classifier.pool": tuple(POOLS),
     "data.augmentation": ("none", "rand_augment"),
     "data.crop_rule": ("retry", "clip", "centre"),
-    "data.resize": ("pillow", "opencv"),
     "data.on_bad_image": ("replace", "raise"),
     "evaluate.token": ("mean", "class"),
     "optimizer.name": ("adamw", "lars", "muon"),

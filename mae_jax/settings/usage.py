@@ -15,7 +15,7 @@ EVERY = "task given file init_from assume.* model.* data.* "
 # What some tasks do not read of these groups.
 NO_LABELS = "-data.label_fraction "
 NO_MIXING = "-data.erasing -data.mixup -data.cutmix -data.mix_* "
-NO_TRAINING = "-data.batch_size -data.crop_* -data.resize -data.flip -data.color_jitter -data.augmentation "
+NO_TRAINING = "-data.batch_size -data.crop_* -data.flip -data.color_jitter -data.augmentation "
 NO_TRAINING += "-data.rand_augment_* -data.on_device "
 
 TRAINS = EVERY + "seed mesh.* train.* optimizer.* checkpoint.* evaluate.every_steps evaluate.batch_size "
