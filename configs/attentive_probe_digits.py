@@ -1,14 +1,14 @@
-"""Attentive probe of the quickstart's encoder: a learned query pools the frozen encoder's patch tokens.
+"""Attentive probe of the quickstart's encoder on the digits' labels.
 
-python main.py --config=configs/attentive_probe_digits.py --config.init_from=runs/digits
+    python main.py --config=configs/attentive_probe_digits.py --config.init_from=runs/digits
+
+As linear_probe_digits.py, but a learned query pools the frozen encoder's patch tokens.
 """
-
-import ml_collections
 
 from configs import linear_probe_digits
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config():
     config = linear_probe_digits.get_config()
     config.classifier.pool = "attentive"
     config.optimizer.update(name="adamw", base_learning_rate=1e-2, b2=0.999, weight_decay=0.1)

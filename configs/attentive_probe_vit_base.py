@@ -1,19 +1,16 @@
-"""Attentive probe of ViT-B/16 on ImageNet-1k: a learned query pools the frozen encoder's patch tokens.
+"""Attentive probe of ViT-B/16 on ImageNet-1k: a learned query pools the patch tokens.
 
     python main.py --config=configs/attentive_probe_vit_base.py --config.init_from=runs/vit_base \\
         --config.data.path=DATA_DIR
 
-The pool of the attentive probes of CAE (arXiv 2202.03026) and AIM (arXiv 2401.08541), before the linear probe's
-BatchNorm and linear layer; the optimizer's values are this project's choice. Written for accelerators, in bfloat16; not
-run here.
+The pool is that of CAE (arXiv 2202.03026) and AIM (arXiv 2401.08541), the optimizer's values are this project's choice.
+For accelerators; not run here.
 """
-
-import ml_collections
 
 from configs import linear_probe_vit_base
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config():
     config = linear_probe_vit_base.get_config()
     config.classifier.pool = "attentive"
     config.data.update(batch_size=4096, crop_rule="retry")

@@ -10,6 +10,8 @@ mae_jax/settings/usage.py; others are refused.
 import ml_collections
 from ml_collections.config_dict import FieldReference, placeholder
 
+from mae_jax.models.config import SIZES
+
 
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
@@ -217,3 +219,10 @@ def get_config() -> ml_collections.ConfigDict:
     mesh.tensor = 1
     mesh.cpu_devices = 1  # devices that a process counts its CPU's cores as, if it runs on a CPU
     return config.lock()  # a config that sets an unknown key is refused
+
+
+def vit(size: str, **model) -> ml_collections.ConfigDict:
+    """The same for an encoder of a named size (mae_jax/models/config.py), with other settings of the model."""
+    config = get_config()
+    config.model.update(SIZES[size], **model)
+    return config

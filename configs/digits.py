@@ -3,28 +3,24 @@
     python main.py --config=configs/digits.py
 
 Measured on 2 x86 cores (jax 0.10.2): 85 s; linear probe 95.8 % (random encoder 67.5 %), k-NN 93.6 % (49.2 %), on 360
-test digits, so that a point is three or four of them. Raw pixels: logistic regression 96.8 %, 20-NN 97.4 %.
+test digits, so a point is three or four of them. On raw pixels logistic regression has 96.8 %, k-NN 97.4 %.
 """
-
-import ml_collections
 
 from configs import common
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config():
     config = common.get_config()
     config.model.update(
         image_size=8, patch_size=2, channels=1,
         width=64, depth=4, num_heads=4, decoder_width=32, decoder_depth=2, decoder_num_heads=4,
-        dtype="float32",  # on every chip, as what README and docs report
-        normalize_targets=False,  # a patch of 2 x 2 grey values has little left once normalised
+        dtype="float32",  # on every chip, as in the README
+        normalize_targets=False,  # normalised, a patch of 2 x 2 grey values has little left
     )  # fmt: skip
     config.data.update(
         name="digits", batch_size=64, mean=(0.305,), std=(0.376,),
-        crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=False,  # the whole digit, never mirrored
-        eval_crop=1.0,
+        crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), eval_crop=1.0, flip=False,  # the whole digit, never mirrored
     )  # fmt: skip
     config.train.update(epochs=180.0, log_every_steps=200)
     config.optimizer.update(base_learning_rate=4e-3, warmup_epochs=5.0)
-    config.checkpoint.every_steps = 1000
     return config

@@ -1,24 +1,20 @@
-"""Writes a checkpoint as files that other programs load: Hugging Face, facebookresearch/mae, timm.
+"""Writes a checkpoint, or anything else that init_from takes, in the format of another program.
 
     python main.py --config=configs/export.py --config.init_from=runs/digits --config.format=huggingface --workdir=DIR
-    python main.py --config=configs/export.py --config.init_from=runs/finetune_digits --config.format=facebook
 
     huggingface  config.json, preprocessor_config.json, model.safetensors: ViTMAEForPreTraining.from_pretrained(DIR);
-                 of an encoder ViTModel, of a classifier ViTForImageClassification (with classifier.pool=mean_norm
+                 an encoder is a ViTModel, a classifier a ViTForImageClassification (with classifier.pool=mean_norm a
                  BeitForImageClassification, since transformers' ViT has no such pool)
-    facebook     model.pth, as facebookresearch/mae writes (needs PyTorch)
-    timm         config.json, model.safetensors: timm.create_model("local-dir:DIR"); of encoders and classifiers
+    facebook     model.pth, as facebookresearch/mae writes it (needs PyTorch)
+    timm         config.json, model.safetensors: timm.create_model("local-dir:DIR"); encoders and classifiers
 
---config.encoder_only=True leaves the decoder, or the head, out. DIR must be empty, or an earlier export. What can be
-exported is whatever init_from takes, so this also turns files of one kind into those of another.
+--config.encoder_only=True leaves the decoder, or the head, out. DIR must be empty, or an earlier export.
 """
-
-import ml_collections
 
 from configs import common
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config():
     config = common.get_config()
     config.task = "export"
     config.data.name = None  # the checkpoint's

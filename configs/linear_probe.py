@@ -1,23 +1,28 @@
-"""Linear probe of the encoder of any checkpoint on any labelled pictures, its own if no others are named.
+"""Linear probe of the encoder of any checkpoint on any labelled pictures; on its own if no others are named.
 
     python main.py --config=configs/linear_probe.py --config.init_from=runs/mine [--config.data.path=FOLDER]
 
-BatchNorm and a linear layer learn from the mean of the frozen encoder's patch tokens. Nothing happens to the pictures,
-so its output is computed once. The batch follows the number of pictures, and the rate the batch.
-`--config.classifier.random_encoder=True` probes an encoder of this size with random weights, for comparison.
+BatchNorm and a linear layer learn from the mean patch token. Pictures are not augmented, so the frozen encoder's
+features are computed once. `--config.classifier.random_encoder=True` probes random weights, for comparison.
 """
-
-import ml_collections
 
 from configs import common
 
 
-def get_config() -> ml_collections.ConfigDict:
-    config = common.get_config()
+def use_recipe(config):
+    """Sets what all probes share (paper, A.1), on top of a config; returns it."""
     config.task = "classify"
     config.classifier.update(pool="mean", trained_blocks=0.0, batch_norm=True, head_std=0.01)
-    config.data.update(name=None, batch_size=None, crop_rule="centre", flip=False)
+    config.data.update(crop_rule="centre", flip=False)
     config.train.update(epochs=90.0, log_every_steps=100)
-    # AdamW rather than LARS, whose rate of 6.4 is for as many steps of as large a batch as ImageNet's.
-    config.optimizer.update(base_learning_rate=5e-2, warmup_epochs=10.0, b2=0.999, weight_decay=0.0)
+    # LARS scales its updates by the weights' norm, so the paper's peak rate of 6.4 serves smaller batches too.
+    config.optimizer.update(name="lars", warmup_epochs=10.0, weight_decay=0.0)
+    return config
+
+
+def get_config():
+    config = use_recipe(common.get_config())
+    config.data.update(name=None, batch_size=None)
+    # LARS at 6.4 needs ImageNet's number of steps and size of batch.
+    config.optimizer.update(name="adamw", base_learning_rate=5e-2, b2=0.999)
     return config

@@ -1,19 +1,13 @@
-"""Linear probe of ViT-L/16 on ImageNet-1k.
+"""Linear probe of ViT-L/16 on ImageNet-1k, as linear_probe_vit_base.py.
 
     python main.py --config=configs/linear_probe_vit_large.py --config.init_from=runs/vit_large \\
         --config.data.path=DATA_DIR
 
-The recipe of linear_probe_vit_base.py; the authors report 75.8 % (76.0 % for the released weights), and that 50
-epochs are enough. Written for accelerators, in bfloat16; not run here.
+The authors report 75.8 % (76.0 % for the released weights), and that 50 epochs are enough. Not run here.
 """
 
-import ml_collections
-
 from configs import linear_probe_vit_base
-from mae_jax.models.config import SIZES
 
 
-def get_config() -> ml_collections.ConfigDict:
-    config = linear_probe_vit_base.get_config()
-    config.model.update(SIZES["large"])
-    return config
+def get_config():
+    return linear_probe_vit_base.get_config("large")

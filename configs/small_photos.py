@@ -1,23 +1,17 @@
-"""One's own photographs on a laptop's CPU or one small GPU: 6 blocks x 192 at 64 pixels, 64 patches, 16 visible.
+"""Your own photographs on a laptop's CPU or one small GPU: 6 blocks x 192 at 64 pixels, 64 patches, 16 visible.
 
     python main.py --config=configs/small_photos.py --config.data.path=FOLDER --workdir=runs/photos
 
-README.md, "Your own photographs", has the whole way from there. Measured on 2 x86 cores, one of them busy with another
-program: 290 images a second, 17 s for an epoch of 5,000 pictures of 32 pixels. Decoding one of 500 x 375 takes a core
-1.7 ms.
-
-On 5,000 pictures of CIFAR-10 (`--config.train.epochs=8`, 624 steps, 178 s in all) the loss on unseen pictures is 0.65;
-of 500 pictures k-NN gets 38.2 % right (a random encoder 29.0 %), logistic regression 47.4 % (40.2 %). With a base rate
-of 1e-3 the loss falls more slowly. Ten epochs of 2,000 pictures are too few: k-NN 26.8 % (24.6 %). All 200 epochs have
-not been run.
+Measured on 2 x86 cores: 290 images a second, 17 s for an epoch of 5,000 pictures; decoding one of 500 x 375 pixels
+takes a core 1.7 ms. On 5,000 pictures of CIFAR-10 (`--config.train.epochs=8`, 178 s) k-NN gets 38.2 % of 500 pictures
+right (a random encoder 29.0 %), logistic regression 47.4 % (40.2 %); ten epochs of 2,000 pictures are too few (26.8 %
+and 24.6 %). All 200 epochs have not been run.
 """
-
-import ml_collections
 
 from configs import common
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config():
     config = common.get_config()
     config.model.update(
         image_size=64, patch_size=8, dtype="float32",

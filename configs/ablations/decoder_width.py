@@ -1,27 +1,19 @@
 """The width of the decoder (He et al. 2021, Table 1b).
 
-    python main.py --config=configs/ablations/decoder_width.py                              # the digits
-    python main.py --config=configs/ablations/decoder_width.py:vit_large --config.data.path=DATA_DIR
+    python main.py --config=configs/ablations/decoder_width.py[:BASE]
 
-The paper, with ViT-L on ImageNet: 512 does best for both protocols; narrower ones do nearly as well after fine-tuning.
+The paper (ViT-L, ImageNet): 512 does best for both protocols; narrower decoders do nearly as well after fine-tuning.
 The number of heads stays the base's, which divides all widths.
 """
-
-import ml_collections
 
 from configs.ablations import base as bases
 
 TINY = (96, 192, 384, 768)  # 3 heads
 WIDTHS = {"digits": (16, 32, 64, 128), "cifar10": TINY, "image_folder": TINY}
 PAPERS = (128, 256, 512, 768, 1024)  # 16 heads
+PAPER = bases.curves(PAPERS, (84.9, 84.8, 84.9, 84.4, 84.3), (69.1, 71.3, 73.5, 73.1, 73.1))
 
 
-def get_config(base: str = "digits") -> ml_collections.ConfigDict:
-    config = bases.begin(base)
-    config.ablate.update(
-        grid=(("model.decoder_width", WIDTHS.get(base, PAPERS)),),
-        paper=bases.curves(PAPERS, (84.9, 84.8, 84.9, 84.4, 84.3), (69.1, 71.3, 73.5, 73.1, 73.1)),
-        title="width of the decoder",
-        source="He et al. 2021, Table 1b",
-    )
-    return config
+def get_config(base: str = "digits"):
+    axis = ("model.decoder_width", WIDTHS.get(base, PAPERS))
+    return bases.vary(bases.begin(base), axis, "width of the decoder", PAPER, "Table 1b")

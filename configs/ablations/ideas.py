@@ -1,19 +1,16 @@
-"""What others have added to masked autoencoders since, one at a time, beside the paper's own method.
+"""What others have since added to masked autoencoders, one at a time, beside the paper's own method.
 
-    python main.py --config=configs/ablations/ideas.py                              # the digits
-    python main.py --config=configs/ablations/ideas.py:vit_large --config.data.path=DATA_DIR
+    python main.py --config=configs/ablations/ideas.py[:BASE]
 
 configs/common.py says what each setting does and where it comes from.
 """
 
-import ml_collections
-
 from configs.ablations import base as bases
 
 
-def get_config(base: str = "digits") -> ml_collections.ConfigDict:
+def get_config(base: str = "digits"):
     config = bases.begin(base)
-    half = config.model.image_size // 2  # of the base's own size
+    half = config.model.image_size // 2
     rows = {
         "baseline": {},
         "masks of 2 x 2 patches": {"model.mask_cell": 2},
@@ -29,5 +26,4 @@ def get_config(base: str = "digits") -> ml_collections.ConfigDict:
         "half the size at first": {"train.resolutions": ((0.5, half),)},
         "Muon": {"optimizer.name": "muon"},
     }
-    config.ablate.update(grid=(bases.named_rows(config, rows),), title="ideas of others")
-    return config
+    return bases.vary(config, rows, "ideas of others")

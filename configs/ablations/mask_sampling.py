@@ -1,14 +1,11 @@
 """How the hidden patches are chosen (He et al. 2021, Table 1f).
 
-    python main.py --config=configs/ablations/mask_sampling.py                              # the digits
-    python main.py --config=configs/ablations/mask_sampling.py:vit_large --config.data.path=DATA_DIR
+    python main.py --config=configs/ablations/mask_sampling.py[:BASE]
 
-The paper, with ViT-L on ImageNet: uniformly at random does best, and allows the largest share (84.9 % fine-tuned,
-73.5 % linear); blocks work at 50 % (83.9 and 72.3 %) and less well at 75 % (82.8 and 63.9 %); a regular grid makes the
-task too easy (84.0 and 66.0 %).
+The paper (ViT-L, ImageNet): uniformly at random does best, and allows the largest share (84.9 % fine-tuned, 73.5 %
+linear); blocks work at 50 % (83.9 and 72.3 %) and less well at 75 % (82.8 and 63.9 %); a regular grid makes the task
+too easy (84.0 and 66.0 %).
 """
-
-import ml_collections
 
 from configs.ablations import base as bases
 
@@ -18,14 +15,8 @@ ROWS = {
     "block 75 %": {"model.mask_sampling": "block", "model.mask_ratio": 0.75},
     "grid 75 %": {"model.mask_sampling": "grid", "model.mask_ratio": 0.75},
 }
+PAPER = bases.curves(tuple(ROWS), (84.9, 83.9, 82.8, 84.0), (73.5, 72.3, 63.9, 66.0))
 
 
-def get_config(base: str = "digits") -> ml_collections.ConfigDict:
-    config = bases.begin(base)
-    config.ablate.update(
-        grid=(bases.named_rows(config, ROWS),),
-        paper=bases.curves(tuple(ROWS), (84.9, 83.9, 82.8, 84.0), (73.5, 72.3, 63.9, 66.0)),
-        title="mask sampling",
-        source="He et al. 2021, Table 1f",
-    )
-    return config
+def get_config(base: str = "digits"):
+    return bases.vary(bases.begin(base), ROWS, "mask sampling", PAPER, "Table 1f")

@@ -1,32 +1,23 @@
 """What the decoder predicts (He et al. 2021, Table 1d).
 
-    python main.py --config=configs/ablations/targets.py                              # the digits
-    python main.py --config=configs/ablations/targets.py:vit_large --config.data.path=DATA_DIR
+    python main.py --config=configs/ablations/targets.py[:BASE]
 
-The paper, with ViT-L on ImageNet: pixels normalised patch by patch do best (85.4 % fine-tuned, 73.9 % linear); the
-tokens of a dVAE, which needs an own pre-training on more data, do no better (85.3 and 71.6 %). That row is left out
-here, as it needs the weights of DALL-E's dVAE, which this project does not have; the paper's panels show it.
+The paper (ViT-L, ImageNet): pixels normalised patch by patch do best (85.4 % fine-tuned, 73.9 % linear); the tokens of
+a dVAE, which needs pre-training of its own on more data, do no better (85.3 and 71.6 %). That row is drawn but not run:
+it needs the weights of DALL-E's dVAE, which this project does not have.
 """
-
-import ml_collections
 
 from configs.ablations import base as bases
 
 COMPONENTS = {"digits": 2, "cifar10": 4}  # of 4 and 12 values in a patch; the paper: 96 of 768
 NAMES = ("pixels", "normalised pixels", "PCA", "dVAE tokens")
+PAPER = bases.curves(NAMES, (84.9, 85.4, 84.6, 85.3), (73.5, 73.9, 72.3, 71.6))
 
 
-def get_config(base: str = "digits") -> ml_collections.ConfigDict:
-    config = bases.begin(base)
+def get_config(base: str = "digits"):
     rows = {
         "pixels": {"model.normalize_targets": False},
         "normalised pixels": {"model.normalize_targets": True},
         "PCA": {"model.normalize_targets": False, "model.pca_targets": COMPONENTS.get(base, 96)},
     }
-    config.ablate.update(
-        grid=(bases.named_rows(config, rows),),
-        paper=bases.curves(NAMES, (84.9, 85.4, 84.6, 85.3), (73.5, 73.9, 72.3, 71.6)),
-        title="targets",
-        source="He et al. 2021, Table 1d",
-    )
-    return config
+    return bases.vary(bases.begin(base), rows, "targets", PAPER, "Table 1d")
