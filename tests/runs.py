@@ -1,6 +1,7 @@
 """Runs of a model that trains in seconds: of the program as its users start it, and of tasks in this process."""
 
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -38,20 +39,38 @@ TINY_SETTINGS = {
 }  # fmt: skip
 
 
+ENVIRONMENT = os.environ | {
+    "XLA_FLAGS": COMPILE_QUICKLY, "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{WITHOUT_TORCH}:{ROOT}",
+    "JAX_COMPILATION_CACHE_DIR": COMPILED.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+}  # fmt: skip
+
+
 def start(*arguments: str, under: tuple[str, ...] = (), **environment: str) -> subprocess.Popen:
     """Starts main.py with one CPU device and no terminal; `under`: the command that starts it, as `nice` does."""
-    env = os.environ | {"XLA_FLAGS": COMPILE_QUICKLY, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(WITHOUT_TORCH)}
-    env |= {"JAX_COMPILATION_CACHE_DIR": COMPILED.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    env |= environment
     command = [*under, sys.executable, "main.py", *arguments]
+    env = ENVIRONMENT | environment
     return subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def run(*arguments: str, **environment: str) -> tuple[int, str, str]:
     """Runs main.py to its end: exit code, standard output, standard error."""
-    process = start(*arguments, **environment)
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
+    if environment:
+        process = start(*arguments, **environment)
+        out, err = process.communicate(timeout=300)
+        return process.returncode, out, err
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        warm = _warm_process()
+        warm.stdin.write(json.dumps({"arguments": arguments, "out": str(out), "err": str(err)}) + "\n")
+        warm.stdin.flush()
+        return int(warm.stdout.readline()), out.read_text(), err.read_text()
+
+
+@functools.cache
+def _warm_process() -> subprocess.Popen:
+    command = [sys.executable, "-m", "tests.warm"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, text=True, **pipes)
 
 
 def read_checkpoint(workdir: Path, step: int) -> dict[str, np.ndarray]:
