@@ -19,9 +19,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs.common import get_config
+from mae_jax.data.datasets import make_source
 from mae_jax.data.decoding import open_picture
 from mae_jax.data.loader import make_train_batches
-from mae_jax.data.sources import Source, make_source
+from mae_jax.data.sources import Source
 from mae_jax.data.transforms import CROP_TRIES, Box, crop_draws, random_resized_crop, sample_crops
 
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
@@ -70,11 +71,8 @@ def ours(job: Job) -> Images:
 Backend = Callable[[bytes, np.ndarray, tuple[int, int]], np.ndarray]
 
 
-class Prepared:
+class Prepared(Source):
     """A source whose pictures a back-end has already cropped and resized: the loader's crop has nothing left to do."""
-
-    num_classes, class_names = 0, None
-    in_memory, picture_size = False, None
 
     def __init__(self, source: Source, backend: Backend, size: int):
         self._source, self._backend, self._size = source, backend, (size, size)

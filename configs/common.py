@@ -97,8 +97,8 @@ def get_config() -> ml_collections.ConfigDict:
     model.scan_unroll = placeholder(int)
 
     data = config.data = ml_collections.ConfigDict()
-    # digits | image_folder | synthetic | the name of a TFDS data set; None: those that the checkpoint in init_from was
-    # trained on (not to pre-train).
+    # digits | image_folder | synthetic | the name of a TFDS data set | "module:Class", a source of your own. None: the
+    # data that the checkpoint in init_from was trained on (not to pre-train).
     data.name = FieldReference("imagenet2012", field_type=str)
     data.path = placeholder(str)  # image_folder: its folder; TFDS: its data_dir (None: TFDS's own default)
     # TFDS splits, or sub-folders of the image folder, in any case and usual spelling; image folders: "" for none.

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image, ImageCms
 
-from mae_jax.data.formats import FORMATS
+from mae_jax.data.files import FORMATS
 from mae_jax.data.transforms import Box, Picture, Pixels
 from mae_jax.data.values import (
     BadImage,

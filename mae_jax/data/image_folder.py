@@ -1,16 +1,28 @@
-"""A folder of pictures as a source: class folders, or a flat folder without labels."""
+"""Folders of pictures as sources: with class folders, or flat and unlabelled; and pictures without any split."""
 
+import bisect
 import os
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from mae_jax.data.files import read_picture_file
-from mae_jax.data.formats import EXTENSIONS
-from mae_jax.data.holding_out import hold_out
-from mae_jax.data.listing import Listing, describe_unread, find_folder, first_few, folder_of, list_pictures
-from mae_jax.data.splits import Splits, check_no_hidden_splits, class_folders, find_splits
+from mae_jax.data.files import (
+    EXTENSIONS,
+    Listing,
+    check_exists,
+    describe_unread,
+    find_folder,
+    first_few,
+    folder_of,
+    is_picture_name,
+    list_pictures,
+    read_picture_file,
+)
+from mae_jax.data.sources import SOURCES, Source
+from mae_jax.data.splits import Splits, check_no_hidden_splits, class_folders, find_splits, hold_out
 from mae_jax.runtime.errors import UserError
 
 
@@ -18,68 +30,69 @@ class NothingToTrainOn(UserError):
     """All pictures of the folder are for evaluation."""
 
 
-class ImageFolder:
-    """Pictures of `path`, as encoded bytes.
+class _Found(NamedTuple):
+    """The pictures of both splits."""
 
-    Training pictures lie in the sub-folder of `path` that `train_split` means if there is one, otherwise in `path`
-    itself; evaluation pictures in the one that `eval_split` means (see `find_splits`). Where there is no such folder,
-    the share `eval_fraction` of the training pictures is held out for evaluation, of each class alike if `stratify`;
-    1: all. Folders of pictures are classes, in the order of their names; a picture may lie at any depth below its class
-    folder. A folder that holds the pictures themselves is unlabelled. Hidden files and folders are skipped.
+    splits: Splits
+    training: Listing  # of splits.train; some may be held out
+    evaluation: Listing | None  # of splits.evaluation
+    files: tuple[list[str], list[str]]  # for training and for evaluation
+    classes: list[str] | None  # of the training folder
 
-    Attributes:
-      place: where the pictures of this split lie, for people.
-      notes: of the evaluation split: what a person should know of both.
+
+def _find_pictures(data: ConfigDict) -> _Found:
+    root = find_folder(data.path)
+    splits = find_splits(root, data.train_split, data.eval_split)
+    training = list_pictures(splits.train, splits.beside)
+    if splits.train == root and data.train_split:
+        check_no_hidden_splits(root, training.files, splits)
+    classes = class_folders(splits.train, training.files)
+    if splits.evaluation is None:
+        _check_pictures(splits.train, training)
+        files = hold_out(training.files, data.eval_fraction, splits.train, bool(classes) and data.stratify)
+        return _Found(splits, training, None, files, classes)
+    evaluation = list_pictures(splits.evaluation)
+    return _Found(splits, training, evaluation, (training.files, evaluation.files), classes)
+
+
+@SOURCES.register("image_folder")
+class ImageFolder(Source):
+    """Pictures below `data.path`, as encoded bytes.
+
+    `find_splits` finds the folders for training and for evaluation. If there is none for evaluation, the share
+    `data.eval_fraction` of the training pictures is held out (see `hold_out`). Folders of pictures are classes, in the
+    order of their names; a picture may be at any depth below its class folder. A folder that holds the pictures
+    themselves is unlabelled. Evaluation pictures have the labels of training, unless that lacks one of their classes.
 
     Raises:
-      UserError: no path, no folder, no pictures, what `find_splits` and `list_pictures` refuse, or an evaluation class
-        that training does not have. NothingToTrainOn: there are pictures for evaluation alone.
+      UserError: no path, no folder, no pictures, or what `find_splits` and `list_pictures` refuse. NothingToTrainOn:
+        all pictures are for evaluation.
     """
 
-    in_memory, picture_size = False, None
-
     def __init__(
-        self,
-        path: str | None,
-        split: str,
-        train_split: str,
-        eval_split: str,
-        eval_fraction: float,
-        stratify: bool = True,
+        self, split: str, data: ConfigDict, image_size: tuple[int, int], channels: int, found: _Found | None = None
     ):
-        root = find_folder(path)
-        splits = find_splits(root, train_split, eval_split)
-        training = list_pictures(splits.train, splits.beside)
-        if splits.train == root and train_split:
-            check_no_hidden_splits(root, training.files, splits)
-        classes = class_folders(splits.train, training.files)
-        if splits.evaluation is None:
-            _check_pictures(splits.train, training)
-            parts = hold_out(training.files, eval_fraction, splits.train, bool(classes) and stratify)
-        else:
-            parts = training.files, []
-        self._folder, self.class_names = splits.train, classes
-        self.place, self.notes = f"in {splits.train}", []
+        splits, training, evaluation, files, classes = found = found or _find_pictures(data)
+        self._folder, self._files, self.class_names = splits.train, files[split == "eval"], classes
+        self.place = f"in {splits.train}"
         if split == "train":
-            _check_trainable(splits, parts[0], eval_fraction)
-            self._files = parts[0]
-        elif splits.evaluation is None:
-            self._files = parts[1]
-            self.place = f"held out of {splits.train}" if parts[0] else f"in {splits.train} (all of it)"
-            self.notes = _notes({splits.train: training}, splits.unused) + _lacking(classes, *parts)
+            _check_trainable(found, data.eval_fraction)
+            return
+        listings = {splits.train: training}
+        if splits.evaluation is None:
+            self.place = f"held out of {splits.train}" if files[0] else f"in {splits.train} (all of it)"
         else:
-            evaluation = list_pictures(splits.evaluation)
             _check_pictures(splits.evaluation, evaluation)
-            found = class_folders(splits.evaluation, evaluation.files)
-            if training.files:  # otherwise there are only evaluation folders, which say themselves what the classes are
-                _check_classes(splits, found, classes)
-                found = found and classes
-            self._folder, self.class_names, self._files = splits.evaluation, found, evaluation.files
-            self.place = f"in {splits.evaluation}"
-            self.notes = _notes({splits.train: training, splits.evaluation: evaluation}, splits.unused)
-            self.notes += _lacking(found, training.files, evaluation.files)
-        self.num_classes = len(self.class_names) if self.class_names else 0
-        self._label_of = {name: label for label, name in enumerate(self.class_names or ())}
+            listings[splits.evaluation] = evaluation
+            own = class_folders(splits.evaluation, evaluation.files)
+            self.class_names = classes if own and set(own) <= set(classes or ()) else own
+            self._folder, self.place = splits.evaluation, f"in {splits.evaluation}"
+        self.notes = _notes(listings, splits.unused) + _lacking(self.class_names, *files)
+
+    @classmethod
+    def open_both(cls, data: ConfigDict, image_size: tuple[int, int], channels: int) -> tuple[Source, Source]:
+        found = _find_pictures(data)  # once: large folders take minutes
+        return tuple(cls(split, data, image_size, channels, found) for split in ("train", "eval"))
 
     def __len__(self) -> int:
         return len(self._files)
@@ -89,35 +102,68 @@ class ImageFolder:
         return {"image": read_picture_file(os.path.join(self._folder, file)), "label": self._label(file)}
 
     def _label(self, file: str) -> int:
-        return self._label_of[folder_of(file)] if self._label_of else -1
+        return bisect.bisect_left(self.class_names, folder_of(file)) if self.class_names else -1
 
     def labels(self) -> np.ndarray:
-        """int64 [n]: the labels of all pictures, -1: none; from their folders' names."""
         return np.asarray([self._label(file) for file in self._files], np.int64)
 
     def name_of(self, index: int) -> str:
         return os.path.join(self._folder, self._files[index])
 
 
-def _check_pictures(folder: Path, found: Listing) -> None:
-    if not found.files:
-        there = f"; there are {unread}" if (unread := describe_unread(found.unread)) else ""
+class PictureFiles(Source):
+    """One picture file, or all below a folder in the order of their names, without labels.
+
+    Raises:
+      UserError: if there is no such file or folder, or no picture in it.
+    """
+
+    def __init__(self, path: str | Path):
+        check_exists(str(path))
+        path, unread = Path(path), ""
+        if path.is_dir():
+            found = list_pictures(path)
+            self._files, unread = [path / file for file in found.files], describe_unread(found.unread)
+        else:
+            self._files = [path] if path.is_file() and is_picture_name(path.name) else []
+        if not self._files:
+            holds = f"holds no picture{f' ({unread})' if unread else ''}" if path.is_dir() else "is no picture"
+            raise UserError(f"data.path={path} {holds}; files of pictures end in {' '.join(EXTENSIONS)}")
+        self.place, self.notes = f"in {path}", [unread] if unread else []
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> dict:
+        return {"image": read_picture_file(self._files[index]), "label": -1}
+
+    def labels(self) -> np.ndarray:
+        return np.full(len(self), -1, np.int64)
+
+    def name_of(self, index: int) -> str:
+        return str(self._files[index])
+
+
+def _check_pictures(folder: Path, listing: Listing) -> None:
+    if not listing.files:
+        there = f"; there are {unread}" if (unread := describe_unread(listing.unread)) else ""
         raise UserError(
             f"no pictures found in {folder}: expected files ending in {' '.join(EXTENSIONS)}, any case{there}"
         )
 
 
-def _check_trainable(splits: Splits, files: list[str], eval_fraction: float) -> None:
+def _check_trainable(found: _Found, eval_fraction: float) -> None:
+    splits = found.splits
     if splits.evaluation and _overlap(splits):
         raise UserError(
             f"{splits.train} is for training and {splits.evaluation} for evaluation, but they share pictures: "
             "name another folder in data.eval_split"
         )
-    if not files and splits.evaluation:
+    if not found.files[0] and splits.evaluation:
         raise NothingToTrainOn(
             f"no pictures to learn from: besides {splits.evaluation} there are none in {splits.train}"
         )
-    if not files:
+    if not found.files[0]:
         raise NothingToTrainOn(
             f"data.eval_fraction={eval_fraction} leaves none of the pictures in {splits.train} to learn from: "
             "set it to 0.1, for example"
@@ -125,24 +171,15 @@ def _check_trainable(splits: Splits, files: list[str], eval_fraction: float) -> 
 
 
 def _overlap(splits: Splits) -> bool:
-    """Whether one of the two folders lies in the other, where that is not left out of it."""
+    """Whether the folder for training contains that for evaluation without leaving it out, or the reverse."""
     train, evaluation = splits.train.resolve(), splits.evaluation.resolve()
     if train.is_relative_to(evaluation):
         return True
     return evaluation.is_relative_to(train) and evaluation.relative_to(train).parts[0] not in splits.beside
 
 
-def _check_classes(splits: Splits, eval_classes: list[str] | None, classes: list[str] | None) -> None:
-    unknown = sorted(set(eval_classes or ()) - set(classes or ()))
-    if unknown:
-        raise UserError(
-            f"{splits.evaluation} has the class folder {unknown[0]!r} ({len(unknown)} such) that {splits.train} lacks: "
-            "give both the same class folders"
-        )
-
-
 def _notes(listings: dict[Path, Listing], unused: list[str]) -> list[str]:
-    """What lies in the folders and is not taken, a line each."""
+    """Lines about what the folders hold and nobody reads."""
     notes = [
         f"no picture in {len(found.empty):,} of the folders in {folder}: {first_few(found.empty)}"
         for folder, found in listings.items()
@@ -154,7 +191,7 @@ def _notes(listings: dict[Path, Listing], unused: list[str]) -> list[str]:
 
 
 def _lacking(classes: list[str] | None, train_files: list[str], eval_files: list[str]) -> list[str]:
-    """A line for each side on which classes have no picture; nothing if one side has none at all."""
+    """A line for each split in which classes have no picture; nothing if a split is empty."""
     notes = []
     if train_files and eval_files:
         for files, purpose in ((train_files, "learn from"), (eval_files, "evaluate on")):

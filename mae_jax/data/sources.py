@@ -1,74 +1,59 @@
-"""Sources of pictures: random-access objects that give one picture and its label by index.
+"""Sources: what a set of pictures must offer, the registry of data sets, and two that need no files."""
 
-A source has `len(source)`, `source[i] -> {"image": uint8 [h, w, c] or encoded bytes, "label": int}` (-1: none),
-`num_classes` (0: unlabelled), `class_names` (or None), `labels()`, those of all pictures without decoding any, and
-`name_of(i)`, what a person would call picture i. `in_memory` and `picture_size` tell how it may be read, `place` and
-`notes` what a person should know of it. Sources can be pickled, because reader processes get a copy.
-"""
-
+import functools
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from mae_jax.data.image_folder import ImageFolder
-from mae_jax.data.tfds_source import TfdsSource
 from mae_jax.runtime.errors import UserError, escaped
+from mae_jax.settings.registry import Registry
+
+# Name -> class, called with (split, data, image_size, channels); see `Source`. Other plain names are TFDS data sets.
+SOURCES: Registry[type["Source"]] = Registry("data.name")
 
 
-class Source(Protocol):
-    """What the loader and the tasks need of a set of pictures."""
+class Source:
+    """Pictures and labels of one split, by index: what a data set implements, `__len__` and `__getitem__` at least.
 
-    num_classes: int
-    class_names: list[str] | None
-    in_memory: bool  # no picture has to be waited for
-    picture_size: tuple[int, int] | None  # (height, width), if all pictures are known to have one size
-    place: str  # where the pictures lie: "in FOLDER/validation", "in cifar10 test"
-    notes: Sequence[str]  # what else a person should know, a line each; the evaluation split has those of both
+    It is made by `Class(split, data, image_size, channels)`: "train" or "eval"; the settings `data.*`; the model's
+    (height, width) and channels, which pictures need not have. Reader processes get a pickled copy.
+    """
 
-    def __len__(self) -> int: ...
+    class_names: Sequence[str] | None = None  # of the labels 0, 1, ...; None: there are no labels
+    picture_size: tuple[int, int] | None = None  # (height, width) in pixels, if all pictures have one size
+    in_memory = False  # whether reading never waits
+    place = ""  # where the pictures are: "in FOLDER/validation", "in cifar10 test"
+    notes: Sequence[str] = ()  # what users should know, a line each; the evaluation split has those of both
 
-    def __getitem__(self, index: int) -> dict: ...
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> dict:
+        """{"image": uint8 [h, w, c] or the bytes of a file, "label": int, -1: none}; an OSError means a bad picture."""
+        raise NotImplementedError
+
+    @functools.cached_property
+    def num_classes(self) -> int:
+        """0: there are no labels."""
+        return len(self.class_names or ())
 
     def labels(self) -> np.ndarray:
-        """int64 [n], n = len(self): the labels of all pictures, -1: none."""
-        ...
+        """The labels of all pictures, int64 [n], -1: none. Override it where they are known without the pictures."""
+        return np.fromiter((self[index]["label"] for index in range(len(self))), np.int64, len(self))
 
-    def name_of(self, index: int) -> str: ...
+    def name_of(self, index: int) -> str:
+        """The name of a picture, for messages."""
+        return f"{self.place.removeprefix('in ')} #{index}".strip()
 
-
-def make_source(data_config: ConfigDict, split: str, image_size: tuple[int, int], channels: int) -> Source:
-    """Opens one split of the data set that the group `data` of the settings names.
-
-    Args:
-      data_config: the group `data`.
-      split: "train" or "eval".
-      image_size: (height, width), and
-      channels: of the pictures of the "synthetic" data; other pictures have a size of their own.
-
-    Raises:
-      UserError: where the data are missing or not as the settings say.
-    """
-    if split not in ("train", "eval"):
-        raise ValueError(f"split must be 'train' or 'eval', not {split!r}")
-    match data_config.name:
-        case "digits":
-            return Digits(split)
-        case "synthetic":
-            return Synthetic(data_config.num_examples, split, image_size, channels)
-        case "image_folder":
-            return ImageFolder(
-                data_config.path, split, data_config.train_split, data_config.eval_split,
-                data_config.eval_fraction, data_config.stratify,
-            )  # fmt: skip
-        case name:
-            key = f"{split}_split"
-            return TfdsSource(name, data_config.path, data_config[key], f"data.{key}")
+    @classmethod
+    def open_both(cls, data: ConfigDict, image_size: tuple[int, int], channels: int) -> tuple["Source", "Source"]:
+        """The splits "train" and "eval"."""
+        return cls("train", data, image_size, channels), cls("eval", data, image_size, channels)
 
 
 def describe_sources(name: str, train: Source | None, evaluation: Source) -> list[str]:
-    """How many pictures are used and where they lie, and what else a person should know of them, a line each.
+    """Lines for users: the numbers of pictures, where they are, and notes.
 
     Args:
       name: data.name.
@@ -78,29 +63,30 @@ def describe_sources(name: str, train: Source | None, evaluation: Source) -> lis
 
 
 def count_images(train: Source | None, evaluation: Source) -> str:
-    """How many images, and in which split or folder: "9 training images in F/train, 1 evaluation image in F/val"."""
+    """Numbers of pictures and their splits: "9 training images in F/train, 1 evaluation image in F/val"."""
     parts = [(source, kind) for source, kind in ((train, "training"), (evaluation, "evaluation")) if source]
     told = [f"{len(source):,} {kind} image{'s' * (len(source) != 1)} {source.place}".rstrip() for source, kind in parts]
     return escaped(", ".join(told))
 
 
-class Digits:
-    """scikit-learn's bundled handwritten digits: 1797 grey pictures of 8x8 pixels, 80 % of each class for training."""
+@SOURCES.register("digits")
+class Digits(Source):
+    """scikit-learn's 1797 handwritten digits, grey, 8 x 8 pixels; 80 % of each class are for training."""
 
-    in_memory = True
-    num_classes = 10
+    class_names = [str(digit) for digit in range(10)]
     picture_size = (8, 8)
-    notes = ()
+    in_memory = True
 
-    def __init__(self, split: str):
+    def __init__(
+        self, split: str, data: ConfigDict | None = None, image_size: tuple[int, int] = (8, 8), channels: int = 1
+    ):
         from sklearn.datasets import load_digits  # here, since it takes a second
         from sklearn.model_selection import train_test_split
 
         digits = load_digits()
         parts = train_test_split(np.arange(len(digits.target)), test_size=0.2, stratify=digits.target, random_state=0)
-        self.class_names = [str(digit) for digit in range(10)]
-        self._split, self.place = split, f"in digits {split}"
         rows = parts[0 if split == "train" else 1]
+        self.place = f"in digits {split}"
         self._images = np.round(digits.images[rows] * (255 / 16)).astype(np.uint8)[..., None]  # values are 0..16
         self._labels = digits.target[rows].tolist()
 
@@ -110,26 +96,18 @@ class Digits:
     def __getitem__(self, index: int) -> dict:
         return {"image": self._images[index], "label": self._labels[index]}
 
-    def labels(self) -> np.ndarray:
-        return np.asarray(self._labels, np.int64)
 
-    def name_of(self, index: int) -> str:
-        return f"digits {self._split} #{index}"
+@SOURCES.register("synthetic")
+class Synthetic(Source):
+    """`data.num_examples` noisy gratings, whose orientation is the class; each follows from its index alone."""
 
-
-class Synthetic:
-    """Pictures made from their index alone: noisy gratings, whose orientation tells the class."""
-
-    in_memory = False  # making one takes as long as reading one
-    num_classes = 10
-    notes = ()
+    class_names = [f"grating_{18 * label}_degrees" for label in range(10)]
     _NOISE = 24.0  # standard deviation, grey levels
 
-    def __init__(self, num_examples: int, split: str, image_size: tuple[int, int], channels: int):
-        if num_examples < 4:
-            raise UserError(f"data.num_examples={num_examples} is too few: set it to 4 or more")
-        self.class_names = [f"grating_{18 * label}_degrees" for label in range(self.num_classes)]
-        self._length = num_examples if split == "train" else num_examples // 4
+    def __init__(self, split: str, data: ConfigDict, image_size: tuple[int, int], channels: int):
+        if data.num_examples < 4:
+            raise UserError(f"data.num_examples={data.num_examples} is too few: set it to 4 or more")
+        self._length = data.num_examples if split == "train" else data.num_examples // 4
         self._split, self.place = split, f"in synthetic {split}"
         self._shape = (*image_size, channels)
         self.picture_size = tuple(image_size)
@@ -154,6 +132,3 @@ class Synthetic:
 
     def labels(self) -> np.ndarray:
         return np.arange(self._length, dtype=np.int64) % self.num_classes
-
-    def name_of(self, index: int) -> str:
-        return f"synthetic {self._split} #{index}"

@@ -1,20 +1,22 @@
-"""Which sub-folders of an image folder are for training and for evaluation."""
+"""Which pictures of an image folder are for training and which for evaluation: by sub-folders, or held out."""
 
+import hashlib
 import itertools
 import os
 import re
+from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-from mae_jax.data.listing import first_few, folders_of, holds_pictures, list_pictures, sub_folders
+from mae_jax.data.files import first_few, folder_of, folders_of, holds_pictures, list_pictures, sub_folders
 from mae_jax.runtime.errors import UserError
 
-# Names that people give to these folders, in any case.
+# Usual names of these folders, in any case.
 TRAIN = ("train", "training")
 VALIDATION = ("validation", "val", "valid", "eval")
 TEST = ("test", "testing")
-MOST = 20  # splits that people make; more folders that look alike are classes
-USUAL = {"data.train_split": "train", "data.eval_split": "validation"}  # the settings if nobody has set them
+MAX_SPLITS = 20  # more folders with the same content are classes
+USUAL = {"data.train_split": "train", "data.eval_split": "validation"}  # the defaults of these settings
 
 
 class Splits(NamedTuple):
@@ -22,20 +24,19 @@ class Splits(NamedTuple):
 
     train: Path  # the root itself, if no sub-folder is for training
     evaluation: Path | None  # None: no folder is for evaluation
-    beside: frozenset[str]  # sub-folders of `train` that are splits of their own, not classes
+    beside: frozenset[str]  # sub-folders of `train` that are splits, not classes
     unused: list[str]  # sub-folders of the root that are neither
 
 
 def find_splits(root: Path, train_split: str, eval_split: str) -> Splits:
     """Finds the folders for training and for evaluation in `root`.
 
-    The settings name sub-folders: exactly, in another case, or in another of the usual spellings (`train`, `Training`;
-    `val`, `valid`, `validation`, `eval`; `test`, `testing`). If `eval_split` is "validation", as it is when nobody has
-    set it, and there is no such folder, the test folder is taken. An empty setting stands for no folder.
+    The settings name sub-folders: exactly, in another case, or in another usual spelling (`train`, `Training`;
+    `val`, `valid`, `validation`, `eval`; `test`, `testing`). With the default "validation" the test folder serves
+    if there is no validation folder. An empty setting means no folder.
 
     Raises:
-      UserError: if two folders fit, a split that is asked for is not there though others are, or a folder may as well
-        be a class.
+      UserError: if two folders fit, if a split is missing though others exist, or if a folder could also be a class.
     """
     folders = sub_folders(root)
     train = _find(root, folders, "data.train_split", train_split)
@@ -55,10 +56,10 @@ def find_splits(root: Path, train_split: str, eval_split: str) -> Splits:
 
 
 def check_no_hidden_splits(root: Path, files: list[str], splits: Splits) -> None:
-    """Refuses sub-folders that look like splits though nothing says so, where they would be taken for classes.
+    """Refuses sub-folders that look like splits but would be taken for classes.
 
     Args:
-      root: the image folder, which has no sub-folder for training.
+      root: an image folder without a sub-folder for training.
       files: its training pictures, relative to it.
     """
     inner: dict[str, set[str]] = {name: set(sub_folders(root / name)) for name in splits.beside}
@@ -73,7 +74,7 @@ def check_no_hidden_splits(root: Path, files: list[str], splits: Splits) -> None
             f"{root}: {train} and {others} are named like splits: set data.train_split={train} and "
             f"data.eval_split={others}, or data.train_split='' if they are classes"
         )
-    for one, other in itertools.combinations(sorted(inner) if len(inner) <= MOST else (), 2):
+    for one, other in itertools.combinations(sorted(inner) if len(inner) <= MAX_SPLITS else (), 2):
         shared = sorted(inner[one] & inner[other])
         if len(shared) > 1 and not {one, other} <= splits.beside:
             raise UserError(
@@ -91,22 +92,19 @@ def check_no_hidden_splits(root: Path, files: list[str], splits: Splits) -> None
 
 
 def _has_word(name: str, words: tuple[str, ...]) -> bool:
-    """Whether one of the words stands apart in a name, as in train2017 and images-val."""
+    """Whether a name contains one of the words as a word of its own, as in train2017 and images-val."""
     return any(word in words for word in re.split(r"[\W\d_]+", name.lower()))
 
 
 def _find(root: Path, folders: list[str], setting: str, name: str) -> Path | None:
-    """The sub-folder that a setting means; None if it means none, or there are no splits at all."""
+    """The sub-folder that a setting names; None if it is empty, or if there are no splits at all."""
     if not name:
         return None
     usual = name == USUAL[setting]
-    if not usual and (root / name).is_dir():  # also one further below
+    if not usual and (root / name).is_dir():  # also a nested one
         return root / name
     roles = [role for role in (TRAIN, VALIDATION, TEST) if name.lower() in role]
-    if usual:
-        spellings = roles + [TEST] * (roles == [VALIDATION])
-    else:
-        spellings = [(name.lower(),), *roles]
+    spellings = roles + [TEST] * (roles == [VALIDATION]) if usual else [(name.lower(),), *roles]
     for names in spellings:
         found = [folder for folder in folders if folder.lower() in names]
         if len(found) > 1:
@@ -121,7 +119,7 @@ def _find(root: Path, folders: list[str], setting: str, name: str) -> Path | Non
 
 
 def _check_no_other_pictures(root: Path, train: Path, others: list[str]) -> None:
-    """Refuses a folder where the training folder looks like one class (trains, beside cars) and not like a split."""
+    """Refuses a training folder that could be a class (trains) beside other classes (cars)."""
     for name in others:
         if list_pictures(root / name).files:
             raise UserError(
@@ -132,7 +130,7 @@ def _check_no_other_pictures(root: Path, train: Path, others: list[str]) -> None
 
 
 def _check_not_classes(root: Path, splits: list[str], others: list[str]) -> None:
-    """Refuses a folder where one named like a split looks like a class among others (tests, beside cars)."""
+    """Refuses an evaluation folder that could be a class (tests) beside other classes (cars)."""
     for name in splits:
         if holds_pictures(root / name) and any(holds_pictures(root / other) for other in others):
             setting = f"data.eval_split={'./' * (name == USUAL['data.eval_split'])}{name}"
@@ -143,7 +141,7 @@ def _check_not_classes(root: Path, splits: list[str], others: list[str]) -> None
 
 
 def class_folders(folder: Path, files: list[str]) -> list[str] | None:
-    """The class folders of the pictures in `folder`, in the order of their names; None if they lie in it directly.
+    """The class folders of the pictures in `folder`, sorted; None if the pictures lie in it directly.
 
     Raises:
       UserError: for pictures of both kinds.
@@ -156,3 +154,38 @@ def class_folders(folder: Path, files: list[str]) -> list[str] | None:
             "move all pictures into class folders, or all into the folder itself"
         )
     return classes or None
+
+
+def hold_out(files: list[str], fraction: float, folder: Path, by_class: bool) -> tuple[list[str], list[str]]:
+    """Splits the pictures of `folder` into training and evaluation: of each class if `by_class`, else of all together.
+
+    Each class of two or more pictures is on both sides; a single picture is for training (if all classes have only
+    one, they count as one class: pre-training needs no labels). A hash of the name decides, not data.seed. So the
+    split is the same on every host and in every run: no run is evaluated on pictures that an earlier one learned
+    from, and new pictures hardly change it.
+
+    Args:
+      files: paths relative to `folder`; the first folder of each is its class.
+      fraction: share for evaluation, in (0, 1]; 1: all.
+
+    Raises:
+      UserError: if there are too few pictures for two sides.
+    """
+    if fraction == 1:
+        return [], files
+    if len(files) < 2:
+        raise UserError(f"{folder} holds {len(files)} picture: at least 2 are needed, one to train and one to evaluate")
+    classes: dict[str, list[str]] = defaultdict(list)
+    for file in files:
+        classes[folder_of(file) if by_class else ""].append(file)
+    if len(classes) == len(files):
+        classes = {"": files}
+    held_out: set[str] = set()
+    for members in classes.values():
+        count = min(len(members) - 1, max(1, round(fraction * len(members))))
+        held_out.update(sorted(members, key=_rank)[:count])
+    return [file for file in files if file not in held_out], [file for file in files if file in held_out]
+
+
+def _rank(file: str) -> bytes:
+    return hashlib.blake2b(file.encode("utf-8", "surrogateescape")).digest()

@@ -1,23 +1,23 @@
-"""Parts of a source, and a source whose labels can be relied on."""
+"""Parts of a source, a source with the labels of another, and one whose labels are checked."""
 
 import contextlib
+from collections.abc import Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from mae_jax.data.listing import first_few
+from mae_jax.data.files import first_few
 from mae_jax.data.sources import Source
 from mae_jax.runtime.errors import UserError
 
 
-class Wrapper:
-    """A source that offers what another one does; those below change a part of it."""
+class Wrapper(Source):
+    """A source that offers what another one does; subclasses change a part of it."""
 
     def __init__(self, source: Source):
         self._source = source
-        self.num_classes, self.class_names = source.num_classes, source.class_names
-        self.in_memory, self.picture_size = source.in_memory, source.picture_size
-        self.place, self.notes = source.place, source.notes
+        for name in ("class_names", "num_classes", "picture_size", "in_memory", "place", "notes"):
+            setattr(self, name, getattr(source, name))
 
     def __len__(self) -> int:
         return len(self._source)
@@ -26,7 +26,6 @@ class Wrapper:
         return self._source[index]
 
     def labels(self) -> np.ndarray:
-        """int64 [n]: the labels of all examples, -1: none."""
         return self._source.labels()
 
     def name_of(self, index: int) -> str:
@@ -34,11 +33,7 @@ class Wrapper:
 
 
 class _Subset(Wrapper):
-    """The examples of a source at `indices` (int [n]), in the source's order.
-
-    Attributes:
-      indices: int [n], sorted.
-    """
+    """The pictures at `indices` (int [n]), in the order of the source."""
 
     def __init__(self, source: Source, indices: np.ndarray):
         super().__init__(source)
@@ -58,19 +53,17 @@ class _Subset(Wrapper):
 
 
 class RandomSubset(_Subset):
-    """`count` examples of a source, the same random ones each time, in the source's order; all if it has no more."""
+    """`count` random pictures, the same ones each time; all if there are no more."""
 
     def __init__(self, source: Source, count: int, seed: int = 0):
         super().__init__(source, np.random.default_rng(seed).permutation(len(source))[:count])
 
 
 class StratifiedSubset(_Subset):
-    """The same share of each class of a source, the same random examples each time, in the source's order.
+    """A random share of each class, the same pictures each time.
 
     Args:
-      source: labelled.
       fraction: share in (0, 1] of each class; its count is rounded, but at least 1.
-      seed: of the choice.
 
     Raises:
       UserError: the source has no labels.
@@ -84,19 +77,19 @@ class StratifiedSubset(_Subset):
             )
         labels, rng = source.labels(), np.random.default_rng(seed)
         chosen = []
-        for label in np.unique(labels):  # -1 too, where labels are missing: to refuse it is Labelled's matter
+        for label in np.unique(labels):  # also -1, which `Labelled` refuses
             members = np.flatnonzero(labels == label)
             chosen.append(rng.permutation(members)[: max(1, round(fraction * len(members)))])
         super().__init__(source, np.concatenate(chosen))
 
 
 class MatchedClasses(Wrapper):
-    """A source with labels that are places in `class_names`, among which its own names are."""
+    """A source whose labels count in `class_names`, which contain its own."""
 
-    def __init__(self, source: Source, class_names: list[str]):
+    def __init__(self, source: Source, class_names: Sequence[str]):
         super().__init__(source)
-        self.num_classes, self.class_names = len(class_names), class_names
-        self._places = np.array([*(class_names.index(name) for name in source.class_names), -1])  # -1 stays what it is
+        self.class_names, self.num_classes = list(class_names), len(class_names)
+        self._places = np.array([*map(self.class_names.index, source.class_names), -1])  # -1 stays -1
 
     def __getitem__(self, index: int) -> dict:
         record = super().__getitem__(index)
@@ -106,8 +99,8 @@ class MatchedClasses(Wrapper):
         return self._places[super().labels()]
 
 
-def match_classes(source: Source, class_names: list[str], whose: str) -> Source:
-    """The source with its classes matched to others by their names; the same one if it has no names.
+def match_classes(source: Source, class_names: Sequence[str], whose: str) -> Source:
+    """The source with labels that count in `class_names`, matched by name; unchanged if its classes have no names.
 
     Raises:
       UserError: for a class that is not among `class_names`, those of `whose`.
@@ -115,32 +108,31 @@ def match_classes(source: Source, class_names: list[str], whose: str) -> Source:
     found = source.class_names
     if not found or list(found) == list(class_names):
         return source
-    if unknown := [name for name in found if name not in class_names]:
+    if unknown := [name for name in found if name not in set(class_names)]:
         others = f" ({len(unknown):,} such)" if len(unknown) > 1 else ""
         raise UserError(
-            f"the pictures have the class {unknown[0]!r}{others}, which {whose} does not have: it has "
-            f"{first_few([repr(name) for name in class_names])}"
+            f"the pictures {source.place} have the class {unknown[0]!r}{others}, which {whose} does not have: it has "
+            f"{first_few([repr(name) for name in class_names]) or 'none'}"
         )
-    return MatchedClasses(source, list(class_names))
+    return MatchedClasses(source, class_names)
 
 
 class Labelled(Wrapper):
-    """A source for tasks that need labels: checks that there are classes, and each label as it is read.
+    """A source for tasks that need labels: each label is checked as it is read.
 
     Args:
-      source: to check.
-      data_config: the group `data` that it was made from, for messages.
+      data_config: the settings `data.*`, for messages.
 
     Raises:
       UserError: at once, if there are fewer than 2 classes; on reading, for a label outside [0, num_classes). The first
-        example is read at once, since of some splits no label is known.
+        picture is read at once: a split may have no labels at all.
     """
 
     def __init__(self, source: Source, data_config: ConfigDict):
         if source.num_classes < 2:
             raise UserError(_no_labels(source, data_config))
         super().__init__(source)
-        with contextlib.suppress(OSError):  # a file that cannot be read is the loader's affair
+        with contextlib.suppress(OSError):  # a bad picture, which is the loader's affair
             self[0]
 
     def __getitem__(self, index: int) -> dict:

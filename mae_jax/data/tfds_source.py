@@ -12,34 +12,29 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
+from mae_jax.data.sources import SOURCES, Source
 from mae_jax.runtime.errors import UserError, reason
 from mae_jax.runtime.retry import with_patience
 
-OTHER_NAMES = ("digits", "image_folder", "synthetic")  # of data sets that do not come from TFDS
 _LABELS_AT_ONCE = 256  # records read together for their labels: each holds its encoded picture
 
 
-class TfdsSource:
+class TfdsSource(Source):
     """One split of a TFDS data set that was prepared as ArrayRecord; pictures stay encoded.
 
-    Which features are the picture and the label follows from their types. Where there are several of a type, TFDS's
-    own choice (`supervised_keys`) counts, then the names "image" and "label", then their order.
-
-    Args:
-      name: as TFDS has it, e.g. "cifar10" or "imagenet2012:5.1.0".
-      data_dir: where TFDS prepared it; None: TFDS's own default.
-      split: a split of the data set, or a slice of one ("train[:10%]").
-      setting: the setting that `split` comes from, for messages.
+    Settings: `data.name`, such as "cifar10" or "imagenet2012:5.1.0"; `data.path`, TFDS's data_dir; `data.train_split`
+    or `data.eval_split`, also a slice such as "train[:10%]". The types of the features say which are picture and
+    label. Of several, TFDS's own choice (`supervised_keys`) counts, then the names "image" and "label", then the order.
 
     Raises:
       UserError: unknown name, data not prepared (with the command that does it), unknown split, no pictures.
     """
 
-    in_memory = False
-    notes = ()
-
-    def __init__(self, name: str, data_dir: str | None, split: str, setting: str):
+    def __init__(self, split: str, data: ConfigDict, image_size: tuple[int, int], channels: int):
+        name, data_dir, setting = data.name, data.path, f"data.{split}_split"
+        split = data[f"{split}_split"]
         with _quiet():
             import tensorflow_datasets as tfds  # here, since most runs on other data need not wait for it
 
@@ -65,9 +60,8 @@ class TfdsSource:
         height, width, _ = features[self._image_key].shape
         self.picture_size = (height, width) if height and width else None
         label = features[self._label_key] if self._label_key else None
-        self.num_classes = (label.num_classes or 0) if label else 0
-        self.class_names = list(label.names) if self.num_classes else None
-        self._name, self._split, self.place = name, split, f"in {name} {split}"
+        self.class_names = list(label.names) if label and label.num_classes else None
+        self.place = f"in {name} {split}"
 
     def __len__(self) -> int:
         return len(self._records)
@@ -79,10 +73,7 @@ class TfdsSource:
         return {"image": record[self._image_key], "label": int(record[self._label_key]) if self._label_key else -1}
 
     def _read(self, read: Callable[[Any], Any]) -> Any:
-        """read(the records); errors are OSErrors, and the next call opens the files anew.
-
-        A reader of ArrayRecord that has failed once fails for ever.
-        """
+        """read(the records), or an OSError; then the next call opens them anew: a failed reader never recovers."""
         try:
             return read(self._records)
         except RuntimeError as error:
@@ -90,11 +81,7 @@ class TfdsSource:
             raise _as_os_error(error) from error
 
     def labels(self) -> np.ndarray:
-        """int64 [n]: the labels of all pictures, -1: none. Reads every record, but decodes no picture.
-
-        Raises:
-          UserError: if they cannot be read.
-        """
+        """Reads every record, but decodes no picture; raises UserError if that fails."""
         labels = np.full(len(self), -1, np.int64)
         if self._label_key:
             for first in range(0, len(self), _LABELS_AT_ONCE):
@@ -106,16 +93,13 @@ class TfdsSource:
                 except (OSError, TypeError) as error:  # no label at all, in a file that was cut short
                     why = reason(error) if isinstance(error, OSError) else "records are empty"
                     raise UserError(
-                        f"the labels of {self._name} {self._split} cannot be read: {why}; prepare the data set again"
+                        f"the labels {self.place} cannot be read: {why}; prepare the data set again"
                     ) from error
         return labels
 
-    def name_of(self, index: int) -> str:
-        return f"{self._name} {self._split} #{index}"
-
 
 def _as_os_error(error: RuntimeError) -> OSError:
-    """What ArrayRecord means: the system's error that it names, or else a file whose bytes are not as written."""
+    """The system's error that ArrayRecord names, or else EBADMSG: a damaged file."""
     what = str(error).split("; ")[0]
     code = next((code for code in errno.errorcode if what.endswith(f"() failed: {os.strerror(code)}")), errno.EBADMSG)
     return OSError(code, what)
@@ -125,9 +109,9 @@ def _make_builder(tfds, name: str, data_dir: str | None):
     try:
         return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
-        known = (*OTHER_NAMES, *tfds.list_builders(with_community_datasets=False))
+        known = (*SOURCES, *tfds.list_builders(with_community_datasets=False))
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"use {', '.join(OTHER_NAMES)} or the name of a TFDS data set"
+        hint = f"did you mean {near[0]!r}?" if near else f"use {', '.join(SOURCES)} or the name of a TFDS data set"
         raise UserError(f"data.name={name}: there is no such data set; {hint}") from error
     except ImportError as error:
         raise UserError(f"data.name={name}: install the package that TFDS needs for it: {_last_line(error)}") from error

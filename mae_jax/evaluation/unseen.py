@@ -7,9 +7,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mae_jax.data.datasets import make_source
+from mae_jax.data.files import find_folder
 from mae_jax.data.image_folder import ImageFolder
-from mae_jax.data.listing import find_folder
-from mae_jax.data.sources import Source, make_source
+from mae_jax.data.sources import Source
 from mae_jax.data.splits import find_splits
 from mae_jax.data.subset import StratifiedSubset, match_classes
 from mae_jax.interop.foreign import is_foreign
@@ -151,7 +152,8 @@ def _is_own(path: str | None, trained: dict[str, Any]) -> bool:
     if not path or os.path.isdir(own["path"]):
         return bool(path) and _same_folder(own["path"], path)
     try:
-        source = ImageFolder(path, "train", **{name: own.get(name, False) for name in SPLITTING})
+        data = ConfigDict({"path": path} | {name: own.get(name, False) for name in SPLITTING})
+        source = ImageFolder("train", data, (1, 1), 1)
         if own.get("label_fraction") is not None:
             source = StratifiedSubset(source, own["label_fraction"], own["seed"])
         return len(source) == trained.get("num_train_examples")

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from mae_jax.data.arrays import ArrayBatches, eval_array_batches
 from mae_jax.data.augment import normalize
+from mae_jax.data.datasets import make_sources
 from mae_jax.data.device import (
     DeviceBatches,
     evaluation_batch_size,
@@ -27,7 +28,7 @@ from mae_jax.data.device import (
 )
 from mae_jax.data.mixing import soft_targets
 from mae_jax.data.resolutions import Stage, check_resolutions
-from mae_jax.data.sources import count_images, describe_sources, make_source
+from mae_jax.data.sources import count_images, describe_sources
 from mae_jax.data.subset import Labelled, RandomSubset, StratifiedSubset
 from mae_jax.data.supervised import augment, augmentations
 from mae_jax.evaluation.classification import predict, summarize_predictions
@@ -111,7 +112,7 @@ class Classification:
         data, encoder = config.data, MAEConfig(**config.model)
         check_heads(mesh, encoder, decoder=False)
         check_resolutions(config.train.resolutions, encoder)
-        sources = (make_source(data, split, encoder.image_size, encoder.channels) for split in ("train", "eval"))
+        sources = make_sources(data, encoder.image_size, encoder.channels)
         train_source, eval_source = (Labelled(source, data) for source in sources)
         if data.label_fraction is not None:
             train_source = StratifiedSubset(train_source, data.label_fraction, data.seed)

@@ -14,11 +14,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mae_jax.data.augment import color_jitter, normalize, random_flip
+from mae_jax.data.datasets import make_sources
 from mae_jax.data.device import DeviceBatches, training_batches
-from mae_jax.data.listing import first_few
+from mae_jax.data.files import first_few
 from mae_jax.data.loader import make_eval_batches
 from mae_jax.data.resolutions import Stage
-from mae_jax.data.sources import describe_sources, make_source
+from mae_jax.data.sources import describe_sources
 from mae_jax.data.subset import RandomSubset
 from mae_jax.data.supervised import augmentations
 from mae_jax.evaluation.pretraining import MAEEvaluation
@@ -90,8 +91,7 @@ class Pretraining:
         self._config, self._workdir, self._mesh, self._weights, self._changed = config, workdir, mesh, weights, changed
         self._model = model = MAEConfig(**config.model)
         check_heads(mesh, model)
-        self._train_source = make_source(config.data, "train", model.image_size, model.channels)
-        eval_source = make_source(config.data, "eval", model.image_size, model.channels)
+        self._train_source, eval_source = make_sources(config.data, model.image_size, model.channels)
         self._evaluation = MAEEvaluation(config, model, mesh, self._train_source, eval_source)
         self.num_train, self.num_eval = len(self._train_source), len(eval_source)
         settle_batch_size(config, self.num_train, mesh)

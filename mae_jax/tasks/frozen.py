@@ -7,8 +7,9 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
+from mae_jax.data.datasets import make_source, make_sources
 from mae_jax.data.image_folder import NothingToTrainOn
-from mae_jax.data.sources import describe_sources, make_source
+from mae_jax.data.sources import describe_sources
 from mae_jax.data.subset import Labelled, RandomSubset, StratifiedSubset, match_classes
 from mae_jax.evaluation.extraction import FeatureExtractor
 from mae_jax.evaluation.unseen import find_training_pictures
@@ -42,11 +43,10 @@ class FrozenEncoder:
         self.model, self.mesh, self.step = MAEConfig(**config.model), make_mesh(config.mesh), self._weights.step
         check_heads(self.mesh, self.model, decoder="decoder" in self._weights.params)
         size, channels = self.model.image_size, self.model.channels
-        evaluation = make_source(config.data, "eval", size, channels)
         try:
-            train = make_source(config.data, "train", size, channels)
+            train, evaluation = make_sources(config.data, size, channels)
         except NothingToTrainOn:
-            train = None
+            train, evaluation = None, make_source(config.data, "eval", size, channels)
             if labelled:
                 train, evaluation = find_training_pictures(self._weights, config, evaluation)
                 say("note: the training images are those of the checkpoint's own data")

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import ml_collections
 
-from mae_jax.data.pictures import PictureFiles
-from mae_jax.data.sources import Source, count_images, describe_sources, make_source
+from mae_jax.data.datasets import make_source
+from mae_jax.data.image_folder import PictureFiles
+from mae_jax.data.sources import Source, count_images, describe_sources
 from mae_jax.evaluation.pretraining import MAEEvaluation
 from mae_jax.interop.weights import has_decoder
 from mae_jax.interop.workdirs import Weights

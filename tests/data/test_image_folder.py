@@ -1,13 +1,15 @@
 """Image folders: what is a class, what is evaluated on, and what a mistaken path says."""
 
+import os
 import pickle
 import re
 
 import numpy as np
 import pytest
 
+from mae_jax.data.datasets import make_source, make_sources
 from mae_jax.data.image_folder import NothingToTrainOn
-from mae_jax.data.sources import describe_sources, make_source
+from mae_jax.data.sources import describe_sources
 from mae_jax.runtime.errors import UserError
 from tests.data.conftest import names
 
@@ -190,10 +192,28 @@ def test_a_path_that_is_no_folder_says_what_it_is(tmp_path, write_pictures, open
             open_folder(tmp_path / name, "train")
 
 
-def test_an_evaluation_class_that_training_lacks_is_an_error(tmp_path, write_pictures, open_folder):
+def test_an_evaluation_class_that_training_lacks_is_an_error_only_beside_training(
+    tmp_path, write_pictures, make_config, open_folder
+):
     write_pictures(tmp_path, "train/cat/1.png", "val/cat/2.png", "val/elk/3.png")
-    with pytest.raises(UserError, match=r"val has the class folder 'elk' \(1 such\) that .*train lacks"):
-        open_folder(tmp_path, "eval")
+    evaluation = open_folder(tmp_path, "eval")
+    assert (evaluation.class_names, labels(evaluation)) == (["cat", "elk"], [0, 1])
+    with pytest.raises(UserError, match="val have the class 'elk', which the training data in .*train does not have"):
+        make_sources(make_config(name="image_folder", path=str(tmp_path)), (8, 8), 3)
+
+
+def test_both_splits_are_those_opened_one_by_one_from_one_listing(
+    tmp_path, write_pictures, make_config, open_folder, monkeypatch
+):
+    write_pictures(tmp_path, "train/cat/1.png", "train/dog/2.png", "val/dog/3.png")
+    alone = [open_folder(tmp_path, split) for split in ("train", "eval")]
+    listed, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(str(path)) or scandir(path))
+    both = make_sources(make_config(name="image_folder", path=str(tmp_path)), (8, 8), 3)
+    assert len(listed) == len(set(listed)) == 6
+    for source, other in zip(both, alone, strict=True):
+        assert names(source, tmp_path) == names(other, tmp_path) and labels(source) == labels(other)
+        assert (source.class_names, source.notes, source.place) == (other.class_names, other.notes, other.place)
 
 
 def test_pictures_beside_class_folders_are_an_error(tmp_path, write_pictures, open_folder):

@@ -6,10 +6,10 @@ from collections import Counter
 
 import pytest
 
-from mae_jax.data import formats
+from mae_jax.data import files
 from mae_jax.data.decoding import decode
-from mae_jax.data.listing import describe_unread, list_pictures
-from mae_jax.data.pictures import PictureFiles
+from mae_jax.data.files import describe_unread, list_pictures
+from mae_jax.data.image_folder import PictureFiles
 from mae_jax.runtime.errors import UserError
 
 
@@ -61,7 +61,7 @@ def test_pipes_sockets_devices_and_links_to_them_are_not_opened_and_counted(tmp_
 
 
 def test_files_that_are_skipped_for_their_type_are_counted_in_one_line(tmp_path, write_pictures, monkeypatch):
-    monkeypatch.setattr("mae_jax.data.listing.EXTENSIONS", (".png",))  # as without pillow-heif
+    monkeypatch.setattr("mae_jax.data.files.EXTENSIONS", (".png",))  # as without pillow-heif
     write_pictures(tmp_path, "1.png", *(f"{i}.heic" for i in range(5)), "deep/er/6.HEIC", "notes.txt", "LICENSE")
     line = describe_unread(list_pictures(tmp_path).unread)
     assert line.startswith("8 files of types that are not read: .heic 6, .txt 1, without extension 1")
@@ -79,11 +79,11 @@ def test_empty_class_folders_are_told(tmp_path, write_pictures):
 
 
 def test_every_extension_that_pillow_has_for_a_format_that_we_read_counts():
-    assert {".jfif", ".jpe", ".apng", ".dib", ".mpo", ".avif", ".jpg", ".tif"} <= set(formats.EXTENSIONS)
-    assert not {".eps", ".pdf", ".psd"} & set(formats.EXTENSIONS)
+    assert {".jfif", ".jpe", ".apng", ".dib", ".mpo", ".avif", ".jpg", ".tif"} <= set(files.EXTENSIONS)
+    assert not {".eps", ".pdf", ".psd"} & set(files.EXTENSIONS)
 
 
-@pytest.mark.skipif("HEIF" not in formats.FORMATS, reason="needs pillow-heif")
+@pytest.mark.skipif("HEIF" not in files.FORMATS, reason="needs pillow-heif")
 def test_heic_is_read_where_pillow_heif_is_installed():
     import io
 
@@ -93,7 +93,7 @@ def test_heic_is_read_where_pillow_heif_is_installed():
     Image.new("RGB", (24, 16), (200, 30, 90)).save(stream, "HEIF")
     image = decode(stream.getvalue(), 3, 10**6)
     assert image.shape == (16, 24, 3) and abs(image.astype(int) - (200, 30, 90)).max() < 8
-    assert ".heic" in formats.EXTENSIONS
+    assert ".heic" in files.EXTENSIONS
 
 
 def test_pillow_heif_is_registered_where_it_is_installed(tmp_path):
@@ -103,7 +103,7 @@ def test_pillow_heif_is_registered_where_it_is_installed(tmp_path):
     stub = "from PIL import Image\n\n\ndef register_heif_opener():\n"
     stub += "    Image.register_open('HEIF', None)\n    Image.register_extension('HEIF', '.heic')\n"
     (tmp_path / "pillow_heif.py").write_text(stub)
-    code = "import runpy; found = runpy.run_path('mae_jax/data/formats.py'); print('HEIF' in found['FORMATS'], "
+    code = "import runpy; found = runpy.run_path('mae_jax/data/files.py'); print('HEIF' in found['FORMATS'], "
     code += "'.heic' in found['EXTENSIONS'])"
     env = os.environ | {"PYTHONPATH": str(tmp_path)}
     assert subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True).stdout == "True True\n"

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from mae_jax.data import loader, workers
+from mae_jax.data.datasets import make_source
 from mae_jax.data.decoding import BadImage
 from mae_jax.data.device import prefetch_to_device
 from mae_jax.data.loader import make_eval_batches, make_train_batches
 from mae_jax.data.reading import PictureReader, RandomCrop
-from mae_jax.data.sources import make_source
 from mae_jax.data.transforms import Pixels
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.signals import Stopped, StopSignal
@@ -213,7 +213,7 @@ import sys
 from absl import app
 from configs.common import get_config
 from mae_jax.data.loader import make_train_batches
-from mae_jax.data.sources import make_source
+from mae_jax.data.datasets import make_source
 
 def main(argv):
     data = get_config().data
@@ -298,7 +298,7 @@ import signal
 from absl import app
 from configs.common import get_config
 from mae_jax.data.loader import make_eval_batches, make_train_batches
-from mae_jax.data.sources import make_source
+from mae_jax.data.datasets import make_source
 
 def main(argv):
     signal.signal(signal.SIGTERM, lambda *_: None)

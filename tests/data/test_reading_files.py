@@ -7,7 +7,7 @@ import time
 import pytest
 
 from mae_jax.data.files import MAX_BYTES, read_picture_file
-from mae_jax.data.pictures import PictureFiles
+from mae_jax.data.image_folder import PictureFiles
 from mae_jax.data.processor import Processor
 from mae_jax.data.reading import PictureReader
 from mae_jax.data.values import BadImage

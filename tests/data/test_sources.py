@@ -1,11 +1,16 @@
 """The sources that need no files: digits and synthetic pictures."""
 
+import pickle
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 from sklearn.linear_model import RidgeClassifier
 
-from mae_jax.data.sources import count_images, make_source
+from mae_jax.data.datasets import make_source, make_sources
+from mae_jax.data.sources import SOURCES, Digits, count_images
 from mae_jax.data.subset import RandomSubset
 from mae_jax.runtime.errors import UserError
 
@@ -83,3 +88,30 @@ def test_synthetic_labels_can_be_learnt_and_chance_is_a_tenth(make_config):
 def test_too_few_synthetic_pictures_are_refused(make_config):
     with pytest.raises(UserError, match="data.num_examples=3 is too few"):
         make_source(make_config(name="synthetic", num_examples=3), "train", (8, 8), 1)
+
+
+EXAMPLE = Path(__file__).parents[2] / "docs" / "extending.md"
+
+
+def test_a_source_of_ones_own_needs_length_and_pictures_and_is_named_by_its_module(make_config, tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(# my_pictures.py\n.*?)```", EXAMPLE.read_text(), re.DOTALL)
+    (tmp_path / "my_pictures.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    train, evaluation = make_sources(make_config(name="my_pictures:Stripes"), (8, 8), 1)
+    assert (len(train), len(evaluation), train.num_classes) == (800, 200, 2)
+    assert evaluation.labels().tolist() == [0, 1] * 100 and evaluation.labels().dtype == np.int64
+    assert train.name_of(3) == "#3" and pickle.loads(pickle.dumps(train))[3]["label"] == 1
+    with pytest.raises(UserError, match="data.name=my_pictures:Spots cannot be imported: .*Spots"):
+        make_source(make_config(name="my_pictures:Spots"), "train", (8, 8), 1)
+
+
+def test_labels_are_matched_by_the_names_of_their_classes(make_config, monkeypatch):
+    class Reordered(Digits):
+        def __init__(self, split, *others):
+            super().__init__(split)
+            self.class_names = [str(label) for label in (range(10) if split == "train" else range(9, -1, -1))]
+
+    monkeypatch.setitem(SOURCES, "reordered", Reordered)
+    _, evaluation = make_sources(make_config(name="reordered"), (8, 8), 1)
+    assert evaluation.class_names == [str(label) for label in range(10)]
+    np.testing.assert_array_equal(evaluation.labels(), 9 - Digits("eval").labels())

@@ -4,7 +4,7 @@ import pytest
 
 from configs import digits
 from mae_jax.data.augment import normalize
-from mae_jax.data.sources import make_source
+from mae_jax.data.datasets import make_source
 from mae_jax.evaluation.pretraining import MAEEvaluation
 from mae_jax.models.mae import MAEConfig, init_params, make_bind
 from tests.meshes import device_mesh
