@@ -1,4 +1,4 @@
-"""Settings: their mistakes found early, and configs as plain dicts."""
+"""Checks of the settings' values, before anything is read or compiled."""
 
 import functools
 import math
@@ -9,75 +9,49 @@ import ml_collections
 from ml_collections.config_dict import FieldReference
 
 from mae_jax.data.resolutions import check_resolutions
-from mae_jax.models.classifier import POOLS
 from mae_jax.models.config import MAEConfig
 from mae_jax.runtime.errors import UserError
 from mae_jax.settings.fields import INT32_MAX, defaults, flatten, get
 from mae_jax.settings.suggestions import nearest
 
 FLOAT32_MAX = 3.4e38  # what numbers of a run are kept in
-# [low, high] of numeric settings; a high of None is no limit. Above these limits a run would not start, or never end.
-# Settings that are None are not checked.
-WITHIN = {
-    "data.batch_size": (1, None),
-    "data.num_threads": (1, None),
-    "data.num_workers": (0, 256),
-    "data.prefetch_batches": (1, 256),
-    "data.num_examples": (4, 10_000_000),
-    "data.max_pixels": (1, 178_956_970),
-    "data.eval_crop": (0.01, 1),
-    "data.color_jitter": (0, 1),
-    "data.rand_augment_ops": (1, 100),
-    "data.rand_augment_magnitude": (0, 10),
-    "data.rand_augment_magnitude_std": (0, None),
-    "data.erasing": (0, 1),
-    "data.mixup": (0, 1000),
-    "data.cutmix": (0, 1000),
-    "data.mix_probability": (0, 1),
-    "data.mix_switch_probability": (0, 1),
-    "classifier.num_classes": (2, 1_000_000),
-    "classifier.head_std": (0, 1000),
-    "train.steps": (1, None),
-    "train.log_every_steps": (1, None),
-    "train.accumulate_steps": (1, None),
-    "train.skip_nonfinite": (0, None),
-    "train.profile_steps": (0, 1000),
-    "optimizer.base_learning_rate": (0, None),
-    "optimizer.min_learning_rate": (0, None),
-    "optimizer.warmup_epochs": (0, None),
-    "optimizer.weight_decay": (0, None),
-    "optimizer.layer_decay": (0, 1),
-    "checkpoint.every_steps": (1, None),
-    "checkpoint.keep": (1, None),
-    "checkpoint.keep_every_steps": (1, None),
-    "evaluate.every_steps": (1, None),
-    "evaluate.batch_size": (1, None),
-    "evaluate.max_train_examples": (1, None),
-    "evaluate.max_examples": (1, None),
-    "evaluate.knn_k": (1, 10_000),
-    "evaluate.knn_temperature": (1e-10, 1e10),
-    "evaluate.probe_c": (1e-10, 1e10),
-    "evaluate.pictures": (1, 1000),
+# Settings by the interval that their number, or each of their numbers, lies in; None is not checked. Beyond the upper
+# limits a run would not start, or never end.
+RANGES = {
+    "[1, inf)": "data.batch_size data.num_threads train.steps train.log_every_steps train.accumulate_steps "
+    "checkpoint.every_steps checkpoint.keep checkpoint.keep_every_steps evaluate.every_steps evaluate.batch_size "
+    "evaluate.max_train_examples evaluate.max_examples",
+    "[0, inf)": "data.rand_augment_magnitude_std train.skip_nonfinite optimizer.base_learning_rate "
+    "optimizer.min_learning_rate optimizer.warmup_epochs optimizer.weight_decay",
+    "(0, inf)": "data.crop_ratio train.epochs optimizer.epsilon optimizer.trust_coefficient optimizer.clip_norm",
+    "[0, 1]": "data.mean data.std data.color_jitter data.erasing data.mix_probability data.mix_switch_probability "
+    "optimizer.layer_decay",
+    "(0, 1]": "data.crop_scale data.label_fraction data.eval_fraction",
+    "[0, 1)": "classifier.drop_path classifier.label_smoothing optimizer.b1 optimizer.b2 optimizer.momentum "
+    "optimizer.muon_momentum train.ema_decay",
+    "[0.01, 1]": "data.eval_crop",
+    "[0, 10]": "data.rand_augment_magnitude",
+    "[1, 100]": "data.rand_augment_ops",
+    "[0, 256]": "data.num_workers",
+    "[1, 256]": "data.prefetch_batches",
+    "[0, 1000]": "data.mixup data.cutmix classifier.head_std train.profile_steps",
+    "[1, 1000]": "evaluate.pictures",
+    "[1, 10000]": "evaluate.knn_k evaluate.knn_sweep_k",
+    "[2, 1000000]": "classifier.num_classes",
+    "[4, 10000000]": "data.num_examples",
+    "[1, 178956970]": "data.max_pixels",
+    "[1e-10, 1e10]": "evaluate.knn_temperature evaluate.knn_sweep_temperature evaluate.probe_c evaluate.probe_sweep_c",
+    "[0, 4294967295]": "seed data.seed",
 }
-ABOVE_ZERO = ("train.epochs", "optimizer.epsilon", "optimizer.trust_coefficient", "optimizer.clip_norm")
+INTERVALS = {key: interval for interval, keys in RANGES.items() for key in keys.split()}
 CHOICES = {
-    "classifier.pool": tuple(POOLS),
     "data.augmentation": ("none", "rand_augment"),
     "data.crop_rule": ("retry", "clip", "centre"),
     "data.on_bad_image": ("replace", "raise"),
     "evaluate.token": ("mean", "class"),
     "optimizer.name": ("adamw", "lars", "muon"),
 }
-# [low, high) of others.
-BELOW = {
-    "classifier.drop_path": (0, 1),
-    "classifier.label_smoothing": (0, 1),
-    "optimizer.b1": (0, 1),
-    "optimizer.b2": (0, 1),
-    "optimizer.momentum": (0, 1),
-    "optimizer.muon_momentum": (0, 1),
-    "train.ema_decay": (0, 1),
-}
+PATHS = ("init_from", "data.path", "evaluate.mask")
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -88,55 +62,22 @@ def check(config: ml_collections.ConfigDict) -> None:
     """
     for key, value in flatten(config.to_dict()).items():
         _check_kind(key, value)
-    for key in ("data.crop_scale", "data.crop_ratio", "data.mean", "data.std"):
-        value = get(config, key)
-        if not value or not all(isinstance(number, int | float) for number in value):
-            raise UserError(f"{key}={tuple(value)} must be numbers, for example --config.{key}='(0.5, 1.0)'")
-        if key in ("data.mean", "data.std") and not all(0 <= number <= 1 for number in value):
-            raise UserError(f"{key}={tuple(value)} must lie within [0, 1], as the values of pictures do")
-        if "crop" in key and len(value) != 2:
-            raise UserError(f"{key}={tuple(value)} must be two numbers, (low, high)")
-    for key in ("seed", "data.seed"):
-        if not 0 <= get(config, key) < 2**32:
-            raise UserError(f"{key}={get(config, key)} is outside [0, 2^32)")
-    for key, (low, high) in WITHIN.items():
-        value = get(config, key)
-        if value is not None and value < low:
-            raise UserError(f"{key}={value} must be at least {low}")
-        if value is not None and high is not None and value > high:
-            raise UserError(f"{key}={value} must be at most {high:,}")
-    for key in ABOVE_ZERO:
-        value = get(config, key)
-        if value is not None and not value > 0:
-            raise UserError(f"{key}={value} must be above 0")
-    for key, choices in CHOICES.items():
-        if get(config, key) not in choices:
-            value = get(config, key)
+        if value is not None and key in INTERVALS:
+            _check_range(key, value, INTERVALS[key])
+        if key in CHOICES and value not in CHOICES[key]:
+            choices = CHOICES[key]
             raise UserError(f"{key}={value!r} is not one of {', '.join(choices)}{nearest(str(value), choices)}")
-    for key, (low, high) in BELOW.items():
-        value = get(config, key)
-        if value is not None and not low <= value < high:
-            raise UserError(f"{key}={value} is outside [{low}, {high})")
-    if config.data.label_fraction is not None and not 0 < config.data.label_fraction <= 1:
-        raise UserError(f"data.label_fraction={config.data.label_fraction} is outside (0, 1]")
-    if config.shard is not None and config.task != "ablate":
-        raise UserError(f"shard={config.shard} is for ablations (configs/ablations/): one run has no parts to share")
+    for name in ("crop_scale", "crop_ratio"):
+        value = config.data[name]
+        if len(value) != 2 or value[0] > value[1]:
+            raise UserError(f"data.{name}={tuple(value)} must be two numbers, (low, high) with low <= high")
     if config.evaluate.mask and config.evaluate.mask_ratio is not None:
         raise UserError(
             f"evaluate.mask_ratio={config.evaluate.mask_ratio} beside evaluate.mask={config.evaluate.mask}, which "
             "decides what is hidden: leave one of them out"
         )
-    _check_sweeps(config.evaluate)
     _check_together(config)
     data = config.data
-    low, high = data.crop_scale
-    if not 0 < low <= high <= 1:
-        raise UserError(f"data.crop_scale={tuple(data.crop_scale)} must be (low, high) with 0 < low <= high <= 1")
-    low, high = data.crop_ratio
-    if not 0 < low <= high:
-        raise UserError(f"data.crop_ratio={tuple(data.crop_ratio)} must be (low, high) with 0 < low <= high")
-    if not 0 < data.eval_fraction <= 1:
-        raise UserError(f"data.eval_fraction={data.eval_fraction} is outside (0, 1]")
     check_value_range(data.value_range)
     check_resolutions(config.train.resolutions)
     if config.task != "pretrain" and config.init_from:
@@ -150,15 +91,9 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 @functools.cache
 def _may_be_none() -> set[str]:
-    """The settings that configs/common.py makes as a FieldReference (or placeholder)."""
-    config = defaults()
-    groups = {f"{name}.": group for name, group in config.items() if isinstance(group, ml_collections.ConfigDict)}
-    return {
-        prefix + name
-        for prefix, group in ({"": config} | groups).items()
-        for name, field in group.items(preserve_field_references=True)
-        if isinstance(field, FieldReference)
-    }
+    """The settings that configs/common.py makes by `placeholder` or FieldReference."""
+    fields = flatten(defaults().to_dict(preserve_field_references=True))
+    return {key for key, field in fields.items() if isinstance(field, FieldReference)}
 
 
 def _check_kind(key: str, value: Any) -> None:
@@ -174,6 +109,26 @@ def _check_kind(key: str, value: Any) -> None:
             raise UserError(f"{key}={value} must be at most {INT32_MAX:,}")
         if isinstance(number, int | float) and abs(number) > FLOAT32_MAX and not key.endswith("seed"):
             raise UserError(f"{key}={value} must lie within {FLOAT32_MAX}, the range of float32")
+
+
+def _check_range(key: str, value: Any, interval: str) -> None:
+    """Raises UserError unless a number, or each of a tuple, is in an interval such as "[0, 1)"."""
+    low, high = map(float, interval[1:-1].split(","))
+    kinds = int if key == "evaluate.knn_sweep_k" else int | float
+
+    def inside(number: Any) -> bool:
+        at_limit = interval[0] == "(" and number == low or interval[-1] == ")" and number == high
+        return isinstance(number, kinds) and low <= number <= high and not at_limit
+
+    if not isinstance(value, list):
+        if not inside(value):
+            raise UserError(f"{key}={value} is outside {interval}")
+    elif not value or not all(map(inside, value)):
+        kind = "whole numbers" if kinds is int else "numbers"
+        example = flatten(defaults().to_dict())[key]
+        raise UserError(
+            f"{key}={tuple(value)} must be {kind} in {interval}, for example --config.{key}='{tuple(example)}'"
+        )
 
 
 def check_value_range(value: Any) -> None:
@@ -202,21 +157,6 @@ def check_channels(data: ml_collections.ConfigDict, channels: int) -> None:
             f"data.augmentation=rand_augment takes pictures of 1 or 3 channels, not model.channels={channels}; "
             "set data.augmentation=none"
         )
-
-
-def _check_sweeps(evaluate: ml_collections.ConfigDict) -> None:
-    for name, kinds, low, high in (
-        ("knn_sweep_k", int, *WITHIN["evaluate.knn_k"]),
-        ("knn_sweep_temperature", int | float, *WITHIN["evaluate.knn_temperature"]),
-        ("probe_sweep_c", int | float, *WITHIN["evaluate.probe_c"]),
-    ):
-        values = tuple(evaluate[name])
-        if not values or not all(isinstance(value, kinds) and low <= value <= high for value in values):
-            kind = "whole numbers" if kinds is int else "numbers"
-            raise UserError(
-                f"evaluate.{name}={values} must be {kind} from {low} to {high:,}, for example "
-                f"--config.evaluate.{name}='(1, 10)'"
-            )
 
 
 def _check_together(config: ml_collections.ConfigDict) -> None:
@@ -259,6 +199,6 @@ def _check_together(config: ml_collections.ConfigDict) -> None:
 
 def expand_paths(config: ml_collections.ConfigDict) -> None:
     """Replaces a leading ~ of the paths among the settings, which shells leave alone in `--config.KEY=~/...`."""
-    config.init_from = config.init_from and os.path.expanduser(config.init_from)
-    config.data.path = config.data.path and os.path.expanduser(config.data.path)
-    config.evaluate.mask = config.evaluate.mask and os.path.expanduser(config.evaluate.mask)
+    for key in PATHS:
+        if path := get(config, key):
+            config.update_from_flattened_dict({key: os.path.expanduser(path)})
