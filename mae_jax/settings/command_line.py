@@ -21,7 +21,6 @@ from mae_jax.settings.suggestions import find_meant, nearest_setting
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 HELP = ("help", "h", "helpshort", "helpfull", "helpxml")
-CONFIG_DICT = str(Path(config_dict.__file__).parent)
 # Frames of a traceback that are not of a user's code.
 NOT_THEIRS = ("<", __file__, *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")))
 
@@ -52,7 +51,7 @@ for _type, _parser, _kind in (
 
 
 def config_file(arguments: list[str]) -> tuple[Path, str | None]:
-    """What `--config=FILE` or `--config=FILE:ARGUMENT` (or `--config FILE`) names: the file, and its argument.
+    """The file of `--config=FILE` or `--config=FILE:ARGUMENT` (or `--config FILE`), and its argument.
 
     Raises:
       UserError: if there is none, or it does not exist.
@@ -84,9 +83,8 @@ def _configs_near(path: Path) -> dict[str, str]:
 
 def given_settings(arguments: list[str]) -> tuple[str, ...]:
     """The keys of all `--config.KEY=VALUE` (and `--noconfig.KEY`) of a command line."""
-    names = (argument.split("=", 1)[0].lstrip("-") for argument in arguments if argument.startswith("-"))
-    names = (name.removeprefix("no") for name in names)
-    return tuple(name.removeprefix("config.") for name in names if name.startswith("config."))
+    found = (re.match(r"--?(?:no)?config\.([^=]*)", argument) for argument in arguments)
+    return tuple(match[1] for match in found if match)
 
 
 def asks_for_help(arguments: list[str]) -> bool:
@@ -95,7 +93,7 @@ def asks_for_help(arguments: list[str]) -> bool:
 
 
 def describe_configs(arguments: list[str]) -> str:
-    """For `--help`: the config that the command line names, with all its settings; without one, which there are."""
+    """For `--help`: the config that the command line names, with all its settings; without one, a list of them."""
     try:
         path, argument = config_file(arguments)
         config = load_config(path, argument)
@@ -121,17 +119,16 @@ def check_command_line(arguments: list[str]) -> None:
     """
     known = flatten(load_config(*config_file(arguments)).to_dict())
     for key in given_settings(arguments):
-        if key in known:
-            continue
-        if any(k.startswith(key + ".") for k in known):
-            members = [k for k in known if k.startswith(key + ".")]
+        members = [k for k in known if k.startswith(key + ".")]
+        if members:
             hint = nearest_setting(key, [*members, "init_from"])
             raise UserError(f"--config.{key} is a group of settings; set one of its members{hint}")
-        raise UserError(f"unknown setting --config.{key}{nearest_setting(key, known)}")
+        if key not in known:
+            raise UserError(f"unknown setting --config.{key}{nearest_setting(key, known)}")
 
 
 def describe_unknown_flag(name: str, arguments: list[str]) -> str:
-    """What to say of a flag that does not exist, such as a setting that is given without `--config.`."""
+    """The error for a flag that does not exist, such as a setting that is given without `--config.`."""
     known = flatten(load_config(*config_file(arguments)).to_dict())
     meant = find_meant(name, known, suggestions.SETTINGS)
     flag = f'"{meant}"' if (meant or "").startswith("--") else f'"--config.{meant}"'
@@ -154,13 +151,15 @@ def load_config(path: Path, argument: str | None) -> ConfigDict:
         spec.loader.exec_module(module)
         if not callable(getattr(module, "get_config", None)):
             raise UserError(f"config {path} has no function get_config()")
-        parameters = inspect.signature(module.get_config).parameters.values()
-        if argument and not parameters:
+        signature = inspect.signature(module.get_config)
+        if argument and not signature.parameters:
             raise UserError(f"config {path} takes nothing after a colon, but was given {argument!r}")
-        needed = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-        if needed and not argument:
-            raise UserError(f"config {path} needs an argument after a colon: --config={path}:ARGUMENT")
-        config = module.get_config(argument) if argument else module.get_config()
+        given = [argument] if argument else []
+        try:
+            signature.bind(*given)
+        except TypeError as error:
+            raise UserError(f"config {path} needs an argument after a colon: --config={path}:ARGUMENT") from error
+        config = module.get_config(*given)
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # it is the user's own code
@@ -176,17 +175,17 @@ def load_config(path: Path, argument: str | None) -> ConfigDict:
 
 def _explain(error: BaseException, path: Path) -> str:
     """Where in the user's own code an error arose, and what it says."""
-    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    every_frame = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError):
-        frames.append((error.filename or "<", error.lineno))
-    frames = [(name, line) for name, line in frames if not name.startswith(NOT_THEIRS)]
+        every_frame.append((error.filename or "<", error.lineno))
+    frames = [(name, line) for name, line in every_frame if not name.startswith(NOT_THEIRS)]
     where = ""
     if frames:
         name, line = frames[-1]
         where = f", line {line}" if Path(name).resolve() == path.resolve() else f": {name}, line {line}"
     text = f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else first_line(error)}"
-    unknown = re.match(r"""\W*(?:Key ")?(\w+)\\?['"]""", str(error))  # as a ConfigDict tells what it does not have
-    if unknown and traceback.extract_tb(error.__traceback__)[-1].filename.startswith(CONFIG_DICT):
+    unknown = re.match(r"""\W*(?:Key ")?(\w+)\\?['"]""", str(error))  # as a ConfigDict names a key that it lacks
+    if unknown and Path(every_frame[-1][0]).parent == Path(config_dict.__file__).parent:
         usual = defaults()
         hint = nearest_setting(unknown[1], [*usual, *flatten(usual.to_dict())])  # groups too
         text = f'there is no setting "{unknown[1]}"{hint}'
@@ -197,12 +196,11 @@ def _check_settings(path: Path, config: ConfigDict) -> None:
     """Raises UserError unless a config has the settings of configs/common.py, with values of their types."""
     usual = defaults()
     known, found = flatten(usual.to_dict()), flatten(config.to_dict())
-    for key in found:
-        if key not in known:
-            raise UserError(f"config {path} has the unknown setting {key}{nearest_setting(key, known)}")
     if missing := ", ".join(key for key in known if key not in found):
         raise UserError(f"config {path} lacks settings ({missing[:60]}...): begin with config = common.get_config()")
     for key, value in found.items():
+        if key not in known:
+            raise UserError(f"config {path} has the unknown setting {key}{nearest_setting(key, known)}")
         group, _, name = key.rpartition(".")
         kind = (usual[group] if group else usual).get_type(name)
         kinds = {float: (int, float), tuple: list}.get(kind, kind)  # flatten makes lists of tuples

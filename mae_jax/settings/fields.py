@@ -1,4 +1,4 @@
-"""Settings as plain values: by dotted names, flat, and as JSON has them; and the defaults that configs start from."""
+"""The defaults of all settings, and settings as plain values: by dotted key, flat, and as in JSON."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,17 +11,13 @@ _make_defaults: Callable[[], ConfigDict] | None = None
 
 
 def use_defaults(make: Callable[[], ConfigDict]) -> None:
-    """Says where the defaults are: `get_config` of configs/common.py, which the package does not import itself."""
+    """Registers `get_config` of configs/common.py, which the package does not import itself."""
     global _make_defaults
     _make_defaults = make
 
 
 def defaults() -> ConfigDict:
-    """A new config with every setting at its default.
-
-    Raises:
-      RuntimeError: if the program has not called `use_defaults`.
-    """
+    """A new config with every setting at its default."""
     if _make_defaults is None:
         raise RuntimeError("call mae_jax.settings.fields.use_defaults(configs.common.get_config) first")
     return _make_defaults()
@@ -35,7 +31,7 @@ def get(config: Any, key: str) -> Any:
 
 
 def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
-    """{"train": {"steps": 1}} -> {"train.steps": 1}; tuples become lists, as JSON has them."""
+    """{"train": {"steps": 1}} -> {"train.steps": 1}; tuples become lists, as in JSON."""
     flat = {}
     for key, value in config.items():
         if isinstance(value, dict):
@@ -46,12 +42,12 @@ def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
 
 
 def from_dict(values: dict) -> dict:
-    """Undoes what JSON does to a config: lists become tuples again."""
+    """A config as it was before JSON: lists become tuples again."""
     return {
         key: from_dict(value) if isinstance(value, dict) else _swap(value, list, tuple) for key, value in values.items()
     }
 
 
 def _swap(value: Any, old: type, new: type) -> Any:
-    """Makes sequences of one type, at any depth, those of another."""
+    """The value with all sequences of one type, at any depth, made those of another."""
     return new(_swap(item, old, new) for item in value) if isinstance(value, old) else value

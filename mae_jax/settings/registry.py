@@ -1,4 +1,4 @@
-"""Registries: what a setting names, such as mask samplers, and how others add their own."""
+"""Registries: implementations that a setting names, such as mask samplers, and how to add your own."""
 
 import importlib
 from collections.abc import Callable
@@ -11,10 +11,9 @@ T = TypeVar("T")
 
 
 class Registry(dict[str, T], Generic[T]):
-    """Name -> implementation, for the values of one setting.
+    """Name -> implementation, for the values of one setting, given by its dotted key.
 
-    `setting` is its dotted key. Values of the form "module:name" are imported, so that a project's own need not be
-    registered at all.
+    A value of the form "module:name" is imported, so that your own need not be registered.
     """
 
     def __init__(self, setting: str):
@@ -31,11 +30,7 @@ class Registry(dict[str, T], Generic[T]):
         return add
 
     def find(self, name: str) -> T:
-        """The implementation with this name.
-
-        Raises:
-          UserError: for a name that is not registered, or a "module:name" that cannot be imported.
-        """
+        """The implementation with this name; UserError if it is unknown or cannot be imported."""
         module, _, attribute = str(name).partition(":")
         if not attribute:
             if name not in self:

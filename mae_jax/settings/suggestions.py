@@ -1,10 +1,10 @@
-"""What somebody may have meant: the nearest name by what other programs call it, by its words, or by its spelling."""
+"""Hints for unknown names: the nearest known one by its name in other programs, its words, or its spelling."""
 
 import difflib
 import re
 from collections.abc import Iterable
 
-# What a setting, or the flag that serves, is called elsewhere; whole names or words of them.
+# Names, or words of names, that other programs have for a setting or a flag.
 SETTINGS = {
     "init_from": "checkpoint ckpt pretrained resume weights load finetune from",
     "seed": "random_seed rng",
@@ -41,7 +41,7 @@ SETTINGS = {
     "train.log_every_steps": "log print_freq log_every",
     "mesh.data": "gpu gpus num_gpus devices device",
 }
-# The same of configs.
+# The same for configs.
 CONFIGS = {
     "small_photos": "pretrain pretraining train own photos photo pictures images image laptop cpu",
     "image_folder": "folder imagefolder custom",
@@ -58,7 +58,7 @@ CONFIGS = {
     "features": "embed embeddings extract",
     "export": "convert",
 }
-TYPING_ERROR = 0.7  # how alike two spellings are, of 1, if one was meant to be the other
+TYPING_ERROR = 0.7  # how alike two spellings are, of 1, if one is meant to be the other
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
@@ -68,7 +68,7 @@ def nearest(word: str, words: Iterable[str]) -> str:
 
 
 def nearest_setting(key: str, known: Iterable[str]) -> str:
-    """A hint as `nearest`, by the names of settings, their words and what they are called elsewhere."""
+    """A hint as `nearest`, by the names of settings, their words, and their names elsewhere."""
     found = find_meant(key, known, SETTINGS)
     return f'; did you mean "{found}"?' if found else ""
 
@@ -78,34 +78,28 @@ def find_meant(asked: str, known: Iterable[str], elsewhere: dict[str, str]) -> s
 
     Args:
       known: dotted names; the first of those that are equally near counts.
-      elsewhere: name -> what it is called elsewhere.
+      elsewhere: name -> its names elsewhere.
     """
-    known = list(known)
-    leaf = _leaf(asked)
-    names = {name: target for target, texts in elsewhere.items() for name in texts.split()}
-    names = {name: target for name, target in names.items() if target in known or target.startswith("--")}
+    known, leaf = list(known), _leaf(asked)
+    names = {alias: name for name, aliases in elsewhere.items() for alias in aliases.split()}
+    names = {alias: name for alias, name in names.items() if name in known or name.startswith("--")}
     if leaf in names or not known:
         return names.get(leaf)
+    words = set().union(*(_words(names.get(word, word)) for word in leaf.split("_")))
 
-    def alike(name: str) -> tuple[float, float]:
-        whole = difflib.SequenceMatcher(None, asked, name).ratio()
-        return max(whole, difflib.SequenceMatcher(None, leaf, _leaf(name)).ratio()), whole
+    def likeness(name: str) -> tuple[float, float]:
+        """Of the words and of the spelling."""
+        own, whole = _words(name), difflib.SequenceMatcher(None, asked, name).ratio()
+        leaves = difflib.SequenceMatcher(None, leaf, _leaf(name)).ratio()
+        return len(words & own) / len(words | own), max(whole, leaves) + whole / 10
 
-    def shared(name: str) -> float:
-        own = _words(_leaf(name))
-        return len(words & own) / len(words | own)
-
-    words = set().union(*(_words(_leaf(names.get(part, part))) for part in leaf.split("_")))
-    by_words = max(known, key=lambda name: (shared(name), alike(name)))
-    by_spelling = max(known, key=alike)
-    for found, likely in ((by_words, shared(by_words) >= 0.5), (by_spelling, alike(by_spelling)[0] >= TYPING_ERROR)):
-        if likely:
-            return found
-    return by_words if shared(by_words) > 0 else None
+    best = max(known, key=lambda name: sum(likeness(name)))
+    shared, spelling = likeness(best)
+    return best if shared > 0 or spelling >= TYPING_ERROR else None
 
 
 def _words(name: str) -> set[str]:
-    return {word.removesuffix("s") for word in name.split("_")}
+    return {word.removesuffix("s") for word in _leaf(name).split("_")}
 
 
 def _leaf(name: str) -> str:

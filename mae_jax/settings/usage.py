@@ -1,4 +1,4 @@
-"""Which settings each task reads. The others must be as in configs/common.py, so that no setting is silently ignored.
+"""Which settings each task reads. Others must keep their defaults, so that no setting is silently ignored.
 
 A row of READS lists groups and keys, with * for any ending; "-" takes keys out again.
 """
@@ -20,7 +20,7 @@ NO_TRAINING += "-data.rand_augment_* -data.on_device "
 
 TRAINS = EVERY + "seed mesh.* train.* optimizer.* checkpoint.* evaluate.every_steps evaluate.batch_size "
 TRAINS += "evaluate.max_examples "
-# The model and the pictures are the checkpoint's: tasks/checkpoint.py tells which of their settings may be others.
+# The model and the pictures are the checkpoint's, which the tasks compare with these settings.
 MEASURES = EVERY + NO_MIXING + NO_TRAINING + "seed mesh.* evaluate.batch_size evaluate.max_examples "
 FEATURES = "evaluate.token evaluate.max_train_examples "
 HIDES = "evaluate.mask evaluate.mask_ratio evaluate.pictures "
@@ -42,13 +42,11 @@ READS = {
     "export": EVERY + NO_LABELS + NO_MIXING + NO_TRAINING + "format encoder_only",
 }  # fmt: skip
 READS["ablate"] = READS["pretrain"] + " ablate.* shard"
-
-# A config file may start from one for another of these tasks. Settings that it has from there may stand; on a command
-# line they are a mistake.
+# A config may start from that of another of these tasks, and keep its settings. On a command line they are a mistake.
 INHERITS = {"ablate": (), "pretrain": ("ablate",), "classify": ("pretrain",)}
 MEASURES_INHERIT = ("pretrain", "classify")  # the tasks that take a checkpoint
 
-# (setting, value): settings that have no effect with this value. They are refused on a command line.
+# (setting, value): settings that have no effect with this value. On a command line they are refused.
 UNUSED_WITH = {
     ("init_from", None): "assume.* classifier.random_encoder",
     ("data.name", "digits"): "data.path data.train_split data.eval_split",
@@ -58,28 +56,27 @@ UNUSED_WITH = {
     ("optimizer.name", "muon"): "optimizer.momentum optimizer.trust_coefficient",
     ("optimizer.name", "lars"): "optimizer.b1 optimizer.b2 optimizer.epsilon optimizer.muon_momentum",
 }
-# Settings that the data of this name alone use.
+# Settings that only the data of this name use.
 ONLY_WITH = {"data.num_examples": "synthetic", "data.eval_fraction": "image_folder", "data.stratify": "image_folder"}
 
 
 def reads(task: str, key: str) -> bool:
-    """Whether a task (a row of READS) uses a setting."""
+    """Whether a task (a row of READS) uses a setting; an objective of your own may use what both of ours do."""
+    if ":" in task:
+        return reads("pretrain", key) or reads("classify", key)
     words = READS[task].split()
     return _matches(key, [w for w in words if w[0] != "-"]) and not _matches(key, [w[1:] for w in words if w[0] == "-"])
 
 
 def check_read(config: ml_collections.ConfigDict, row: str | None = None) -> None:
-    """Checks that the task uses every setting that is not as in configs/common.py.
+    """Raises UserError for a setting that is not at its default, and that the task would ignore.
 
     Args:
       config: with `given`, the keys of the command line.
       row: of READS; None: the task's.
-
-    Raises:
-      UserError: for a setting that would be ignored.
     """
     task = row or config.task
-    if task not in READS:
+    if task not in READS and ":" not in task:
         raise UserError(f"unknown task {task!r}{nearest(task, READS)}")
     usual = flatten(defaults().to_dict())
     changed = {key: value for key, value in flatten(config.to_dict()).items() if value != usual.get(key, value)}
@@ -88,9 +85,8 @@ def check_read(config: ml_collections.ConfigDict, row: str | None = None) -> Non
         if not inherited and not reads(task, key):
             users = ", ".join(other for other in READS if reads(other, key))
             raise UserError(f"{key}={value!r} is not for the task {task}, only for {users}: leave it out")
-    for key in config.given:
-        if key in changed and (cause := unused_with(config, key)):
-            raise UserError(f"{key}={changed[key]!r} is not used with {cause}: leave it out")
+        if key in config.given and (cause := unused_with(config, key)):
+            raise UserError(f"{key}={value!r} is not used with {cause}: leave it out")
 
 
 def unused_with(config: ml_collections.ConfigDict, key: str) -> str | None:
