@@ -14,7 +14,6 @@ import jax
 import numpy as np
 import torch
 from transformers import (
-    BeitForImageClassification,
     ViTConfig,
     ViTForImageClassification,
     ViTMAEConfig,
@@ -98,13 +97,6 @@ def compare_others(settings: dict) -> dict[str, float]:
         classifier.save_pretrained(folder)
         logits = mae_jax.load(folder)(images)
         differences["ViTForImageClassification: logits"] = relative(logits, classifier(to_torch(images)).logits)
-        # The same network with the mean of the patch tokens, which only our export to BEiT has.
-        weights = read_weights(folder)
-        pooled = weights.config | {"classifier": weights.config["classifier"] | {"pool": "mean_norm"}}
-        export(weights._replace(config=pooled), Path(folder) / "beit", "huggingface")
-        beit = BeitForImageClassification.from_pretrained(Path(folder) / "beit")
-        logits = mae_jax.load(Path(folder) / "beit")(images)
-        differences["exported BeitForImageClassification: logits"] = relative(logits, beit(to_torch(images)).logits)
     return differences
 
 

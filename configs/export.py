@@ -3,8 +3,7 @@
     python main.py --config=configs/export.py --config.init_from=runs/digits --config.format=huggingface --workdir=DIR
 
     huggingface  config.json, preprocessor_config.json, model.safetensors: ViTMAEForPreTraining.from_pretrained(DIR);
-                 an encoder is a ViTModel, a classifier a ViTForImageClassification (with classifier.pool=mean_norm a
-                 BeitForImageClassification, since transformers' ViT has no such pool)
+                 an encoder is a ViTModel, a classifier with classifier.pool=class a ViTForImageClassification
     facebook     model.pth, as facebookresearch/mae writes it (needs PyTorch)
     timm         config.json, model.safetensors: timm.create_model("local-dir:DIR"); encoders and classifiers
 

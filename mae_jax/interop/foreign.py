@@ -1,23 +1,42 @@
-"""Models in files of other programs: facebookresearch/mae, Hugging Face and timm. Which one it is shows in the file.
+"""Models in files of other programs: facebookresearch/mae, Hugging Face and timm. The file shows which one it is.
 
-Settings come from a config.json beside the tensors, from what the file says itself, else from the shapes. What is
-assumed, missing or left over is noted; what would change the model's results is refused.
+Settings come from what the file says (`description`), else from the shapes of its tensors, else they are the usual
+ones. What is assumed, missing or left over is noted; what would change the model's results is refused.
 """
 
 import dataclasses
+import math
+import re
 from pathlib import Path
 from typing import Any
 
-from mae_jax.interop.description import TABLES, Description
-from mae_jax.interop.tensors import read_tensors
-from mae_jax.interop.torch_layout import places, read_params, renamings
+import numpy as np
+
+from mae_jax.interop.description import Description, State, data_settings, describe, is_number
+from mae_jax.interop.tensors import Tensor, TensorFile, read_tensors
+from mae_jax.interop.torch_layout import listed, read_params, their_names
 from mae_jax.interop.workdirs import Weights
-from mae_jax.models.classifier import abstract_variables
-from mae_jax.models.config import MAEConfig
+from mae_jax.models.classifier import ClassifierConfig, abstract_variables
+from mae_jax.models.config import SIZES, MAEConfig
 from mae_jax.models.mae import abstract_params
+from mae_jax.models.positions import sincos_table
 from mae_jax.runtime.errors import UserError, first_line
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pth", "*.pt")
+WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.", "base_model.")  # put in front of names by other programs
+ESSENTIAL = ("cls_token", "patch_embed.proj.weight", "blocks.0.norm1.weight", "blocks.0.mlp.fc1.weight")
+DECODER_ESSENTIAL = ("decoder_embed.weight", "decoder_blocks.0.mlp.fc1.weight")
+TABLES = (("pos_embed", "width"), ("decoder_pos_embed", "decoder_width"))
+STACKS = (("blocks", "depth"), ("decoder_blocks", "decoder_depth"))
+# Names without a counterpart, without which a ViT gives other results: extra tokens, layer scale, qk-norm, ...
+CHANGES_RESULTS = re.compile(
+    r"(decoder_)?blocks\.|encoder\.|decoder\.|layers\.|patch_embed\.|.*(pre_logits|reg_token|dist_token|distillation|"
+    r"register|storage_token|norm_pre|rope|relative_position|attn_pool)"
+)
+HEADS_OF_WIDTH = {size["width"]: size["num_heads"] for size in SIZES.values()} | {1408: 16, 1664: 16}  # ViT-g, ViT-G
+DECODER_HEADS = 16  # of all released autoencoders
+# Settings that the user may give where a file does not say them.
+GUESSABLE = ("num_heads", "decoder_num_heads", "normalize_targets", "norm_epsilon", "activation", "image_size")
 
 
 def is_foreign(path: Path) -> bool:
@@ -40,32 +59,194 @@ def read_foreign(path: Path, asked: dict[str, Any] | None = None) -> Weights:
     """
     file = read_tensors(path)
     try:  # whatever stands in these files, of whatever type
-        found = Description(path, file)
-        model = found.model_config(asked or {})
-        classifier = found.classifier_config(model) if found.has_head else None
-        shapes = abstract_variables(classifier) if classifier else abstract_params(model, decoder=found.has_decoder)
-        data = found.data_settings(model.channels)
-        names = found.class_names
-        if names and not (isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)):
-            raise TypeError("its class names are not a list of strings")
-    except UserError:
-        raise
+        return _read(path, file, asked or {})
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise UserError(
-            f"{path}, or a JSON file beside it, says something in a form that is not known ({first_line(error)})"
-        ) from error
-    config: dict[str, Any] = {"task": "pretrain", "seed": 0, "model": _as_settings(model), "data": data}
-    renamed = renamings(classifier)
-    if classifier:
+        text = f"or a JSON file beside it, says something in a form that is not known ({first_line(error)})"
+        raise UserError(f"{path}, {text}") from error
+
+
+def _read(path: Path, file: TensorFile, asked: dict[str, Any]) -> Weights:
+    found = describe(path if path.is_dir() else path.parent, _unwrapped(file.tensors), file.others)
+    _check_whole(found)
+    model = _model_config(found, asked, path.name)
+    config: dict[str, Any] = {"task": "pretrain", "seed": 0, "model": _as_settings(model)}
+    config["data"] = data_settings(found, model.channels)
+    if found.has_head:
+        classifier, names = _classifier_config(found, model), found.class_names
+        shapes = abstract_variables(classifier)
         config["class_names"] = names if names and len(names) == classifier.num_classes else None
         config["task"] = "classify"
         config["classifier"] = {k: v for k, v in dataclasses.asdict(classifier).items() if k != "encoder"}
-    elif not found.has_decoder:
-        found.notes.append("no decoder in it: it can encode, not reconstruct")
-    used = {place.name for place in places(shapes, renamed, model.patch_size)} | set(TABLES)
-    found.notes += found.left_over(used)
-    params = read_params(found.state, shapes, renamed, model.patch_size, str(path))
+    else:
+        classifier, shapes = None, abstract_params(model, decoder=found.has_decoder)
+        if not found.has_decoder:
+            found.notes.append("no decoder in it: it can encode, not reconstruct")
+    found.notes += _left_over(found, {name for _, names in their_names(shapes, classifier) for name in names})
+    params = read_params(found.state, shapes, classifier, model.patch_size)
     return Weights(config, params, found.step, found.origin, tuple(found.notes))
+
+
+def _unwrapped(tensors: State) -> State:
+    """The tensors without the prefixes that other programs put in front of their names."""
+    state = {}
+    for name, tensor in tensors.items():
+        while wrapper := next((wrapper for wrapper in WRAPPERS if name.startswith(wrapper)), None):
+            name = name.removeprefix(wrapper)
+        state[name] = tensor
+    if len(state) < len(tensors):
+        raise UserError(f"it has tensors whose names differ only in a prefix ({', '.join(WRAPPERS)})")
+    return state
+
+
+def _check_whole(found: Description) -> None:
+    if missing := [name for name in ESSENTIAL if name not in found.state]:
+        has = listed(list(found.state)) or "nothing"
+        raise UserError(f"it holds no ViT and no masked autoencoder: it lacks {listed(missing)}; it has {has}")
+    needed = ("pos_embed", *(("decoder_pos_embed", *DECODER_ESSENTIAL) if found.has_decoder else ()))
+    if missing := [name for name in needed if name not in found.state]:
+        raise UserError(f"it lacks {listed(missing)}: it is not whole")
+
+
+def _model_config(found: Description, asked: dict[str, Any], file_name: str) -> MAEConfig:
+    """The settings that the file states, else those asked for, else those of the shapes, else the usual ones."""
+    size, asked = asked.get("image_size"), {k: v for k, v in asked.items() if k != "image_size"}
+    for name, value in asked.items():
+        if found.model.get(name, value) != value:
+            raise UserError(f"{name}={value!r} cannot be set: it is {found.model[name]!r} in the file")
+    settings = _settings_of_shapes(found) | asked | found.model
+    for stack, name in STACKS[: 1 + found.has_decoder]:
+        numbers = _block_numbers(found.state, stack)
+        if len(numbers) != settings[name]:
+            raise UserError(f"{name} is {settings[name]!r}, but it has {len(numbers)} {stack}")
+        if max(numbers) >= len(numbers):
+            raise UserError(f"it has {len(numbers)} {stack}, but one of them has the number {max(numbers)}")
+    _assume(settings, found, file_name)
+    if "image_size" not in settings:
+        settings["image_size"] = _image_size(found, settings["patch_size"], size)
+    _check_types(settings)
+    model = MAEConfig(**settings)
+    learned = settings.get("positions") == "learned" or not _tables_are_fixed(found, model)
+    return dataclasses.replace(model, positions="learned" if learned else "sincos")
+
+
+def _settings_of_shapes(found: Description) -> dict[str, Any]:
+    state = found.state
+    kernel = state["patch_embed.proj.weight"].shape
+    if len(kernel) != 4 or kernel[2] != kernel[3]:
+        raise UserError(f"patch_embed.proj.weight has shape {kernel}; patches must be square")
+    settings = {
+        "width": state["cls_token"].shape[-1],
+        "channels": kernel[1],
+        "patch_size": kernel[2],
+        "depth": len(_block_numbers(state, "blocks")),
+        "mlp_width": state["blocks.0.mlp.fc1.weight"].shape[0],
+        "qkv_bias": "blocks.0.attn.qkv.bias" in state,
+    }
+    if found.has_decoder:
+        settings |= {
+            "decoder_width": state["decoder_embed.weight"].shape[0],
+            "decoder_depth": len(_block_numbers(state, "decoder_blocks")),
+            "decoder_mlp_width": state["decoder_blocks.0.mlp.fc1.weight"].shape[0],
+        }
+    return settings
+
+
+def _block_numbers(state: State, stack: str) -> set[int]:
+    return {int(name.split(".")[1]) for name in state if re.match(rf"{stack}\.\d+\.", name)}
+
+
+def _assume(settings: dict[str, Any], found: Description, file_name: str) -> None:
+    """Fills in, and notes, what neither file nor user says."""
+    assumed = {}
+    if "norm_epsilon" not in settings:
+        settings["norm_epsilon"] = found.norm_epsilon
+        if found.norm_epsilon != 1e-6:  # a bare file of Hugging Face's; all others have this one
+            assumed["norm_epsilon"] = found.norm_epsilon
+    width = settings["width"]
+    usual = {"num_heads": HEADS_OF_WIDTH.get(width, 0 if width % 64 else width // 64)}
+    if found.has_decoder:
+        # The released files with "visualize" in their names predict plain pixels, the others normalised ones.
+        usual |= {"decoder_num_heads": DECODER_HEADS, "normalize_targets": "visualize" not in file_name}
+    assumed |= {name: value for name, value in usual.items() if name not in settings}
+    for name, width in (("num_heads", "width"), ("decoder_num_heads", "decoder_width")):
+        if name in assumed and (assumed[name] < 1 or settings[width] % assumed[name]):
+            raise UserError(
+                f"it does not say its {name}, and {width} {settings[width]} is no usual one: say it, "
+                f"by mae_jax.load(path, {name}=...) or --config.assume.{name}=..."
+            )
+    settings |= assumed
+    if assumed:
+        text = ", ".join(f"{name}={value}" for name, value in assumed.items())
+        found.notes.append(f"{text} assumed, since the file does not say it")
+
+
+def _image_size(found: Description, patch_size: int, asked: int | tuple[int, int] | None) -> int | tuple[int, int]:
+    """The size that the table of positions is of: that asked for if it has as many patches, else a square."""
+    table = found.state["pos_embed"]
+    patches = table.shape[-2] - 1
+    side = math.isqrt(patches)
+    square = side * side == patches
+    if asked is not None and not (square and _is_formula(table, (side, side))):
+        height, width = (asked, asked) if isinstance(asked, int) else asked
+        if (height // patch_size) * (width // patch_size) == patches:
+            if square:
+                found.notes.append(f"its positions are taken to be of {height} x {width} images")
+            return asked
+    if not square:
+        raise UserError(
+            f"it has positions for {patches} patches, which make no square: say the size of its images, by "
+            "mae_jax.load(path, image_size=(height, width)) or --config.assume.image_size='(height,width)'"
+        )
+    return side * patch_size
+
+
+def _check_types(settings: dict[str, Any]) -> None:
+    """Raises UserError for a number, or a yes or no, that is something else."""
+    kinds = {field.name: field.type for field in dataclasses.fields(MAEConfig)}
+    for name, value in settings.items():
+        kind, text = kinds.get(name), f"{name}={value!r}"
+        if kind is bool and type(value) is not bool:
+            raise UserError(f"{text} is neither true nor false")
+        if kind is int and type(value) is not int:
+            raise UserError(f"{text} is no whole number")
+        if kind is float and not is_number(value):
+            raise UserError(f"{text} is no finite number")
+
+
+def _tables_are_fixed(found: Description, model: MAEConfig) -> bool:
+    """Whether the file's tables of positions are the formula's."""
+    for name, width in TABLES[: 1 + found.has_decoder]:
+        shape, expected = found.state[name].shape, (1, 1 + model.num_patches, getattr(model, width))
+        if shape != expected:
+            raise UserError(f"{name} has shape {shape}, but the model's settings make it {expected}")
+        if not _is_formula(found.state[name], model.grid):
+            return False
+    return True
+
+
+def _is_formula(tensor: Tensor, grid: tuple[int, int]) -> bool:
+    """Whether a tensor [1, 1 + L, D] is the sine-cosine table, to the last bit of its own precision."""
+    table, width = tensor.read()[0], tensor.shape[-1]
+    return width % 4 == 0 and np.array_equal(table, sincos_table(grid, width).astype(table.dtype))
+
+
+def _classifier_config(found: Description, model: MAEConfig) -> ClassifierConfig:
+    batch_norm = "head.1.weight" in found.state
+    classes = found.state["head.1.weight" if batch_norm else "head.weight"].shape[0]
+    pool = "mean_norm" if "fc_norm.weight" in found.state else found.pool
+    return ClassifierConfig(model, classes, pool, batch_norm=batch_norm)
+
+
+def _left_over(found: Description, used: set[str]) -> list[str]:
+    """A note on tensors that no parameter takes. Raises UserError if the model would give other results without."""
+    left = sorted(found.state.keys() - used - {name for name, _ in TABLES})
+    left = [name for name in left if not name.endswith("num_batches_tracked")]
+    unused_decoder = "decoder" if found.has_head else "-"  # a classifier computes without it
+    if serious := [name for name in left if CHANGES_RESULTS.match(name) and not name.startswith(unused_decoder)]:
+        raise UserError(f"it is not a plain ViT: {listed(serious)} have no place in this model")
+    return [f"left over: {', '.join(left)}"] if left else []
 
 
 def _as_settings(model: MAEConfig) -> dict[str, Any]:

@@ -5,14 +5,9 @@ from pathlib import Path
 
 from mae_jax.runtime.errors import UserError, first_line
 
-PATTERNS = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
-OLD_PATTERNS = (
-    "config.json",
-    "preprocessor_config.json",
-    "pytorch_model*.bin",
-    "pytorch_model.bin.index.json",
-    "*.pth",
-)
+SETTINGS = ("config.json", "preprocessor_config.json")
+SAFETENSORS = ("*.safetensors", "*.safetensors.index.json")
+PYTORCH = ("pytorch_model*.bin", "pytorch_model.bin.index.json", "*.pth")  # fetched if there are no safetensors
 TIMEOUT = 20  # seconds until the hub must have answered
 
 
@@ -25,8 +20,7 @@ def fetch(address: str) -> Path:
     """The folder with a model's files, downloaded into huggingface_hub's cache unless they are there.
 
     Raises:
-      UserError: for an address of another form, without the package, without a network, or for a model that is not
-        there or has no weights.
+      UserError: for an address of another form, without the package or a network, or for a model without weights.
     """
     found = re.fullmatch(r"hf:/+([\w.-]+/[\w.-]+)(?:@(\S+))?", address)
     if not found:
@@ -35,9 +29,10 @@ def fetch(address: str) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise UserError(f"reading {address} needs another package: pip install huggingface_hub") from error
-    for patterns in (PATTERNS, OLD_PATTERNS):
+    for weights in (SAFETENSORS, PYTORCH):
+        patterns = [*SETTINGS, *weights]
         try:
-            folder = snapshot_download(found[1], revision=found[2], allow_patterns=list(patterns), etag_timeout=TIMEOUT)
+            folder = snapshot_download(found[1], revision=found[2], allow_patterns=patterns, etag_timeout=TIMEOUT)
         except Exception as error:  # the package and its network libraries raise many types
             raise UserError(
                 f"{address} cannot be downloaded ({type(error).__name__}: {first_line(error)}); check the name and the "
@@ -45,4 +40,4 @@ def fetch(address: str) -> Path:
             ) from error
         if any(file.suffix in (".safetensors", ".bin", ".pth") for file in Path(folder).iterdir()):
             return Path(folder)
-    raise UserError(f"{address} has no weights ({', '.join((*PATTERNS[2:], *OLD_PATTERNS[2:]))})")
+    raise UserError(f"{address} has no weights ({', '.join((*SAFETENSORS, *PYTORCH))})")

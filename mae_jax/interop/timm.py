@@ -16,9 +16,11 @@ ARGUMENTS = {
     "depth": "depth",
     "num_heads": "num_heads",
     "qkv_bias": "qkv_bias",
+    "activation": "act_layer",
 }
 EPSILON = 1e-6  # of its norms
-ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "relu": "relu", "silu": "silu", "quick_gelu": "quick_gelu"}
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu", "quick_gelu")  # of the same name in both
+POOLS = {"class": "token", "mean": "avg", "mean_norm": "avg"}  # what a norm of its own tells apart
 
 
 def is_timm(config: dict[str, Any]) -> bool:
@@ -27,35 +29,22 @@ def is_timm(config: dict[str, Any]) -> bool:
 
 
 def read_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Settings of `model.*` that timm's config.json states; shapes of the tensors tell the others."""
+    """Settings of `model.*` that timm's config.json states; the shapes of the tensors tell the rest."""
     arguments = config.get("model_args") or {}
-    settings = heads_of_name(config["architecture"])
     size = (config.get("pretrained_cfg") or {}).get("input_size")
-    if size:
-        settings["image_size"] = size[1:]
-    settings |= {ours: arguments[theirs] for ours, theirs in ARGUMENTS.items() if theirs in arguments}
-    if isinstance(settings.get("image_size"), list):
-        settings["image_size"] = tuple(settings["image_size"])
-    if "act_layer" in arguments:
-        settings["activation"] = next(
-            (ours for ours, theirs in ACTIVATIONS.items() if theirs == arguments["act_layer"]), arguments["act_layer"]
-        )
-    return settings
+    settings = heads_of_name(config["architecture"]) | ({"image_size": size[1:]} if size else {})
+    return settings | {ours: arguments[theirs] for ours, theirs in ARGUMENTS.items() if theirs in arguments}
 
 
-def read_data(config: dict[str, Any]) -> dict[str, Any]:
-    """Settings of `data.*` that timm's config.json states."""
+def read_data(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Settings of `data.*` that timm's config.json states, and notes on what is done otherwise here."""
     pretrained = config.get("pretrained_cfg") or {}
     names = {"mean": "mean", "std": "std", "eval_crop": "crop_pct"}
     data = {ours: pretrained[theirs] for ours, theirs in names.items() if pretrained.get(theirs) is not None}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
-
-
-def done_otherwise(config: dict[str, Any]) -> list[str]:
-    """Notes on how timm's config.json prepares pictures otherwise than is done here."""
-    pretrained, usual = config.get("pretrained_cfg") or {}, {"interpolation": "bicubic", "crop_mode": "center"}
+    usual = {"interpolation": "bicubic", "crop_mode": "center"}
     differing = [f"{name}={pretrained[name]!r}" for name in usual if pretrained.get(name, usual[name]) != usual[name]]
-    return [f"{' and '.join(differing)} of its pictures: here bicubic, and the centre"] if differing else []
+    notes = [f"{' and '.join(differing)} of its pictures: here bicubic, and the centre"] if differing else []
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}, notes
 
 
 def heads_of_name(name: str) -> dict[str, int]:
@@ -65,7 +54,7 @@ def heads_of_name(name: str) -> dict[str, int]:
 
 
 def read_pool(config: dict[str, Any]) -> str:
-    """What the head sees, as classifier.pool has it; a norm of its own (mean_norm) shows in the tensors."""
+    """classifier.pool of a config.json; a norm of its own (mean_norm) shows in the tensors."""
     pool = (config.get("model_args") or {}).get("global_pool") or config.get("global_pool") or "token"
     if pool not in ("token", "avg"):
         raise UserError(f"timm's global_pool={pool!r} has no counterpart here (token and avg have)")
@@ -73,27 +62,22 @@ def read_pool(config: dict[str, Any]) -> str:
 
 
 def check(model: MAEConfig) -> list[str]:
-    """Notes on what of a model timm's VisionTransformer has otherwise.
+    """Notes on what differs in timm's VisionTransformer.
 
     Raises:
       UserError: for what makes another model of it.
     """
+    remedy = "export format=huggingface or facebook"
     if model.activation not in ACTIVATIONS:
-        raise UserError(f"timm has no activation {model.activation}; export format=huggingface or facebook")
+        raise UserError(f"timm has no activation {model.activation}; {remedy}")
+    epsilons = f"timm's norms have epsilon {EPSILON:g}, the model's {model.norm_epsilon:g}"
     if model.norm_epsilon > 1e-5:
-        raise UserError(
-            f"timm's norms have epsilon {EPSILON:g}, the model's {model.norm_epsilon:g}, which makes another model of "
-            "it; export format=huggingface or facebook"
-        )
-    if model.norm_epsilon == EPSILON:
-        return []
-    return [f"timm's norms have epsilon {EPSILON:g}, not {model.norm_epsilon:g}: its results differ by about 1e-4"]
-
-
-def left_unsaid(model: MAEConfig) -> list[str]:
-    """Notes on how timm prepares pictures otherwise than we do."""
+        raise UserError(f"{epsilons}, which makes another model of it; {remedy}")
+    notes = [] if model.norm_epsilon == EPSILON else [f"{epsilons}: its results differ by about 1e-4"]
     height, width = model.image_size
-    return [] if height == width else ["timm rounds the sizes of pictures differently: they may be a pixel off"]
+    if height != width:
+        notes.append("timm rounds the sizes of pictures differently: they may be a pixel off")
+    return notes
 
 
 def crop_share(image_size: tuple[int, int], eval_crop: float) -> float:
@@ -108,23 +92,26 @@ def crop_share(image_size: tuple[int, int], eval_crop: float) -> float:
 def make_config(
     model: MAEConfig, classifier: ClassifierConfig | None, data: dict[str, Any], class_names: list[str] | None
 ) -> dict[str, Any]:
-    """The config.json that `timm.create_model("local-dir:FOLDER")` builds the model from."""
-    pool = {None: "token", "class": "token", "mean": "avg", "mean_norm": "avg"}[classifier and classifier.pool]
-    classes = classifier.num_classes if classifier else 0
-    arguments = {theirs: getattr(model, ours) for ours, theirs in ARGUMENTS.items()}
-    arguments |= {
-        "img_size": list(model.image_size),
-        "mlp_ratio": _ratio(model.width, model.blocks.mlp_width),
-        "act_layer": ACTIVATIONS[model.activation],
-        "global_pool": pool,
-        "fc_norm": bool(classifier and classifier.pool == "mean_norm"),
-    }
+    """The config.json that `timm.create_model("local-dir:FOLDER")` builds the model from.
+
+    Args:
+      data: `mean`, `std` and `eval_crop` of the settings `data.*`.
+    """
+    pool, classes = (POOLS[classifier.pool], classifier.num_classes) if classifier else ("token", 0)
+    ratio, mlp_width = model.blocks.mlp_width / model.width, model.blocks.mlp_width
     config = {
-        "architecture": _architecture(model),
+        "architecture": _nearest_architecture(model),
         "num_classes": classes,
         "num_features": model.width,
         "global_pool": pool,
-        "model_args": arguments,
+        "model_args": {theirs: getattr(model, ours) for ours, theirs in ARGUMENTS.items()}
+        | {
+            "img_size": list(model.image_size),
+            # timm rounds width * ratio down.
+            "mlp_ratio": ratio if int(model.width * ratio) == mlp_width else (mlp_width + 0.5) / model.width,
+            "global_pool": pool,
+            "fc_norm": bool(classifier and classifier.pool == "mean_norm"),
+        },
         "pretrained_cfg": {
             "num_classes": classes,
             "input_size": [model.channels, *model.image_size],
@@ -141,15 +128,9 @@ def make_config(
     return config | ({"label_names": list(class_names)} if class_names and classes == len(class_names) else {})
 
 
-def _ratio(width: int, mlp_width: int) -> float:
-    """The ratio from which int(width * ratio) is the hidden width."""
-    ratio = mlp_width / width
-    return ratio if int(width * ratio) == mlp_width else (mlp_width + 0.5) / width
-
-
-def _architecture(model: MAEConfig) -> str:
-    """timm's name of the nearest architecture; model_args say in what ours differs."""
+def _nearest_architecture(model: MAEConfig) -> str:
+    """timm's name of it; model_args say in what ours differs."""
     for name, size in SIZES.items():
-        if model.width == size["width"] and model.depth == size["depth"] and model.patch_size == size["patch_size"]:
+        if all(getattr(model, key) == size[key] for key in ("width", "depth", "patch_size")):
             return f"vit_{name}_patch{model.patch_size}_224"
     return "vit_base_patch16_224"

@@ -2,50 +2,58 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_collections
 import numpy as np
+from ml_collections import ConfigDict
 
-from mae_jax.interop.weights import assumed, pictures_differ, pin_weights, read_weights
+from mae_jax.interop.weights import assumed, choose, find_same_weights, has_decoder, read_weights
 from mae_jax.interop.workdirs import Weights, read_own_config
-from mae_jax.models.classifier import ClassifierConfig, make_classifier_config
+from mae_jax.models.classifier import ClassifierConfig, is_classifier, make_classifier_config
 from mae_jax.models.config import USUAL_MASKS, MAEConfig
 from mae_jax.models.positions import resize_positions, sincos_table
 from mae_jax.runtime.errors import UserError
 
-# Settings of `model` that a run chooses for itself; the others are the checkpoint's.
-OWN_MODEL_SETTINGS = ("image_size", "dtype", "attention", "remat", "scan_unroll")
 # What an encoder is used to: its pictures' size and values are the checkpoint's, unless the command line gives others.
 PICTURES = ("model.image_size", "data.mean", "data.std", "data.value_range")
-ENCODER_SETTINGS = (
-    "patch_size", "channels", "width", "depth", "num_heads", "mlp_ratio", "mlp_width",
-    "norm_epsilon", "activation", "qkv_bias", "class_tokens", "registers", "qk_norm",
+# Settings of `model` that a run chooses for itself; the others are the checkpoint's.
+OWN_MODEL_SETTINGS = ("image_size", "dtype", "attention", "remat", "scan_unroll")
+# Settings that define the parameters of an encoder and a decoder.
+ENCODER_STRUCTURE = (
+    "patch_size", "channels", "width", "depth", "num_heads", "activation", "qkv_bias", "class_tokens", "registers",
+    "qk_norm",
 )  # fmt: skip
+DECODER_STRUCTURE = (
+    "decoder_width", "decoder_depth", "decoder_num_heads", "decoder_attention", "encoder_mask_tokens", "pca_targets",
+)  # fmt: skip
+ENCODER_SETTINGS = (*ENCODER_STRUCTURE, "mlp_ratio", "mlp_width", "norm_epsilon")
 
 
-def find_start(config: ml_collections.ConfigDict, workdir: Path) -> tuple[dict[str, Any] | None, Weights | None]:
-    """What a run goes on from or begins with: the checkpoint's config, and the weights if it begins with `init_from`.
+def find_start(config: ConfigDict, workdir: Path) -> tuple[dict[str, Any] | None, Weights | None]:
+    """The config that a run takes its model from, and the weights that it begins with.
 
-    Both are None if it begins from scratch, the weights too if it goes on from a checkpoint in its own workdir.
+    Its own checkpoint's config, and no weights, if it goes on; those of `init_from` if it begins; else both None.
 
     Raises:
       UserError: if what `init_from` names cannot be read, or holds no encoder.
     """
-    with contextlib.suppress(UserError):  # checkpoints that cannot be read are told, and set aside, when it goes on
+    with contextlib.suppress(UserError):  # what is wrong with them is said when the run sets them aside
         if trained := read_own_config(workdir):
             return trained, None
     weights = read_start(config, workdir)
     return weights and weights.config, weights
 
 
-def read_start(config: ml_collections.ConfigDict, workdir: Path) -> Weights | None:
+def read_start(config: ConfigDict, workdir: Path) -> Weights | None:
     """The weights that `init_from` names, the same ones when the run in the workdir is started again; None without."""
-    return read_weights(pin_weights(config.init_from, workdir), assumed(config)) if config.init_from else None
+    if not config.init_from:
+        return None
+    return read_weights(find_same_weights(config.init_from, workdir), assumed(config))
 
 
-def resolve_model(config: ml_collections.ConfigDict, trained: dict[str, Any]) -> list[str]:
+def resolve_model(config: ConfigDict, trained: dict[str, Any]) -> list[str]:
     """Sets the encoder's sizes in `config` to those of a checkpoint's config, and what it knows of pictures.
 
     Returns:
@@ -69,7 +77,7 @@ def resolve_model(config: ml_collections.ConfigDict, trained: dict[str, Any]) ->
     return changed + resolve_pictures(config, trained)
 
 
-def resolve_pictures(config: ml_collections.ConfigDict, trained: dict[str, Any]) -> list[str]:
+def resolve_pictures(config: ConfigDict, trained: dict[str, Any]) -> list[str]:
     """Sets `PICTURES` in `config` to those of a checkpoint's config; returns a line for each that was changed."""
     changed = []
     for key in PICTURES:
@@ -107,39 +115,84 @@ def starting_params(weights: Weights, model: ClassifierConfig, class_names: list
 
 
 def _pooled_before_norm(weights: Weights) -> bool:
-    return weights.config["task"] == "classify" and weights.config["classifier"]["pool"] == "mean_norm"
+    return is_classifier(weights.config) and weights.config["classifier"]["pool"] == "mean_norm"
 
 
 def keeps_head(weights: Weights, model: ClassifierConfig, class_names: list[str] | None = None) -> bool:
     """Whether the checkpoint has a head of the kind that `model` has, for classes of the same names (if known)."""
     trained = weights.config
-    if trained["task"] != "classify":
+    if not is_classifier(trained):
         return False
-    old = make_classifier_config(trained["model"], trained["classifier"])
     known = trained.get("class_names")
     if class_names and known and tuple(known) != tuple(class_names):
         return False
+    old = make_classifier_config(trained["model"], trained["classifier"])
     return all(getattr(old, name) == getattr(model, name) for name in ("num_classes", "pool", "batch_norm"))
 
 
 def describe_start(
-    weights: Weights,
-    model: ClassifierConfig,
-    config: ml_collections.ConfigDict,
-    class_names: list[str] | None = None,
+    weights: Weights, model: ClassifierConfig, config: ConfigDict, class_names: list[str] | None = None
 ) -> str:
     """What a classifier begins with, and what differs from the run that trained it, for people."""
     old = weights.config
-    text = f"{config.init_from}, {weights.origin}"
+    parts = [f"{config.init_from}, {weights.origin}"]
     if keeps_head(weights, model, class_names):
-        text += ", with its head"
-    elif old["task"] == "classify" and old["classifier"]["num_classes"] != model.num_classes:
+        parts[0] += ", with its head"
+    elif is_classifier(old):
         classes = old["classifier"]["num_classes"]
-        text += f"; a new head: the checkpoint's has {classes} classes, the data have {model.num_classes}"
-    elif old["task"] == "classify":
-        text += "; a new head: the checkpoint's has other classes, or another pool or norm"
-    old_grid = MAEConfig(**old["model"]).grid
-    if old_grid != model.encoder.grid:
-        text += f"; positions resized from {old_grid[0]} x {old_grid[1]} patches"
-    text += "".join(f"; note: {note}" for note in weights.notes if "reconstruct" not in note)
-    return text + "".join(f"; note: {note}" for note in pictures_differ(weights, config.data))
+        same = classes == model.num_classes
+        differs = (
+            "other classes, or another pool or norm"
+            if same
+            else f"{classes} classes, the data have {model.num_classes}"
+        )
+        parts.append(f"a new head: the checkpoint's has {differs}")
+    rows, columns = MAEConfig(**old["model"]).grid
+    if (rows, columns) != model.encoder.grid:
+        parts.append(f"positions resized from {rows} x {columns} patches")
+    notes = [note for note in weights.notes if "reconstruct" not in note] + pictures_differ(weights, config.data)
+    return "; ".join(parts + [f"note: {note}" for note in notes])
+
+
+def pictures_differ(weights: Weights, data: Mapping) -> list[str]:
+    """Notes on ranges and normalisations other than those that the weights were trained with."""
+    notes = []
+    for name in ("mean", "std", "value_range"):
+        old, new = (settings.get(name) and tuple(settings[name]) for settings in (weights.config["data"], data))
+        if old != new:
+            notes.append(f"data.{name} was {old}, is {new}")
+    return notes
+
+
+def fitting_params(weights: Weights, config: Mapping) -> tuple[dict, list[str]]:
+    """The parameters of a trained autoencoder, to go on from in a pre-training run with the given config.
+
+    Returns:
+      The parameters, without a decoder if there was none; and notes on what differs or was assumed.
+
+    Raises:
+      UserError: if the two models differ; it names the settings in which they do.
+    """
+    path = config["init_from"]
+    if is_classifier(weights.config):
+        raise UserError(f"init_from={path} is a classifier without a decoder; pre-training needs an autoencoder")
+    old, new, whole = MAEConfig(**weights.config["model"]), MAEConfig(**config["model"]), has_decoder(weights)
+    if new.positions == "learned" and old.positions == "sincos":  # the tables begin as they are
+        weights = choose(weights, {"positions": "learned"})
+        old = dataclasses.replace(old, positions="learned")
+    names = (*ENCODER_STRUCTURE, "positions", *(DECODER_STRUCTURE if whole else ()))
+    pairs = {name: (getattr(old, name), getattr(new, name)) for name in names}
+    pairs["mlp_width"] = old.blocks.mlp_width, new.blocks.mlp_width
+    if whole:
+        pairs["decoder_mlp_width"] = old.decoder_blocks.mlp_width, new.decoder_blocks.mlp_width
+    differing = ", ".join(f"model.{name}={a!r} (here {b!r})" for name, (a, b) in pairs.items() if a != b)
+    if differing:
+        raise UserError(f"init_from={path} holds another model: {differing}; make these settings the same")
+    weights = choose(weights, USUAL_MASKS | {"image_size": new.image_size})  # masks are this run's own
+    notes = list(weights.notes)
+    if not whole:
+        notes.append("the decoder begins with random weights")
+    for name in ("norm_epsilon", "normalize_targets")[: 1 + whole]:
+        if getattr(old, name) != getattr(new, name):
+            notes.append(f"model.{name} was {getattr(old, name)}, is {getattr(new, name)}")
+    return weights.params, notes + pictures_differ(weights, config["data"])

@@ -1,6 +1,5 @@
 """Trained models, wherever they come from: our workdirs, facebookresearch/mae, Hugging Face and timm."""
 
-import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,11 +9,10 @@ import jax
 import numpy as np
 
 from mae_jax.data.processor import Processor
-from mae_jax.interop.description import GUESSABLE
-from mae_jax.interop.foreign import is_foreign, read_foreign
+from mae_jax.interop.foreign import GUESSABLE, is_foreign, read_foreign
 from mae_jax.interop.hub import fetch, is_hub
 from mae_jax.interop.workdirs import Weights, find_checkpoint, read_workdir
-from mae_jax.models.classifier import Classifier, make_bind_classifier, make_classifier_config
+from mae_jax.models.classifier import Classifier, is_classifier, make_bind_classifier, make_classifier_config
 from mae_jax.models.config import USUAL_MASKS
 from mae_jax.models.mae import MAEConfig, MaskedAutoencoder, make_bind
 from mae_jax.models.positions import resize_positions, sincos_table
@@ -26,18 +24,10 @@ from mae_jax.workdir.writing import read_object, write_json
 
 # Settings of `model.*` that are the user's choice, whatever the file.
 CHOOSABLE = ("dtype", "attention", "remat", "scan_unroll", "mask_ratio", "image_size", "positions")
-# Settings in which the models of two runs must agree if one begins with the other's parameters.
-STRUCTURE = (
-    "patch_size", "channels", "width", "depth", "num_heads", "activation", "qkv_bias", "positions", "class_tokens",
-    "registers", "qk_norm",
-)  # fmt: skip
-DECODER_STRUCTURE = (
-    "decoder_width", "decoder_depth", "decoder_num_heads", "decoder_attention", "encoder_mask_tokens", "pca_targets",
-)  # fmt: skip
 
 
 def find_weights(path: str | Path) -> Path:
-    """What a path means: a checkpoint of a workdir, the newest if it names none; or a file or folder of weights.
+    """The file, folder or checkpoint that a path means: of a workdir the newest checkpoint.
 
     `hf://owner/name` (and `@revision`) is downloaded, or found where it was downloaded before.
 
@@ -54,7 +44,7 @@ def read_weights(path: str | Path, asked: dict[str, Any] | None = None) -> Weigh
     """Reads config and parameters of whatever `find_weights` finds.
 
     Args:
-      asked: settings of `model.*` that stand in for what a file of others does not say.
+      asked: settings of `model.*` that stand in for what another program's file does not say.
 
     Raises:
       UserError: if there is nothing, it cannot be read, or it holds no encoder.
@@ -72,22 +62,19 @@ def assumed(config: Mapping) -> dict[str, Any]:
     return {name: value for name, value in config["assume"].items() if value is not None}
 
 
-def pin_weights(init_from: str, workdir: Path) -> Path:
-    """The weights that a run begins with, the same when it is started again before its own first checkpoint.
+def find_same_weights(init_from: str, workdir: Path | None = None) -> Path:
+    """`find_weights`, with one answer for all processes, though another run may write its next checkpoint just now.
 
-    (The run in `init_from` may have gone on in between.) It is noted in the workdir's init_from.json.
+    Args:
+      workdir: of a run that begins with these weights: it gets the same ones when it is started again before its own
+        first checkpoint. They are noted in its init_from.json.
     """
-    return _same(init_from, lambda: _pinned(init_from, workdir))
 
+    def find() -> str:
+        return str(find_weights(init_from) if workdir is None else _pinned(init_from, workdir))
 
-def find_same_weights(init_from: str) -> Path:
-    """`find_weights`, with one answer for all processes, though a run may write its next checkpoint just now."""
-    return _same(init_from, lambda: find_weights(init_from))
-
-
-def _same(init_from: str, find: Callable[[], Path]) -> Path:
-    found = Path(from_main(str(find()) if is_main() else None))
-    return found if found.exists() else find_weights(init_from)  # what is downloaded, each host has for itself
+    found = Path(from_main(find() if is_main() else None))
+    return found if found.exists() else find_weights(init_from)  # each host has its own downloads
 
 
 def _pinned(init_from: str, workdir: Path) -> Path:
@@ -116,7 +103,7 @@ def has_decoder(weights: Weights) -> bool:
 def make_bind_of(weights: Weights) -> Callable[[dict], MaskedAutoencoder | Classifier]:
     """The pure function from variables to a model of the kind that the weights are of."""
     config = weights.config
-    if config["task"] == "classify":
+    if is_classifier(config):
         return make_bind_classifier(make_classifier_config(config["model"], config["classifier"]))
     return make_bind(MAEConfig(**config["model"]), decoder=has_decoder(weights))
 
@@ -126,15 +113,15 @@ def load(path: str | Path, **settings) -> MaskedAutoencoder | Classifier:
 
     Args:
       path: a workdir (its newest checkpoint) or one checkpoint; a facebookresearch/mae `.pth`; a Hugging Face or timm
-        folder or file (safetensors or PyTorch); `hf://owner/name[@revision]`. What it is shows in the file.
-      settings: of `model.*`: what is yours to choose (dtype="bfloat16", attention, remat, scan_unroll, mask_ratio;
-        image_size: positions are computed, learned ones resized for it; positions="learned": fixed tables become
-        parameters, and are resized too, which suits images much larger than those of training), and what files of
-        others may leave open (num_heads, decoder_num_heads, normalize_targets, norm_epsilon, activation).
+        folder or file (safetensors or PyTorch); `hf://owner/name[@revision]`. The file shows which it is.
+      settings: of `model.*`: your choice (dtype="bfloat16", attention, remat, scan_unroll, mask_ratio; image_size:
+        positions are computed, learned ones resized for it; positions="learned": fixed tables become parameters, and
+        are resized too, which suits images much larger than those of training), and what another program's file may
+        leave open (num_heads, decoder_num_heads, normalize_targets, norm_epsilon, activation).
 
     Returns:
-      An autoencoder: `model(images, key=key)` reconstructs; or, from classify, a classifier: `model(images)` gives
-      logits. `model.encode(images)` gives the features of both; `model.processor(pictures)` makes images.
+      An autoencoder: `model(images, key=key)` reconstructs; or a classifier: `model(images)` gives logits.
+      `model.encode(images)` gives the features of both; `model.processor(pictures)` makes images.
 
     Warns:
       UserWarning: for each thing that a file leaves open, lacks, or has too much.
@@ -143,14 +130,11 @@ def load(path: str | Path, **settings) -> MaskedAutoencoder | Classifier:
       UserError: if there is no readable model.
     """
     known = tuple(dict.fromkeys((*CHOOSABLE, *GUESSABLE)))
-    for name in settings:
-        if name not in known:
-            raise UserError(
-                f"mae_jax.load has no setting {name!r}{nearest(name, known)} (there are: {', '.join(known)})"
-            )
-    asked = {name: value for name, value in settings.items() if name in GUESSABLE}
-    weights = read_weights(path, asked)
-    chosen = {k: v for k, v in settings.items() if k in CHOOSABLE}
+    if unknown := [name for name in settings if name not in known]:
+        name = unknown[0]
+        raise UserError(f"mae_jax.load has no setting {name!r}{nearest(name, known)} (there are: {', '.join(known)})")
+    weights = read_weights(path, {name: value for name, value in settings.items() if name in GUESSABLE})
+    chosen = {name: value for name, value in settings.items() if name in CHOOSABLE}
     if chosen.get("dtype") is None:
         chosen["dtype"] = fitting_dtype(jax.devices()[0], weights.config["model"].get("dtype"))
     weights = choose(weights, chosen)
@@ -158,10 +142,8 @@ def load(path: str | Path, **settings) -> MaskedAutoencoder | Classifier:
         warnings.warn(escaped(f"{path}: {note}"), stacklevel=2)
     model = make_bind_of(weights)(jax.device_put(weights.params))
     config, data = MAEConfig(**weights.config["model"]), weights.config["data"]
-    model.processor = Processor(
-        config.image_size, config.channels, tuple(data["mean"]), tuple(data["std"]), data["eval_crop"],
-        data.get("value_range"),  # which earlier versions did not have
-    )  # fmt: skip
+    pictures = tuple(data["mean"]), tuple(data["std"]), data["eval_crop"], data.get("value_range")
+    model.processor = Processor(config.image_size, config.channels, *pictures)
     return model
 
 
@@ -186,7 +168,7 @@ def choose(weights: Weights, settings: dict[str, Any]) -> Weights:
 
 
 def _with_masks_that_fit(model: Mapping, settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The settings, with the usual masks if the model's own cannot be at another size or mask ratio; and notes."""
+    """The settings, with the usual masks if another size or mask ratio rules the model's own out; and notes."""
     if not settings.keys() & {"image_size", "mask_ratio"}:
         return settings, []
     settings = {"prediction_ratio": None} | settings  # of the training steps, which are over
@@ -197,48 +179,3 @@ def _with_masks_that_fit(model: Mapping, settings: dict[str, Any]) -> tuple[dict
         settings = USUAL_MASKS | settings
         MAEConfig(**model | settings)  # raises if it was something else
         return settings, [f"{error}; masks are of single random patches instead"]
-
-
-def pictures_differ(weights: Weights, data: Mapping) -> list[str]:
-    """Notes on ranges and normalisations other than those that the weights were trained with."""
-    notes = []
-    for name in ("mean", "std", "value_range"):
-        old, new = (settings.get(name) and tuple(settings[name]) for settings in (weights.config["data"], data))
-        if old != new:
-            notes.append(f"data.{name} was {old}, is {new}")
-    return notes
-
-
-def fitting_params(weights: Weights, config: Mapping) -> tuple[dict, list[str]]:
-    """The parameters of a trained autoencoder, to go on from in a pre-training run with the given config.
-
-    Returns:
-      The parameters, without a decoder if there was none; and notes on what differs or was assumed.
-
-    Raises:
-      UserError: if the two models differ; it names the settings in which they do.
-    """
-    path = config["init_from"]
-    if weights.config["task"] == "classify":
-        raise UserError(f"init_from={path} is a classifier without a decoder; pre-training needs an autoencoder")
-    old, new = MAEConfig(**weights.config["model"]), MAEConfig(**config["model"])
-    whole = has_decoder(weights)
-    if new.positions == "learned" and old.positions == "sincos":  # the tables begin as they are
-        weights = choose(weights, {"positions": "learned"})
-        old = dataclasses.replace(old, positions="learned")
-    pairs = {name: (getattr(old, name), getattr(new, name)) for name in STRUCTURE + whole * DECODER_STRUCTURE}
-    pairs["mlp_width"] = old.blocks.mlp_width, new.blocks.mlp_width
-    if whole:
-        pairs["decoder_mlp_width"] = old.decoder_blocks.mlp_width, new.decoder_blocks.mlp_width
-    differing = ", ".join(f"model.{name}={a!r} (here {b!r})" for name, (a, b) in pairs.items() if a != b)
-    if differing:
-        raise UserError(f"init_from={path} holds another model: {differing}; make these settings the same")
-    weights = choose(weights, USUAL_MASKS | {"image_size": new.image_size})  # masks are this run's own
-    notes = list(weights.notes)
-    if not has_decoder(weights):
-        notes.append("the decoder begins with random weights")
-    for name in ("norm_epsilon", "normalize_targets")[: 2 if whole else 1]:
-        if getattr(old, name) != getattr(new, name):
-            notes.append(f"model.{name} was {getattr(old, name)}, is {getattr(new, name)}")
-    notes += pictures_differ(weights, config["data"])
-    return weights.params, notes

@@ -1,4 +1,4 @@
-"""Weights of our own workdirs and checkpoints."""
+"""Models in our own workdirs and checkpoints."""
 
 import json
 import re
@@ -22,15 +22,13 @@ ITEMS = ("frozen", "params", "average", "statistics")  # of a checkpoint, that m
 class Weights(NamedTuple):
     """A trained model at rest."""
 
-    # The resolved config of the run that trained it; of files of others: task, model, classifier, and of data what they
-    # say.
+    # The resolved config of the run that trained it; of another program's file: task, model, classifier, data.
     config: dict[str, Any]
-    # Nested dict of numpy arrays: all that the model needs (only the encoder, if the file has no decoder); the moving
-    # average if there is one.
+    # Nested dict of NumPy arrays (the moving average if there is one), without a decoder if the file has none.
     params: dict[str, Any]
     step: int  # updates that made them; 0 if the file does not say
     origin: str  # for people
-    notes: tuple[str, ...] = ()  # what a user must know: what was left over, missing or had to be assumed
+    notes: tuple[str, ...] = ()  # what was left over, missing or had to be assumed
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -63,9 +61,7 @@ def _steps(folder: Path) -> list[int]:
 
 
 def read_own_config(workdir: Path) -> dict[str, Any] | None:
-    """The config that a workdir's newest undamaged checkpoint was saved with; None without checkpoints.
-
-    Process 0's answer, in all processes.
+    """The config of a workdir's newest undamaged checkpoint, process 0's answer in all; None without checkpoints.
 
     Raises:
       UserError: if none can be read.
@@ -75,16 +71,28 @@ def read_own_config(workdir: Path) -> dict[str, Any] | None:
 
 def _own_config(workdir: Path) -> dict[str, Any] | None:
     folder, refusal = workdir / "checkpoints", None
-    for checkpoint in (folder / str(step) for step in reversed(_steps(folder))):
+    for step in reversed(_steps(folder)):
         try:
-            if has_manifest(checkpoint) and (damage := find_damage(checkpoint, ("about",))):
-                raise UserError(f"checkpoint {checkpoint} is damaged: {damage}; take {_others(checkpoint)}")
-            return read_config(checkpoint)[0]
-        except UserError as error:  # the run itself will tell, and set it aside
+            _check_undamaged(folder / str(step), "about")
+            return read_config(folder / str(step))[0]
+        except UserError as error:  # the run itself sets it aside, and says so
             refusal = refusal or error
     if refusal:
         raise refusal
     return None
+
+
+def _check_undamaged(checkpoint: Path, *parts: str) -> None:
+    # One of an earlier version has no manifest.
+    if has_manifest(checkpoint) and (damage := find_damage(checkpoint, parts)):
+        raise UserError(f"checkpoint {checkpoint} is damaged: {damage}; take {_another(checkpoint)}")
+
+
+def _another(checkpoint: Path) -> str:
+    """The checkpoint before a bad one, or what to do if there is none."""
+    steps = _steps(checkpoint.parent) if checkpoint.name.isdecimal() else []
+    earlier = [step for step in steps if step < int(checkpoint.name)]
+    return f"an earlier one, such as {checkpoint.parent}/{earlier[-1]}" if earlier else "another one, or a copy of it"
 
 
 def read_config(checkpoint: Path) -> tuple[dict[str, Any], int]:
@@ -112,41 +120,22 @@ def read_workdir(path: str | Path) -> Weights:
       UserError: if there is none, it cannot be read or is damaged, or it holds no encoder, or NaN or infinity.
     """
     checkpoint = find_checkpoint(path)
-    # One of an earlier version has no manifest. The optimizer's state, most of a checkpoint, is not read.
-    if has_manifest(checkpoint) and (damage := find_damage(checkpoint, ("about", *ITEMS))):
-        raise UserError(f"checkpoint {checkpoint} is damaged: {damage}; take {_others(checkpoint)}")
+    _check_undamaged(checkpoint, "about", *ITEMS)  # not the optimizer's state, most of a checkpoint
     config, step = read_config(checkpoint)
     trees = {name: _read_tree(checkpoint / name) for name in ITEMS if (checkpoint / name).is_dir()}
     if "average" in trees:
         del trees["params"]
-    params = with_heads_apart(join(*trees.values()))
+    params = join(*trees.values())
     if "encoder" not in params:
         raise UserError(f"checkpoint {checkpoint} holds no encoder, only {', '.join(params) or 'nothing'}")
-    for names, leaf in flatten_dict(params).items():
+    flat = flatten_dict(params)
+    for names, leaf in flat.items():
         if not np.isfinite(leaf).all():
-            remedy = f"its training had failed; take {_others(checkpoint)}"
+            remedy = f"its training had failed; take {_another(checkpoint)}"
             raise UserError(f"checkpoint {checkpoint}: {'/'.join(names)} holds NaN or infinity; {remedy}")
-    return Weights(config, params, step, f"step {step:,} ({config['task']})")
-
-
-def with_heads_apart(params: dict[str, Any]) -> dict[str, Any]:
-    """Parameters of an earlier version, whose queries, keys and values stand side by side, as they are now."""
-
-    def apart(path, leaf):
-        is_earlier = (
-            path[-2:] == ("qkv", "kernel") and leaf.ndim == 3 or path[-2:] == ("qkv", "bias") and leaf.ndim == 2
-        )
-        return leaf.reshape(*leaf.shape[:-1], 3, -1) if is_earlier else leaf
-
-    return unflatten_dict({path: apart(path, leaf) for path, leaf in flatten_dict(params).items()})
-
-
-def _others(checkpoint: Path) -> str:
-    """The checkpoint before a damaged one, or what to do if there is none."""
-    earlier = [
-        step for step in _steps(checkpoint.parent) if checkpoint.name.isdecimal() and step < int(checkpoint.name)
-    ]
-    return f"an earlier one, such as {checkpoint.parent}/{earlier[-1]}" if earlier else "another one, or a copy of it"
+        if names[-2:] == ("qkv", "kernel") and leaf.ndim == 3 or names[-2:] == ("qkv", "bias") and leaf.ndim == 2:
+            flat[names] = leaf.reshape(*leaf.shape[:-1], 3, -1)  # an earlier version had them side by side
+    return Weights(config, unflatten_dict(flat), step, f"step {step:,} ({config['task']})")
 
 
 def _read_tree(folder: Path) -> dict[str, Any]:
@@ -157,6 +146,5 @@ def _read_tree(folder: Path) -> dict[str, Any]:
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), names)
         return handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
     except Exception as error:  # Orbax raises many types for a damaged checkpoint
-        raise UserError(
-            f"checkpoint {folder.parent} cannot be read ({first_line(error)}); take an earlier one"
-        ) from error
+        text = f"checkpoint {folder.parent} cannot be read ({first_line(error)}); take an earlier one"
+        raise UserError(text) from error

@@ -92,8 +92,8 @@ def make_classifier_config(model: Mapping, classifier: Mapping) -> ClassifierCon
 
 def is_classifier(config: Mapping) -> bool:
     """Whether a run's resolved config describes a classifier; otherwise it is a masked autoencoder."""
-    classes = (config.get("classifier") or {}).get("num_classes")
-    return config["task"] == "classify" or (config["task"] != "pretrain" and classes is not None)
+    own = ":" in config["task"] and "class_names" in config  # an objective of the user's, which knows classes
+    return config["task"] == "classify" or own
 
 
 class BatchNorm(nnx.Module):

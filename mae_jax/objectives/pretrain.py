@@ -24,8 +24,8 @@ from mae_jax.data.subset import RandomSubset
 from mae_jax.data.supervised import augmentations
 from mae_jax.evaluation.pretraining import MAEEvaluation
 from mae_jax.evaluation.unseen import keep_hold_out
-from mae_jax.interop.transfer import find_start, read_start, resolve_pictures
-from mae_jax.interop.weights import check_workdir, fitting_params
+from mae_jax.interop.transfer import find_start, fitting_params, read_start, resolve_pictures
+from mae_jax.interop.weights import check_workdir
 from mae_jax.interop.workdirs import Weights
 from mae_jax.models.config import MAEConfig, unroll_on_cpu
 from mae_jax.models.flops import decoder_tokens, encoder_tokens, forward_flops, train_flops

@@ -2,13 +2,12 @@
 
 import copy
 import json
-import sys
 
 import pytest
 
 import mae_jax
 from mae_jax.interop.formats import export
-from mae_jax.interop.plain import LARGEST_JSON, parse_json
+from mae_jax.interop.tensors import LARGEST_JSON
 from mae_jax.interop.weights import read_weights
 from mae_jax.models.config import MAEConfig
 from mae_jax.runtime.errors import UserError
@@ -85,35 +84,23 @@ def test_whatever_value_is_absurd_it_is_refused_in_one_line_or_makes_no_differen
     assert refused > 10
 
 
-@pytest.mark.parametrize("digits", [20, 400, 4301, 5000])
-@pytest.mark.parametrize(
-    "name, words",
-    [
-        ("image_size", "model.image_size=inf|model.image_size=1.1"),
-        ("hidden_size", "width=inf|width=1.1"),
-        ("num_hidden_layers", "depth is inf|depth is 1.1"),
-        ("layer_norm_eps", "norm_epsilon=inf"),
-        ("norm_pix_loss", "neither true nor false"),
-    ],
-)
-def test_an_integer_of_many_digits_is_refused_where_it_counts(write_model, name, digits, words):
+@pytest.mark.parametrize("digits", [20, 400, 5000])
+@pytest.mark.parametrize("name", ["image_size", "hidden_size", "num_hidden_layers", "layer_norm_eps", "norm_pix_loss"])
+def test_an_integer_of_many_digits_is_refused_where_it_counts(write_model, name, digits):
     path = write_model(*hugging_face())
     (path.parent / "config.json").write_text(with_raw(hugging_face()[1], (name,), "1" * digits))
     if name == "layer_norm_eps" and digits == 20:
         return  # no whole number is asked for, and float32 holds it
-    assert any(word in refusal(path.parent) for word in words.split("|"))
+    words = {"image_size": "model.image_size", "norm_pix_loss": "neither true nor false", "num_hidden_layers": "depth"}
+    usual = {"hidden_size": "width", "layer_norm_eps": "norm_epsilon"}
+    text = refusal(path.parent)
+    assert "is not readable JSON" in text if digits == 5000 else (words | usual)[name] in text
 
 
-def test_an_integer_of_many_digits_that_nobody_asks_for_does_not_matter(write_model):
+def test_a_step_beyond_all_counting_is_not_believed(write_model):
     path = write_model(*hugging_face())
-    config = json.dumps(hugging_face()[1])
-    (path.parent / "config.json").write_text(config[:-1] + f', "max_length": {"1" * 5000}, "step": {"1" * 400}}}')
+    (path.parent / "config.json").write_text(json.dumps(hugging_face()[1])[:-1] + f', "step": {"1" * 400}}}')
     assert read_weights(path.parent).step == 0
-
-
-@pytest.mark.parametrize("text", ["0", "-7", str(2**63), "-" + "9" * 18])
-def test_integers_of_64_bits_are_integers(text):
-    assert parse_json(text) == int(text) and type(parse_json(text)) is int
 
 
 def test_a_json_file_too_large_to_be_one_is_refused_unread(write_model):
@@ -128,9 +115,8 @@ def test_a_json_file_too_large_to_be_one_is_refused_unread(write_model):
 
 def test_an_index_of_shards_is_read_as_carefully(tmp_path):
     index = tmp_path / "model.safetensors.index.json"
-    index.write_text(f'{{"metadata": {{"total_size": {"1" * 5000}}}, "weight_map": {{"w": {"1" * 400}}}}}')
-    assert "no index of shards with a weight_map" in refusal(tmp_path)
+    index.write_text(f'{{"metadata": {{"total_size": 5}}, "weight_map": {{"w": {"1" * 400}}}}}')
+    assert "has no weight_map from names of tensors" in refusal(tmp_path)
     with index.open("wb") as file:
         file.truncate(2**40)
-    assert "no index of shards with a weight_map (it has 1,099,511,627,776 bytes)" in refusal(tmp_path)
-    assert sys.get_int_max_str_digits() == 4300  # the limit is as it was
+    assert "is not readable JSON (it has 1,099,511,627,776 bytes)" in refusal(tmp_path)

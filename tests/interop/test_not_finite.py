@@ -6,8 +6,8 @@ import pytest
 
 import mae_jax
 from mae_jax.interop.formats import export
-from mae_jax.interop.transfer import find_start
-from mae_jax.interop.weights import fitting_params, read_weights
+from mae_jax.interop.transfer import find_start, fitting_params
+from mae_jax.interop.weights import read_weights
 from mae_jax.runtime.errors import UserError
 from mae_jax.training.state import TrainState
 from mae_jax.workdir.checkpoints import Checkpoints

@@ -6,8 +6,8 @@ import pytest
 
 from configs import digits
 from mae_jax.interop.formats import FORMATS, fit
-from mae_jax.interop.transfer import find_start, resolve_model, starting_params
-from mae_jax.interop.weights import choose, fitting_params, make_bind_of, read_weights
+from mae_jax.interop.transfer import find_start, fitting_params, resolve_model, starting_params
+from mae_jax.interop.weights import choose, make_bind_of, read_weights
 from mae_jax.models.classifier import make_classifier_config
 from mae_jax.models.mae import MAEConfig, split_fixed
 from mae_jax.runtime.errors import UserError

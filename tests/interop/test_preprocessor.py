@@ -9,7 +9,7 @@ from PIL import Image
 import mae_jax
 from mae_jax.data.processor import Processor
 from mae_jax.interop.formats import fit
-from mae_jax.interop.preprocessor import done_otherwise, left_unsaid, make_preprocessor, read_preprocessor
+from mae_jax.interop.preprocessor import left_unsaid, make_preprocessor, read_preprocessor
 from mae_jax.interop.timm import crop_share
 from mae_jax.interop.weights import read_weights
 from mae_jax.models.config import MAEConfig
@@ -24,7 +24,8 @@ def both(tmp_path, size, eval_crop, channels=3):
     """(our processor, the one that transformers makes of the file that we write)."""
     transformers = pytest.importorskip("transformers")
     mean, std = MEAN[:channels], STD[:channels]
-    written = make_preprocessor(MAEConfig(image_size=size, patch_size=4, channels=channels), mean, std, eval_crop)
+    data = {"mean": mean, "std": std, "eval_crop": eval_crop}
+    written = make_preprocessor(MAEConfig(image_size=size, patch_size=4, channels=channels), data)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(written))
     theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path)
     # Without torchvision it is BitImageProcessorPil; torchvision's resize is up to two grey levels from Pillow's.
@@ -102,15 +103,15 @@ def test_what_the_file_cannot_say_is_noted(model, words):
 @pytest.mark.parametrize("size", [16, (16, 32)])
 def test_what_is_written_is_read_to_the_same_crop_also_when_transformers_has_saved_it(tmp_path, size, eval_crop):
     model = MAEConfig(image_size=size, patch_size=4)
-    written = make_preprocessor(model, MEAN, STD, eval_crop)
-    assert read_preprocessor(written) == {"mean": MEAN, "std": STD, "eval_crop": eval_crop}
-    assert done_otherwise(written) == []
+    data = {"mean": MEAN, "std": STD, "eval_crop": eval_crop}
+    written = make_preprocessor(model, data)
+    assert read_preprocessor(written) == (data, [])
     del written["crop_pct"]  # which other programs may drop
-    assert round(16 / read_preprocessor(written)["eval_crop"]) == round(16 / eval_crop)
+    assert round(16 / read_preprocessor(written)[0]["eval_crop"]) == round(16 / eval_crop)
     _, theirs = both(tmp_path, size, eval_crop)
     theirs.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
-    assert read_preprocessor(saved) == {"mean": MEAN, "std": STD, "eval_crop": eval_crop}
+    assert read_preprocessor(saved)[0] == data
 
 
 @pytest.mark.parametrize(
@@ -129,8 +130,8 @@ def test_what_is_written_is_read_to_the_same_crop_also_when_transformers_has_sav
     ],
 )  # fmt: skip
 def test_the_crop_of_files_of_others_is_taken_and_what_differs_is_noted(preprocessor, eval_crop, notes):
-    assert read_preprocessor(preprocessor).get("eval_crop") == eval_crop
-    found = done_otherwise(preprocessor)
+    data, found = read_preprocessor(preprocessor)
+    assert data.get("eval_crop") == eval_crop
     assert len(found) == len(notes) and all(word in note for word, note in zip(notes, found, strict=True))
 
 

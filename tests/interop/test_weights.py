@@ -8,7 +8,8 @@ import pytest
 
 import mae_jax
 from configs import digits
-from mae_jax.interop.weights import fitting_params, read_weights
+from mae_jax.interop.transfer import fitting_params
+from mae_jax.interop.weights import read_weights
 from mae_jax.interop.workdirs import find_checkpoint
 from mae_jax.models.classifier import (
     init_classifier,
