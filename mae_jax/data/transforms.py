@@ -1,20 +1,24 @@
-"""Geometry on the host: the random crop of training and the centre crop of evaluation, on uint8 pictures."""
+"""Geometry on the host, on uint8 pictures: the random crop of training and the centre crop of evaluation."""
 
+import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
-Box = tuple[int, int, int, int]  # top, left, height, width
+Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 
 CROP_TRIES = 10  # boxes drawn before the central one is taken, as in torchvision's RandomResizedCrop
-LONGEST = 8  # times the side that the aspect asks for: of longer pictures the middle is cut out before it is resized
+LONGEST = 8  # times the side that the aspect asks for: longer pictures are cut to their middle before they are resized
+DRAWS_AT_ONCE = 64  # places whose crops are drawn together (20 KB), since it takes long to make a generator
 _NUMBERS = 4  # of a try: for area, aspect, top, left; as many as Philox makes from one value of its counter
 
 
 class Picture(Protocol):
-    """What crops are taken of: pixels that are there, or that have still to be decoded."""
+    """What crops are taken of: pixels, or an encoded picture."""
 
     height: int
     width: int
@@ -44,12 +48,53 @@ class Pixels:
         return resize_by_pillow(self._image[top : top + height, left : left + width], size)
 
 
-def crop_draws(seed: int, first: int, count: int) -> np.ndarray:
-    """Uniform numbers on [0, 1) for the random crops of the places first, ..., first + count - 1 of the global order.
+# (picture, place in the global order, (height, width)) -> uint8 [height, width, c]
+Transform = Callable[[Picture, int, tuple[int, int]], np.ndarray]
 
-    Counter-based (Philox, Salmon et al. 2011): the numbers of a place are a function of the seed and the place alone,
-    `crop_draws(s, p, n)[i] == crop_draws(s, p + i, 1)[0]`, however many are drawn at once. Those whose counters are
-    2^128 and above, as in reading.py's Augmented, are never among them.
+
+@dataclasses.dataclass(frozen=True)
+class RandomCrop:
+    """The transform of training: `random_resized_crop` by draws that follow from seed and place alone."""
+
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
+    seed: int
+    rule: str = "retry"
+
+    def __call__(self, picture: Picture, place: int, size: tuple[int, int]) -> np.ndarray:
+        run, place_in_run = divmod(place, DRAWS_AT_ONCE)
+        draws = _draws_of_run(self.seed, run)[place_in_run]
+        return random_resized_crop(picture, draws, size, self.scale, self.ratio, self.rule)
+
+
+@dataclasses.dataclass(frozen=True)
+class CentreCrop:
+    """The transform of evaluation."""
+
+    eval_crop: float
+
+    def __call__(self, picture: Picture, place: int, size: tuple[int, int]) -> np.ndarray:
+        return resize_and_centre_crop(picture, size, self.eval_crop)
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmented:
+    """A transform and then a random change of the crop, keyed by the place."""
+
+    transform: Transform
+    augment: Callable[[np.ndarray, np.random.Generator], np.ndarray]  # of uint8 [h, w, c]
+    seed: int
+
+    def __call__(self, picture: Picture, place: int, size: tuple[int, int]) -> np.ndarray:
+        # The third number sets it apart from `crop_draws`, whose counters are below 2^128.
+        rng = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 1, place]))
+        return self.augment(self.transform(picture, place, size), rng)
+
+
+def crop_draws(seed: int, first: int, count: int) -> np.ndarray:
+    """Uniform numbers on [0, 1) for the crops of the places first, ..., first + count - 1 of the global order.
+
+    Counter-based (Philox, Salmon et al. 2011): `crop_draws(s, p, n)[i] == crop_draws(s, p + i, 1)[0]`.
 
     Returns:
       float64 [count, CROP_TRIES, 4], the four for a try's area, aspect, top and left.
@@ -58,24 +103,29 @@ def crop_draws(seed: int, first: int, count: int) -> np.ndarray:
     return generator.random((count, CROP_TRIES, _NUMBERS))
 
 
+@functools.lru_cache(maxsize=64)  # more than threads that read at a time
+def _draws_of_run(seed: int, run: int) -> np.ndarray:
+    return crop_draws(seed, run * DRAWS_AT_ONCE, DRAWS_AT_ONCE)
+
+
 def sample_crops(
     heights: np.ndarray, widths: np.ndarray, draws: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> np.ndarray:
-    """The boxes of random resized crops (Szegedy et al. 2015, arXiv 1409.4842, section 6), of n pictures at once.
+    """The boxes of random resized crops (Szegedy et al. 2015, arXiv 1409.4842, section 6) of n pictures.
 
     Args:
       heights, widths: of the pictures, int [n], pixels.
       draws: [n, CROP_TRIES, 4], as `crop_draws` makes them.
-      scale: least and greatest area of a box as a share of its picture's; uniform.
-      ratio: least and greatest width / height of a box; uniform on a log scale.
+      scale: least and greatest area of a box / area of its picture; uniform.
+      ratio: least and greatest width / height of a box; log-uniform.
 
     Returns:
-      int64 [n, 4]: top, left, height and width of boxes inside the pictures. The first try that fits is taken; if none
-      does, the largest central box whose ratio lies within the limits.
+      int64 [n, 4]: top, left, height and width of boxes inside the pictures, of the first try that fits, or else the
+      largest central box with an allowed ratio.
     """
     box_heights, box_widths = _box_sides(heights[:, None], widths[:, None], draws, scale, ratio)
     fits = (box_heights > 0) & (box_widths > 0) & (box_heights <= heights[:, None]) & (box_widths <= widths[:, None])
-    chosen = np.arange(len(draws)), fits.argmax(1)  # 0 where none fits, which is put right below
+    chosen = np.arange(len(draws)), fits.argmax(1)  # 0 where none fits
     boxes = _place(heights, widths, box_heights[chosen], box_widths[chosen], draws[chosen])
     none_fits = ~fits[chosen]
     if none_fits.any():
@@ -86,10 +136,9 @@ def sample_crops(
 def sample_clipped_crops(
     heights: np.ndarray, widths: np.ndarray, draws: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> np.ndarray:
-    """Boxes as `sample_crops` has them, but of the first try: sides longer than the picture's are cut to them.
+    """As `sample_crops`, but always the first try, its sides clipped to the picture's.
 
-    The rule that the authors of MAE train their linear probe with. An area may be below `scale`, and a ratio beyond
-    `ratio`.
+    The authors of MAE train their linear probe with this rule. Area and ratio may be beyond their limits.
     """
     first = draws[:, 0]
     box_heights, box_widths = _box_sides(heights, widths, first, scale, ratio)
@@ -107,7 +156,7 @@ def _box_sides(heights, widths, draws, scale, ratio) -> tuple[np.ndarray, np.nda
 
 
 def _place(heights, widths, box_heights, box_widths, draws) -> np.ndarray:
-    """int64 [n, 4] of boxes with these sides, every place in the picture being as likely; draws [n, 4]."""
+    """int64 [n, 4]: boxes with these sides, uniformly placed; draws [n, 4]."""
     boxes = np.empty((len(draws), 4), np.int64)  # which drops the fractions
     boxes[:, 0] = draws[:, 2] * (heights - box_heights + 1)
     boxes[:, 1] = draws[:, 3] * (widths - box_widths + 1)
@@ -123,7 +172,7 @@ def _central_boxes(heights, widths, ratio) -> np.ndarray:
     return np.stack(boxes, axis=1).astype(np.int64)
 
 
-CROP_RULES = {"retry": sample_crops, "clip": sample_clipped_crops}  # data.crop_rule -> how the boxes are drawn
+CROP_RULES = {"retry": sample_crops, "clip": sample_clipped_crops}  # data.crop_rule -> how boxes are drawn
 
 
 def random_resized_crop(
@@ -137,12 +186,12 @@ def random_resized_crop(
     """Cuts a random box out of a picture and resizes it, not always exactly, to uint8 [*size, c].
 
     Args:
-      draws: [CROP_TRIES, 4], the picture's of `crop_draws`.
+      draws: [CROP_TRIES, 4], those of the picture's place from `crop_draws`.
       rule: of CROP_RULES.
     """
     height, width = picture.height, picture.width
     if scale[0] == scale[1] == 1 and ratio[0] == ratio[1] == 1 and (height, width) == tuple(size) and height == width:
-        return picture.whole()  # the only possible box: no need to draw it
+        return picture.whole()  # the only possible box
     (box,) = CROP_RULES[rule](np.asarray([height]), np.asarray([width]), draws[None], scale, ratio)
     return picture.part(tuple(box.tolist()), size, exact=False)
 
@@ -150,14 +199,13 @@ def random_resized_crop(
 def resize_and_centre_crop(picture: Picture, size: tuple[int, int], eval_crop: float) -> np.ndarray:
     """Resizes a picture and cuts out its centre, uint8 [*size, c].
 
-    The picture is resized, keeping its aspect, to the smallest size that covers `size / eval_crop` (for
-    224 pixels and 0.875: the shorter side becomes 256). With `eval_crop` 1 and a picture that already has the
-    right size, nothing is done to it. Of a picture more than LONGEST times as long as the aspect asks for, only the
+    The picture is resized, keeping its aspect, to the smallest size that covers `size / eval_crop` (224 pixels and
+    0.875: the shorter side becomes 256). Of a picture more than LONGEST times as long as the aspect asks for, only the
     middle is resized: 30,000 x 1 pixels would become 7,680,000 x 256.
     """
     top, left, height, width = _middle(picture.height, picture.width, size)
     least_height, least_width = round(size[0] / eval_crop), round(size[1] / eval_crop)
-    # In integers, because a float scale can fall one pixel short. The longer side is truncated, as in torchvision.
+    # In integers, since a float scale can fall one pixel short. The longer side is truncated, as in torchvision.
     if least_height * width >= least_width * height:
         resized = least_height, max(least_width, width * least_height // height)
     else:
@@ -182,7 +230,7 @@ def resize_by_pillow(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     channels = image.shape[2]
     if channels == 3:
         return _resize_plane(image, size)
-    # Channel by channel: Pillow has no mode for most counts, and would weigh four channels by the last, as alpha.
+    # Channel by channel: Pillow has no mode for most counts, and would take a fourth one for alpha.
     return np.stack([_resize_plane(image[:, :, c], size) for c in range(channels)], axis=2)
 
 

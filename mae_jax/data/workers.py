@@ -1,104 +1,94 @@
-"""Reader processes: how they start, hand over what they read and end, and what a system may refuse them."""
+"""Calling a function ahead of time, in order, by threads of this process or by processes of their own."""
 
-import errno
-import gc
+import collections
 import multiprocessing
 import os
 import signal
 import threading
-import time
-from collections.abc import Iterator
-from concurrent.futures import Future
-from typing import TypeVar
-
-import grain
-import numpy as np
-from absl import flags
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
 
 from mae_jax.runtime.allocator import keep_freed_memory
 from mae_jax.runtime.errors import UserError, reason
 
-MIN_SHARED = 2**14  # bytes of an array that processes share; a pipe (64 KiB) must hold several of those below
-CLOSE_SECONDS = 5  # that readers are given to stop, and one more for each process: a disk may never answer them
-DELETE_SECONDS = 0.2  # that Grain is given to delete shared memory, which it does in a thread of its own
-
 T = TypeVar("T")
+_STOPS = (signal.SIGINT, signal.SIGTERM)
+_in_process: dict[str, Any] = {}  # of a worker process: its function and its threads
 
 
-def in_processes(dataset: grain.IterDataset, num_workers: int) -> grain.IterDataset:
-    """The same pieces, in the same order, read by `num_workers` processes."""
-    if not flags.FLAGS.is_parsed():  # Grain's processes look at flags of its own, also outside an absl app
-        flags.FLAGS.mark_as_parsed()
-    options = grain.experimental.DatasetOptions(min_shm_size=MIN_SHARED)
-    dataset = grain.experimental.WithOptionsIterDataset(dataset, options)
-    processes = grain.MultiprocessingOptions(num_workers=num_workers)
-    return dataset.mp_prefetch(processes, worker_init_fn=_start_worker).map(_copy)
+def call_ahead(fn: Callable[[int], T], count: int, *, workers: int, threads: int, ahead: int) -> Iterator[T]:
+    """Yields fn(0), ..., fn(count - 1), each called before it is asked for.
 
+    When the iterator is closed, calls that have begun go on, but nothing waits for them before the program ends.
 
-def first_batch(batches: Iterator[T]) -> T:
-    """The first batch. Processes that read are started in a thread that blocks the signals to stop, as they then do.
+    Args:
+      fn: can be pickled, if there are `workers`.
+      workers: processes that call `fn`; 0: threads of this process do.
+      threads: in each process.
+      ahead: calls that may have been made, or be in progress, in all.
 
-    A process that ends while it is started would leave the main process waiting for it for ever (Python 3.11).
+    Raises:
+      UserError: the system refuses the processes, or one of them has been killed.
     """
-
-    def read():
-        try:
-            multiprocessing.get_context("spawn").Lock()  # starts Python's resource tracker, which lets signals in again
-            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-            result.set_result(next(batches))
-        except BaseException as error:
-            result.set_exception(error)
-
-    result = Future()
-    threading.Thread(target=read, daemon=True).start()
-    return result.result()
+    if not workers:
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="reader")
+        return _in_order(pool, pool.submit, fn, range(count), max(ahead, threads))
+    # A process takes as many numbers at once as it has threads.
+    runs = (range(first, min(first + threads, count)) for first in range(0, count, threads))
+    return _from_processes(fn, runs, workers, threads, max(-(-ahead // threads), workers))
 
 
-def close(held: list[Iterator], num_workers: int) -> None:
-    """Stops what reads, and lets go of it: `held` is emptied. Readers that are stuck in the system are left behind.
-
-    Memory and semaphores that processes share are deleted with the arrays and iterators that hold them, and these hold
-    one another: uncollected, they would outlive the program, or Python would complain about them at its end.
-    """
-    closing = threading.Thread(target=held.pop().close, daemon=True)
-    closing.start()
-    closing.join(CLOSE_SECONDS + num_workers)
-    if num_workers:
-        gc.collect()
-        time.sleep(DELETE_SECONDS)
-
-
-def as_user_error(error: Exception, num_workers: int) -> UserError | None:
-    """What a user can mend of the system's refusals to run reader processes; errors of reading are UserErrors."""
-    full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-    full = full or isinstance(error, RuntimeError) and f"exit code -{signal.SIGBUS.value}." in str(error)
-    if not num_workers or not full and not isinstance(error, OSError):
-        return None
+def _from_processes(fn: Callable, runs: Iterable[range], workers: int, threads: int, ahead: int) -> Iterator:
     remedy = "set data.num_workers=0 to read in threads"
-    if full:
-        return UserError(
-            f"/dev/shm is full, which data.num_workers={num_workers} hands over pictures in: {remedy}, or give the "
-            "container more, for example docker run --shm-size=8g"
+
+    def submit(fn: Callable, *arguments: Any) -> Future:
+        # The first call starts the processes. They inherit that signals to stop are blocked: a terminal, Slurm and
+        # `timeout` send these to all processes, but a run that stops still needs its data to come to a good place.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+        try:
+            return pool.submit(fn, *arguments)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    try:
+        pool = ProcessPoolExecutor(
+            workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(fn, threads)
         )
-    return UserError(f"data.num_workers={num_workers} processes cannot be started: {reason(error)}; {remedy}")
+        for results in _in_order(pool, submit, _call_run, runs, ahead):
+            yield from results
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"data.num_workers={workers}: a reader process has died, perhaps for lack of memory; use fewer, or {remedy}"
+        ) from error
+    except OSError as error:  # those of reading pictures never come here
+        raise UserError(f"data.num_workers={workers} processes cannot be started: {reason(error)}; {remedy}") from error
 
 
-def _start_worker(worker_index: int, num_workers: int):
-    """Makes a worker process end when the main process was killed, and leaves signals to stop to the main process.
+def _in_order(pool: Executor, submit: Callable, fn: Callable, items: Iterable, ahead: int) -> Iterator:
+    waiting = collections.deque()
+    try:
+        for item in items:
+            waiting.append(submit(fn, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
-    A terminal sends Ctrl-C, and Slurm and `timeout` SIGTERM, to all processes at once.
-    """
+
+def _start_worker(fn: Callable[[int], Any], threads: int) -> None:
     keep_freed_memory()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _in_process.update(fn=fn, pool=ThreadPoolExecutor(threads))
 
-    def watch():
+    def end_with_parent():  # also when that is killed
         multiprocessing.parent_process().join()
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _copy(piece: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Out of the shared memory that a worker process sent it in, of which containers often have little."""
-    return {key: np.array(value) for key, value in piece.items()}
+def _call_run(run: range) -> list:
+    return list(_in_process["pool"].map(_in_process["fn"], run))

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from mae_jax.data import loader
 from mae_jax.data.datasets import make_source
 from mae_jax.data.loader import make_train_batches
 from mae_jax.data.rand_augment import RandAugment
@@ -59,10 +58,3 @@ def test_augmentation_of_channels_that_it_cannot_see_is_refused_at_once(make_con
     config = make_config(name="synthetic", batch_size=12, augmentation="rand_augment", mean=(0.5,))
     with pytest.raises(UserError, match="model.channels=4: data.augmentation=rand_augment works on 1 or 3 channels"):
         make_train_batches(make_source(config, "train", SIZE, 4), config, SIZE, 4)
-
-
-@pytest.mark.slow
-def test_worker_processes_do_not_change_augmented_batches(batches, monkeypatch):
-    whole = batches(6, **AUGMENTED)
-    monkeypatch.setattr(loader, "MAX_PIECE", 4)
-    assert_same(batches(6, num_workers=2, **AUGMENTED), whole)

@@ -68,13 +68,6 @@ def test_threads_and_pieces_do_not_mix_sizes(grow, monkeypatch):
         assert_same(grow(8, num_threads=8), whole)
 
 
-@pytest.mark.slow
-def test_worker_processes_do_not_mix_sizes(grow, monkeypatch):
-    whole = grow(8)
-    monkeypatch.setattr(loader, "MAX_PIECE", 4)  # so that two workers share each batch
-    assert_same(grow(8, num_workers=2), whole)
-
-
 def digits_batches(size_at=None, **where):
     """Five batches of whole digits, 8 x 8 pixels."""
     iterator = make_train_batches(Digits("train"), digits.get_config().data, SIZE, 1, size_at=size_at, **where)

@@ -18,8 +18,8 @@ from mae_jax.data.datasets import make_source
 from mae_jax.data.decoding import BadImage
 from mae_jax.data.device import prefetch_to_device
 from mae_jax.data.loader import make_eval_batches, make_train_batches
-from mae_jax.data.reading import PictureReader, RandomCrop
-from mae_jax.data.transforms import Pixels
+from mae_jax.data.transforms import Pixels, RandomCrop
+from mae_jax.data.workers import call_ahead
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.signals import Stopped, StopSignal
 from tests.data.conftest import SIZE, assert_same
@@ -93,11 +93,21 @@ def test_the_size_of_the_pieces_that_threads_read_does_not_change_the_batches(ba
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_worker_processes_do_not_change_the_batches(batches, monkeypatch, workers):
-    whole = batches(8, start_step=2)
-    monkeypatch.setattr(loader, "MAX_PIECE", 4)  # so that two workers share each batch
-    assert_same(batches(8, start_step=2, num_workers=workers), whole)
+def test_worker_processes_change_neither_training_nor_evaluation(batches, make_config, monkeypatch):
+    settings = {"augmentation": "rand_augment", "size_at": grow, "start_step": 2}
+    expected = batches(6, **settings)
+    config = make_config(name="synthetic", num_examples=76)
+    source = make_source(config, "eval", (12, 12), 3)
+    evaluation = list(make_eval_batches(source, config, 8, SIZE, 3))
+    monkeypatch.setattr(loader, "MAX_PIECE", 4)  # so that workers share each batch
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(4))  # two threads in each
+    assert_same(batches(6, num_workers=2, **settings), expected)
+    config.num_workers = 2  # for five pieces
+    assert_same(list(make_eval_batches(source, config, 8, SIZE, 3)), evaluation)
+
+
+def grow(step: int) -> tuple[int, int]:
+    return (6, 4) if step < 5 else SIZE
 
 
 def test_full_crops_show_small_pictures_as_they_are(make_config):
@@ -130,16 +140,6 @@ def test_evaluation_sees_every_example_exactly_once_in_order(make_config, proces
     np.testing.assert_array_equal(rows["index"], np.where(np.arange(total) < real, np.arange(total), -1))
     np.testing.assert_array_equal(rows["label"], np.where(np.arange(total) < real, np.arange(total) % 10, -1))
     assert not rows["image"][real:].any() and rows["image"][:real].any(axis=(1, 2, 3)).all()
-
-
-@pytest.mark.slow
-def test_worker_processes_do_not_change_evaluation(make_config, monkeypatch):
-    monkeypatch.setattr(loader, "MAX_PIECE", 8)
-    config = make_config(name="synthetic", num_examples=76)
-    source = make_source(config, "eval", (12, 12), 3)
-    expected = list(make_eval_batches(source, config, 8, SIZE, 3))
-    config.num_workers = 2  # for three pieces
-    assert_same(list(make_eval_batches(source, config, 8, SIZE, 3)), expected)
 
 
 def test_an_iterator_that_has_ended_or_was_closed_stays_so(make_config):
@@ -260,21 +260,9 @@ def test_a_signal_ends_the_wait_for_a_disk_that_does_not_answer(make_config, tmp
     batches.close()
     assert time.monotonic() - start < 5 and stop.exit_code() == 128 + number
     for thread in threading.enumerate():  # or the tests would not end
-        while thread.name.startswith("grain") and thread.is_alive():
+        while thread.name.startswith("reader") and thread.is_alive():
             os.close(os.open(source.pipe, os.O_RDWR))
             thread.join(0.01)
-
-
-def test_readers_that_do_not_end_are_not_waited_for(monkeypatch):
-    monkeypatch.setattr(workers, "CLOSE_SECONDS", 0.1)
-
-    class Stuck:
-        def close(self):
-            time.sleep(3)
-
-    start = time.monotonic()
-    workers.close([Stuck()], 0)
-    assert time.monotonic() - start < 2
 
 
 @pytest.mark.slow
@@ -341,39 +329,32 @@ def test_worker_processes_outlive_signals_to_all_and_leave_nothing_shared_when_t
     assert (out, errors, program.returncode) == ("4\n", "", 0)  # no "leaked shared_memory objects"
 
 
+def end(number: int) -> int:
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "size", ["16k", "40k"]
-)  # where nothing can be shared, and where the first picture does not fit
-def test_a_full_shared_memory_is_named_with_what_to_do(tmp_path, size):
-    (tmp_path / "program.py").write_text(TO_THE_END)
-    mount = f"mount -t tmpfs -o size={size} tmpfs /dev/shm || exit 77; exec {sys.executable} {tmp_path}/program.py"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    try:
-        done = subprocess.run(["unshare", "--mount", "sh", "-c", mount], env=environment, text=True,
-                              capture_output=True, timeout=120)  # fmt: skip
-    except FileNotFoundError:
-        pytest.skip("no unshare here")
-    if done.returncode in (1, 77) and "UserError" not in done.stderr and "Traceback" not in done.stderr:
-        pytest.skip("a small disk cannot be mounted here")
-    assert "UserError: /dev/shm is full, which data.num_workers=2" in done.stderr
+def test_a_reader_process_that_is_killed_ends_the_run_in_one_line():
+    calls = call_ahead(end, 5, workers=1, threads=1, ahead=1)
+    assert next(calls) == 0
+    with pytest.raises(UserError, match="data.num_workers=1: a reader process has died.*data.num_workers=0"):
+        list(calls)
 
 
-@pytest.mark.parametrize("error, told", [
-    (OSError(errno.ENOSPC, "No space left on device"), "/dev/shm is full.*data.num_workers=0.*--shm-size"),
-    (RuntimeError("Worker process was terminated unexpectedly with exit code -7. Search"), "/dev/shm is full"),
-    (OSError(errno.EAGAIN, "Resource temporarily unavailable"), "data.num_workers=2 .*cannot be started: Resource"),
-])  # fmt: skip
-def test_what_the_system_refuses_to_reader_processes_is_the_users_to_mend(error, told):
-    def fail():
-        raise error
-        yield
+def test_what_the_system_refuses_to_reader_processes_is_one_line(monkeypatch):
+    def refuse(*arguments, **options):
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
 
-    reader = PictureReader([], 3, 1, "replace")
-    with pytest.raises(UserError, match=told):
-        next(loader.Batches(fail(), reader, (), num_workers=2))
-    with pytest.raises(type(error)):  # without such processes, it is something else
-        next(loader.Batches(fail(), reader, ()))
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", refuse)
+    with pytest.raises(UserError, match="data.num_workers=2 processes cannot be started: Resource.*num_workers=0"):
+        list(call_ahead(end, 5, workers=2, threads=1, ahead=2))
+
+
+@pytest.mark.parametrize("count, threads, ahead", [(20, 3, 4), (2, 3, 0), (5, 1, 0)])
+def test_calls_come_in_order_and_once_each(count, threads, ahead):
+    assert list(call_ahead(abs, count, workers=0, threads=threads, ahead=ahead)) == list(range(count))
 
 
 def is_running(pid: int) -> bool:

@@ -10,8 +10,7 @@ import sklearn.datasets
 from PIL import Image, ImageOps
 
 from mae_jax.data.decoding import SPARE, BadImage, decode, open_picture
-from mae_jax.data.reading import CentreCrop, RandomCrop
-from mae_jax.data.transforms import Pixels, resize_and_centre_crop
+from mae_jax.data.transforms import CentreCrop, Pixels, RandomCrop, resize_and_centre_crop
 
 LIMIT = 10**7
 PHOTOGRAPHS = [Path(sklearn.datasets.__file__).parent / "images" / name for name in ("china.jpg", "flower.jpg")]

@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mae_jax.data.reading import CentreCrop, RandomCrop
 from mae_jax.data.transforms import (
     CROP_RULES,
     CROP_TRIES,
     LONGEST,
+    CentreCrop,
     Pixels,
+    RandomCrop,
     crop_draws,
     random_resized_crop,
     resize_and_centre_crop,
