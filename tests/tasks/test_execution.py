@@ -186,10 +186,10 @@ def test_what_a_run_settles_itself_or_takes_from_its_checkpoint_is_no_other_sett
             check_same_settings(one)
 
 
-def test_a_run_that_another_process_is_at_work_on_is_neither_failed_nor_finished(tmp_path, capsys):
+def test_a_run_that_another_process_works_on_is_neither_failed_nor_finished(tmp_path, capsys):
     order(tmp_path, 0.5, "print(f'error: --workdir={folder} is in use by process 7 on host'); sys.exit(2)")
     run(tmp_path)
-    assert "another process is at work on it" in capsys.readouterr().out
+    assert "another process is working on it" in capsys.readouterr().out
     assert not (tmp_path / "result.json").exists() and "0.5 (missing)" in (tmp_path / "table.md").read_text()
     order(tmp_path, 0.5, None)
     run(tmp_path)
@@ -247,13 +247,13 @@ def test_a_signal_is_handed_on_and_waits_until_the_run_has_saved(tmp_path, numbe
 
 PARENT = """
 import pathlib, sys
+from mae_jax.runtime.signals import StopSignal
 from mae_jax.tasks.ablation import execution as runs
-from mae_jax.tasks.ablation.jobs import make_plan
 import tests.conftest  # the defaults
 from tests.tasks.test_grid import plan_of
 run = plan_of(grid=(("model.mask_ratio", (0.5,)),)).runs[0]._replace(folder=pathlib.Path(sys.argv[1]))
 runs.full_command = lambda run: [sys.executable, "-c", sys.argv[2], str(run.folder / "saved")]
-runs.execute(run, lambda: None, lambda line: print(line, flush=True))
+runs.execute(run, StopSignal())
 """
 CHILD = """
 import pathlib, signal, sys, time
@@ -266,14 +266,18 @@ time.sleep(60)
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is gone")
 def test_a_run_whose_ablation_is_killed_is_told_to_stop(tmp_path):
     command = [sys.executable, "-c", PARENT, str(tmp_path), CHILD]
-    process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE)
-    assert process.stdout.readline() == "up\n"
+    process = subprocess.Popen(command, cwd=ROOT)
+    wait_until(lambda: (tmp_path / "log.txt").exists() and (tmp_path / "log.txt").read_text() == "up\n")
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 30
-    while not (tmp_path / "saved").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert (tmp_path / "saved").exists()
+    wait_until((tmp_path / "saved").exists)
+
+
+def wait_until(true, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_why_a_run_ended_is_its_last_error_line():
@@ -283,7 +287,10 @@ def test_why_a_run_ended_is_its_last_error_line():
     assert explain(-signal.SIGSEGV, said[2:]) == "killed by signal 11"
 
 
-def test_lines_that_are_written_in_pieces_are_read_whole(tmp_path):
-    order(tmp_path, 0.5, "sys.stdout.write('err'); sys.stdout.flush(); time.sleep(0.5); print('or: late'); sys.exit(1)")
+def test_only_the_last_attempts_lines_say_why_it_failed(tmp_path):
+    order(tmp_path, 0.5, "print('error: early'); sys.exit(1)")
     run(tmp_path)
-    assert failures(tmp_path)[0] == {"seed 0": "pretrain: late"}
+    assert failures(tmp_path)[0] == {"seed 0": "pretrain: early"}
+    order(tmp_path, 0.5, "sys.exit(1)")
+    run(tmp_path)
+    assert failures(tmp_path)[0] == {"seed 0": "pretrain: exit code 1: it said nothing"}

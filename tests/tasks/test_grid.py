@@ -128,13 +128,13 @@ RATIO = ("model.mask_ratio", (0.5, 0.75))
     "ablate, expected",
     [
         (dict(grid=()), "ablate.grid is empty"),
-        (dict(grid=RATIO), "is not a tuple of axes"),
-        (dict(grid=(("model.mask_ratio", ()),)), "no value"),
-        (dict(grid=(("model.mask_ratio", 0.5),)), "neither (key, values)"),
+        (dict(grid=RATIO), "has 'model.mask_ratio', which is not an axis"),
+        (dict(grid=(("model.mask_ratio", ()),)), "which is not an axis (key, values)"),
+        (dict(grid=(("model.mask_ratio", 0.5),)), "which is not an axis (key, values)"),
         (dict(grid=(("model.mask_ratio", (0.5, 0.5)),)), "'0.5' twice"),
         (dict(grid=(("model.mask_ratio", (0.5, 0.75), ("a", "a")),)), "'a' twice"),
-        (dict(grid=(("model.mask_ratio", (0.5, 0.75), ("a",)),)), "2 values, but 1 names"),
-        (dict(grid=((("model.width", "model.depth"), ((16, 2), (3,))),)), "(3,), not 2 values"),
+        (dict(grid=(("model.mask_ratio", (0.5, 0.75), ("a",)),)), "as many names as values"),
+        (dict(grid=((("model.width", "model.depth"), ((16, 2), (3,))),)), "in each value one for each of several keys"),
         (dict(grid=(RATIO, RATIO)), "model.mask_ratio twice"),
         (dict(grid=(("seed", (1, 2)),)), "set ablate.seeds"),
         (dict(grid=(("model.mask_ration", (0.5,)),)), 'did you mean "model.mask_ratio"?'),
@@ -242,11 +242,6 @@ def test_values_that_are_equal_are_one_cell_however_they_are_written():
 def test_more_trained_blocks_than_the_encoder_has_are_refused_before_anything_is_trained():
     grid = (("finetune.classifier.trained_blocks", (1.0, 99.0)),)
     assert "is more than model.depth=4" in mistake(grid=grid, measure=(FINETUNE,))
-
-
-@pytest.mark.parametrize("paper", [("x",), (("x", ()),), (("x", ((1, "high"),)),)])
-def test_a_curve_that_is_none_is_refused_before_anything_is_trained(paper):
-    assert "ablate.paper" in mistake(grid=(("model.mask_ratio", (0.5,)),), paper=paper)
 
 
 def test_a_cell_whose_name_no_folder_can_have_is_refused():

@@ -1,12 +1,16 @@
 """The picture of an ablation: which points, on which scale, with which numbers beneath."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from mae_jax.runtime.errors import UserError
 from mae_jax.tasks.ablation.execution import Outcome
-from mae_jax.tasks.ablation.plot import choose_scale, draw, make_panels, make_paper_panels, thin_out
+from mae_jax.tasks.ablation.plot import choose_scale, draw, make_panels, make_paper_panels
+from mae_jax.tasks.ablation.program import make_plan
 from mae_jax.tasks.ablation.table import make_rows
-from tests.tasks.test_grid import plan_of
+from tests.tasks.test_grid import make_config, plan_of
 
 SCORES = ("linear_probe/top1", "eval/loss")
 
@@ -47,12 +51,6 @@ def test_numbers_are_spaced_by_the_scale_on_which_they_lie_evenly(xs, scale):
     assert choose_scale(list(xs)) == scale
 
 
-def test_numbers_that_would_touch_under_the_axis_are_left_out():
-    assert thin_out([0, 0.5, 1, 2, 4, 24], np.asarray) == [0, 2, 4, 24]
-    assert thin_out([1, 2, 4, 8], np.log) == [1, 2, 4, 8]
-    assert thin_out([7], np.asarray) == [7]
-
-
 @pytest.mark.parametrize(
     "grid, paper",
     [
@@ -71,3 +69,9 @@ def test_ours_stands_at_the_left_and_the_papers_at_the_right_with_its_own_axis(g
         return np.any(np.all(picture == (31, 119, 180), axis=-1))  # the blue of our points
 
     assert is_ours(alone) and is_ours(both[:, :middle]) and not is_ours(both[:, middle:])
+
+
+@pytest.mark.parametrize("paper", [("x",), (("x", ()),), (("x", ((1, "high"),)),)])
+def test_a_curve_that_is_none_is_refused_before_anything_is_trained(paper):
+    with pytest.raises(UserError, match="ablate.paper has .*, which is no curve"):
+        make_plan(make_config(grid=(("model.mask_ratio", (0.5,)),), paper=paper), Path("/nowhere"))

@@ -1,6 +1,5 @@
 """Starting an ablation's runs, one process at a time, and what became of them."""
 
-import contextlib
 import ctypes
 import json
 import os
@@ -9,26 +8,27 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from mae_jax.interop.transfer import PICTURES
 from mae_jax.runtime.errors import UserError
+from mae_jax.runtime.signals import StopSignal
 from mae_jax.settings.fields import flatten
 from mae_jax.tasks.ablation.jobs import Run, full_command
 from mae_jax.workdir.writing import read_object, write_atomically, write_json
 
 POLL_SECONDS = 0.2
 DIE_WITH_PARENT = 1  # Linux: PR_SET_PDEATHSIG
-# Settings with which a run may have been made and still be the same run: how it was made, and what is noted.
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+# Settings that may differ between the attempts of a run: how it is made, and what is noted.
 FREE = (
     "ablate.", "shard", "given", "file", "mesh.", "checkpoint.", "data.num_threads", "data.num_workers",
     "data.prefetch_batches", "data.path", "data.max_pixels", "train.log_every_steps", "train.profile_steps",
     "train.accumulate_steps", "model.remat", "model.scan_unroll", "evaluate.pictures", "evaluate.every_steps",
 )  # fmt: skip
-SETTLED = ("model.dtype", "data.batch_size")  # if they are None the run settles them, and notes what they are
+SETTLED = ("model.dtype", "data.batch_size")  # if they are None, the run chooses them, and notes its choice
 
 
 class Outcome(NamedTuple):
@@ -37,29 +37,23 @@ class Outcome(NamedTuple):
     scores: dict[str, float] | None  # None: it is not finished
     seconds: float | None  # that all its processes took together, if they were started by an ablation
     error: str | None  # of the last attempt, if that failed
-    elsewhere: bool = False  # whether another process is at work on it
 
 
 def read_outcome(run: Run) -> Outcome:
-    """What became of a run so far. A run that was measured has its scores under the protocol's name."""
+    """What became of a run so far. A run that measures has its scores under the protocol's name."""
     status, result = read_object(run.folder / "status.json") or {}, read_object(run.folder / "result.json")
     scores = None if result is None else _name_scores(run, result)
     seconds, error = status.get("seconds"), status.get("error")
-    return Outcome(
-        scores, seconds if _is_number(seconds) else None, error if isinstance(error, str) and scores is None else None
-    )
+    failed = isinstance(error, str) and scores is None
+    return Outcome(scores, seconds if _is_number(seconds) else None, error if failed else None)
 
 
 def _name_scores(run: Run, result: dict[str, Any]) -> dict[str, float]:
     numbers = {key: value for key, value in result.items() if _is_number(value) and key != "step"}
     if run.after is None:
         return {key: value for key, value in numbers.items() if key.split("/")[0] not in run.measured_by}
-    own = (f"{run.config.task}/", "eval/")
-    named = {}
-    for key, value in numbers.items():
-        prefix = next((prefix for prefix in own if key.startswith(prefix)), "")
-        named[f"{run.name}/{key.removeprefix(prefix)}"] = value
-    return named
+    own = f"{run.config.task}/"
+    return {f"{run.name}/{key.removeprefix(own).removeprefix('eval/')}": value for key, value in numbers.items()}
 
 
 def _is_number(value: Any) -> bool:
@@ -68,19 +62,18 @@ def _is_number(value: Any) -> bool:
 
 def check_same_settings(run: Run) -> None:
     """Raises UserError if a run's folder has a run with other settings."""
-    earlier = read_object(run.folder / "config.json")
-    if earlier is None:
-        return
-    new, old = flatten(json.loads(json.dumps(run.config.to_dict()))), flatten(earlier)
+    old = flatten(read_object(run.folder / "config.json") or {})
+    new = flatten(json.loads(json.dumps(run.config.to_dict())))
     given = {argument.split("=", 1)[0].removeprefix("--config.") for argument in run.arguments}
     for key, value in new.items():
-        if key in old and old[key] != value and (key in given or _decides(run.config, key)):
-            settled = value is None and key in SETTLED
-            if not key.startswith(FREE) and not settled and not (run.after and key == "init_from"):
-                raise UserError(
-                    f"{run.folder} was made with {key}={old[key]!r}, now it is {value!r}: one table cannot have both; "
-                    "choose another --workdir"
-                )
+        settled = (value is None and key in SETTLED) or (run.after and key == "init_from")
+        if old.get(key, value) == value or settled or key.startswith(FREE):
+            continue
+        if key in given or _decides(run.config, key):
+            raise UserError(
+                f"{run.folder} was made with {key}={old[key]!r}, now it is {value!r}: one table cannot have both; "
+                "choose another --workdir"
+            )
 
 
 def _decides(config: ConfigDict, key: str) -> bool:
@@ -93,69 +86,52 @@ def _decides(config: ConfigDict, key: str) -> bool:
     return not key.startswith(theirs)
 
 
-def execute(run: Run, told_to_stop: Callable[[], int | None], watch: Callable[[str], None]) -> Outcome:
+def execute(run: Run, stop: StopSignal) -> Outcome:
     """Starts a run's process, waits for its end, and notes in the folder what became of it.
 
     command.txt has the command, log.txt what the process says. A signal is handed on to the process, which saves.
-
-    Args:
-      told_to_stop: the signal that has been received, if any.
-      watch: gets the lines of log.txt as they come.
     """
     command, folder = full_command(run), run.folder
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "command.txt", shlex.join(command) + "\n")
-    before = read_outcome(run).seconds or 0.0
-    log, start = folder / "log.txt", time.perf_counter()
-    with log.open("a") as output, log.open(errors="replace") as lines:
-        lines.seek(0, os.SEEK_END)
-        # Its own session, so that a Ctrl-C reaches it once. Into the file and not through a pipe, which would break if
-        # this process were killed.
+    before, start = read_outcome(run).seconds or 0.0, time.perf_counter()
+    with (folder / "log.txt").open("ab+") as log, stop.deferred():
+        said_before = log.seek(0, os.SEEK_END)
+        # A session of its own, so that a Ctrl-C reaches it once, from here.
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            preexec_fn=_end_with_parent if LIBC else None,
         )  # fmt: skip
-        said = _wait(process, lines.read, told_to_stop, watch)
-    stopped = told_to_stop() is not None and process.returncode != 0
-    finished = process.returncode == 0 and (folder / "result.json").exists()
-    if process.returncode == 2 and any(f"--workdir={folder} is in use by" in line for line in said):
-        return read_outcome(run)._replace(elsewhere=True)
-    error = None if finished or stopped else explain(process.returncode, said)
+        code = _wait(process, stop)
+        log.seek(said_before)
+        said = log.read().decode(errors="replace").splitlines()
+    if code == 2 and any(f"--workdir={folder} is in use by" in line for line in said):
+        return Outcome(None, None, None)  # by another ablation, which notes what becomes of it
+    stopped = stop.received is not None and code != 0
+    finished = code == 0 and (folder / "result.json").exists()
+    error = None if finished or stopped else explain(code, said)
     write_json(folder / "status.json", {"seconds": before + time.perf_counter() - start, "error": error})
     return read_outcome(run)
 
 
-def _wait(
-    process: subprocess.Popen, read: Callable[[], str], told: Callable[[], int | None], watch: Callable
-) -> list[str]:
-    """Waits for the end of a process; returns the lines that it said."""
-    said, begun, handed_on = [], "", False
+def _wait(process: subprocess.Popen, stop: StopSignal) -> int:
+    """The exit code of a process, when it has ended."""
+    handed_on = False
     try:
-        while True:
-            ended = process.poll() is not None
-            *lines, begun = (begun + read()).split("\n")
-            for line in lines:
-                watch(line)
-            said += lines
-            if ended:
-                return [*said, begun]
-            if told() is not None and not handed_on:
-                process.send_signal(told())
+        while process.poll() is None:
+            if stop.received is not None and not handed_on:
+                process.send_signal(stop.received)
                 handed_on = True
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
     except BaseException:  # a second Ctrl-C
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
         raise
-
-
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return process.returncode
 
 
 def _end_with_parent() -> None:
     """Between fork and exec: if this process is killed, the child is told to stop, and saves."""
-    _LIBC.prctl(DIE_WITH_PARENT, signal.SIGTERM)
+    LIBC.prctl(DIE_WITH_PARENT, signal.SIGTERM)
 
 
 def explain(code: int, said: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -9,9 +10,7 @@ from mae_jax.runtime.errors import UserError
 from mae_jax.settings.suggestions import nearest_setting
 
 EXAMPLE = '(("model.mask_ratio", (0.5, 0.75)),)'
-# Settings that an ablation decides itself.
-RESERVED = ("task", "seed", "data.seed", "shard", "given", "file")
-OF_PROTOCOLS = (*RESERVED, "init_from")  # the same of the runs that measure
+RESERVED = ("task", "seed", "data.seed", "shard", "given", "file")  # settings that an ablation decides itself
 
 
 class Axis(NamedTuple):
@@ -31,7 +30,7 @@ class Cell(NamedTuple):
     labels: tuple[str, ...]  # one for each axis
     folders: tuple[str, ...]  # the labels as parts of a folder's name
     settings: dict[str, Any]
-    x: float | None  # the number that tells the cell apart, if it is one
+    x: float | None  # its place on the plot's axis, if it differs in one number
 
 
 class Protocol(NamedTuple):
@@ -42,123 +41,114 @@ class Protocol(NamedTuple):
     overrides: dict[str, Any]
 
 
-def parse_grid(grid: Any) -> list[Axis]:
-    """The axes of `ablate.grid`.
-
-    Raises:
-      UserError: unless it is a tuple of (key(s), values) or (key(s), values, names), with no key and no name twice.
-    """
-    if not isinstance(grid, tuple | list) or any(not isinstance(axis, tuple | list) for axis in grid):
-        raise UserError(f"ablate.grid={grid!r} is not a tuple of axes (key, values), for example {EXAMPLE}")
+def parse_grid(grid: tuple) -> list[Axis]:
+    """The axes of `ablate.grid`; UserError if it is not a tuple of axes, with each key and each value once."""
     if not grid:
         raise UserError(f"ablate.grid is empty: what shall vary? For example --config.ablate.grid='{EXAMPLE}'")
-    every_key = [key for axis in grid if axis for key in as_keys(axis[0])]
-    axes = [_parse_axis(axis, every_key) for axis in grid]
-    if twice := _first_twice(every_key):
-        raise UserError(f"ablate.grid has {twice} twice; a setting can be part of one axis only")
-    return axes
+    axes = [_split_axis(axis) for axis in grid]
+    every_key = Counter(key for keys, _, _ in axes for key in keys)
+    if twice := [key for key, count in every_key.items() if count > 1]:
+        raise UserError(f"ablate.grid has {twice[0]} twice; a setting can be part of one axis only")
+    leaves = Counter(key.rsplit(".", 1)[-1] for key in every_key)
+    return [_make_axis(*axis, leaves) for axis in axes]
 
 
-def _parse_axis(axis: tuple, every_key: list[str]) -> Axis:
-    if len(axis) not in (2, 3) or not all(isinstance(part, tuple | list) for part in axis[1:]):
+def _split_axis(axis: Any) -> tuple[tuple, tuple, tuple]:
+    """The keys, values (one for every key in each) and names of an axis; UserError if it is none."""
+    match axis:
+        case [str(key), [_, *_] as values, *names]:
+            keys, values = (key,), [(value,) for value in values]
+        case [[str(), *_] as keys, [_, *_] as values, *names] if all(isinstance(key, str) for key in keys):
+            pass
+        case _:
+            keys, values, names = (), (), (None, None)
+    is_list = [isinstance(part, tuple | list) for part in (*values, *names)]
+    if len(names) > 1 or not all(is_list) or {len(value) for value in values} != {len(keys)} or any(
+        len(part) != len(values) for part in names
+    ):  # fmt: skip
         raise UserError(
-            f"ablate.grid has the axis {axis!r}, which is neither (key, values) nor (key, values, names), "
-            f"for example {EXAMPLE}"
+            f"ablate.grid has {axis!r}, which is not an axis (key, values) or (key, values, names), with as many names "
+            f"as values, and in each value one for each of several keys; for example {EXAMPLE}"
         )
-    keys, values = as_keys(axis[0]), tuple(axis[1])
-    if not keys or not all(isinstance(key, str) for key in keys):
-        raise UserError(f"ablate.grid has the axis {axis!r}, whose keys {axis[0]!r} are no names of settings")
-    if not values:
-        raise UserError(f"ablate.grid gives {', '.join(keys)} no value, so that there is no cell; give at least one")
-    if isinstance(axis[0], str):
-        values = tuple((value,) for value in values)
-    for value in values:
-        if not isinstance(value, tuple | list) or len(value) != len(keys):
-            raise UserError(
-                f"ablate.grid gives {', '.join(keys)} the value {value!r}, not {len(keys)} values, one each"
-            )
-    leaves = [_short(key, every_key) for key in keys]
-    named = len(axis) == 3
-    if named and len(axis[2]) != len(values):
-        raise UserError(f"ablate.grid gives {', '.join(keys)} {len(values)} values, but {len(axis[2])} names")
-    labels = tuple(str(name) for name in axis[2]) if named else tuple(", ".join(map(str, value)) for value in values)
-    for number, value in enumerate(values):
-        if value in values[:number] or labels[number] in labels[:number]:
-            raise UserError(f"ablate.grid has {labels[number]!r} twice among the values of {', '.join(keys)}")
-    title = "variant" if named and len(keys) > 1 else ", ".join(leaves)
-    return Axis(keys, tuple(map(tuple, values)), labels, title, named)
+    return tuple(keys), tuple(map(tuple, values)), tuple(map(str, names[0] if names else ()))
+
+
+def _make_axis(keys: tuple[str, ...], values: tuple[tuple, ...], names: tuple[str, ...], leaves: Counter) -> Axis:
+    labels = names or tuple(", ".join(map(str, value)) for value in values)
+    for number, (value, label) in enumerate(zip(values, labels, strict=True)):
+        if value in values[:number] or label in labels[:number]:
+            raise UserError(f"ablate.grid has {label!r} twice among the values of {', '.join(keys)}")
+    titles = (key.rsplit(".", 1)[-1] for key in keys)
+    title = ", ".join(title if leaves[title] == 1 else key for title, key in zip(titles, keys, strict=True))
+    return Axis(keys, values, labels, "variant" if names and len(keys) > 1 else title, bool(names))
 
 
 def make_cells(axes: list[Axis]) -> list[Cell]:
     """The product of the axes; the last one changes fastest."""
     cells = []
-    for places in itertools.product(*(range(len(axis.values)) for axis in axes)):
-        chosen = list(zip(axes, places, strict=True))
-        labels = tuple(axis.labels[place] for axis, place in chosen)
-        names = tuple(
-            axis.labels[place] if axis.named else f"{axis.title} {axis.labels[place]}" for axis, place in chosen
-        )
+    choices = [[(axis, *choice) for choice in zip(axis.values, axis.labels, strict=True)] for axis in axes]
+    for chosen in itertools.product(*choices):
+        names = tuple(label if axis.named else f"{axis.title} {label}" for axis, _, label in chosen)
         settings = {}
-        for axis, place in chosen:
-            settings |= dict(zip(axis.keys, axis.values[place], strict=True))
+        for axis, values, _ in chosen:
+            settings |= dict(zip(axis.keys, values, strict=True))
         x = next(iter(settings.values())) if len(settings) == 1 else None
-        number = isinstance(x, int | float) and not isinstance(x, bool)
-        cells.append(Cell(", ".join(names), labels, tuple(map(safe_name, names)), settings, x if number else None))
+        x = x if isinstance(x, int | float) and not isinstance(x, bool) else None
+        labels = tuple(label for _, _, label in chosen)
+        cells.append(Cell(", ".join(names), labels, tuple(map(safe_name, names)), settings, x))
     return cells
 
 
-def parse_protocols(measure: Any, groups: Iterable[str]) -> list[Protocol]:
-    """The protocols of `ablate.measure`.
+def parse_protocols(measure: tuple, taken: Iterable[str]) -> dict[str, Protocol]:
+    """The protocols of `ablate.measure` by name; UserError unless they are (name, config, overrides), with free names.
 
     Args:
-      groups: of settings, whose names are taken.
-
-    Raises:
-      UserError: unless it is a tuple of (name, config, overrides) with names that are free.
+      taken: names of settings and their groups.
     """
-    protocols, taken = [], {*groups, "pretrain"}
+    protocols = {}
     for item in measure:
-        well_formed = isinstance(item, tuple | list) and len(item) == 3 and all(isinstance(x, str) for x in item[:2])
-        pairs = item[2] if well_formed else ()
-        if not well_formed or not isinstance(pairs, tuple | list) or not all(
-            isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs
-        ):  # fmt: skip
-            raise UserError(
-                f"ablate.measure has {item!r}, which is not (name, config, overrides), for example "
-                '("finetune", "finetune_digits", (("train.epochs", 20.0),))'
-            )
-        name = item[0]
-        if name in taken or safe_name(name) != name or "." in name:
+        match item:
+            case [str(name), str(config), [*pairs]] if all(_is_pair(pair) for pair in pairs):
+                pass
+            case _:
+                raise UserError(
+                    f"ablate.measure has {item!r}, which is not (name, config, overrides), for example "
+                    '("finetune", "finetune_digits", (("train.epochs", 20.0),))'
+                )
+        if name in (*taken, *protocols, "pretrain") or safe_name(name) != name or "." in name:
             raise UserError(f"ablate.measure has the name {name!r}, which is taken or no word; choose another")
-        taken.add(name)
-        protocols.append(Protocol(name, item[1], dict(pairs)))
+        protocols[name] = Protocol(name, config, dict(pairs))
     return protocols
 
 
-def split_settings(settings: dict[str, Any], protocols: list[Protocol]) -> dict[str, dict[str, Any]]:
-    """A cell's settings by the run that they are of: {"pretrain": {...}, NAME of a protocol: {...}}."""
-    split = {"pretrain": {}} | {protocol.name: {} for protocol in protocols}
-    for key, value in settings.items():
-        owner = owner_of(key, protocols)
-        split[owner][key.removeprefix(f"{owner}.")] = value
-    return split
+def _is_pair(pair: Any) -> bool:
+    return isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)
 
 
-def owner_of(key: str, protocols: list[Protocol]) -> str:
+def owner_of(key: str, protocols: Iterable[str]) -> str:
     """The protocol that a key of the grid is of, or "pretrain"."""
     first = key.split(".", 1)[0]
-    return first if any(protocol.name == first for protocol in protocols) else "pretrain"
+    return first if first in protocols else "pretrain"
+
+
+def check_keys(axes: list[Axis], protocols: dict[str, Protocol], known: Iterable[str]) -> None:
+    """Raises UserError for a key that is no setting, or that the ablation sets itself."""
+    words = [*known, *(f"{name}.{key}" for name in protocols for key in known)]
+    asked = [("ablate.grid", key) for axis in axes for key in axis.keys]
+    asked += [("ablate.measure", f"{name}.{key}") for name in protocols for key in protocols[name].overrides]
+    for where, key in asked:
+        if key not in words:
+            raise UserError(f"{where}: unknown setting {key!r}{nearest_setting(key, words)}")
+        owner = owner_of(key, protocols)
+        own = key.removeprefix(f"{owner}.")
+        if own in RESERVED or own.startswith("ablate.") or (own == "init_from" and owner != "pretrain"):
+            remedy = "set ablate.seeds" if "seed" in own else "leave it out"
+            raise UserError(f"{where} cannot set {key}, which the ablation sets itself; {remedy}")
 
 
 def parse_shard(shard: str | None) -> tuple[int, int]:
-    """ "i/n" -> (i modulo n, n); None, which is everything, is (0, 1).
-
-    Raises:
-      UserError: for anything else.
-    """
-    if shard is None:
-        return 0, 1
-    found = re.fullmatch(r"(\d+)/(\d+)", shard)
+    """ "i/n" -> (i modulo n, n); None, which is everything, is (0, 1)."""
+    found = re.fullmatch(r"(\d+)/(\d+)", shard or "0/1")
     index, count = map(int, found.groups()) if found else (0, 0)
     if not 0 <= index <= count or not count:
         raise UserError(f"shard={shard} is not i/n with i from 0 to n, for example --config.shard=0/4 to 3/4")
@@ -168,42 +158,3 @@ def parse_shard(shard: str | None) -> tuple[int, int]:
 def safe_name(name: str) -> str:
     """A name as part of a path: letters, digits and . = + - stay, all else is an underscore."""
     return re.sub(r"[^\w.=+-]+", "_", name).strip("._") or "_"
-
-
-def check_keys(axes: list[Axis], protocols: list[Protocol], known: Iterable[str]) -> None:
-    """Raises UserError for a key that is no setting, with the nearest that is one, or that the ablation sets itself."""
-    known = list(known)
-    words = [*known, *(f"{protocol.name}.{key}" for protocol in protocols for key in known)]
-    for key in (key for axis in axes for key in axis.keys):
-        if key not in words:
-            raise UserError(f"ablate.grid: unknown setting {key!r}{nearest_setting(key, words)}")
-        owner = owner_of(key, protocols)
-        _check_free("ablate.grid", key, key.removeprefix(f"{owner}."), owner)
-    for protocol in protocols:
-        for key in protocol.overrides:
-            if key not in known:
-                hint = nearest_setting(key, known)
-                raise UserError(f"ablate.measure, {protocol.name}: unknown setting {key!r}{hint}")
-            _check_free(f"ablate.measure, {protocol.name},", key, key, protocol.name)
-
-
-def _check_free(where: str, key: str, own: str, owner: str) -> None:
-    if own in (RESERVED if owner == "pretrain" else OF_PROTOCOLS) or own.startswith("ablate."):
-        remedy = "set ablate.seeds" if "seed" in own else "leave it out"
-        raise UserError(f"{where} cannot set {key}, which the ablation sets itself; {remedy}")
-
-
-def as_keys(keys: Any) -> tuple[str, ...]:
-    """The keys of an axis, which may be one or a tuple; of anything else none."""
-    return (keys,) if isinstance(keys, str) else tuple(keys) if isinstance(keys, tuple | list) else ()
-
-
-def _short(key: str, every_key: list[str]) -> str:
-    """The last part of a key, if no other key ends so."""
-    leaf = key.rsplit(".", 1)[-1]
-    return key if sum(other.rsplit(".", 1)[-1] == leaf for other in set(every_key)) > 1 else leaf
-
-
-def _first_twice(items: Iterable[str]) -> str | None:
-    seen = set()
-    return next((item for item in items if item in seen or seen.add(item)), None)

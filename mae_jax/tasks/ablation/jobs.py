@@ -1,4 +1,4 @@
-"""Which runs an ablation consists of, and the command of each, judged before the first one begins."""
+"""The runs of an ablation and the command of each, worked out and checked before the first one begins."""
 
 import os
 import sys
@@ -9,28 +9,15 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from mae_jax.runtime.errors import UserError
-from mae_jax.settings.checks import check
+from mae_jax.settings.checks import PATHS, check
 from mae_jax.settings.command_line import check_command_line, given_settings
 from mae_jax.settings.fields import flatten, get
 from mae_jax.settings.suggestions import nearest
 from mae_jax.settings.usage import check_read, unused_with
-from mae_jax.tasks.ablation.grid import (
-    RESERVED,
-    Axis,
-    Cell,
-    Protocol,
-    as_keys,
-    check_keys,
-    make_cells,
-    owner_of,
-    parse_grid,
-    parse_protocols,
-    parse_shard,
-    split_settings,
-)
+from mae_jax.tasks.ablation import grid
+from mae_jax.tasks.ablation.grid import RESERVED, Axis, Cell, Protocol, owner_of
 
 ROOT = Path(__file__).parents[3]
-PATHS = ("data.path", "init_from", "evaluate.mask")
 # What a measuring run takes over from the pre-training of its cell: where the pictures and the devices are.
 SHARED = (
     "data.path", "data.num_threads", "data.num_workers", "data.prefetch_batches", "data.on_bad_image",
@@ -72,7 +59,7 @@ class Plan(NamedTuple):
     axes: list[Axis]
     cells: list[Cell]
     seeds: tuple[int, ...]
-    runs: list[Run]  # in order; all of them
+    runs: list[Run]  # all of them, in order
     own: list[Run]  # those of this shard
     needed: dict[tuple[str, int], list[Run]]  # by a cell's name and seed; cells may share runs
     scores: tuple[str, ...]  # columns of the table
@@ -82,33 +69,29 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
     """Works out what an ablation runs. Nothing is written.
 
     Raises:
-      UserError: for a grid, protocols, scores or a shard that cannot be, and for a cell whose settings cannot.
+      UserError: for a mistake in the settings of `ablate`, the shard, or the settings of a cell.
     """
     ablate, workdir = config.ablate, workdir.absolute()
-    index, count = parse_shard(config.shard)
-    for key in ("seed", "data.seed"):
-        if key in config.given:
-            raise UserError(
-                f"--config.{key} is set by ablate.seeds; give --config.ablate.seeds='({get(config, key)},)'"
-            )
-    check_paper(ablate.paper)
-    seeds = tuple(ablate.seeds)
+    index, count = grid.parse_shard(config.shard)
+    for key in {"seed", "data.seed"} & set(config.given):
+        raise UserError(f"--config.{key} is set by ablate.seeds; give --config.ablate.seeds='({get(config, key)},)'")
+    seeds = tuple(dict.fromkeys(ablate.seeds))
     if not seeds or not all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in seeds):
         raise UserError(f"ablate.seeds={seeds} must be one or more whole numbers, for example '(0, 1, 2)'")
-    known = flatten(config.to_dict())
-    axes = parse_grid(ablate.grid)
-    protocols = parse_protocols(ablate.measure, known | {key.split(".")[0]: None for key in known})
-    check_keys(axes, protocols, known)
+    known = list(flatten(config.to_dict()))
+    axes = grid.parse_grid(ablate.grid)
+    protocols = grid.parse_protocols(ablate.measure, {*known, *(key.split(".")[0] for key in known)})
+    grid.check_keys(axes, protocols, known)
     for key in (key for axis in axes for key in axis.keys if key in config.given):
         raise UserError(f"--config.{key} is what ablate.grid varies: change --config.ablate.grid, or leave it out")
-    for protocol in protocols:
+    for protocol in protocols.values():
         check_config(protocol)
-    cells = make_cells(axes)
+    cells = grid.make_cells(axes)
 
-    by_folder: dict[Path, Run] = {}
+    by_folder: dict[str, Run] = {}
     needed = {}
     for cell in cells:
-        for seed in dict.fromkeys(seeds):
+        for seed in seeds:
             runs = make_runs(config, axes, cell, protocols, seed, workdir)
             needed[cell.name, seed] = [_once(run, by_folder) for run in runs]
     runs = list(by_folder.values())
@@ -117,16 +100,16 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
     # Cells that share their pre-training belong to one shard.
     first = [run.folder for run in runs if run.after is None]
     own = [run for run in runs if first.index(run.after or run.folder) % count == index]
-    # A protocol that no score is of has its first one: it was asked for.
+    # A protocol without a column gets its first score: it was asked for.
     named = {score.split("/")[0] for score in ablate.scores}
     unnamed = {run.name: SCORES[run.config.task][0] for run in runs if run.after and run.name not in named}
     scores = (*ablate.scores, *(f"{name}/{score}" for name, score in unnamed.items()))
-    return Plan(axes, cells, tuple(dict.fromkeys(seeds)), runs, own, needed, scores)
+    return Plan(axes, cells, seeds, runs, own, needed, scores)
 
 
-def _once(run: Run, by_folder: dict[Path, Run]) -> Run:
+def _once(run: Run, by_folder: dict[str, Run]) -> Run:
     """The run that has a folder already, if it is the same one."""
-    known = by_folder.setdefault(Path(str(run.folder).casefold()), run)
+    known = by_folder.setdefault(str(run.folder).casefold(), run)
     if known.arguments != run.arguments:
         raise UserError(
             f"the cells {known.cell!r} and {run.cell!r} would share the folder {known.folder}; give the values of "
@@ -136,18 +119,17 @@ def _once(run: Run, by_folder: dict[Path, Run]) -> Run:
 
 
 def make_runs(
-    config: ConfigDict, axes: list[Axis], cell: Cell, protocols: list[Protocol], seed: int, workdir: Path
+    config: ConfigDict, axes: list[Axis], cell: Cell, protocols: dict[str, Protocol], seed: int, workdir: Path
 ) -> list[Run]:
-    """A cell's runs with one seed: pre-training, and what measures it.
-
-    Raises:
-      UserError: that names the cell.
-    """
-    split = split_settings(cell.settings, protocols)
+    """A cell's runs with one seed: pre-training, and what measures it. A UserError names the cell."""
+    settings = {owner: {} for owner in ("pretrain", *protocols)}
+    for key, value in cell.settings.items():
+        owner = owner_of(key, protocols)
+        settings[owner][key.removeprefix(f"{owner}.")] = value
     seeds = {"seed": seed, "data.seed": seed}
 
     def folder(*owners: str) -> Path:
-        """Named by the axes that matter to the run, so that cells that differ in others share it."""
+        """Named by the axes that matter to the run, so that cells that differ only in others share it."""
         matters = [any(owner_of(key, protocols) in owners for key in axis.keys) for axis in axes]
         name = "__".join(part for part, own in zip(cell.folders, matters, strict=True) if own)
         if len(name.encode()) > LONGEST_NAME:
@@ -158,37 +140,31 @@ def make_runs(
         start = [f"--config={config.file}", "--config.task=pretrain"]
         given = {key: get(config, key) for key in config.given if key not in RESERVED and not key.startswith("ablate.")}
         pretrain = folder("pretrain")
-        arguments = command(start, given, split["pretrain"] | seeds, pretrain)
+        arguments = command(start, given | settings["pretrain"] | seeds, pretrain)
         trained = resolve(arguments)
-        runs = [Run("pretrain", cell.name, seed, pretrain, None, arguments, trained, tuple(split)[1:])]
+        runs = [Run("pretrain", cell.name, seed, pretrain, None, arguments, trained, tuple(protocols))]
         taken = SHARED + (PLACE if "data.name" in config.given else ())
         taken = [key for key in taken if not unused_with(trained, key)]
-        for protocol in protocols:
+        for name, protocol in protocols.items():
             start = [f"--config={ROOT}/configs/{protocol.config}.py", f"--config.init_from={pretrain}"]
             usual = resolve(start)
             shared = {key: get(trained, key) for key in taken if get(trained, key) != get(usual, key)}
-            measured = folder("pretrain", protocol.name)
-            settings = protocol.overrides | split[protocol.name]
-            arguments = command(start, shared, settings | seeds, measured)
-            run = Run(protocol.name, cell.name, seed, measured, pretrain, arguments, resolve(arguments))
-            check_fits(run, trained)
+            measured = folder("pretrain", name)
+            arguments = command(start, shared | protocol.overrides | settings[name] | seeds, measured)
+            run = Run(name, cell.name, seed, measured, pretrain, arguments, resolve(arguments))
+            blocks, depth = run.config.classifier.trained_blocks, trained.model.depth
+            if blocks is not None and blocks > depth:
+                raise UserError(f"{name}.classifier.trained_blocks={blocks} is more than model.depth={depth}")
             runs.append(run)
     except UserError as error:
         raise UserError(f"cell {cell.name!r}: {error}") from error
     return runs
 
 
-def command(start: list[str], usual: dict[str, Any], settings: dict[str, Any], workdir: Path) -> tuple[str, ...]:
-    """The arguments of main.py.
-
-    Args:
-      usual: settings, which those in `settings` replace.
-    """
-    return (
-        *start,
-        *(f"--config.{key}={_as_text(key, value)}" for key, value in (usual | settings).items()),
-        f"--workdir={workdir}",
-    )
+def command(start: list[str], settings: dict[str, Any], workdir: Path) -> tuple[str, ...]:
+    """The arguments of main.py."""
+    given = (f"--config.{key}={_as_text(key, value)}" for key, value in settings.items())
+    return (*start, *given, f"--workdir={workdir}")
 
 
 def _as_text(key: str, value: Any) -> str:
@@ -203,11 +179,7 @@ def full_command(run: Run) -> list[str]:
 
 
 def resolve(arguments: tuple[str, ...] | list[str]) -> ConfigDict:
-    """The settings that main.py would have with these arguments, checked as it would.
-
-    Raises:
-      UserError: where it would end with exit code 2.
-    """
+    """The settings that main.py would have with these arguments; UserError where it would end with exit code 2."""
     check_command_line(list(arguments))
     values = flags.FlagValues()
     argv = ["main.py", *arguments]
@@ -223,11 +195,6 @@ def resolve(arguments: tuple[str, ...] | list[str]) -> ConfigDict:
     return config.value
 
 
-def keys_of_file(file: str) -> list[tuple[str, ...]]:
-    """The keys of the axes that a config file itself has."""
-    return [as_keys(axis[0]) for axis in resolve([f"--config={file}"]).ablate.grid]
-
-
 def check_config(protocol: Protocol) -> None:
     """Raises UserError unless a protocol's config is there and its task measures what the table can show."""
     names = [path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "common")]
@@ -237,27 +204,6 @@ def check_config(protocol: Protocol) -> None:
     if task not in SCORES or task == "pretrain":
         tasks = ", ".join(name for name in SCORES if name != "pretrain")
         raise UserError(f"ablate.measure: configs/{protocol.config}.py has the task {task}, not one of {tasks}")
-
-
-def check_fits(run: Run, trained: ConfigDict) -> None:
-    """Raises UserError if a classifier cannot have the encoder that a cell pre-trains."""
-    if run.config.task == "classify":
-        blocks, depth = run.config.classifier.trained_blocks, trained.model.depth
-        if blocks is not None and blocks > depth:
-            raise UserError(f"{run.name}.classifier.trained_blocks={blocks} is more than model.depth={depth}")
-
-
-def check_paper(paper: Any) -> None:
-    """Raises UserError unless it is curves (name, ((x, y), ...)) with at least one point."""
-    for curve in paper:
-        pairs = curve[1] if isinstance(curve, tuple | list) and len(curve) == 2 else ()
-        if not pairs or not all(
-            isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[1], int | float) for pair in pairs
-        ):
-            raise UserError(
-                f"ablate.paper has {curve!r}, which is no curve (name, ((x, y), ...)), for example "
-                '("fine-tuning", ((0.5, 84.9), (0.75, 84.9)))'
-            )
 
 
 def check_scores(setting: str, scores: tuple[str, ...], runs: list[Run]) -> None:

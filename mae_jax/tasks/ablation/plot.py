@@ -1,16 +1,15 @@
 """The picture of an ablation: its scores, beside the paper's curves."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from mae_jax.runtime.errors import UserError
 from mae_jax.tasks.ablation.jobs import Plan
 from mae_jax.tasks.ablation.table import is_share
 
 PAPER_LABEL = "top-1 % (ViT-L, ImageNet)"
 OURS, PAPERS = "tab:blue", "tab:gray"
-LEAST_GAP = 0.05  # between two numbers under the x axis, as a share of its length
 
 
 class Panel(NamedTuple):
@@ -23,35 +22,50 @@ class Panel(NamedTuple):
     errors: list[float] | None
     color: str
 
+    @property
+    def is_curve(self) -> bool:
+        return all(isinstance(x, int | float) for x in self.xs)
+
+    @property
+    def height(self) -> float:
+        """In inches."""
+        return 2.8 if self.is_curve else 0.9 + 0.3 * len(self.xs)
+
 
 def make_panels(plan: Plan, rows: list[dict[str, Any]], scores: tuple[str, ...]) -> list[Panel]:
-    """A panel for each score that there is something of; cells without it are absent."""
+    """A panel for each score that some row has; cells without it are absent."""
     numbers = all(cell.x is not None for cell in plan.cells)
     panels = []
     for score in scores:
-        scale = 100 if is_share(score) else 1
-        found = [
-            (cell.x if numbers else cell.name, row["scores"][score])
-            for cell, row in zip(plan.cells, rows, strict=True)
-            if row["scores"][score]["mean"] is not None
-        ]
+        xs = [cell.x if numbers else cell.name for cell in plan.cells]
+        found = [(x, row["scores"][score]) for x, row in zip(xs, rows, strict=True) if row["scores"][score]["values"]]
         if not found:
             continue
         xs, summaries = zip(*(sorted(found, key=lambda pair: pair[0]) if numbers else found), strict=True)
+        scale = 100 if is_share(score) else 1
         ys = [scale * summary["mean"] for summary in summaries]
         errors = [scale * (summary["std"] or 0.0) for summary in summaries] if len(plan.seeds) > 1 else None
         measured = next((run for run in plan.runs if run.after and run.name == score.split("/")[0]), plan.runs[0])
         data = measured.config.data.name or plan.runs[0].config.data.name
-        name = score.rsplit("/", 1)[-1].replace("top", "top-")
-        panels.append(Panel(f"{score}, {data}", f"{name} %" if scale == 100 else name, list(xs), ys, errors, OURS))
+        label = score.rsplit("/", 1)[-1].replace("top", "top-") + (" %" if is_share(score) else "")
+        panels.append(Panel(f"{score}, {data}", label, list(xs), ys, errors, OURS))
     return panels
 
 
 def make_paper_panels(paper: tuple) -> list[Panel]:
-    """A panel for each curve (name, ((x, y), ...)) of the paper."""
+    """A panel for each curve (name, ((x, y), ...)) of the paper; UserError for anything else."""
     panels = []
-    for name, points in paper:
-        xs, ys = zip(*points, strict=True)
+    for curve in paper:
+        try:
+            name, points = curve
+            xs, ys = zip(*points, strict=True)
+        except (TypeError, ValueError):
+            name, xs, ys = "", (), (None,)
+        if not all(isinstance(y, int | float) for y in ys):
+            raise UserError(
+                f"ablate.paper has {curve!r}, which is no curve (name, ((x, y), ...)), for example "
+                '("fine-tuning", ((0.5, 84.9), (0.75, 84.9)))'
+            )
         panels.append(Panel(name, PAPER_LABEL, list(xs), list(ys), None, PAPERS))
     return panels
 
@@ -62,22 +76,19 @@ def draw(ours: list[Panel], papers: list[Panel], x_label: str, title: str, sourc
     from matplotlib.figure import Figure
 
     columns = [column for column in (ours, papers) if column]
-    lines = max(map(len, columns), default=1)
-    heights = [max((_height(column[i]) for column in columns if i < len(column)), default=1.0) for i in range(lines)]
-    figure = Figure(figsize=(5.6 * max(1, len(columns)), sum(heights) + 0.6), dpi=120, layout="constrained")
+    lines = max(map(len, columns))
+    heights = [max(column[i].height for column in columns if i < len(column)) for i in range(lines)]
+    figure = Figure(figsize=(5.6 * len(columns), sum(heights) + 0.6), dpi=120, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
     canvas = FigureCanvasAgg(figure)
-    grid = figure.subplots(lines, max(1, len(columns)), squeeze=False, height_ratios=heights)
-    for j, column in enumerate(columns):
-        for i, axes in enumerate(grid[:, j]):
-            if i < len(column):
-                _draw_panel(axes, column[i], x_label)
-            else:
-                axes.set_axis_off()
-    heading = title
-    if papers and source:
-        heading += f"\nright: {source}" if title else f"right: {source}"
-    figure.suptitle(heading, fontsize=11)
+    grid = figure.subplots(lines, len(columns), squeeze=False, height_ratios=heights)
+    for column, places in zip(columns, grid.T, strict=True):
+        for panel, axes in zip(column, places, strict=False):
+            _draw_panel(axes, panel, x_label)
+        for axes in places[len(column) :]:
+            axes.set_axis_off()
+    heading = [title, f"right: {source}" if papers and source else ""]
+    figure.suptitle("\n".join(filter(None, heading)), fontsize=11)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
@@ -90,40 +101,19 @@ def choose_scale(xs: list[float]) -> str:
     return "log" if max(ratios) / min(ratios) < max(gaps) / min(gaps) else "linear"
 
 
-def thin_out(xs: list[float], place: Callable) -> list[float]:
-    """Those of sorted numbers that can be written under an axis without touching one another."""
-    places = place(xs)
-    kept = [0]
-    for i in range(1, len(xs)):
-        if places[i] - places[kept[-1]] >= LEAST_GAP * (places[-1] - places[0]):
-            kept.append(i)
-    return [xs[i] for i in kept]
-
-
-def _height(panel: Panel) -> float:
-    return 2.8 if _is_curve(panel) else 0.9 + 0.3 * len(panel.xs)
-
-
-def _is_curve(panel: Panel) -> bool:
-    return all(isinstance(x, int | float) for x in panel.xs)
-
-
 def _draw_panel(axes, panel: Panel, x_label: str) -> None:
     axes.set_title(panel.title, fontsize=10)
     axes.grid(alpha=0.3)
     style = dict(color=panel.color, marker="o", markersize=5, capsize=3)
-    if _is_curve(panel):
+    if panel.is_curve:
         axes.errorbar(panel.xs, panel.ys, panel.errors, **style)
-        scale = choose_scale(panel.xs)
-        axes.set_xscale(scale)
-        axes.minorticks_off()
-        ticks = thin_out(panel.xs, np.log if scale == "log" else np.asarray)
-        axes.set_xticks(ticks, [f"{x:g}" for x in ticks], fontsize=8)
-        axes.set(xlabel=x_label, ylabel=panel.label)
+        axes.set(xlabel=x_label, ylabel=panel.label, xscale=choose_scale(panel.xs))
+        if axes.get_xscale() == "log":  # its own numbers would be powers of ten
+            axes.minorticks_off()
+            axes.set_xticks(panel.xs, [f"{x:g}" for x in panel.xs])
     else:
-        places = range(len(panel.xs))
-        axes.errorbar(panel.ys, places, xerr=panel.errors, linestyle="none", **style)
-        axes.set_yticks(places, panel.xs, fontsize=8)
+        axes.errorbar(panel.ys, range(len(panel.xs)), xerr=panel.errors, linestyle="none", **style)
+        axes.set_yticks(range(len(panel.xs)), panel.xs, fontsize=8)
         axes.set_ylim(len(panel.xs) - 0.5, -0.5)
         axes.set_xlabel(panel.label)
         axes.margins(x=0.1)

@@ -1,27 +1,26 @@
 """Ablations: pre-trains and measures once for each cell of a grid and each seed, and makes a table and a picture."""
 
-import contextlib
 import shlex
+import statistics
 from pathlib import Path
 
 import ml_collections
+from tqdm import tqdm
 
 from mae_jax.runtime.console import say
 from mae_jax.runtime.signals import Stopped, StopSignal
 from mae_jax.tasks.ablation import jobs
 from mae_jax.tasks.ablation.execution import check_same_settings, execute, read_outcome
-from mae_jax.tasks.ablation.grid import parse_shard
+from mae_jax.tasks.ablation.grid import parse_grid, parse_shard
 from mae_jax.tasks.ablation.jobs import Plan
 from mae_jax.tasks.ablation.plot import draw, make_panels, make_paper_panels
-from mae_jax.tasks.ablation.progress import Progress
-from mae_jax.tasks.ablation.table import draw_csv, draw_markdown, make_rows
+from mae_jax.tasks.ablation.table import draw_csv, draw_markdown, make_rows, show, summarize_values
 from mae_jax.workdir.history import check_paths, keep_earlier_measurement
 from mae_jax.workdir.lock import NAME, locked
 from mae_jax.workdir.reporting import save_picture
 from mae_jax.workdir.writing import finite_or_null, write_atomically, write_json
 
-TABLE_LOCK = ".lock_table"
-make_plan = jobs.make_plan  # main.py asks for it, so that what is wrong is told before a folder is made
+TABLE_LOCK = ".lock_table"  # of shards that begin or end at the same time
 
 
 def lock_name(config: ml_collections.ConfigDict) -> str:
@@ -30,59 +29,67 @@ def lock_name(config: ml_collections.ConfigDict) -> str:
     return NAME if count == 1 else f"{NAME}_{index}_of_{count}"
 
 
+def make_plan(config: ml_collections.ConfigDict, workdir: Path) -> Plan:
+    """As jobs.make_plan; main.py calls it before a folder is made."""
+    make_paper_panels(config.ablate.paper)
+    return jobs.make_plan(config, workdir)
+
+
 def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> None:
     """Makes the runs that are not finished, one after the other, then writes the table of all that are.
 
-    result.json is written when each run of the whole grid, of whatever shard, is finished or has failed. A run that
-    fails does not stop the others, and is tried again when the ablation is started again.
+    result.json is written when each run of the whole grid, of whatever shard, has finished or failed. A run that fails
+    does not stop the others, and is tried again when the ablation is started again.
 
     Raises:
-      UserError: for what cannot be, before anything runs; if a run in the workdir was made with other settings.
-      Stopped: after a signal, when the run that was under way has saved and ended.
+      UserError: for a mistake in the settings, before anything runs; if a run in the workdir has other settings.
+      Stopped: after a signal, when the current run has saved and ended.
     """
     plan = make_plan(config, workdir)
     for one in plan.runs:
         check_paths(one.folder)
         check_same_settings(one)
     make_runs(plan, workdir, stop)
-    with locked(workdir, TABLE_LOCK, wait=True):  # of several shards that end at the same time
+    with locked(workdir, TABLE_LOCK, wait=True):
         report(config, plan, workdir)
 
 
 def describe_plan(plan: Plan) -> str:
-    """The commands of the runs that this shard consists of, a line each."""
+    """The commands of this shard's runs, a line each."""
     return "\n".join(shlex.join(jobs.full_command(one)) for one in plan.own)
 
 
 def make_runs(plan: Plan, workdir: Path, stop: StopSignal) -> None:
-    """Makes what this shard lacks, and tells how it goes."""
+    """Makes this shard's runs that are not finished, and prints two lines for each."""
     to_do = [one for one in plan.own if read_outcome(one).scores is None]
-    finished = len(plan.own) - len(to_do)
+    total, finished = len(plan.own), len(plan.own) - len(to_do)
     if not to_do:
         return say(f"{workdir} is finished: all {finished} runs are done")
     say(f"{len(to_do)} runs to make{f', {finished} are done' if finished else ''} -> {workdir}")
     with locked(workdir, TABLE_LOCK, wait=True):
-        keep_earlier_measurement(workdir, {})  # its table is not the whole one any more
-    failed = set()
-    with contextlib.closing(Progress(len(plan.own), finished)) as progress:
-        for done, one in enumerate(to_do, start=1):
-            place = f"[{finished + done}/{len(plan.own)}] {one.cell}, seed {one.seed}: {one.name}"
-            if one.after in failed:
-                progress.ended(f"{place} left out, since its pre-training is not there")
-                continue
-            say(place)
-            with stop.deferred():
-                outcome = execute(one, lambda: stop.received, progress.watch)
-            if stop.received is not None:
-                say(f"stopped; {one.folder} goes on when the ablation is started again")
-                raise Stopped
-            if outcome.elsewhere:
-                failed.add(one.folder)
-                progress.ended("  another process is at work on it")
-                continue
-            if outcome.error:
-                failed.add(one.folder)
-            progress.note(one, outcome, to_do[done:], plan.scores)
+        keep_earlier_measurement(workdir, {})  # its table lacks the new runs
+    absent, seconds = set(), []
+    for number, one in enumerate(to_do, start=finished + 1):
+        place = f"[{number}/{total}] {one.cell}, seed {one.seed}: {one.name}"
+        if one.after in absent:
+            say(f"{place} left out, since its pre-training is not there")
+            continue
+        say(place)
+        outcome = execute(one, stop)
+        if stop.received is not None:
+            say(f"stopped; {one.folder} goes on when the ablation is started again")
+            raise Stopped
+        if outcome.scores is None:
+            absent.add(one.folder)
+        if outcome.seconds is None:
+            say("  another process is working on it")
+            continue
+        seconds.append(outcome.seconds)
+        scores = outcome.scores or {}
+        found = [f"{name} {show(name, summarize_values([scores[name]]))}" for name in plan.scores if name in scores]
+        how = f"failed: {outcome.error}; see {one.folder}/log.txt" if outcome.error else ", ".join(found) or "done"
+        left = statistics.fmean(seconds) * (total - number)
+        say(f"  {how}  ({tqdm.format_interval(outcome.seconds)}; about {tqdm.format_interval(left)} left)")
 
 
 def report(config: ml_collections.ConfigDict, plan: Plan, workdir: Path) -> None:
@@ -92,23 +99,22 @@ def report(config: ml_collections.ConfigDict, plan: Plan, workdir: Path) -> None
     table = draw_markdown(rows, plan.axes, plan.scores)
     write_atomically(workdir / "table.md", table)
     write_atomically(workdir / "table.csv", draw_csv(rows, plan.axes, plan.scores))
-    panels = make_panels(plan, make_rows(plan, ablate.plot, read_outcome), ablate.plot)
-    if panels:
-        x_label = ", ".join(axis.title for axis in plan.axes)
-        # Of other axes on the command line, what the file says of its own is not true.
-        others = [axis.keys for axis in plan.axes] != jobs.keys_of_file(config.file)
+    files = ["table.md", "table.csv"]
+    if panels := make_panels(plan, make_rows(plan, ablate.plot, read_outcome), ablate.plot):
+        # With other axes on the command line, the file's own title and curves do not fit.
+        axes = parse_grid(jobs.resolve([f"--config={config.file}"]).ablate.grid)
+        others = [axis.keys for axis in plan.axes] != [axis.keys for axis in axes]
         paper, title, source = (
             "" if others and f"ablate.{name}" not in config.given else ablate[name]
             for name in ("paper", "title", "source")
         )
-        picture = draw(panels, make_paper_panels(paper), x_label, title, source)
-        save_picture(workdir / "plot.png", picture)
+        x_label = ", ".join(axis.title for axis in plan.axes)
+        save_picture(workdir / "plot.png", draw(panels, make_paper_panels(paper), x_label, title, source))
+        files.append("plot.png")
     say("", *table.split("\n"))
     if failed := sum(len(row["failed"]) for row in rows):
         say(f"{failed} of {len(rows) * len(plan.seeds)} runs failed; the same command tries them again")
-    files = ["table.md", "table.csv", *(["plot.png"] if panels else [])]
-    missing = sum(row["missing"] > 0 for row in rows)
-    if missing:
+    if missing := sum(row["missing"] > 0 for row in rows):
         say(f"{missing} of {len(rows)} cells are missing or not complete: other shards, or the same command, make them")
     else:
         result = {"rows": [{key: row[key] for key in row if key not in ("labels", "missing")} for row in rows]}

@@ -1,4 +1,4 @@
-"""What an ablation comes to: a row for each cell, as data, Markdown and CSV."""
+"""The table of an ablation: a row for each cell, as data, Markdown and CSV."""
 
 import csv
 import dataclasses
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from mae_jax.models.config import MAEConfig
 from mae_jax.models.flops import train_flops
 from mae_jax.tasks.ablation.execution import Outcome
-from mae_jax.tasks.ablation.grid import Axis
+from mae_jax.tasks.ablation.grid import Axis, Cell
 from mae_jax.tasks.ablation.jobs import Plan, Run
 
 
@@ -23,44 +23,38 @@ def make_rows(plan: Plan, scores: tuple[str, ...], outcome: Callable[[Run], Outc
     A score has mean, std (of the sample, None for one value) and the values of the seeds that have it. Minutes are the
     mean over the seeds of what the cell's runs took together; runs that cells share count in each.
     """
-    rows = []
-    for cell in plan.cells:
-        runs_of = {seed: plan.needed[cell.name, seed] for seed in plan.seeds}
-        failed, missing, minutes, values = {}, 0, [], {score: [] for score in scores}
-        for seed, runs in runs_of.items():
-            ends = [outcome(run) for run in runs]
-            found = {}
-            for end in ends:
-                found |= end.scores or {}
-            for score in scores:
-                if score in found:
-                    values[score].append(found[score])
-            if ends[0].error:  # the others cannot begin
-                failed[f"seed {seed}"] = f"pretrain: {ends[0].error}"
-            else:
-                errors = [f"{run.name}: {end.error}" for run, end in zip(runs, ends, strict=True) if end.error]
-                failed |= {f"seed {seed}": "; ".join(errors)} if errors else {}
-                missing += sum(end.scores is None and end.error is None for end in ends)
-            if all(end.scores is not None and end.seconds is not None for end in ends):
-                minutes.append(sum(end.seconds for end in ends) / 60)
-        rows.append(
-            {
-                "cell": cell.name,
-                "labels": list(cell.labels),
-                "settings": cell.settings,
-                "seeds": list(plan.seeds),
-                "scores": {score: summarize_values(found) for score, found in values.items()},
-                "train_gflop_per_image": mean_train_flops(runs_of[plan.seeds[0]][0].config) / 1e9,
-                "minutes": statistics.fmean(minutes) if minutes else None,
-                "failed": failed,
-                "missing": missing,
-            }
-        )
-    return rows
+    return [_make_row(plan, cell, scores, outcome) for cell in plan.cells]
+
+
+def _make_row(plan: Plan, cell: Cell, scores: tuple[str, ...], outcome: Callable[[Run], Outcome]) -> dict[str, Any]:
+    failed, missing, minutes, values = {}, 0, [], {score: [] for score in scores}
+    for seed in plan.seeds:
+        ends = {run.name: outcome(run) for run in plan.needed[cell.name, seed]}
+        found = {key: value for end in ends.values() for key, value in (end.scores or {}).items()}
+        for score in found.keys() & values.keys():
+            values[score].append(found[score])
+        errors = [f"{name}: {end.error}" for name, end in ends.items() if end.error]
+        if errors:
+            failed[f"seed {seed}"] = "; ".join(errors[:1] if ends["pretrain"].error else errors)
+        if not ends["pretrain"].error:  # otherwise the others cannot begin
+            missing += sum(end.scores is None and end.error is None for end in ends.values())
+        if all(end.scores is not None and end.seconds is not None for end in ends.values()):
+            minutes.append(sum(end.seconds for end in ends.values()) / 60)
+    return {
+        "cell": cell.name,
+        "labels": list(cell.labels),
+        "settings": cell.settings,
+        "seeds": list(plan.seeds),
+        "scores": {score: summarize_values(found) for score, found in values.items()},
+        "train_gflop_per_image": mean_train_flops(plan.needed[cell.name, plan.seeds[0]][0].config) / 1e9,
+        "minutes": statistics.fmean(minutes) if minutes else None,
+        "failed": failed,
+        "missing": missing,
+    }
 
 
 def mean_train_flops(config: ConfigDict) -> float:
-    """Operations of a training image of a run, forward and backward: the mean over the run, whose images may grow."""
+    """FLOPs of a training image, forward and backward: the mean over the run, whose images may grow."""
     model, begin, total = MAEConfig(**config.model), 0.0, 0.0
     for end, size in (*config.train.resolutions, (1.0, model.image_size)):
         total += (end - begin) * train_flops(dataclasses.replace(model, image_size=size))
@@ -70,11 +64,8 @@ def mean_train_flops(config: ConfigDict) -> float:
 
 def summarize_values(values: list[float]) -> dict[str, Any]:
     """{"mean", "std", "values"}; None where there are too few."""
-    return {
-        "mean": statistics.fmean(values) if values else None,
-        "std": statistics.stdev(values) if len(values) > 1 else None,
-        "values": values,
-    }
+    mean = statistics.fmean(values) if values else None
+    return {"mean": mean, "std": statistics.stdev(values) if len(values) > 1 else None, "values": values}
 
 
 def is_share(score: str) -> bool:
@@ -85,17 +76,14 @@ def is_share(score: str) -> bool:
 def show(score: str, summary: dict[str, Any]) -> str:
     """ "97.5 ± 0.3" or "0.3032 ± 0.0011", as a person reads it."""
     scale, digits = (100, 1) if is_share(score) else (1, 4)
-    if summary["mean"] is None:
-        return "–"
-    parts = [summary["mean"]] + ([] if summary["std"] is None else [summary["std"]])
-    return " ± ".join(f"{scale * part:.{digits}f}" for part in parts)
+    parts = [f"{scale * part:.{digits}f}" for part in (summary["mean"], summary["std"]) if part is not None]
+    return " ± ".join(parts) or "–"
 
 
 def draw_markdown(rows: list[dict[str, Any]], axes: list[Axis], scores: tuple[str, ...]) -> str:
-    """The rows as a Markdown table, with a list of what failed or is missing under it."""
+    """The rows as a Markdown table, with a list of what failed under it."""
     header = [axis.title for axis in axes] + ["GFLOP an image"]
-    header += [f"{score} %" if is_share(score) else score for score in scores] + ["minutes"]
-    table = [header]
+    table = [header + [f"{score} %" if is_share(score) else score for score in scores] + ["minutes"]]
     for row in rows:
         marks = ["failed"] * bool(row["failed"]) + ["missing"] * bool(row["missing"])
         labels = list(row["labels"])
@@ -103,21 +91,19 @@ def draw_markdown(rows: list[dict[str, Any]], axes: list[Axis], scores: tuple[st
         minutes = "–" if row["minutes"] is None else f"{row['minutes']:.1f}"
         flop = f"{row['train_gflop_per_image']:.3g}"
         table.append([*labels, flop, *(show(score, row["scores"][score]) for score in scores), minutes])
-    widths = [max(len(line[column]) for line in table) for column in range(len(header))]
+    table = [[text.replace("|", "\\|") for text in line] for line in table]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     left = len(axes)
-
-    def join(line: list[str]) -> str:
-        cells = [
-            text.replace("|", "\\|").ljust(width) if i < left else text.rjust(width)
-            for i, (text, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        return f"| {' | '.join(cells)} |"
-
+    lines = []
+    for line in table:
+        cells = [t.ljust(w) if i < left else t.rjust(w) for i, (t, w) in enumerate(zip(line, widths, strict=True))]
+        lines.append(f"| {' | '.join(cells)} |")
     rule = ["-" * width if i < left else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
-    lines = [join(table[0]), f"| {' | '.join(rule)} |", *map(join, table[1:])]
+    lines.insert(1, f"| {' | '.join(rule)} |")
     notes = [f"- {row['cell']}, {seed}: {why}" for row in rows for seed, why in row["failed"].items()]
-    notes = [note.replace("\n", " ") for note in notes]
-    return "\n".join([*lines, *(["", "Failed:", "", *notes] if notes else [])]) + "\n"
+    if notes:
+        lines += ["", "Failed:", "", *(note.replace("\n", " ") for note in notes)]
+    return "\n".join(lines) + "\n"
 
 
 def draw_csv(rows: list[dict[str, Any]], axes: list[Axis], scores: tuple[str, ...]) -> str:
@@ -130,6 +116,5 @@ def draw_csv(rows: list[dict[str, Any]], axes: list[Axis], scores: tuple[str, ..
         found = [row["scores"][score] for score in scores]
         numbers = [number for score in found for number in (score["mean"], score["std"], len(score["values"]))]
         failed = "; ".join(f"{seed}: {why}" for seed, why in row["failed"].items())
-        start = [row["cell"], *row["labels"], row["train_gflop_per_image"], row["minutes"]]
-        writer.writerow(["" if value is None else value for value in (*start, *numbers, failed)])
+        writer.writerow([row["cell"], *row["labels"], row["train_gflop_per_image"], row["minutes"], *numbers, failed])
     return text.getvalue()
