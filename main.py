@@ -36,7 +36,7 @@ from mae_jax.runtime.mesh import prepare_cpu
 from mae_jax.runtime.signals import Stopped, StopSignal, make_stop_signal
 from mae_jax.runtime.startup import Startup, use_compilation_cache
 from mae_jax.settings.agreement import check_same_command, check_shared
-from mae_jax.settings.checks import check, expand_paths
+from mae_jax.settings.checks import expand_paths
 from mae_jax.settings.command_line import (
     asks_for_help,
     check_command_line,
@@ -46,9 +46,7 @@ from mae_jax.settings.command_line import (
     given_settings,
 )
 from mae_jax.settings.fields import use_defaults
-from mae_jax.settings.usage import check_read
-from mae_jax.tasks import TRAINED, find_task
-from mae_jax.training.dry_run import dry_run
+from mae_jax.tasks import check_task, trains
 from mae_jax.training.loop import NonFiniteLoss
 from mae_jax.workdir.history import check_folder
 from mae_jax.workdir.lock import NAME, locked
@@ -109,7 +107,7 @@ def main(argv: list[str], startup: Startup) -> None:
                 processes.finish()
             processes.stop(stop.exit_code())
         except BaseException as error:
-            if message := out_of_memory(error, trains=CONFIG.value.task in TRAINED):
+            if message := out_of_memory(error, trains=trains(CONFIG.value.task)):
                 processes.fail(message, 1)
             processes.fail_unexpectedly(error)
             raise
@@ -121,37 +119,35 @@ def run(argv: list[str], stop: StopSignal, startup: Startup) -> None:
         raise UserError(f"unexpected argument {argv[1]!r}; settings are given as --config.KEY=VALUE")
     config = CONFIG.value
     config.given = given_settings(sys.argv[1:])
-    check(config)
     with startup.phase("imports"):
-        task = find_task(config.task)
-    check_read(config)
+        task = check_task(config)
+    expand_paths(config)
     path, argument = config_file(sys.argv[1:])
+    workdir = Path(WORKDIR.value or "_".join(["runs/" + path.stem, *([argument] if argument else [])]))
     if config.task == "ablate":
         config.file = ":".join([str(path.absolute()), *([argument] if argument else [])])
-    else:  # one run of an ablation is a run like any other
-        config.ablate = common.get_config().ablate
-    expand_paths(config)
-    workdir = WORKDIR.value or "_".join(["runs/" + path.stem, *([argument] if argument else [])])
-    if config.task == "ablate":  # what is wrong is told before a folder is made
-        plan = task.make_plan(config, Path(workdir))
-        if DRY_RUN.value:
-            return say(*task.describe_plan(plan).split("\n"))
-    if TOPOLOGY.value is not None and not DRY_RUN.value:
-        raise UserError(f"--topology={TOPOLOGY.value} is for --dry_run; a run takes the devices that are there")
+        plan = task.make_plan(config, workdir)  # before a folder is made, in case that something is wrong
+    else:
+        config.ablate = common.get_config().ablate  # one run of an ablation is a run like any other
+
     if DRY_RUN.value:
-        if config.task not in TRAINED:
+        if config.task == "ablate":
+            lines = task.describe_plan(plan).split("\n")
+        elif trains(config.task):
+            lines = task.dry_run(config, TOPOLOGY.value)
+        else:
             raise UserError(f"--dry_run compiles a training step, but config.task={config.task} trains nothing")
-        return say(*dry_run(config, task.make_trainee, TOPOLOGY.value).split("\n"))
+        return say(*lines)
+    if TOPOLOGY.value is not None:
+        raise UserError(f"--topology={TOPOLOGY.value} is for --dry_run; a run takes the devices that are there")
+
     workdir = create_workdir(workdir)
     check_folder(workdir, config.task)
     check_same_command(config)
     check_shared(workdir)
     with locked(workdir, task.lock_name(config) if config.task == "ablate" else NAME):
         try:
-            if config.task in TRAINED:
-                task.run(config, workdir, stop, startup)
-            else:
-                task.run(config, workdir, stop)
+            task.run(config, workdir, stop, *([startup] if trains(config.task) else []))
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
@@ -159,14 +155,14 @@ def run(argv: list[str], stop: StopSignal, startup: Startup) -> None:
             raise NotSaved(f"{where} cannot be written: {error.strerror}; free space there") from error
 
 
-def create_workdir(name: str) -> Path:
-    path = Path(name).expanduser()
+def create_workdir(path: Path) -> Path:
+    path = path.expanduser()
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise UserError(f"--workdir={name} cannot be written: {error.strerror}; choose another folder") from error
+        raise UserError(f"--workdir={path} cannot be written: {error.strerror}; choose another folder") from error
     return path
 
 

@@ -35,7 +35,7 @@ class JaxStep:
     """
 
     def __init__(self, model: str, overrides: dict[str, Any], peak: bool = True):
-        config, mesh, trainee, plan, self._key, self._step, self.facts = _compile(model, overrides)
+        config, mesh, objective, plan, self._key, self._step, self.facts = _compile(model, overrides)
         import jax
 
         from mae_jax.runtime.mesh import batch_sharding, put_batch
@@ -43,7 +43,7 @@ class JaxStep:
         from mae_jax.training.state import create_state
 
         self._state = create_state(plan.init, make_key(config.seed, "init"), mesh)
-        self._batch = put_batch(random_images(trainee.batch["image"].shape), batch_sharding(mesh))
+        self._batch = put_batch(random_images(objective.batch["image"].shape), batch_sharding(mesh))
         if peak:
             chips = 1 if jax.default_backend() == "cpu" else jax.device_count()  # a CPU's devices share its cores
             self.facts["matmul_tflops"] = matmul_tflops(config.model.dtype) * chips
@@ -71,7 +71,7 @@ def _compile(model: str, overrides: dict[str, Any]) -> tuple:
     keep_freed_memory()  # as main.py does
     import jax
 
-    from mae_jax.objectives.pretrain import make_trainee
+    from mae_jax.objectives.pretrain import Pretraining
     from mae_jax.runtime.mesh import make_mesh, prepare_cpu
     from mae_jax.training.plan import make_plan, make_train_key
     from mae_jax.training.step import compile_train_step, memory_in_bytes
@@ -79,22 +79,22 @@ def _compile(model: str, overrides: dict[str, Any]) -> tuple:
     config = read_config(model, overrides)
     prepare_cpu(config.mesh)
     mesh = make_mesh(config.mesh)
-    trainee = make_trainee(config, Path(tempfile.gettempdir()), mesh)
-    plan = make_plan(config, trainee, mesh)
+    objective = Pretraining(config, Path(tempfile.gettempdir()), mesh)
+    plan = make_plan(config, objective, mesh)
     key = make_train_key(config.seed, mesh)
     start = time.perf_counter()
-    step = compile_train_step(plan.step_fn, plan.abstract, trainee.batch, key, mesh)
+    step = compile_train_step(plan.step_fn, plan.abstract, objective.batch, key, mesh)
     device = jax.devices()[0]
     facts = {
         "device": device.device_kind,
         "platform": device.platform,
         "devices": jax.device_count(),
         "jax": jax.__version__,
-        "flops": trainee.train_flops,
+        "flops": objective.train_flops(objective.model.image_size),
         "compile_seconds": time.perf_counter() - start,
         "memory_bytes": memory_in_bytes(step),
     }
-    return config, mesh, trainee, plan, key, step, facts
+    return config, mesh, objective, plan, key, step, facts
 
 
 def random_images(shape: tuple[int, ...]) -> dict[str, np.ndarray]:

@@ -176,7 +176,11 @@ def get_config() -> ml_collections.ConfigDict:
     optimizer.name = "adamw"
     optimizer.base_learning_rate = 1.5e-4  # at batch 256: the peak rate is this x batch_size / 256
     optimizer.warmup_epochs = 40.0  # linear from 0; a tenth of a run that is no longer than this
-    optimizer.min_learning_rate = 0.0  # where the cosine ends
+    # After the warm-up: cosine (half of one, down to the minimum) | constant | warmup_stable_decay (constant, then a
+    # line down to the minimum, arXiv 2405.18392); or "module:function" of your own (docs/extending.md).
+    optimizer.schedule = "cosine"
+    optimizer.decay_fraction = 0.2  # warmup_stable_decay: share of the steps after the warm-up in which the rate falls
+    optimizer.min_learning_rate = 0.0  # where the rate ends
     optimizer.b1 = 0.9
     optimizer.b2 = 0.95
     optimizer.epsilon = 1e-8

@@ -25,9 +25,9 @@ use_defaults(common.get_config)
 @pytest.fixture(scope="session")
 def pretrained(tmp_path_factory) -> Path:
     """The workdir of a tiny autoencoder's pre-training run, evaluated twice."""
-    from tests.runs import compiling_once, run_task
+    from tests.runs import compiling_once, one_device, run_task
 
-    with compiling_once():
+    with compiling_once(), one_device():
         workdir = tmp_path_factory.mktemp("runs") / "pretrained"
         return run_task("digits", workdir, train__steps=40, evaluate__every_steps=20)
 
@@ -35,9 +35,9 @@ def pretrained(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def finetuned(pretrained, tmp_path_factory) -> Path:
     """The workdir of a fine-tuning run with a moving average."""
-    from tests.runs import compiling_once, run_task
+    from tests.runs import compiling_once, one_device, run_task
 
-    with compiling_once():
+    with compiling_once(), one_device():
         workdir = tmp_path_factory.mktemp("runs") / "finetuned"
         return run_task("finetune_digits", workdir, init_from=str(pretrained), train__ema_decay=0.5)
 

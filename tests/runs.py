@@ -18,8 +18,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.signals import StopSignal
-from mae_jax.settings.checks import check
-from mae_jax.tasks import find_task
+from mae_jax.tasks import check_task
 from tests.conftest import COMPILE_QUICKLY
 
 ROOT = Path(__file__).parent.parent
@@ -107,16 +106,25 @@ def compiling_once():
             yield
 
 
+@contextlib.contextmanager
+def one_device():
+    """Compiling for one device, and computing on it, is quicker than for eight."""
+    with pytest.MonkeyPatch.context() as patch:
+        devices = jax.devices()[:1]
+        patch.setattr(jax, "devices", lambda *_: devices)
+        yield
+
+
 def run_task(name: str, workdir: Path, **settings) -> Path:
     """Runs configs/NAME.py in this process with settings given as train__steps=3; returns the workdir."""
     config = importlib.import_module(f"configs.{name}").get_config()
     values = {key: value for key, value in TINY_SETTINGS.items() if config.task in ("pretrain", "classify")}
     values |= {key.replace("__", "."): value for key, value in settings.items()}
     config.update_from_flattened_dict(values)
-    check(config)
+    task = check_task(config)
     workdir.mkdir(parents=True, exist_ok=True)
     with StopSignal() as stop:
-        find_task(config.task).run(config, workdir, stop)
+        task.run(config, workdir, stop)
     return workdir
 
 

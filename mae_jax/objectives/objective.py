@@ -1,17 +1,33 @@
-"""What the training loop asks of a task: what to train, on what, and how it is measured."""
+"""The interface of what is trained, and the names of the objectives that there are."""
 
+import abc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
 
-from mae_jax.data.device import DeviceBatches
-from mae_jax.data.resolutions import Stage
+from mae_jax.data.datasets import make_sources
+from mae_jax.data.device import DeviceBatches, training_batches
+from mae_jax.data.resolutions import Stage, check_resolutions
+from mae_jax.data.sources import Source, describe_sources
+from mae_jax.evaluation.unseen import keep_hold_out
+from mae_jax.interop.transfer import find_start, read_start
+from mae_jax.interop.workdirs import Weights
+from mae_jax.models.config import MAEConfig
 from mae_jax.runtime.errors import UserError
-from mae_jax.runtime.mesh import batch_parts
+from mae_jax.runtime.mesh import batch_parts, check_heads, settle_dtype
+from mae_jax.settings.checks import check_channels
+from mae_jax.settings.fields import INT32_MAX
+from mae_jax.settings.registry import Registry
 from mae_jax.workdir.reporting import Reporter
+
+OBJECTIVES: Registry[type["Objective"]] = Registry("task")
+OBJECTIVES["pretrain"] = "mae_jax.objectives.pretrain:Pretraining"
+OBJECTIVES["classify"] = "mae_jax.objectives.classify:Classification"
 
 
 class Variables(NamedTuple):
@@ -23,7 +39,7 @@ class Variables(NamedTuple):
 
 
 class State(Protocol):
-    """What training hands to an objective (training.state.TrainState)."""
+    """What an objective sees of the training state (training.state.TrainState)."""
 
     step: jax.Array  # int32 scalar: updates done
     average: dict[str, Any]  # moving average of the parameters; empty if none is kept
@@ -43,47 +59,135 @@ class LossDetails(NamedTuple):
 LossFn = Callable[[dict, dict, dict, jax.Array], tuple[jax.Array, LossDetails]]
 
 
-class Trainee(Protocol):
-    """What a task trains, and how it is measured."""
+class Objective(abc.ABC):
+    """What is trained: a model, its data, its loss, and how it is measured.
 
-    num_train: int  # examples
-    num_eval: int
-    train_flops: int  # of one example of the model's own size, forward and backward
-    decay_tokens: bool  # whether class and mask tokens and registers have weight decay
-    mixes_pairs: bool  # whether rows 2i and 2i + 1 of a batch are mixed
-    batch: dict[str, jax.ShapeDtypeStruct]  # what the step takes
-    facts: dict[str, Any]  # saved with the config in each checkpoint
+    A class of your own most often derives from `Pretraining` or `Classification`; `config.task` names it as
+    "module:Class".
 
+    Attributes:
+      decay_tokens: whether class and mask tokens and registers have weight decay.
+      mixes_pairs: whether rows 2i and 2i + 1 of a batch are mixed, and must stay together.
+      has_decoder: whether the model has the decoder of `config.model`.
+      model: of `config.model`; a classifier's encoder.
+      batch: what the step takes: name -> shape and type.
+      facts: saved with the config in each checkpoint.
+    """
+
+    decay_tokens = True
+    mixes_pairs = False
+    has_decoder = True
+    facts: dict[str, Any] = {}
+
+    @classmethod
+    def check(cls, config: ml_collections.ConfigDict) -> None:
+        """Raises UserError for settings that contradict one another; looks at neither data nor devices."""
+        check_resolutions(config.train.resolutions)
+        parts, batch_size = config.train.accumulate_steps, config.data.batch_size
+        if parts > (batch_size or INT32_MAX):
+            raise UserError(
+                f"train.accumulate_steps={parts} is more than data.batch_size={batch_size}: a part has at least one "
+                "picture"
+            )
+
+    def __init__(self, config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh):
+        """Opens the data and completes `config` with what they, or a checkpoint, decide; makes no array.
+
+        The devices of `mesh` need not be here.
+
+        Raises:
+          UserError: for settings, data or checkpoints that do not fit.
+        """
+        self.config, self.workdir, self.mesh = config, workdir, mesh
+        trained, self.weights = find_start(config, workdir)
+        self.changed = self.take_over(trained) if trained else []
+        settle_dtype(config, mesh, trained)
+        keep_hold_out(config, workdir)
+        self.model = check_model(config)
+        check_heads(mesh, self.model, decoder=self.has_decoder)
+        self.train_source, self.eval_source = self.open_sources()
+        settle_batch_size(config, self.num_train, mesh, self.mixes_pairs)
+        shape = (config.data.batch_size, *self.model.image_size, self.model.channels)
+        self.batch = {"image": jax.ShapeDtypeStruct(shape, jnp.uint8)}
+
+    @property
+    def num_train(self) -> int:
+        """Training examples."""
+        return len(self.train_source)
+
+    @abc.abstractmethod
+    def take_over(self, trained: dict[str, Any]) -> list[str]:
+        """Changes settings to those of the checkpoint that the run begins with or goes on from.
+
+        Args:
+          trained: the checkpoint's config.
+
+        Returns:
+          A line for each setting that differs from what was asked for.
+        """
+
+    def open_sources(self) -> tuple[Source, Source]:
+        """The examples for training and those for evaluation."""
+        return make_sources(self.config.data, self.model.image_size, self.model.channels)
+
+    @abc.abstractmethod
     def init(self, key: jax.Array) -> Variables:
-        """Random variables; jax.jit compiles it."""
+        """Random values; jax.jit compiles it."""
 
     def start(self) -> Variables | None:
         """Values to begin with in place of random ones; the rest stays random."""
+        # Read again if the run's own checkpoints turned out to be damaged.
+        weights, self.weights = self.weights or read_start(self.config, self.workdir), None  # not held in memory
+        return self.start_from(weights)
 
+    @abc.abstractmethod
+    def start_from(self, weights: Weights | None) -> Variables | None:
+        """What `start` takes from the weights that `init_from` names, if any."""
+
+    @abc.abstractmethod
     def describe(self, variables: Variables) -> dict[str, str]:
-        """Rows of the summary: name -> text. The variables may be abstract."""
+        """Rows of the summary: name -> text. The values may be abstract."""
 
+    def describe_data(self) -> str:
+        return "\n".join(describe_sources(self.config.data.name, self.train_source, self.eval_source))
+
+    @abc.abstractmethod
     def loss_fn(self, params: dict, frozen: dict, batch: dict, keys: jax.Array) -> tuple[jax.Array, LossDetails]:
-        """The loss of a device batch (step.LossFn)."""
+        """The loss of a device's rows of a batch (LossFn); each row's key decides what is random about it."""
 
-    def train_flops_at(self, image_size: tuple[int, int]) -> int:
-        """`train_flops` of an image of another size."""
+    @abc.abstractmethod
+    def train_flops(self, image_size: tuple[int, int]) -> int:
+        """Operations of one training example of this size, forward and backward."""
 
     def batches(self, state: State, steps: range, stages: tuple[Stage, ...]) -> DeviceBatches:
         """The batches of some steps; images have the size of their step's stage."""
+        return training_batches(
+            self.train_source, self.config.data, self.model.image_size, self.model.channels,
+            self.mesh, self.batch, stages=stages, steps=steps,
+        )  # fmt: skip
 
+    @abc.abstractmethod
     def evaluate(self, state: State, reporter: Reporter) -> dict[str, float]:
-        """Scores, "loss" among them; only it if it is not finite."""
+        """Scores, "loss" among them; no others if it is not finite. Pictures go to the reporter."""
 
+    @abc.abstractmethod
     def result(self, state: State, scores: dict[str, float]) -> tuple[dict[str, Any], list[str]]:
-        """What result.json holds besides the step, and the lines that a person reads."""
+        """What result.json holds besides the step, and lines for people."""
+
+
+def check_model(config: ml_collections.ConfigDict) -> MAEConfig:
+    """The model of the settings; raises UserError if they make none, or other settings do not fit it."""
+    model = MAEConfig(**config.model)
+    check_channels(config.data, model.channels)
+    check_resolutions(config.train.resolutions, model)
+    return model
 
 
 def settle_batch_size(config: ml_collections.ConfigDict, num_train: int, mesh: Mesh, mixes_pairs: bool = False) -> None:
-    """Sets `data.batch_size` by the number of training pictures if it is open: enough steps, none of them too noisy."""
+    """Sets `data.batch_size`, if it is open, by the number of training pictures: many steps, none of them too noisy."""
     if config.data.batch_size is None:
         fitting = min(max(_power_of_two(num_train // 16), 16), 256, _power_of_two(num_train))
-        unit = _unit(config, batch_parts(mesh), mixes_pairs)
+        unit = batch_unit(config, mesh, mixes_pairs)
         config.data.batch_size = max(fitting // unit, 1) * unit
 
 
@@ -92,23 +196,6 @@ def _power_of_two(number: int) -> int:
     return 2 ** (number.bit_length() - 1) if number else 0
 
 
-def _unit(config: ml_collections.ConfigDict, parts: int, mixes_pairs: bool) -> int:
+def batch_unit(config: ml_collections.ConfigDict, mesh: Mesh, mixes_pairs: bool) -> int:
     """What a batch must be a multiple of."""
-    return parts * config.train.accumulate_steps * (2 if mixes_pairs else 1)
-
-
-def check_batch_size(config: ml_collections.ConfigDict, parts: int, trainee: Trainee) -> None:
-    """Raises UserError unless the data fill a batch, and its parts can be split evenly over the devices."""
-    size = config.data.batch_size
-    unit = _unit(config, parts, trainee.mixes_pairs)
-    if size % unit:
-        pairs = " x pairs to mix" if trainee.mixes_pairs else ""
-        raise UserError(
-            f"data.batch_size={size} cannot be split evenly over {parts} devices x "
-            f"train.accumulate_steps={config.train.accumulate_steps}{pairs}; make it a multiple of {unit}"
-        )
-    if size > trainee.num_train:
-        raise UserError(
-            f"data.batch_size={size} is larger than the training data ({trainee.num_train} pictures): "
-            f"set data.batch_size to {trainee.num_train} or less"
-        )
+    return batch_parts(mesh) * config.train.accumulate_steps * (2 if mixes_pairs else 1)

@@ -14,33 +14,24 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mae_jax.data.augment import color_jitter, normalize, random_flip
-from mae_jax.data.datasets import make_sources
-from mae_jax.data.device import DeviceBatches, training_batches
 from mae_jax.data.files import first_few
 from mae_jax.data.loader import make_eval_batches
-from mae_jax.data.resolutions import Stage
-from mae_jax.data.sources import describe_sources
 from mae_jax.data.subset import RandomSubset
 from mae_jax.data.supervised import augmentations
 from mae_jax.evaluation.pretraining import MAEEvaluation
-from mae_jax.evaluation.unseen import keep_hold_out
-from mae_jax.interop.transfer import find_start, fitting_params, read_start, resolve_pictures
-from mae_jax.interop.weights import check_workdir
+from mae_jax.interop.transfer import fitting_params, resolve_pictures
 from mae_jax.interop.workdirs import Weights
 from mae_jax.models.config import MAEConfig, unroll_on_cpu
 from mae_jax.models.flops import decoder_tokens, encoder_tokens, forward_flops, train_flops
 from mae_jax.models.mae import init_params, make_bind, split_fixed
 from mae_jax.models.parameters import count_parameters, join
 from mae_jax.models.targets import fit_patch_basis
-from mae_jax.objectives.objective import LossDetails, LossFn, Variables, settle_batch_size
-from mae_jax.runtime.mesh import check_heads, create, make_mesh, settle_dtype
+from mae_jax.objectives.objective import LossDetails, LossFn, Objective, State, Variables, check_model
+from mae_jax.runtime.errors import UserError
+from mae_jax.runtime.mesh import create
 from mae_jax.runtime.processes import from_main
 from mae_jax.runtime.seeds import make_key
-from mae_jax.runtime.signals import StopSignal
-from mae_jax.runtime.startup import Startup
 from mae_jax.runtime.text import si
-from mae_jax.training.run import run_training
-from mae_jax.training.state import TrainState
 from mae_jax.workdir.reporting import Reporter
 
 BASIS_IMAGES = 10_000  # at most, that principal components of patches are fitted to
@@ -51,78 +42,51 @@ CHOICES = (
 )  # fmt: skip
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal, startup: Startup | None = None) -> None:
-    """Pre-trains as `config` says; see `run_training`."""
-    check_workdir(workdir)
-    startup = startup or Startup()
-    mesh = make_mesh(config.mesh)
-    with startup.phase("data"):
-        trainee = make_trainee(config, workdir, mesh)
-    run_training(config, workdir, stop, trainee, mesh, startup)
+class Pretraining(Objective):
+    """The masked autoencoder (He et al. 2021, arXiv 2111.06377, section 3)."""
 
+    @classmethod
+    def check(cls, config: ml_collections.ConfigDict) -> None:
+        if config.data.name is None:
+            raise UserError("data.name is not set: which pictures? For example --config.data.name=image_folder")
+        super().check(config)
+        if config.model.uniformity and config.train.accumulate_steps > 1:
+            raise UserError(
+                f"model.uniformity={config.model.uniformity} compares the images of a whole batch: set "
+                f"train.accumulate_steps=1, not {config.train.accumulate_steps}"
+            )
+        if config.optimizer.name == "lars":
+            raise UserError("optimizer.name=lars is for probes of a frozen encoder; set optimizer.name=adamw")
+        model = check_model(config)
+        if config.evaluate.mask_ratio is not None:
+            model.num_visible(config.evaluate.mask_ratio, name="evaluate.mask_ratio")
 
-def make_trainee(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh) -> "Pretraining":
-    """What `config` trains; the mesh's devices need not be here.
-
-    Raises:
-      UserError: for a checkpoint that cannot be read.
-    """
-    trained, weights = find_start(config, workdir)
-    changed = resolve_pictures(config, trained) if trained and config.init_from else []
-    settle_dtype(config, mesh, trained)
-    keep_hold_out(config, workdir)
-    return Pretraining(config, workdir, mesh, weights, changed)
-
-
-class Pretraining:
-    """The masked autoencoder as `run_training` wants it (training.trainee.Trainee)."""
-
-    decay_tokens = True
-    mixes_pairs = False
-
-    def __init__(
-        self,
-        config: ml_collections.ConfigDict,
-        workdir: Path,
-        mesh: Mesh,
-        weights: Weights | None,
-        changed: list[str],
-    ):
-        self._config, self._workdir, self._mesh, self._weights, self._changed = config, workdir, mesh, weights, changed
-        self._model = model = MAEConfig(**config.model)
-        check_heads(mesh, model)
-        self._train_source, eval_source = make_sources(config.data, model.image_size, model.channels)
-        self._evaluation = MAEEvaluation(config, model, mesh, self._train_source, eval_source)
-        self.num_train, self.num_eval = len(self._train_source), len(eval_source)
-        settle_batch_size(config, self.num_train, mesh)
-        self._data = describe_sources(config.data.name, self._train_source, eval_source)
-        self.train_flops = train_flops(model)
-        self.batch = {
-            "image": jax.ShapeDtypeStruct((config.data.batch_size, *model.image_size, model.channels), jnp.uint8)
-        }
-        self.loss_fn = make_loss_fn(config, unroll_on_cpu(model, mesh))
-        self.facts = {}
+    def __init__(self, config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh):
+        super().__init__(config, workdir, mesh)
+        self._evaluation = MAEEvaluation(config, self.model, mesh, self.train_source, self.eval_source)
+        self._loss_fn = make_loss_fn(config, unroll_on_cpu(self.model, mesh))
         self._start_notes: list[str] = []
 
-    def init(self, key: jax.Array) -> Variables:
-        return Variables(*split_fixed(init_params(self._model, key)))
+    def take_over(self, trained: dict[str, Any]) -> list[str]:
+        return resolve_pictures(self.config, trained) if self.config.init_from else []
 
-    def start(self) -> Variables | None:
-        # Where the run's own checkpoints turned out to be damaged, it begins again.
-        weights, self._weights = self._weights or read_start(self._config, self._workdir), None  # not held in memory
+    def init(self, key: jax.Array) -> Variables:
+        return Variables(*split_fixed(init_params(self.model, key)))
+
+    def start_from(self, weights: Weights | None) -> Variables | None:
         if weights is not None:
-            params, self._start_notes = fitting_params(weights, self._config)
+            params, self._start_notes = fitting_params(weights, self.config)
             params, fixed = split_fixed(params)
         else:
             params, fixed = {}, {}
-        if self._model.pca_targets is not None and not fixed:
+        if self.model.pca_targets is not None and not fixed:
             fixed = {"decoder": {"basis": self._fit_patch_basis()}}
         return Variables(params, fixed) if params or fixed else None
 
     def _fit_patch_basis(self) -> dict[str, np.ndarray]:
         """Principal components of the training images' patches, the same in all processes."""
-        data, model = self._config.data, self._model
-        source = RandomSubset(self._train_source, BASIS_IMAGES)
+        data, model = self.config.data, self.model
+        source = RandomSubset(self.train_source, BASIS_IMAGES)
         batches = make_eval_batches(source, data, min(len(source), 256), model.image_size, model.channels)
         with contextlib.closing(batches):
             images = (normalize(batch["image"][batch["weight"] > 0], data.mean, data.std) for batch in batches)
@@ -132,15 +96,15 @@ class Pretraining:
         return {name: np.asarray(values, np.float32) for name, values in found.items()}
 
     def describe(self, variables: Variables) -> dict[str, str]:
-        model, params = self._model, variables.params
+        model, params = self.model, variables.params
         height, width = model.image_size
-        start = "; ".join(["; note: ".join([self._config.init_from or "", *self._start_notes]), *self._changed])
+        start = "; ".join(["; note: ".join([self.config.init_from or "", *self._start_notes]), *self.changed])
         others = model.class_tokens + model.registers
         if model.decoder_attention == "cross":
             decoder = f"{decoder_tokens(model)}, which attend to the encoder's"
         else:
             decoder = f"{model.num_patches} + {model.class_tokens}"
-        rows = {"start": start} if self._config.init_from else {}
+        rows = {"start": start} if self.config.init_from else {}
         rows |= {
             "encoder": f"{model.depth} blocks x {model.width}, {model.num_heads} heads, "
             f"{count_parameters(params['encoder']):,} parameters",
@@ -148,28 +112,25 @@ class Pretraining:
             f"{count_parameters(params['decoder']):,} parameters",
             "images": f"{height} x {width} x {model.channels}, patch {model.patch_size}: {model.num_patches} patches, "
             f"{model.num_visible()} visible (mask ratio {model.mask_ratio})",
-            "augment": ", ".join(augmentations(self._config.data, of_classifier=False)) or "nothing",
+            "augment": ", ".join(augmentations(self.config.data, of_classifier=False)) or "nothing",
             "tokens": f"encoder {encoder_tokens(model) - others} + {others}, decoder {decoder}",
             "compute": f"{si(forward_flops(model))}FLOP forward, {si(train_flops(model))}FLOP a training image, "
             f"{model.dtype} products",
         }
-        names = self._train_source.class_names
+        names = self.train_source.class_names
         classes = f"{len(names):,}: {first_few(names)}" if names else "none, which leaves k-NN and the linear probe out"
         usual = {field.name: field.default for field in dataclasses.fields(MAEConfig)}
         chosen = [f"{name} {getattr(model, name)}" for name in CHOICES if getattr(model, name) != usual[name]]
         rows |= {"choices": ", ".join(chosen)} if chosen else {}
-        return rows | {"data": "\n".join(self._data), "classes": classes}
+        return rows | {"data": self.describe_data(), "classes": classes}
 
-    def train_flops_at(self, image_size: tuple[int, int]) -> int:
-        return train_flops(dataclasses.replace(self._model, image_size=image_size))
+    def loss_fn(self, params: dict, frozen: dict, batch: dict, keys: jax.Array) -> tuple[jax.Array, LossDetails]:
+        return self._loss_fn(params, frozen, batch, keys)
 
-    def batches(self, state: TrainState, steps: range, stages: tuple[Stage, ...]) -> DeviceBatches:
-        return training_batches(
-            self._train_source, self._config.data, self._model.image_size, self._model.channels,
-            self._mesh, self.batch, stages=stages, steps=steps,
-        )  # fmt: skip
+    def train_flops(self, image_size: tuple[int, int]) -> int:
+        return train_flops(dataclasses.replace(self.model, image_size=image_size))
 
-    def evaluate(self, state: TrainState, reporter: Reporter) -> dict[str, float]:
+    def evaluate(self, state: State, reporter: Reporter) -> dict[str, float]:
         evaluation, params, step = self._evaluation, state.variables(), int(state.step)
         scores = {"loss": evaluation.loss(params)}
         if not math.isfinite(scores["loss"]):
@@ -177,16 +138,16 @@ class Pretraining:
         reporter.picture(step, "reconstructions", evaluation.picture(params, f"step {step:,}"))
         return scores | (evaluation.features(params) if evaluation.labelled else {})
 
-    def result(self, state: TrainState, scores: dict[str, float]) -> tuple[dict[str, Any], list[str]]:
+    def result(self, state: State, scores: dict[str, float]) -> tuple[dict[str, Any], list[str]]:
         result = {"eval/loss": scores["loss"]} | {name: value for name, value in scores.items() if name != "loss"}
         if self._evaluation.labelled:
-            if self._config.evaluate.random_encoder:
-                init = functools.partial(init_params, self._model)
-                random_params = create(init, make_key(self._config.seed, "init"), self._mesh)
+            if self.config.evaluate.random_encoder:
+                init = functools.partial(init_params, self.model)
+                random_params = create(init, make_key(self.config.seed, "init"), self.mesh)
                 random_scores = self._evaluation.features(random_params)
                 result |= {f"random_encoder/{name}": value for name, value in random_scores.items()}
             result["protocol"] = self._evaluation.protocol
-        return result, describe_result(result, int(state.step), self._workdir)
+        return result, describe_result(result, int(state.step), self.workdir)
 
 
 def make_loss_fn(config: ml_collections.ConfigDict, model: MAEConfig) -> LossFn:

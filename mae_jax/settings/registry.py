@@ -13,7 +13,8 @@ T = TypeVar("T")
 class Registry(dict[str, T], Generic[T]):
     """Name -> implementation, for the values of one setting, given by its dotted key.
 
-    A value of the form "module:name" is imported, so that your own need not be registered.
+    A name of the form "module:name" is imported, so that your own need not be registered; so is an implementation of
+    that form, when it is asked for.
     """
 
     def __init__(self, setting: str):
@@ -31,11 +32,12 @@ class Registry(dict[str, T], Generic[T]):
 
     def find(self, name: str) -> T:
         """The implementation with this name; UserError if it is unknown or cannot be imported."""
-        module, _, attribute = str(name).partition(":")
+        found = self.get(name, str(name))
+        if not isinstance(found, str):
+            return found
+        module, _, attribute = found.partition(":")
         if not attribute:
-            if name not in self:
-                raise UserError(f"{self._setting}={name!r} is not one of {', '.join(self)}{nearest(str(name), self)}")
-            return self[name]
+            raise UserError(f"{self._setting}={name!r} is not one of {', '.join(self)}{nearest(found, self)}")
         try:
             return getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:

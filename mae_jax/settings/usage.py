@@ -54,6 +54,8 @@ UNUSED_WITH = {
     ("data.augmentation", "none"): "data.rand_augment_*",
     ("optimizer.name", "adamw"): "optimizer.muon_momentum optimizer.momentum optimizer.trust_coefficient",
     ("optimizer.name", "muon"): "optimizer.momentum optimizer.trust_coefficient",
+    ("optimizer.schedule", "cosine"): "optimizer.decay_fraction",
+    ("optimizer.schedule", "constant"): "optimizer.decay_fraction optimizer.min_learning_rate",
     ("optimizer.name", "lars"): "optimizer.b1 optimizer.b2 optimizer.epsilon optimizer.muon_momentum",
 }
 # Settings that only the data of this name use.

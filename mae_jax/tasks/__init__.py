@@ -1,28 +1,48 @@
-"""What `config.task` names. A task is a module with `run(config, workdir, stop)`, and `startup` where it trains."""
+"""Programs that `config.task` names: modules with `run(config, workdir, stop)`, and `dry_run` where there is one."""
 
 import importlib
+from types import ModuleType
 
+import ml_collections
+
+from mae_jax.objectives.objective import OBJECTIVES
 from mae_jax.runtime.errors import UserError
+from mae_jax.settings.checks import check
 from mae_jax.settings.suggestions import nearest
+from mae_jax.settings.usage import check_read
 
+MEASURING = ("knn", "logistic_regression", "features", "evaluate", "reconstruct", "export")  # of a checkpoint
 TASKS = {
-    "pretrain": "objectives.pretrain",
-    "classify": "objectives.classify",
-    **{
-        name: f"tasks.{name}"
-        for name in ("knn", "logistic_regression", "features", "evaluate", "reconstruct", "export")
-    },
-    "ablate": "tasks.ablation.program",
+    **dict.fromkeys(OBJECTIVES, "train"),
+    **{name: name for name in MEASURING},
+    "ablate": "ablation.program",
 }
-TRAINED = ("pretrain", "classify")  # the model is the settings' own; other tasks take a checkpoint's
 
 
-def find_task(name: str):
-    """The module of a task.
+def trains(name: str) -> bool:
+    """Whether a task trains an objective."""
+    return name in OBJECTIVES or ":" in name
+
+
+def find_task(name: str) -> ModuleType:
+    """The module of a task; UserError for an unknown name."""
+    if not trains(name) and name not in TASKS:
+        raise UserError(
+            f"unknown task {name!r}{nearest(name, TASKS)} (config.task is one of: {', '.join(TASKS)}; or module:class, "
+            "an objective of your own)"
+        )
+    return importlib.import_module(f"mae_jax.tasks.{TASKS.get(name, 'train')}")
+
+
+def check_task(config: ml_collections.ConfigDict) -> ModuleType:
+    """The module of `config.task`.
 
     Raises:
-      UserError: for an unknown name.
+      UserError: for settings that are wrong or that the task ignores, as far as they tell without data and devices.
     """
-    if name not in TASKS:
-        raise UserError(f"unknown task {name!r}{nearest(name, TASKS)} (config.task is one of: {', '.join(TASKS)})")
-    return importlib.import_module(f"mae_jax.{TASKS[name]}")
+    check(config)
+    task = find_task(config.task)
+    check_read(config)
+    if trains(config.task):
+        task.check(config)
+    return task

@@ -1,27 +1,20 @@
 """What a step would take, found by compiling it without running it, also for devices that are not here."""
 
-import functools
 import importlib.util
 import math
 import os
 import re
-import tempfile
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import ml_collections
 from jax.sharding import Mesh
 
-from mae_jax.objectives.objective import Trainee
 from mae_jax.runtime.errors import UserError, first_line
-from mae_jax.runtime.mesh import all_devices, check_cpu_devices, make_mesh
-from mae_jax.runtime.seeds import make_key
+from mae_jax.runtime.memory import MIB, bytes_on_a_device
+from mae_jax.runtime.mesh import all_devices, check_cpu_devices
 from mae_jax.runtime.text import si
-from mae_jax.training.memory import MIB, bytes_on_a_device, compile_fitting_step
-from mae_jax.training.plan import describe_plan, make_plan
+from mae_jax.training.compilation import compile_fitting_step
 from mae_jax.training.state import TrainState
 from mae_jax.training.step import memory_in_bytes
 
@@ -37,26 +30,6 @@ class StepCost(NamedTuple):
     flops: float  # as XLA counts them: the body of a loop once, however often it runs
     seconds: float  # that compiling took
     compiled: jax.stages.Compiled
-
-
-def dry_run(
-    config: ml_collections.ConfigDict,
-    make_trainee: Callable[[ml_collections.ConfigDict, Path, Mesh], Trainee],
-    topology: str | None,
-) -> str:
-    """What a run would do and need, without a workdir or an array. Call it before JAX starts.
-
-    Raises:
-      UserError: for settings that do not fit, a topology that does not exist, or a step that needs too much memory.
-    """
-    mesh = make_mesh(config.mesh, devices_for(topology))
-    with tempfile.TemporaryDirectory() as folder:
-        trainee = make_trainee(config, Path(folder), mesh)
-        plan = make_plan(config, trainee, mesh)
-        key = jax.eval_shape(functools.partial(make_key, config.seed, "train"))
-        cost = try_step(plan.step_fn, plan.abstract, trainee.batch, key, mesh)
-    step_flops = trainee.train_flops * config.data.batch_size
-    return f"{describe_plan(config, trainee, mesh, plan)}\n{describe(cost, mesh, step_flops)}"
 
 
 def devices_for(topology: str | None) -> list[jax.Device]:
@@ -130,11 +103,11 @@ def try_step(step_fn, state: TrainState, batch: dict, key: jax.Array, mesh: Mesh
     )  # fmt: skip
 
 
-def describe(cost: StepCost, mesh: Mesh, step_flops: int) -> str:
-    """Memory and compute of one device as text.
+def describe_cost(cost: StepCost, mesh: Mesh, step_flops: int) -> list[str]:
+    """Memory and compute of one device, a line each.
 
     Args:
-      step_flops: of one step by our own count (`Trainee.train_flops` x batch size), over all devices.
+      step_flops: of one step by our own count, over all devices.
     """
     memory = ", ".join(
         f"{name} {size / MIB:,.1f}"
@@ -146,4 +119,4 @@ def describe(cost: StepCost, mesh: Mesh, step_flops: int) -> str:
         "memory": f"{cost.total / MIB:,.1f} MiB: {memory}",
         "compute": f"{si(step_flops / count)}FLOP needed; XLA counts {si(cost.flops)}FLOP, each loop's body once",
     }
-    return "\n".join(f"  {name:<9} {text}" for name, text in rows.items())
+    return [f"  {name:<9} {text}" for name, text in rows.items()]

@@ -1,11 +1,24 @@
-"""AdamW, Muon and LARS, their learning-rate schedule, which parameters decay, and which learn more slowly."""
+"""Optimizers and learning-rate schedules; which parameters decay, and which learn more slowly."""
 
+import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
+
+from mae_jax.settings.registry import Registry
+
+Mask = Callable[[dict], dict]  # parameters -> True for those with weight decay
+
+# (settings `optimizer.*`, schedule, mask) -> transformation of gradients; clipping and layer-wise rates come on top.
+OPTIMIZERS: Registry[Callable[[ConfigDict, optax.Schedule, Mask], optax.GradientTransformation]]
+OPTIMIZERS = Registry("optimizer.name")
+# (settings `optimizer.*`, peak rate, steps) -> the schedule after the warm-up, which counts from the warm-up's end.
+SCHEDULES: Registry[Callable[[ConfigDict, float, int], optax.Schedule]]
+SCHEDULES = Registry("optimizer.schedule")
 
 TOKENS = ("class_token", "mask_token", "registers")
 MUON_RMS = 0.2  # root mean square of Muon's updates at rate 1, about AdamW's (arXiv 2502.16982, section 2.2)
@@ -17,7 +30,7 @@ def peak_learning_rate(settings: ConfigDict, batch_size: int) -> float:
 
 
 def fit_warmup(warmup_steps: int, total_steps: int) -> int:
-    """The warm-up that is used: the one asked for, or a tenth of the run if that would leave nothing to anneal.
+    """The warm-up that is asked for, or a tenth of the run if it is no longer than that.
 
     So a recipe of hundreds of epochs can be tried for a few steps.
     """
@@ -25,9 +38,29 @@ def fit_warmup(warmup_steps: int, total_steps: int) -> int:
 
 
 def make_schedule(settings: ConfigDict, batch_size: int, warmup_steps: int, total_steps: int) -> optax.Schedule:
-    """Step -> learning rate: linear from 0 over the warm-up, then half a cosine down to the minimum, step by step."""
+    """Step -> learning rate: linear from 0 over the warm-up, then as `optimizer.schedule` says, step by step."""
     peak = peak_learning_rate(settings, batch_size)
-    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, total_steps, settings.min_learning_rate)
+    after = SCHEDULES.find(settings.schedule)(settings, peak, total_steps - warmup_steps)
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_steps), after], [warmup_steps])
+
+
+@SCHEDULES.register("cosine")
+def _cosine(settings: ConfigDict, peak: float, steps: int) -> optax.Schedule:
+    """Half a cosine down to the minimum."""
+    return optax.cosine_decay_schedule(peak, steps, alpha=settings.min_learning_rate / peak if peak else 0.0)
+
+
+@SCHEDULES.register("constant")
+def _constant(settings: ConfigDict, peak: float, steps: int) -> optax.Schedule:
+    return optax.constant_schedule(peak)
+
+
+@SCHEDULES.register("warmup_stable_decay")
+def _warmup_stable_decay(settings: ConfigDict, peak: float, steps: int) -> optax.Schedule:
+    """Constant, then a straight line down to the minimum (arXiv 2404.06395, section 4; 2405.18392)."""
+    decay_steps = max(1, round(settings.decay_fraction * steps))
+    decay = optax.linear_schedule(peak, settings.min_learning_rate, decay_steps)
+    return optax.join_schedules([optax.constant_schedule(peak), decay], [steps - decay_steps])
 
 
 def decays(params: dict, *, tokens: bool) -> dict:
@@ -65,18 +98,12 @@ def layer_scales(params: dict, layer_decay: float) -> dict:
 def make_optimizer(
     settings: ConfigDict, schedule: optax.Schedule, *, decay_tokens: bool = True
 ) -> optax.GradientTransformation:
-    """AdamW, Muon or LARS, after clipping by the gradient's global norm and with layer-wise rates, if set.
+    """The optimizer of `optimizer.name`, after clipping by the gradient's global norm, with layer-wise rates if set.
 
     Clipping and layer-wise rates have no state, so that a run may turn them on or off when it goes on.
     """
-    mask = lambda params: decays(params, tokens=decay_tokens)  # noqa: E731
-    match settings.name:
-        case "lars":
-            inner = _lars(settings, schedule)
-        case "muon":
-            inner = _muon(settings, schedule, mask)
-        case _:
-            inner = _adamw(settings, schedule, mask)
+    mask = functools.partial(decays, tokens=decay_tokens)
+    inner = OPTIMIZERS.find(settings.name)(settings, schedule, mask)
     clip = optax.identity() if settings.clip_norm is None else optax.clip_by_global_norm(settings.clip_norm)
 
     def update(grads, state, params):
@@ -89,7 +116,8 @@ def make_optimizer(
     return optax.GradientTransformation(inner.init, update)
 
 
-def _adamw(settings: ConfigDict, schedule: optax.Schedule, mask) -> optax.GradientTransformation:
+@OPTIMIZERS.register("adamw")
+def _adamw(settings: ConfigDict, schedule: optax.Schedule, mask: Mask) -> optax.GradientTransformation:
     """AdamW with decoupled decay, p -= rate x decay x p (as PyTorch's)."""
     return optax.adamw(
         schedule, b1=settings.b1, b2=settings.b2, eps=settings.epsilon, weight_decay=settings.weight_decay, mask=mask
@@ -102,7 +130,8 @@ def is_block_matrix(path: tuple) -> bool:
     return "blocks" in names and names[-1] == "kernel"
 
 
-def _muon(settings: ConfigDict, schedule: optax.Schedule, mask) -> optax.GradientTransformation:
+@OPTIMIZERS.register("muon")
+def _muon(settings: ConfigDict, schedule: optax.Schedule, mask: Mask) -> optax.GradientTransformation:
     """Muon for the matrices of the blocks, AdamW for all else: the input and output layers, tokens, biases, norms.
 
     Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) orthogonalises the Nesterov momentum of a matrix by
@@ -130,19 +159,20 @@ def _muon(settings: ConfigDict, schedule: optax.Schedule, mask) -> optax.Gradien
     return optax.partition({"muon": muon, "adamw": _adamw(settings, schedule, mask)}, labels)
 
 
-def _lars(settings: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+@OPTIMIZERS.register("lars")
+def _lars(settings: ConfigDict, schedule: optax.Schedule, mask: Mask) -> optax.GradientTransformation:
     """LARS (You et al. 2017, arXiv 1708.03888) in the order of MoCo v3's: the rate comes after the momentum.
 
-    (optax.lars has the rate inside the momentum, which differs while the rate changes.) Decay and trust ratio are for
-    matrices and the attentive pool's query, not for biases and norms.
+    (optax.lars has the rate inside the momentum, which differs while the rate changes.) Decay and trust ratio apply to
+    matrices and to the attentive pool's query, not to biases and norms, whatever `mask` says.
     """
 
-    def mask(params):
+    def matrices(params):
         return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
     return optax.chain(
-        optax.add_decayed_weights(settings.weight_decay, mask=mask),
-        optax.masked(optax.scale_by_trust_ratio(trust_coefficient=settings.trust_coefficient), mask),
+        optax.add_decayed_weights(settings.weight_decay, mask=matrices),
+        optax.masked(optax.scale_by_trust_ratio(trust_coefficient=settings.trust_coefficient), matrices),
         optax.trace(decay=settings.momentum),
         optax.scale_by_learning_rate(schedule),
     )

@@ -1,24 +1,22 @@
-"""What a run will do, worked out from its settings before anything is made."""
+"""What a run will do, worked out from its settings before anything is made, and told to the user."""
 
 import functools
 from typing import NamedTuple
 
 import jax
 import ml_collections
-import optax
 from jax.sharding import Mesh
 
 from mae_jax.data.resolutions import Stage, make_stages
-from mae_jax.models.config import MAEConfig
-from mae_jax.objectives.objective import Trainee, Variables, check_batch_size
+from mae_jax.objectives.objective import Objective, Variables, batch_unit
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import batch_parts, replicated
 from mae_jax.runtime.seeds import make_key
+from mae_jax.runtime.text import si, size_text
 from mae_jax.settings.fields import INT32_MAX
-from mae_jax.training.optimizers import fit_warmup, make_optimizer, make_schedule
+from mae_jax.training.optimizers import fit_warmup, make_optimizer, make_schedule, peak_learning_rate
 from mae_jax.training.state import StateInit, TrainState, abstract_state, make_init
 from mae_jax.training.step import TrainStep, make_train_step
-from mae_jax.training.summary import summarize
 
 
 class Plan(NamedTuple):
@@ -26,42 +24,73 @@ class Plan(NamedTuple):
 
     total_steps: int
     warmup_steps: int
-    schedule: optax.Schedule
     stages: tuple[Stage, ...]  # of the images' sizes
     init: StateInit
     abstract: TrainState  # shapes, types and layout of the state
     step_fn: TrainStep  # not compiled
 
 
-def make_plan(config: ml_collections.ConfigDict, trainee: Trainee, mesh: Mesh) -> Plan:
+def make_plan(config: ml_collections.ConfigDict, objective: Objective, mesh: Mesh) -> Plan:
     """The plan of a run on a mesh, whose devices need not be here.
 
     Raises:
       UserError: for a batch that the data or the mesh does not allow, or a mesh that does not divide the model.
     """
-    check_batch_size(config, batch_parts(mesh), trainee)
+    check_batch_size(config, objective, mesh)
     train, batch_size = config.train, config.data.batch_size
-    steps_per_epoch = max(1, trainee.num_train // batch_size)
+    steps_per_epoch = max(1, objective.num_train // batch_size)
     total_steps = train.steps or max(1, round(train.epochs * steps_per_epoch))
     if total_steps > INT32_MAX:
         raise UserError(f"train.epochs={train.epochs} is more than {INT32_MAX:,} steps: make the run shorter")
     warmup_steps = fit_warmup(round(config.optimizer.warmup_epochs * steps_per_epoch), total_steps)
     schedule = make_schedule(config.optimizer, batch_size, warmup_steps, total_steps)
-    optimizer = make_optimizer(config.optimizer, schedule, decay_tokens=trainee.decay_tokens)
-    init = make_init(trainee.init, optimizer, keep_average=train.ema_decay is not None)
+    optimizer = make_optimizer(config.optimizer, schedule, decay_tokens=objective.decay_tokens)
+    init = make_init(objective.init, optimizer, keep_average=train.ema_decay is not None)
     step_fn = make_train_step(
-        trainee.loss_fn, optimizer, schedule, mesh, train.accumulate_steps, train.ema_decay,
-        mixes_pairs=trainee.mixes_pairs, skip_nonfinite=train.skip_nonfinite,
+        objective.loss_fn, optimizer, schedule, mesh, train.accumulate_steps, train.ema_decay,
+        mixes_pairs=objective.mixes_pairs, skip_nonfinite=train.skip_nonfinite,
     )  # fmt: skip
-    stages = make_stages(train.resolutions, MAEConfig(**config.model).image_size, total_steps)
-    return Plan(total_steps, warmup_steps, schedule, stages, init, abstract_state(init, mesh), step_fn)
+    stages = make_stages(train.resolutions, objective.model.image_size, total_steps)
+    return Plan(total_steps, warmup_steps, stages, init, abstract_state(init, mesh), step_fn)
 
 
-def describe_plan(config: ml_collections.ConfigDict, trainee: Trainee, mesh: Mesh, plan: Plan) -> str:
-    """What will run, a line each."""
-    variables = Variables(plan.abstract.params, plan.abstract.frozen, plan.abstract.statistics)
-    steps = {"warmup_steps": plan.warmup_steps, "total_steps": plan.total_steps}
-    return summarize(config, trainee, variables, mesh, **steps, stages=plan.stages)
+def check_batch_size(config: ml_collections.ConfigDict, objective: Objective, mesh: Mesh) -> None:
+    """Raises UserError unless the data fill a batch, and its parts can be split evenly over the devices."""
+    size, unit = config.data.batch_size, batch_unit(config, mesh, objective.mixes_pairs)
+    if size % unit:
+        pairs = " x pairs to mix" if objective.mixes_pairs else ""
+        raise UserError(
+            f"data.batch_size={size} cannot be split evenly over {batch_parts(mesh)} devices x "
+            f"train.accumulate_steps={config.train.accumulate_steps}{pairs}; make it a multiple of {unit}"
+        )
+    if size > objective.num_train:
+        raise UserError(
+            f"data.batch_size={size} is larger than the training data ({objective.num_train} pictures): "
+            f"set data.batch_size to {objective.num_train} or less"
+        )
+
+
+def describe_plan(config: ml_collections.ConfigDict, objective: Objective, mesh: Mesh, plan: Plan) -> list[str]:
+    """What will run, a line each: the objective's own rows, then batch, stages if there are several, schedule, mesh."""
+    data, train, optimizer, steps = config.data, config.train, config.optimizer, plan.total_steps
+    state, devices = plan.abstract, mesh.devices.flat
+    parts = f" in {train.accumulate_steps} parts" if train.accumulate_steps > 1 else ""
+    passes = steps * data.batch_size / objective.num_train
+    rows = objective.describe(Variables(state.params, state.frozen, state.statistics))
+    rows["batch"] = f"{data.batch_size}{parts}, {steps:,} steps = {passes:,.1f} passes over the data"
+    if len(plan.stages) > 1:
+        ends = [*(stage.first_step for stage in plan.stages[1:]), steps]
+        rows["stages"] = "; ".join(
+            f"{size_text(stage.image_size)} up to step {end:,} "
+            f"({si(objective.train_flops(stage.image_size))}FLOP an image)"
+            for stage, end in zip(plan.stages, ends, strict=True)
+        )
+    peak = peak_learning_rate(optimizer, data.batch_size)
+    rate = f"peak rate {peak:.3g}, warm-up {plan.warmup_steps:,} steps, then {optimizer.schedule}"
+    rows["schedule"] = f"{optimizer.name}, {rate}"
+    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    rows["mesh"] = f"{axes} ({len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es))"
+    return "\n".join(f"  {name:<9} " + text.replace("\n", f"\n{'':12}") for name, text in rows.items()).split("\n")
 
 
 def make_train_key(seed: int, mesh: Mesh) -> jax.Array:

@@ -1,4 +1,4 @@
-"""A run, from its settings or its newest checkpoint to its result. What is trained is the task's affair."""
+"""A run, from its settings or its newest checkpoint to its result. What is trained is the objective's affair."""
 
 import contextlib
 from collections.abc import Callable
@@ -8,17 +8,18 @@ from pathlib import Path
 import ml_collections
 from jax.sharding import Mesh
 
-from mae_jax.objectives.objective import Trainee
+from mae_jax.data.resolutions import size_at
+from mae_jax.objectives.objective import Objective
 from mae_jax.runtime.console import say
 from mae_jax.runtime.errors import NotSaved, reason
+from mae_jax.runtime.memory import bytes_on_a_device, check_memory
 from mae_jax.runtime.processes import from_main, sum_of_all
 from mae_jax.runtime.profiling import Profiler
 from mae_jax.runtime.seeds import make_key
 from mae_jax.runtime.signals import StopSignal
 from mae_jax.runtime.startup import Startup
-from mae_jax.training.compiled_step import compile_stages, make_flops_at
+from mae_jax.training.compilation import compile_plan
 from mae_jax.training.loop import check_evaluation, train
-from mae_jax.training.memory import bytes_on_a_device, check_memory
 from mae_jax.training.plan import describe_plan, make_plan, make_train_key
 from mae_jax.training.state import TrainState, create_state, start_from
 from mae_jax.workdir.checkpoints import Checkpoints
@@ -31,25 +32,23 @@ def run_training(
     config: ml_collections.ConfigDict,
     workdir: Path,
     stop: StopSignal,
-    trainee: Trainee,
+    objective: Objective,
     mesh: Mesh,
     startup: Startup,
 ) -> None:
     """Trains as `config` says; goes on from the newest checkpoint in `workdir`, does nothing if it is finished.
 
-    `startup` is told what takes time, up to the first step.
-
     Raises:
       UserError: for settings or checkpoints that do not fit, before anything is compiled.
       NonFiniteLoss: where the loss stops being a number.
       Stopped: after a signal, when everything is saved.
-      NotSaved: if what was reached at the end, or when a signal came, cannot be written.
+      NotSaved: if the state at the end, or when a signal came, cannot be written.
     """
-    plan = make_plan(config, trainee, mesh)
-    total_steps, abstract = plan.total_steps, plan.abstract
+    plan = make_plan(config, objective, mesh)
+    total_steps = plan.total_steps
 
-    # Where it stands.
-    described = config.to_dict() | {"num_train_examples": trainee.num_train} | trainee.facts
+    # Find out where the run stands.
+    described = config.to_dict() | {"num_train_examples": objective.num_train} | objective.facts
     checkpoints = Checkpoints(workdir, config.checkpoint, described)
     saved_step = checkpoints.newest_whole()
     start_step = saved_step or 0
@@ -58,24 +57,25 @@ def run_training(
     if start_step == total_steps and from_main(read_object(workdir / "result.json") is not None):
         say(f"{workdir} is finished: all {total_steps} steps are done, result.json has the numbers")
         return
-    starting_values = trainee.start() if saved_step is None else None
+    starting_values = objective.start() if saved_step is None else None
     if saved_step is None:
         keep_earlier_run(workdir)
     else:
         keep_earlier_result(workdir, saved_step)
+
+    # Say what will run.
     settings = config.to_dict() | provenance()
     settings = None if write_if_possible(workdir / "config.json", settings) else settings
-    say(f"{config.data.name} -> {workdir}", *describe_plan(config, trainee, mesh, plan).split("\n"))
+    say(f"{config.data.name} -> {workdir}", *describe_plan(config, objective, mesh, plan))
     for key, (then, now) in changed.items():
         say(f"  changed   {key} was {then!r} up to step {start_step}, is now {now!r}")
 
-    check_memory(bytes_on_a_device(abstract), mesh)  # it is made while the step, which needs more, compiles
-
-    # Run it. The step compiles while the state and the first batches are made, which leave a core free.
+    # Make the state and the first batches while the step compiles, which leaves a core free.
+    check_memory(bytes_on_a_device(plan.abstract), mesh)
     key = make_train_key(config.seed, mesh)
-    compiling = _in_background(compile_stages, plan, trainee, start_step, key, mesh)
+    compiling = _in_background(compile_plan, plan, objective, start_step, key, mesh)
     if saved_step is not None:
-        state = checkpoints.restore(saved_step, abstract)
+        state = checkpoints.restore(saved_step, plan.abstract)
         say(f"going on from checkpoint {saved_step}")
     else:
         with startup.phase("compile"):
@@ -84,48 +84,67 @@ def run_training(
         del starting_values
     reporter = Reporter(
         workdir, start_step=start_step, total_steps=total_steps, batch_size=config.data.batch_size,
-        flops_per_image=make_flops_at(plan, trainee), unwritten_config=settings,
+        flops_per_image=lambda step: objective.train_flops(size_at(plan.stages, step)), unwritten_config=settings,
     )  # fmt: skip
-
-    def evaluate(state: TrainState) -> dict[str, float]:
-        return trainee.evaluate(state, reporter)
-
     profiler = Profiler(workdir / "profile", config.train.profile_steps, start_step)
     with contextlib.closing(checkpoints), contextlib.closing(reporter), contextlib.closing(profiler):
         with startup.phase("data"):
-            batches = trainee.batches(state, range(start_step, total_steps), plan.stages)
+            batches = objective.batches(state, range(start_step, total_steps), plan.stages)
         with contextlib.closing(batches):
             with startup.phase("compile"):
-                step_fn, told = compiling.result()
-            for line in told:
-                reporter.line(line)
+                step_fn, lines = compiling.result()
+            reporter.line(*lines)
+
+            # Train.
             state = train(
                 state, step_fn, batches, key,
                 total_steps=total_steps, log_every_steps=config.train.log_every_steps,
-                evaluate=evaluate, evaluate_every_steps=config.evaluate.every_steps,
+                evaluate=lambda state: objective.evaluate(state, reporter),
+                evaluate_every_steps=config.evaluate.every_steps,
                 checkpoints=checkpoints, reporter=reporter, profiler=profiler, stop=stop, startup=startup,
             )  # fmt: skip
         if line := checkpoints.summary():
             reporter.line(line)
-        scores = evaluate(state)
-        check_evaluation(scores, total_steps, total_steps, checkpoints)
-        stop.look()
-        if reporter.has_evaluation(total_steps):  # the run was killed after it was reported
-            reporter.draw_curves()
-        else:
-            reporter.scalars(total_steps, scores, prefix="eval/")
-        result, lines = trainee.result(state, scores)
-        stop.look()
-        try:
-            write_json(workdir / "result.json", finite_or_null({"step": total_steps} | result))
-        except OSError as error:
-            raise NotSaved(
-                f"{workdir}/result.json cannot be written: {reason(error)}; free space there, the same command "
-                f"goes on from checkpoint {total_steps}"
-            ) from error
+
+        # Measure the result.
+        lines = measure(objective, state, workdir, reporter, checkpoints, stop)
         if replaced := sum_of_all(len(batches.bad_images)):  # since the run was last started
             lines.append(f"{replaced} images could not be read and were replaced; the log names them")
         reporter.line(*lines)
+
+
+def measure(
+    objective: Objective,
+    state: TrainState,
+    workdir: Path,
+    reporter: Reporter,
+    checkpoints: Checkpoints,
+    stop: StopSignal,
+) -> list[str]:
+    """Evaluates the last state and writes result.json; returns what a person should read of it.
+
+    Raises:
+      NonFiniteLoss: the loss is no number; the checkpoint is set aside.
+      NotSaved: result.json cannot be written.
+    """
+    step = int(state.step)
+    scores = objective.evaluate(state, reporter)
+    check_evaluation(scores, step, step, checkpoints)
+    stop.look()
+    if reporter.has_evaluation(step):  # the run was killed after it was reported
+        reporter.draw_curves()
+    else:
+        reporter.scalars(step, scores, prefix="eval/")
+    result, lines = objective.result(state, scores)
+    stop.look()
+    try:
+        write_json(workdir / "result.json", finite_or_null({"step": step} | result))
+    except OSError as error:
+        raise NotSaved(
+            f"{workdir}/result.json cannot be written: {reason(error)}; free space there, the same command "
+            f"goes on from checkpoint {step}"
+        ) from error
+    return lines
 
 
 def _in_background(function: Callable, *arguments) -> Future:

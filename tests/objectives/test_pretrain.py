@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from configs import small_photos
-from mae_jax.objectives.pretrain import make_trainee
+from mae_jax.objectives.pretrain import Pretraining
 from tests.meshes import device_mesh
 
 
@@ -20,5 +20,5 @@ def test_the_summary_names_the_classes_or_says_that_there_are_none(folders, told
             Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / name / f"{number}.png")
     config = small_photos.get_config()
     config.data.update(path=str(tmp_path), eval_fraction=0.25, batch_size=2)
-    trainee = make_trainee(config, tmp_path / "run", device_mesh(1))
-    assert trainee.describe(jax.eval_shape(trainee.init, jax.random.key(0)))["classes"] == told
+    objective = Pretraining(config, tmp_path / "run", device_mesh(1))
+    assert objective.describe(jax.eval_shape(objective.init, jax.random.key(0)))["classes"] == told

@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
@@ -12,7 +11,7 @@ from mae_jax.models.config import MAEConfig
 from mae_jax.models.flops import train_flops
 from tests.runs import losses, mistake, read_checkpoint, read_json, run_task
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 # Stages from steps 0 and 8; what Muon's state must survive is in it too.
 SETTINGS = {
     "model__scan_unroll": 1, "model__positions": "learned", "train__steps": 16, "train__log_every_steps": 3,
@@ -20,15 +19,6 @@ SETTINGS = {
     "evaluate__linear_probe": False, "evaluate__pictures": 1, "evaluate__max_train_examples": 64,
     "optimizer__name": "muon", "train__accumulate_steps": 2, "train__ema_decay": 0.9, "train__skip_nonfinite": 1,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """Compiling for one device is quicker than for eight."""
-    with pytest.MonkeyPatch.context() as patch:
-        devices = jax.devices()[:1]
-        patch.setattr(jax, "devices", lambda *_: devices)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,3 +1,4 @@
+import gc
 import importlib.util
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from jax.sharding import Mesh
 from mae_jax.objectives.objective import LossDetails, Variables
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import AXES
-from mae_jax.training.dry_run import describe, devices_for, try_step
+from mae_jax.training.dry_run import describe_cost, devices_for, try_step
 from mae_jax.training.state import abstract_state, make_init
 from mae_jax.training.step import make_train_step
 from tests.runs import ROOT
@@ -35,12 +36,14 @@ def compiled_for(devices):
 
 
 def test_a_step_is_measured_without_an_array():
+    gc.collect()
     before = len(jax.live_arrays())
     cost, mesh = compiled_for(devices_for(None))
-    assert len(jax.live_arrays()) == before
+    gc.collect()
+    assert len(jax.live_arrays()) <= before
     assert (cost.params, cost.optimizer) == (8 * 4 * 4, 2 * 8 * 4 * 4 + 4)  # and Adam's count
     assert cost.total >= cost.params + cost.optimizer + 16 // 8 * 8 * 4
-    text = describe(cost, mesh, step_flops=8 * 2**30)
+    text = "\n".join(describe_cost(cost, mesh, step_flops=8 * 2**30))
     assert "1.07 GFLOP needed" in text and f"{cost.total / 2**20:,.1f} MiB: parameters" in text
 
 

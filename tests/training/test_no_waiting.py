@@ -76,10 +76,10 @@ def compiled_step(*, accumulate=1, devices=1, loss=lambda loss_fn: loss_fn):
     config, mesh = digits.get_config(), device_mesh(devices)
     config.update_from_flattened_dict(TINY_SETTINGS | {"data.batch_size": BATCH, "train.accumulate_steps": accumulate})
     config.data.flip = True
-    trainee = pretrain.make_trainee(config, Path("nowhere"), mesh)
-    trainee.loss_fn = loss(trainee.loss_fn)
-    plan, key = make_plan(config, trainee, mesh), make_train_key(0, mesh)
-    step = compile_train_step(plan.step_fn, plan.abstract, trainee.batch, key, mesh)
+    objective = pretrain.Pretraining(config, Path("nowhere"), mesh)
+    objective.loss_fn = loss(objective.loss_fn)
+    plan, key = make_plan(config, objective, mesh), make_train_key(0, mesh)
+    step = compile_train_step(plan.step_fn, plan.abstract, objective.batch, key, mesh)
     return step, functools.partial(create_state, plan.init, jax.random.key(0), mesh), key, mesh
 
 

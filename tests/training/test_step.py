@@ -205,9 +205,9 @@ def lowered(mesh, **model) -> str:
     """The program of a step that trains the digits' model with other settings."""
     config = digits.get_config()
     config.model.update(**model)
-    trainee = pretrain.make_trainee(config, Path("nowhere"), mesh)
-    plan = make_plan(config, trainee, mesh)
-    return jax.jit(plan.step_fn).lower(plan.abstract, trainee.batch, jax.random.key(0)).as_text()
+    objective = pretrain.Pretraining(config, Path("nowhere"), mesh)
+    plan = make_plan(config, objective, mesh)
+    return jax.jit(plan.step_fn).lower(plan.abstract, objective.batch, jax.random.key(0)).as_text()
 
 
 @pytest.mark.parametrize(("depth", "scan_unroll"), [(4, 1), (13, None)])

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from configs.common import get_config
-from mae_jax.objectives.pretrain import make_trainee
+from mae_jax.objectives.pretrain import Pretraining
 from mae_jax.training.plan import make_plan
 from mae_jax.training.step import compile_train_step
 from tests.meshes import device_mesh
@@ -26,11 +26,11 @@ def counts(batch: int, remat: bool = False, unroll: int = 2) -> tuple[float, flo
     config.model.update(image_size=128, width=384, depth=2, num_heads=6, decoder_width=256, decoder_depth=2,
                         decoder_num_heads=4, scan_unroll=unroll, remat=remat)  # fmt: skip
     config.data.update(name="synthetic", batch_size=batch)
-    trainee = make_trainee(config, Path("nowhere"), mesh)
-    plan = make_plan(config, trainee, mesh)
+    objective = Pretraining(config, Path("nowhere"), mesh)
+    plan = make_plan(config, objective, mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    compiled = compile_train_step(plan.step_fn, plan.abstract, trainee.batch, key, mesh)
-    return compiled.cost_analysis()["flops"], trainee.train_flops * batch
+    compiled = compile_train_step(plan.step_fn, plan.abstract, objective.batch, key, mesh)
+    return compiled.cost_analysis()["flops"], objective.train_flops(objective.model.image_size) * batch
 
 
 @pytest.mark.slow

@@ -9,11 +9,12 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from mae_jax.runtime.errors import UserError
-from mae_jax.settings.checks import PATHS, check
+from mae_jax.settings.checks import PATHS
 from mae_jax.settings.command_line import check_command_line, given_settings
 from mae_jax.settings.fields import flatten, get
 from mae_jax.settings.suggestions import nearest
-from mae_jax.settings.usage import check_read, unused_with
+from mae_jax.settings.usage import unused_with
+from mae_jax.tasks import check_task
 from mae_jax.tasks.ablation import grid
 from mae_jax.tasks.ablation.grid import RESERVED, Axis, Cell, Protocol, owner_of
 
@@ -190,8 +191,7 @@ def resolve(arguments: tuple[str, ...] | list[str]) -> ConfigDict:
     except (flags.Error, TypeError, ValueError) as error:  # a value of the wrong type
         raise UserError(str(error).splitlines()[0]) from error
     config.value.given = given_settings(argv)
-    check(config.value)
-    check_read(config.value)
+    check_task(config.value)
     return config.value
 
 

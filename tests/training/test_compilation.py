@@ -9,12 +9,13 @@ import pytest
 from configs import digits, finetune_digits
 from mae_jax.models.config import MAEConfig
 from mae_jax.models.flops import train_flops
-from mae_jax.objectives import classify, pretrain
+from mae_jax.objectives import pretrain
+from mae_jax.objectives.classify import Classification
+from mae_jax.runtime import memory
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import batch_sharding, put_batch
-from mae_jax.training import compiled_step as staged_step
-from mae_jax.training import memory
-from mae_jax.training.compiled_step import StepOfSize, compile_stages, make_flops_at
+from mae_jax.training import compilation
+from mae_jax.training.compilation import compile_plan
 from mae_jax.training.plan import describe_plan, make_plan, make_train_key
 from mae_jax.training.state import create_state
 from tests.meshes import device_mesh
@@ -23,31 +24,38 @@ from tests.runs import TINY_SETTINGS
 RESOLUTIONS = ((0.5, 4), (0.75, (6, 8)))
 
 
-def planned(*resolutions, module=digits, task=pretrain, workdir=Path("nowhere")):
-    """(config, trainee, mesh, plan) of a run of 8 steps of a tiny model."""
+def planned(*resolutions, module=digits, objective_class=pretrain.Pretraining, workdir=Path("nowhere")):
+    """(config, objective, mesh, plan) of a run of 8 steps of a tiny model."""
     config, mesh = module.get_config(), device_mesh()
     config.update_from_flattened_dict(TINY_SETTINGS | {"train.steps": 8, "train.resolutions": resolutions})
-    trainee = task.make_trainee(config, workdir, mesh)
-    return config, trainee, mesh, make_plan(config, trainee, mesh)
+    objective = objective_class(config, workdir, mesh)
+    return config, objective, mesh, make_plan(config, objective, mesh)
 
 
-def test_the_shape_of_the_images_decides_which_step_runs():
-    steps = {(2, size, size, 1): lambda state, batch, key, size=size: (state + size, {}) for size in (4, 8)}
-    step, batches = StepOfSize(steps), [{"image": np.zeros((2, size, size, 1))} for size in (4, 8, 4)]
+def test_the_shape_of_the_images_decides_which_step_runs(monkeypatch):
+    _, objective, mesh, plan = planned((0.5, 4))
+
+    def compile_fake(step_fn, state, batch, key, mesh):
+        size = batch["image"].shape[1]
+        return Fake(batch, lambda state, batch, key: (state + size, {}))
+
+    monkeypatch.setattr(compilation, "compile_fitting_step", compile_fake)
+    step, _ = compile_plan(plan, objective, 0, None, mesh)
+    batches = [{"image": np.zeros((2, size, size, 1))} for size in (4, 8, 4)]
     assert [step(0, batch, None)[0] for batch in batches] == [4, 8, 4]
 
 
 @pytest.mark.parametrize("start_step, sizes", [(0, [(4, 4), (6, 8), (8, 8)]), (4, [(6, 8), (8, 8)]), (7, [(8, 8)])])
 def test_what_is_still_to_come_is_compiled_once_each_and_told(monkeypatch, start_step, sizes):
-    _, trainee, mesh, plan = planned(*RESOLUTIONS)
+    _, objective, mesh, plan = planned(*RESOLUTIONS)
     seen = []
 
     def compile_fake(step_fn, state, batch, key, mesh):
         seen.append(batch["image"])
         return jax.jit(lambda: 0).lower().compile()
 
-    monkeypatch.setattr(staged_step, "compile_fitting_step", compile_fake)
-    _, lines = compile_stages(plan, trainee, start_step, make_train_key(0, mesh), mesh)
+    monkeypatch.setattr(compilation, "compile_fitting_step", compile_fake)
+    _, lines = compile_plan(plan, objective, start_step, make_train_key(0, mesh), mesh)
     assert [image.shape for image in seen] == [(64, *size, 1) for size in sizes]
     assert {image.dtype for image in seen} == {np.dtype(np.uint8)}
     assert [line.split(" compiled in")[0] for line in lines] == [
@@ -56,34 +64,37 @@ def test_what_is_still_to_come_is_compiled_once_each_and_told(monkeypatch, start
 
 
 def test_without_stages_the_step_that_runs_is_the_compiled_one_itself(monkeypatch):
-    _, trainee, mesh, plan = planned()
-    monkeypatch.setattr(staged_step, "compile_fitting_step", lambda _, __, batch, *___: Fake(batch))
-    step, _ = compile_stages(plan, trainee, 0, None, mesh)
-    assert step.batch is trainee.batch
-    assert compile_stages(plan, trainee, 8, None, mesh) == (plan.step_fn, [])  # all is done
+    _, objective, mesh, plan = planned()
+    monkeypatch.setattr(compilation, "compile_fitting_step", lambda _, __, batch, *___: Fake(batch))
+    step, _ = compile_plan(plan, objective, 0, None, mesh)
+    assert step.batch is objective.batch
+    assert compile_plan(plan, objective, 8, None, mesh) == (plan.step_fn, [])  # all is done
 
 
 def test_a_step_beyond_the_memory_is_refused_when_it_is_compiled(monkeypatch):
-    _, trainee, mesh, plan = planned()
+    _, objective, mesh, plan = planned()
     monkeypatch.setattr(memory, "host_memory", lambda: 1000)
     with pytest.raises(UserError, match="a step needs .* MiB of memory, but this machine, or its container, has 0 MiB"):
-        compile_stages(plan, trainee, 0, make_train_key(0, mesh), mesh)
+        compile_plan(plan, objective, 0, make_train_key(0, mesh), mesh)
 
 
 class Fake:
     """What was compiled."""
 
-    def __init__(self, batch):
-        self.batch = batch
+    def __init__(self, batch, call=None):
+        self.batch, self._call = batch, call
+
+    def __call__(self, state, batch, key):
+        return self._call(state, batch, key)
 
     def memory_analysis(self):
         return None
 
 
 def test_the_loss_of_a_step_of_small_images_is_that_of_a_model_of_their_size():
-    config, trainee, mesh, plan = planned((0.5, 4))
+    config, objective, mesh, plan = planned((0.5, 4))
     key = make_train_key(0, mesh)
-    step, _ = compile_stages(plan, trainee, 0, key, mesh)
+    step, _ = compile_plan(plan, objective, 0, key, mesh)
     state = create_state(plan.init, jax.random.key(0), mesh)
     pixels = np.random.default_rng(0).integers(0, 256, (64, 4, 4, 1), np.uint8)
     small = pretrain.make_loss_fn(config, MAEConfig(**config.model.to_dict() | {"image_size": 4}))
@@ -94,25 +105,20 @@ def test_the_loss_of_a_step_of_small_images_is_that_of_a_model_of_their_size():
 
 
 def test_the_operations_of_a_step_are_those_of_its_own_size():
-    config, trainee, _, plan = planned(*RESOLUTIONS)
-    sizes = [(4, 4)] * 4 + [(6, 8)] * 2 + [(8, 8)] * 2
-    expected = [train_flops(MAEConfig(**config.model.to_dict() | {"image_size": size})) for size in sizes]
-    flops_at = make_flops_at(plan, trainee)
-    assert [flops_at(step) for step in range(8)] == expected and len(set(expected)) == 3
-    assert expected[-1] == trainee.train_flops
+    config, objective, _, _ = planned()
+    for size in ((4, 4), (6, 8), (8, 8)):
+        expected = train_flops(MAEConfig(**config.model.to_dict() | {"image_size": size}))
+        assert objective.train_flops(size) == expected
 
 
 def test_the_operations_of_a_classifiers_step_are_those_of_its_own_size(tmp_path):
-    _, trainee, _, plan = planned(*RESOLUTIONS, module=finetune_digits, task=classify, workdir=tmp_path)
-    flops_at = make_flops_at(plan, trainee)
-    assert flops_at(7) == trainee.train_flops == trainee.train_flops_at((8, 8))
+    _, objective, _, _ = planned(module=finetune_digits, objective_class=Classification, workdir=tmp_path)
     # Nearly in proportion to the patches: 4 of 16.
-    assert 0.2 < flops_at(0) / flops_at(7) < 0.35
+    assert 0.2 < objective.train_flops((4, 4)) / objective.train_flops((8, 8)) < 0.35
 
 
 def test_the_summary_names_the_stages_only_if_there_are_several():
-    text = describe_plan(*planned(*RESOLUTIONS))
-    (line,) = [line for line in text.splitlines() if "stages" in line]
+    (line,) = [line for line in describe_plan(*planned(*RESOLUTIONS)) if "stages" in line]
     assert "4 x 4 pixels up to step 4 (" in line and "; 6 x 8 pixels up to step 6 (" in line
     assert "; 8 x 8 pixels up to step 8 (" in line and line.count("FLOP an image") == 3
-    assert "stages" not in describe_plan(*planned())
+    assert not any("stages" in line for line in describe_plan(*planned()))

@@ -3,9 +3,9 @@ import types
 
 import pytest
 
+from mae_jax.runtime import memory
 from mae_jax.runtime.errors import UserError
-from mae_jax.training import memory
-from mae_jax.training.memory import MIB, check_memory, device_memory, host_memory
+from mae_jax.runtime.memory import MIB, check_memory, device_memory, host_memory
 from tests.meshes import device_mesh
 
 MACHINE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

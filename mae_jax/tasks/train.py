@@ -1,0 +1,52 @@
+"""Training of any objective: pre-training, classification, or one of your own."""
+
+import functools
+import tempfile
+from pathlib import Path
+
+import jax
+import ml_collections
+
+from mae_jax.interop.weights import check_workdir
+from mae_jax.objectives.objective import OBJECTIVES
+from mae_jax.runtime.mesh import make_mesh
+from mae_jax.runtime.seeds import make_key
+from mae_jax.runtime.signals import StopSignal
+from mae_jax.runtime.startup import Startup
+from mae_jax.training.dry_run import describe_cost, devices_for, try_step
+from mae_jax.training.optimizers import OPTIMIZERS, SCHEDULES
+from mae_jax.training.plan import describe_plan, make_plan
+from mae_jax.training.run import run_training
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError for settings that the objective, the optimizer or the schedule cannot take."""
+    OPTIMIZERS.find(config.optimizer.name)
+    SCHEDULES.find(config.optimizer.schedule)
+    OBJECTIVES.find(config.task).check(config)
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal, startup: Startup | None = None) -> None:
+    """Trains what `config.task` names; see `run_training`. `startup` notes what takes time, up to the first step."""
+    check_workdir(workdir)
+    startup = startup or Startup()
+    mesh = make_mesh(config.mesh)
+    with startup.phase("data"):
+        objective = OBJECTIVES.find(config.task)(config, workdir, mesh)
+    run_training(config, workdir, stop, objective, mesh, startup)
+
+
+def dry_run(config: ml_collections.ConfigDict, topology: str | None) -> list[str]:
+    """What a run would do and need, a line each, without a workdir or an array. Call it before JAX starts.
+
+    Raises:
+      UserError: for settings that do not fit, a topology that does not exist, or a step that needs too much memory.
+    """
+    mesh = make_mesh(config.mesh, devices_for(topology))
+    with tempfile.TemporaryDirectory() as folder:
+        objective = OBJECTIVES.find(config.task)(config, Path(folder), mesh)
+        plan = make_plan(config, objective, mesh)
+        key = jax.eval_shape(functools.partial(make_key, config.seed, "train"))
+        cost = try_step(plan.step_fn, plan.abstract, objective.batch, key, mesh)
+    step_flops = objective.train_flops(objective.model.image_size) * config.data.batch_size
+    return [*describe_plan(config, objective, mesh, plan), *describe_cost(cost, mesh, step_flops)]
