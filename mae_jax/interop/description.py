@@ -4,23 +4,23 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from mae_jax.data.processor import Processor
 from mae_jax.interop import huggingface, timm
 from mae_jax.interop.preprocessor import read_preprocessor
 from mae_jax.interop.tensors import Tensor, plain, read_json
+from mae_jax.models.config import MAEConfig
 from mae_jax.runtime.errors import UserError
-from mae_jax.settings.checks import check_value_range
 from mae_jax.settings.fields import from_dict
 
 PICTURES = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "eval_crop": 0.875}  # ImageNet's
-LEAST_STD, LEAST_CROP = 1e-6, 0.01  # below, values overflow, and pictures are made as large as memory
+LEAST_STD = 1e-6  # below, values overflow
 MOST_STEPS = 2**63
-# facebookresearch's arguments: ours -> theirs, and their type.
+# Ours -> facebookresearch's arguments, and their type.
 ARGUMENTS = {
     "normalize_targets": ("norm_pix_loss", bool),
     "mask_ratio": ("mask_ratio", float),
     "image_size": ("input_size", int),
 }
-
 
 State = dict[str, Tensor]  # by facebookresearch's names
 
@@ -52,65 +52,52 @@ class Description:
 
 def describe(folder: Path, tensors: State, others: dict[str, Any]) -> Description:
     """What tensors, the JSON files in their folder, and the rest of a PyTorch file say."""
-    config = _read_json(folder / "config.json")
+    config, preprocessor = (
+        read_json(folder / name) if (folder / name).is_file() else {}
+        for name in ("config.json", "preprocessor_config.json")
+    )
     if huggingface.is_huggingface(tensors):
-        state = huggingface.to_state(tensors)
-        found = Description(state, "spelt as by Hugging Face", is_huggingface=True, norm_epsilon=1e-12)
+        found = Description(huggingface.to_state(tensors), "spelt as by Hugging Face", norm_epsilon=1e-12)
+        found.is_huggingface = True
         if config.get("model_type"):
-            preprocessor = _read_json(folder / "preprocessor_config.json")
-            found.model = huggingface.read_settings(config, str(folder / "config.json"))
+            found.model = huggingface.read_settings(config)
             found.data, notes = read_preprocessor(preprocessor)
             found.class_names = huggingface.class_names(config)
             found.notes = huggingface.unused_settings(config) + notes
     elif timm.is_timm(config):
-        data, notes = timm.read_data(config)
-        found = Description(tensors, "spelt as by timm", model=timm.read_settings(config), data=data, notes=notes)
-        found.pool, found.class_names = timm.read_pool(config), config.get("label_names")
+        found = Description(tensors, "spelt as by timm", model=timm.read_settings(config), pool=timm.read_pool(config))
+        found.data, found.notes = timm.read_data(config)
+        found.class_names = config.get("label_names")
     else:
+        arguments = plain(others.get("args"))
         found = Description(tensors, "spelt as by facebookresearch/mae")
-        found.model = _read_arguments(plain(others.get("args")))
+        found.model = timm.heads_of_name(str(arguments.get("model", "")))
+        for ours, (theirs, kind) in ARGUMENTS.items():
+            if type(arguments.get(theirs)) is kind:
+                found.model[ours] = arguments[theirs]
     own = from_dict(plain(others.get("mae_jax")))  # what our own export writes into a .pth
     found.model |= own.get("model", {})
     found.data |= own.get("data", {})
     found.class_names = own.get("class_names") or found.class_names
+    names = found.class_names or ()
+    if not (isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)):
+        raise TypeError("its class names are not a list of strings")
     step = own.get("step") or config.get("step")
     found.step = step if type(step) is int and 0 <= step < MOST_STEPS else 0
-    names = found.class_names
-    if names and not (isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)):
-        raise TypeError("its class names are not a list of strings")
     return found
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
-
-
-def _read_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
-    settings = timm.heads_of_name(str(arguments.get("model", "")))
-    stated = {ours: arguments[name] for ours, (name, kind) in ARGUMENTS.items() if type(arguments.get(name)) is kind}
-    return settings | stated
-
-
-def data_settings(found: Description, channels: int) -> dict[str, Any]:
-    """The settings of `data.*` that a file states or that are usual; which pictures it does not say.
-
-    Raises:
-      UserError: for values that no picture survives.
-    """
-    usual = PICTURES if channels == 3 else PICTURES | {"mean": (0.5,), "std": (0.5,)}
-    if "mean" not in found.data and channels != 3:
+def data_settings(found: Description, model: MAEConfig) -> dict[str, Any]:
+    """The settings of `data.*` that a file states or that are usual; it does not say which pictures."""
+    data = {"name": None, **PICTURES, **({} if model.channels == 3 else {"mean": (0.5,), "std": (0.5,)}), **found.data}
+    if "mean" not in found.data and model.channels != 3:
         found.notes.append("mean and std of its pictures are not in it: both are taken as 0.5")
     elif "mean" not in found.data and found.is_huggingface:  # facebookresearch's are ImageNet's
         found.notes.append("mean and std of its pictures are not in it: ImageNet's are taken")
-    data = {"name": None} | usual | found.data
-    for name in ("mean", "std"):
-        values = data[name]
-        if len(values) not in (1, channels) or not all(is_number(value) for value in values):
-            raise UserError(f"{name}={values!r} must be one number, or one for each of {channels} channels")
-    std, crop = data["std"], data["eval_crop"]
-    if min(std) < LEAST_STD or not (is_number(crop) and LEAST_CROP <= crop <= 1):
-        raise UserError(f"std={std} must be above {LEAST_STD}, and crop_pct={crop!r} from {LEAST_CROP} to 1")
-    check_value_range(data.get("value_range"))
+    mean, std, crop = data["mean"], data["std"], data["eval_crop"]
+    if not all(map(is_number, (*mean, *std, crop))) or min(std) < LEAST_STD:
+        raise UserError(f"mean={mean}, std={std} or crop_pct={crop!r} is no number that pictures survive")
+    Processor(model.image_size, model.channels, mean, std, crop, data.get("value_range"))  # refuses what does not fit
     return data
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mae_jax.interop.description import Description, State, data_settings, describe, is_number
-from mae_jax.interop.tensors import Tensor, TensorFile, read_tensors
+from mae_jax.interop.tensors import Tensor, read_tensors
 from mae_jax.interop.torch_layout import listed, read_params, their_names
 from mae_jax.interop.workdirs import Weights
 from mae_jax.models.classifier import ClassifierConfig, abstract_variables
@@ -23,9 +23,9 @@ from mae_jax.models.positions import sincos_table
 from mae_jax.runtime.errors import UserError, first_line
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pth", "*.pt")
-WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.", "base_model.")  # put in front of names by other programs
-ESSENTIAL = ("cls_token", "patch_embed.proj.weight", "blocks.0.norm1.weight", "blocks.0.mlp.fc1.weight")
-DECODER_ESSENTIAL = ("decoder_embed.weight", "decoder_blocks.0.mlp.fc1.weight")
+WRAPPERS = re.compile(r"^((module|_orig_mod|model|backbone|base_model)\.)+")  # put in front of names by other programs
+ESSENTIAL = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.norm1.weight", "blocks.0.mlp.fc1.weight")
+DECODER_ESSENTIAL = ("decoder_embed.weight", "decoder_pos_embed", "decoder_blocks.0.mlp.fc1.weight")
 TABLES = (("pos_embed", "width"), ("decoder_pos_embed", "decoder_width"))
 STACKS = (("blocks", "depth"), ("decoder_blocks", "decoder_depth"))
 # Names without a counterpart, without which a ViT gives other results: extra tokens, layer scale, qk-norm, ...
@@ -48,18 +48,16 @@ def is_foreign(path: Path) -> bool:
 
 
 def read_foreign(path: Path, asked: dict[str, Any] | None = None) -> Weights:
-    """Reads a file, or a folder of files.
-
-    Args:
-      asked: settings of `model.*` that stand in for what the file does not say (`GUESSABLE`).
+    """Reads a file, or a folder of files; `asked` stands in for what they do not say (`GUESSABLE`).
 
     Raises:
       UserError: for a file that is damaged, would run code, or holds no ViT or one that differs from ours; or for an
         asked setting that the file contradicts.
     """
-    file = read_tensors(path)
+    tensors, others = read_tensors(path)
     try:  # whatever stands in these files, of whatever type
-        return _read(path, file, asked or {})
+        found = describe(path if path.is_dir() else path.parent, _unwrapped(tensors), others)
+        return _read(found, asked or {}, path.name)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
@@ -67,14 +65,16 @@ def read_foreign(path: Path, asked: dict[str, Any] | None = None) -> Weights:
         raise UserError(f"{path}, {text}") from error
 
 
-def _read(path: Path, file: TensorFile, asked: dict[str, Any]) -> Weights:
-    found = describe(path if path.is_dir() else path.parent, _unwrapped(file.tensors), file.others)
+def _read(found: Description, asked: dict[str, Any], file_name: str) -> Weights:
     _check_whole(found)
-    model = _model_config(found, asked, path.name)
+    model = _model_config(found, asked, file_name)
     config: dict[str, Any] = {"task": "pretrain", "seed": 0, "model": _as_settings(model)}
-    config["data"] = data_settings(found, model.channels)
+    config["data"] = data_settings(found, model)
     if found.has_head:
-        classifier, names = _classifier_config(found, model), found.class_names
+        batch_norm, names = "head.1.weight" in found.state, found.class_names
+        classes = found.state["head.1.weight" if batch_norm else "head.weight"].shape[0]
+        pool = "mean_norm" if "fc_norm.weight" in found.state else found.pool
+        classifier = ClassifierConfig(model, classes, pool, batch_norm=batch_norm)
         shapes = abstract_variables(classifier)
         config["class_names"] = names if names and len(names) == classifier.num_classes else None
         config["task"] = "classify"
@@ -89,24 +89,17 @@ def _read(path: Path, file: TensorFile, asked: dict[str, Any]) -> Weights:
 
 
 def _unwrapped(tensors: State) -> State:
-    """The tensors without the prefixes that other programs put in front of their names."""
-    state = {}
-    for name, tensor in tensors.items():
-        while wrapper := next((wrapper for wrapper in WRAPPERS if name.startswith(wrapper)), None):
-            name = name.removeprefix(wrapper)
-        state[name] = tensor
+    state = {WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
     if len(state) < len(tensors):
-        raise UserError(f"it has tensors whose names differ only in a prefix ({', '.join(WRAPPERS)})")
+        raise UserError(f"it has tensors whose names differ only in a prefix ({WRAPPERS.pattern})")
     return state
 
 
 def _check_whole(found: Description) -> None:
-    if missing := [name for name in ESSENTIAL if name not in found.state]:
-        has = listed(list(found.state)) or "nothing"
-        raise UserError(f"it holds no ViT and no masked autoencoder: it lacks {listed(missing)}; it has {has}")
-    needed = ("pos_embed", *(("decoder_pos_embed", *DECODER_ESSENTIAL) if found.has_decoder else ()))
+    needed = ESSENTIAL + (DECODER_ESSENTIAL if found.has_decoder else ())
     if missing := [name for name in needed if name not in found.state]:
-        raise UserError(f"it lacks {listed(missing)}: it is not whole")
+        has = listed(list(found.state)) or "nothing"
+        raise UserError(f"it holds no whole ViT or masked autoencoder: it lacks {listed(missing)}; it has {has}")
 
 
 def _model_config(found: Description, asked: dict[str, Any], file_name: str) -> MAEConfig:
@@ -118,10 +111,9 @@ def _model_config(found: Description, asked: dict[str, Any], file_name: str) -> 
     settings = _settings_of_shapes(found) | asked | found.model
     for stack, name in STACKS[: 1 + found.has_decoder]:
         numbers = _block_numbers(found.state, stack)
-        if len(numbers) != settings[name]:
-            raise UserError(f"{name} is {settings[name]!r}, but it has {len(numbers)} {stack}")
-        if max(numbers) >= len(numbers):
-            raise UserError(f"it has {len(numbers)} {stack}, but one of them has the number {max(numbers)}")
+        if len(numbers) != settings[name] or max(numbers) >= len(numbers):
+            text = f"it has {len(numbers)} {stack}, up to number {max(numbers)}"
+            raise UserError(f"{name} is {settings[name]!r}, but {text}")
     _assume(settings, found, file_name)
     if "image_size" not in settings:
         settings["image_size"] = _image_size(found, settings["patch_size"], size)
@@ -159,17 +151,13 @@ def _block_numbers(state: State, stack: str) -> set[int]:
 
 def _assume(settings: dict[str, Any], found: Description, file_name: str) -> None:
     """Fills in, and notes, what neither file nor user says."""
-    assumed = {}
-    if "norm_epsilon" not in settings:
-        settings["norm_epsilon"] = found.norm_epsilon
-        if found.norm_epsilon != 1e-6:  # a bare file of Hugging Face's; all others have this one
-            assumed["norm_epsilon"] = found.norm_epsilon
     width = settings["width"]
-    usual = {"num_heads": HEADS_OF_WIDTH.get(width, 0 if width % 64 else width // 64)}
+    usual = {"norm_epsilon": found.norm_epsilon}
+    usual["num_heads"] = HEADS_OF_WIDTH.get(width, 0 if width % 64 else width // 64)
     if found.has_decoder:
         # The released files with "visualize" in their names predict plain pixels, the others normalised ones.
         usual |= {"decoder_num_heads": DECODER_HEADS, "normalize_targets": "visualize" not in file_name}
-    assumed |= {name: value for name, value in usual.items() if name not in settings}
+    assumed = {name: value for name, value in usual.items() if name not in settings}
     for name, width in (("num_heads", "width"), ("decoder_num_heads", "decoder_width")):
         if name in assumed and (assumed[name] < 1 or settings[width] % assumed[name]):
             raise UserError(
@@ -177,6 +165,8 @@ def _assume(settings: dict[str, Any], found: Description, file_name: str) -> Non
                 f"by mae_jax.load(path, {name}=...) or --config.assume.{name}=..."
             )
     settings |= assumed
+    if found.norm_epsilon == 1e-6:  # all but Hugging Face's files have this one
+        assumed.pop("norm_epsilon", None)
     if assumed:
         text = ", ".join(f"{name}={value}" for name, value in assumed.items())
         found.notes.append(f"{text} assumed, since the file does not say it")
@@ -203,16 +193,11 @@ def _image_size(found: Description, patch_size: int, asked: int | tuple[int, int
 
 
 def _check_types(settings: dict[str, Any]) -> None:
-    """Raises UserError for a number, or a yes or no, that is something else."""
-    kinds = {field.name: field.type for field in dataclasses.fields(MAEConfig)}
-    for name, value in settings.items():
-        kind, text = kinds.get(name), f"{name}={value!r}"
-        if kind is bool and type(value) is not bool:
-            raise UserError(f"{text} is neither true nor false")
-        if kind is int and type(value) is not int:
-            raise UserError(f"{text} is no whole number")
-        if kind is float and not is_number(value):
-            raise UserError(f"{text} is no finite number")
+    for field in dataclasses.fields(MAEConfig):
+        value = settings.get(field.name, field.default)
+        right = is_number(value) if field.type is float else field.type not in (bool, int) or type(value) is field.type
+        if not right:
+            raise UserError(f"{field.name}={value!r} is no {field.type.__name__}")
 
 
 def _tables_are_fixed(found: Description, model: MAEConfig) -> bool:
@@ -230,13 +215,6 @@ def _is_formula(tensor: Tensor, grid: tuple[int, int]) -> bool:
     """Whether a tensor [1, 1 + L, D] is the sine-cosine table, to the last bit of its own precision."""
     table, width = tensor.read()[0], tensor.shape[-1]
     return width % 4 == 0 and np.array_equal(table, sincos_table(grid, width).astype(table.dtype))
-
-
-def _classifier_config(found: Description, model: MAEConfig) -> ClassifierConfig:
-    batch_norm = "head.1.weight" in found.state
-    classes = found.state["head.1.weight" if batch_norm else "head.weight"].shape[0]
-    pool = "mean_norm" if "fc_norm.weight" in found.state else found.pool
-    return ClassifierConfig(model, classes, pool, batch_norm=batch_norm)
 
 
 def _left_over(found: Description, used: set[str]) -> list[str]:

@@ -17,11 +17,7 @@ def is_hub(path: str | Path) -> bool:
 
 
 def fetch(address: str) -> Path:
-    """The folder with a model's files, downloaded into huggingface_hub's cache unless they are there.
-
-    Raises:
-      UserError: for an address of another form, without the package or a network, or for a model without weights.
-    """
+    """The folder with a model's files, downloaded into huggingface_hub's cache unless they are there."""
     found = re.fullmatch(r"hf:/+([\w.-]+/[\w.-]+)(?:@(\S+))?", address)
     if not found:
         raise UserError(f"{address} is not of the form hf://owner/name or hf://owner/name@revision")

@@ -134,22 +134,20 @@ def _translated(name: str, modules: dict[str, str], stacks: dict[str, str], in_b
     return module and prefix + modules[module] + name.removeprefix(module)
 
 
-def read_settings(config: dict[str, Any], source: str) -> dict[str, Any]:
-    """The settings of `model.*` that a config.json states, or transformers' values for those that it leaves out.
-
-    Raises:
-      UserError: for a kind of model, or a value, that has no counterpart.
-    """
+def read_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of `model.*` that a config.json states, or transformers' values for those that it leaves out."""
     kind = config.get("model_type")
     if kind not in ("vit_mae", "vit", "beit"):
-        raise UserError(f"{source} is of model_type {kind!r}; masked autoencoders (vit_mae) and plain ViTs (vit) load")
+        raise UserError(
+            f"config.json says model_type={kind!r}; masked autoencoders (vit_mae) and plain ViTs (vit) load"
+        )
     known = SETTINGS | (AUTOENCODER_SETTINGS if kind == "vit_mae" else {})
     settings = {ours: config.get(theirs, usual) for ours, (theirs, usual) in known.items()}
     settings["activation"] = ACTIVATIONS.get(settings["activation"], settings["activation"])
     if isinstance(settings["patch_size"], list):
         height, width = settings["patch_size"]
         if height != width:
-            raise UserError(f"{source}: patch_size {height} x {width}: patches must be square")
+            raise UserError(f"patch_size {height} x {width}: patches must be square")
         settings["patch_size"] = height
     return settings | ({"qkv_bias": True} if kind == "beit" else {})  # BEiT always has these biases
 

@@ -11,11 +11,7 @@ BICUBIC = 3  # Pillow's number for the filter
 
 
 def read_preprocessor(preprocessor: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Settings of `data.*` that a preprocessor_config.json states, and notes on what is done otherwise here.
-
-    Raises:
-      ValueError, TypeError: for what makes no sense.
-    """
+    """Settings of `data.*` that a preprocessor_config.json states, and notes on what is done otherwise here."""
     names = {"mean": "image_mean", "std": "image_std"}
     stated = {ours: preprocessor[theirs] for ours, theirs in names.items() if preprocessor.get(theirs) is not None}
     data = {name: tuple(np.atleast_1d(values).tolist()) for name, values in stated.items()}
@@ -50,13 +46,10 @@ def _shorter_side(size: int | list | dict[str, int] | None) -> int | None:
 
 
 def make_preprocessor(model: MAEConfig, data: dict[str, Any]) -> dict[str, Any]:
-    """The preprocessor_config.json with which transformers gives our pixels.
+    """The preprocessor_config.json with which transformers gives our pixels, from the settings of `data.*`.
 
     Its BitImageProcessor resizes the shorter side and crops the centre. It has no resize that covers a rectangle: for
     images that are not square it gets the size before the crop, which stretches pictures of another aspect.
-
-    Args:
-      data: `mean`, `std` and `eval_crop` of the settings `data.*`.
     """
     height, width = model.image_size
     resized = {name: round(side / data["eval_crop"]) for name, side in (("height", height), ("width", width))}

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import re
@@ -41,11 +42,11 @@ for _numpy, _pathlib in (("core", "pathlib"), ("_core", "pathlib._local")):  # s
 
 
 class Tensor(NamedTuple):
-    """A tensor of a file, not read yet."""
+    """A tensor of a file, by its name there; `read` gives its values, in the file's precision."""
 
-    name: str  # in the file
+    name: str
     shape: tuple[int, ...]
-    read: Callable[[], np.ndarray]  # its values, in the file's precision
+    read: Callable[[], np.ndarray]
 
     def values(self) -> np.ndarray:
         """Its values in float32. Raises UserError if they are not finite."""
@@ -56,17 +57,16 @@ class Tensor(NamedTuple):
         return values
 
 
-class TensorFile(NamedTuple):
-    """The content of a file of tensors, or of a folder with one or with its shards."""
-
-    tensors: dict[str, Tensor]
-    others: dict[str, Any]  # beside the tensors of a PyTorch file: epoch, args, ...; see `plain`
+Content = tuple[dict[str, Tensor], dict[str, Any]]
 
 
-def read_tensors(path: Path) -> TensorFile:
+def read_tensors(path: Path) -> Content:
     """Opens a safetensors or PyTorch file, or a folder with one or with the shards of one, running no code from it.
 
     The content tells what a file is, not its name. Tensors of shards that the index does not name are left out.
+
+    Returns:
+      The tensors by name, and what stands beside them in a PyTorch file: epoch, args, ...; see `plain`.
 
     Raises:
       UserError: if there is no such file, a folder has several, or the file is damaged or may be harmful.
@@ -89,7 +89,7 @@ def _find_weights(folder: Path) -> Path:
     raise UserError(f"{folder} holds {kind}; give the path of one, or a folder with model.safetensors")
 
 
-def _read_file(path: Path) -> TensorFile:
+def _read_file(path: Path) -> Content:
     if not path.is_file():
         raise UserError(f"{path} {'is not a regular file' if path.exists() else 'does not exist'}; {ACCEPTED}")
     with path.open("rb") as file:
@@ -103,7 +103,7 @@ def _read_file(path: Path) -> TensorFile:
     raise UserError(f"{path} is neither a safetensors nor a PyTorch file ({found}); {ACCEPTED}")
 
 
-def _read_shards(index: Path) -> TensorFile:
+def _read_shards(index: Path) -> Content:
     places = read_json(index).get("weight_map")
     if not (isinstance(places, dict) and all(isinstance(place, str) for place in places.values())):
         raise UserError(f"{index} has no weight_map from names of tensors to names of files; {AGAIN}")
@@ -115,15 +115,15 @@ def _read_shards(index: Path) -> TensorFile:
         shard = index.parent / name
         if not shard.is_file():
             raise UserError(f"{shard} does not exist, but {index.name} needs it; download it as well")
-        found = _read_file(shard).tensors
+        found, _ = _read_file(shard)
         for tensor in (tensor for tensor, place in places.items() if place == name):
             if tensor not in found:
                 raise UserError(f"{index} says that {name} holds the tensor {tensor!r}, but it does not; {AGAIN}")
             tensors[tensor] = found[tensor]
-    return TensorFile(tensors, {})
+    return tensors, {}
 
 
-def _read_safetensors(path: Path) -> TensorFile:
+def _read_safetensors(path: Path) -> Content:
     tensors = {}
     try:
         file = safe_open(str(path), "np")  # refuses a header whose lengths, shapes and offsets do not fit together
@@ -134,10 +134,10 @@ def _read_safetensors(path: Path) -> TensorFile:
             tensors[name] = Tensor(name, tuple(header.get_shape()), partial(file.get_tensor, name))
     except SafetensorError as error:
         raise _damaged(path, error) from error
-    return TensorFile(tensors, {})
+    return tensors, {}
 
 
-def _read_torch(path: Path, zipped: bool) -> TensorFile:
+def _read_torch(path: Path, zipped: bool) -> Content:
     torch = _import_torch(f"reading {path}", "give a .safetensors file")
     # Earlier releases could be made to run code all the same: CVE-2025-32434 (2.6), CVE-2026-24747 (2.10).
     if torch.__version__ < (2, 10):
@@ -162,8 +162,7 @@ def _read_torch(path: Path, zipped: bool) -> TensorFile:
         found = f"the entries {list(top)[:10]}" if top else f"a {type(content).__name__}"
         raise UserError(f"{path} holds no state dict, but {found}; save the weights as {{'model': model.state_dict()}}")
     tensors = {str(name): value for name, value in state.items() if isinstance(value, torch.Tensor)}
-    others = {name: value for name, value in top.items() if name not in tensors}
-    return TensorFile({name: _make_tensor(torch, path, name, value) for name, value in tensors.items()}, others)
+    return {name: _make_tensor(torch, path, name, value) for name, value in tensors.items()}, top
 
 
 def _check_archive(path: Path) -> None:
@@ -193,9 +192,7 @@ def _make_tensor(torch: Any, path: Path, name: str, value: Any) -> Tensor:
 
 def _import_torch(doing: str, otherwise: str) -> Any:
     try:
-        import torch
-
-        return torch
+        return importlib.import_module("torch")
     except ImportError as error:
         raise UserError(f"{doing} needs PyTorch: pip install torch, or {otherwise}") from error
 
@@ -233,7 +230,7 @@ def plain(value: Any) -> dict[str, Any]:
     try:
         for piece in json.JSONEncoder(default=simplify).iterencode(value):
             text += piece
-            if len(text) > LARGEST_JSON:  # a small pickle can hold an endless structure
+            if len(text) > 2**20:  # a small pickle can hold an endless structure
                 return {}
         found = json.loads(text)
     except (TypeError, ValueError, RecursionError):
@@ -249,12 +246,7 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
 
 
 def write_torch(path: Path, tensors: dict[str, np.ndarray], others: dict[str, Any]) -> None:
-    """Writes a PyTorch file {"model": tensors, **others}, whole or not at all.
-
-    Raises:
-      UserError: without PyTorch.
-      NotSaved: if it cannot be written.
-    """
+    """Writes a PyTorch file {"model": tensors, **others}, whole or not at all. Raises NotSaved as well."""
     torch = _import_torch(f"writing {path}", "write a .safetensors file")
     with _writing(path) as temporary, temporary.open("wb") as file:
         torch.save({"model": {name: torch.tensor(array) for name, array in tensors.items()}, **others}, file)

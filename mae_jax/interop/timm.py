@@ -62,11 +62,7 @@ def read_pool(config: dict[str, Any]) -> str:
 
 
 def check(model: MAEConfig) -> list[str]:
-    """Notes on what differs in timm's VisionTransformer.
-
-    Raises:
-      UserError: for what makes another model of it.
-    """
+    """Notes on what differs in timm's VisionTransformer. Raises UserError for what makes another model of it."""
     remedy = "export format=huggingface or facebook"
     if model.activation not in ACTIVATIONS:
         raise UserError(f"timm has no activation {model.activation}; {remedy}")
@@ -92,11 +88,7 @@ def crop_share(image_size: tuple[int, int], eval_crop: float) -> float:
 def make_config(
     model: MAEConfig, classifier: ClassifierConfig | None, data: dict[str, Any], class_names: list[str] | None
 ) -> dict[str, Any]:
-    """The config.json that `timm.create_model("local-dir:FOLDER")` builds the model from.
-
-    Args:
-      data: `mean`, `std` and `eval_crop` of the settings `data.*`.
-    """
+    """The config.json that `timm.create_model("local-dir:FOLDER")` builds the model from."""
     pool, classes = (POOLS[classifier.pool], classifier.num_classes) if classifier else ("token", 0)
     ratio, mlp_width = model.blocks.mlp_width / model.width, model.blocks.mlp_width
     config = {

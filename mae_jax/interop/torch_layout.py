@@ -40,11 +40,9 @@ LEAVES = {
 
 
 def their_names(shapes: dict, classifier: ClassifierConfig | None) -> Iterator[tuple[tuple[str, ...], list[str]]]:
-    """Each of our parameters' paths, with the names of their tensors: one for each block of a stack, else one.
+    """Each of our parameters' paths, with the names of its tensors: one for each block of a stack, else one.
 
-    Args:
-      shapes: nested dict of arrays, or of their abstract shapes.
-      classifier: what the parameters are of; None: an autoencoder.
+    `shapes` is a nested dict of arrays or of their abstract shapes: a classifier's, or an autoencoder's.
     """
     modules = dict(MODULES)
     if classifier:
@@ -80,10 +78,9 @@ def to_ours(path: tuple[str, ...], values: np.ndarray, shape: tuple[int, ...]) -
 def read_params(
     state: dict[str, Tensor], shapes: dict, classifier: ClassifierConfig | None, patch_size: int
 ) -> dict[str, Any]:
-    """Our parameters, of the given shapes, as a nested dict of float32 NumPy arrays. `state` has their names.
+    """Our parameters, of the given shapes, as a nested dict of float32 NumPy arrays.
 
-    Raises:
-      UserError: for tensors that are missing or have another shape (before any is read), or hold NaN or infinity.
+    Nothing is read if any tensor is missing or has another shape.
     """
     flat, names = flatten_dict(shapes), dict(their_names(shapes, classifier))
     if missing := [name for of_one in names.values() for name in of_one if name not in state]:

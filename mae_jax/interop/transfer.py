@@ -56,11 +56,8 @@ def read_start(config: ConfigDict, workdir: Path) -> Weights | None:
 def resolve_model(config: ConfigDict, trained: dict[str, Any]) -> list[str]:
     """Sets the encoder's sizes in `config` to those of a checkpoint's config, and what it knows of pictures.
 
-    Returns:
-      A line for each setting that was changed.
-
-    Raises:
-      UserError: if the command line gives the encoder another size.
+    Returns a line for each setting that was changed. Raises UserError if the command line gives the encoder another
+    size.
     """
     # Newer settings, which a checkpoint of an earlier version lacks, are as they were; and since a classifier hides
     # nothing, masks that do not fit its size are no obstacle.

@@ -91,7 +91,7 @@ def test_an_integer_of_many_digits_is_refused_where_it_counts(write_model, name,
     (path.parent / "config.json").write_text(with_raw(hugging_face()[1], (name,), "1" * digits))
     if name == "layer_norm_eps" and digits == 20:
         return  # no whole number is asked for, and float32 holds it
-    words = {"image_size": "model.image_size", "norm_pix_loss": "neither true nor false", "num_hidden_layers": "depth"}
+    words = {"image_size": "model.image_size", "norm_pix_loss": "is no bool", "num_hidden_layers": "depth"}
     usual = {"hidden_size": "width", "layer_norm_eps": "norm_epsilon"}
     text = refusal(path.parent)
     assert "is not readable JSON" in text if digits == 5000 else (words | usual)[name] in text

@@ -181,7 +181,7 @@ def test_every_activation_of_transformers_is_the_same_function_here_or_is_refuse
     torch, activations = pytest.importorskip("torch"), pytest.importorskip("transformers").activations
     x, same = np.linspace(-9, 9, 2001, dtype=np.float32), set()
     for name in activations.ACT2CLS:
-        ours = read_settings({"model_type": "vit", "hidden_act": name}, "config.json")["activation"]
+        ours = read_settings({"model_type": "vit", "hidden_act": name})["activation"]
         if ours in ACTIVATIONS:
             expected = activations.ACT2FN[name](torch.tensor(x)).numpy()
             # A few roundings of the largest value, 9.

@@ -31,7 +31,7 @@ ONE = {"w": np.ones(1, np.float32)}
 
 
 def read_all(path):
-    return {name: tensor.read() for name, tensor in read_tensors(path).tensors.items()}
+    return {name: tensor.read() for name, tensor in read_tensors(path)[0].items()}
 
 
 def refusal(path):
@@ -92,7 +92,7 @@ def write(request):
 def test_arrays_of_every_type_come_in_bit_for_bit(tmp_path, save):
     save(tmp_path / "file", ARRAYS)
     check_same(read_all(tmp_path / "file"), ARRAYS)
-    for name, tensor in read_tensors(tmp_path / "file").tensors.items():
+    for name, tensor in read_tensors(tmp_path / "file")[0].items():
         assert tensor.shape == tensor.read().shape and tensor.name == name
 
 
@@ -112,7 +112,7 @@ def test_others_read_what_we_write_for_pytorch(tmp_path, torch):
 
 def test_an_open_file_that_another_one_replaces_gives_what_it_held(tmp_path, write):
     write(tmp_path / "file", {"w": np.ones((3, 5), np.float32)})
-    tensor = read_tensors(tmp_path / "file").tensors["w"]
+    tensor = read_tensors(tmp_path / "file")[0]["w"]
     write(tmp_path / "file", {"w": np.zeros((3, 5), np.float32)})
     assert tensor.read().all() and not read_all(tmp_path / "file")["w"].any()
 
@@ -351,11 +351,11 @@ def test_a_checkpoint_of_training_gives_the_model_and_what_is_plain(tmp_path, to
     content = {"model": model.state_dict() | {"version": 2}, "optimizer": optimizer.state_dict(), "epoch": 7}
     content |= {"args": args, "best": np.float64(0.5), "ema": model.state_dict(), "random": np.random.get_state()}
     torch.save(content, tmp_path / "checkpoint.pth")
-    file = read_tensors(tmp_path / "checkpoint.pth")
+    tensors, others = read_tensors(tmp_path / "checkpoint.pth")
     weight, bias = (parameter.detach().numpy() for parameter in (model.weight, model.bias))
-    check_same({name: tensor.read() for name, tensor in file.tensors.items()}, {"weight": weight, "bias": bias})
-    found = plain(file.others["args"])
-    assert (found["lr"], found["betas"]) == (1e-3, [0.9, 0.95]) and file.others["epoch"] == 7
+    check_same({name: tensor.read() for name, tensor in tensors.items()}, {"weight": weight, "bias": bias})
+    found = plain(others["args"])
+    assert (found["lr"], found["betas"]) == (1e-3, [0.9, 0.95]) and others["epoch"] == 7
 
 
 def test_what_stands_beside_tensors_is_taken_if_it_is_plain_and_small():
@@ -372,7 +372,7 @@ def test_the_state_dict_is_found_where_people_put_it(tmp_path, torch, place):
     state = {"w": torch.ones(1)}
     torch.save({place: state, "epoch": 1, "teacher": state} if place else state, tmp_path / "a")
     check_same(read_all(tmp_path / "a"), ONE)
-    assert ("epoch" in read_tensors(tmp_path / "a").others) == bool(place)
+    assert ("epoch" in read_tensors(tmp_path / "a")[1]) == bool(place)
     for nothing in ({"weights": state}, {"epoch": 1}, {}, [state["w"]], state["w"], 3):
         torch.save(nothing, tmp_path / "b")
         assert "no state dict" in refusal(tmp_path / "b")
