@@ -15,7 +15,7 @@ import jax
 
 from configs import cifar10
 from mae_jax.data.datasets import make_source
-from mae_jax.data.device import training_batches
+from mae_jax.data.device_batches import training_batches
 from mae_jax.data.resolutions import make_stages
 from mae_jax.runtime.mesh import make_mesh
 

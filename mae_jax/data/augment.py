@@ -1,7 +1,7 @@
-"""Augmentation on the device, inside the compiled step, of whole batches: normalising, flipping, colours, erasing.
+"""Augmentation of whole batches on the device, inside the compiled step: normalising, flipping, colours, erasing.
 
-Whatever is random follows from the example's own key, so that it is the same on any number of devices. A key serves one
-function: split it for several.
+All randomness of an example comes from its own key, so that it is the same on any number of devices. A key serves one
+function: split it for several. Keys are typed JAX keys [b].
 """
 
 import math
@@ -23,18 +23,13 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
 
 
 def denormalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """Inverse of `normalize`, float32 [b, h, w, c] on the scale where 0 is black and 1 is white; not clipped."""
+    """Inverse of `normalize`, to float32 [b, h, w, c] where 0 is black and 1 is white; not clipped."""
     mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
     return images.astype(jnp.float32) * std + mean
 
 
 def random_flip(keys: jax.Array, images: jax.Array) -> jax.Array:
-    """Mirrors each image left to right with probability 1/2, decided by its own key alone.
-
-    Args:
-      keys: typed JAX keys [b].
-      images: [b, h, w, c], any dtype.
-    """
+    """Mirrors each image of [b, h, w, c] left to right with probability 1/2."""
     flip = jax.vmap(jax.random.bernoulli)(keys)
     return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)
 
@@ -43,9 +38,8 @@ def color_jitter(keys: jax.Array, images: jax.Array, strength: float) -> jax.Arr
     """Scales brightness, contrast and saturation, in this order, by random factors (Howard 2013, arXiv 1312.5402).
 
     Args:
-      keys: typed JAX keys [b].
       images: [b, h, w, c] on 0..255, uint8 or float: before they are normalised.
-      strength: the three factors of an image are uniform in [1 - strength, 1 + strength]; at most 1.
+      strength: the factors are uniform in [1 - strength, 1 + strength]; at most 1.
 
     Returns:
       float32 [b, h, w, c] on 0..255, clipped after each change. Only images of 3 channels have a saturation.
@@ -66,12 +60,12 @@ def adjust_brightness(images: jax.Array, factors: jax.Array) -> jax.Array:
 
 
 def adjust_contrast(images: jax.Array, factors: jax.Array) -> jax.Array:
-    """Blends each image [b, h, w, c] (0..255) with the mean of its grey picture. float32, clipped."""
+    """The same with the mean of its grey picture."""
     return _blend(images, _grey(images).mean((1, 2), keepdims=True), factors)
 
 
 def adjust_saturation(images: jax.Array, factors: jax.Array) -> jax.Array:
-    """Blends each image [b, h, w, 3] (0..255) with its grey picture. float32, clipped."""
+    """The same with its grey picture."""
     return _blend(images, _grey(images), factors)
 
 
@@ -81,7 +75,7 @@ def _blend(images: jax.Array, others: jax.Array | float, factors: jax.Array) -> 
 
 
 def _grey(images: jax.Array) -> jax.Array:
-    """[b, h, w, c] -> float32 [b, h, w, 1]: the luma of 3 channels, the mean of any others."""
+    """[b, h, w, c] -> float32 [b, h, w, 1]: the luma of 3 channels, the mean of other numbers of them."""
     images = images.astype(jnp.float32)
     if images.shape[-1] != 3:
         return images.mean(-1, keepdims=True)
@@ -90,15 +84,11 @@ def _grey(images: jax.Array) -> jax.Array:
 
 
 def random_erasing(keys: jax.Array, images: jax.Array, probability: float) -> jax.Array:
-    """Puts noise, drawn for each pixel and channel, in the place of a random box (Zhong et al., arXiv 1708.04896).
+    """Replaces a random box (see `erasing_boxes`) by noise of mean 0 and deviation 1 (Zhong et al., arXiv 1708.04896).
 
     Args:
-      keys: typed JAX keys [b].
-      images: float32 [b, h, w, c], normalised: the noise has mean 0 and deviation 1.
+      images: float32 [b, h, w, c], normalised.
       probability: of an image to get a box.
-
-    Returns:
-      float32 [b, h, w, c]; see `erasing_boxes` for the boxes.
     """
     _, height, width, channels = images.shape
     keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
@@ -112,11 +102,8 @@ def random_erasing(keys: jax.Array, images: jax.Array, probability: float) -> ja
 def erasing_boxes(keys: jax.Array, height: int, width: int) -> tuple[jax.Array, ...]:
     """Draws the boxes of random erasing in pictures of `height` x `width` pixels.
 
-    The area is uniform in ERASED_AREA and the aspect log-uniform in ERASED_ASPECT, drawn until the box has a pixel and
-    is both less high and less wide than the picture, ERASING_TRIES times at most; its place is uniform.
-
-    Args:
-      keys: typed JAX keys [b].
+    Area uniform in ERASED_AREA, aspect log-uniform in ERASED_ASPECT, drawn until the box has a pixel and is both less
+    high and less wide than the picture, ERASING_TRIES times at most; the place is uniform.
 
     Returns:
       (top, left, height, width), int32 [b] each, pixels, and found: bool [b], False where no draw fitted.
@@ -131,7 +118,7 @@ def erasing_boxes(keys: jax.Array, height: int, width: int) -> tuple[jax.Array, 
         heights = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
         widths = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)
         fits = (heights > 0) & (widths > 0) & (heights < height) & (widths < width)
-        first = jnp.argmax(fits)  # 0 where none fits: the caller is told by `found`
+        first = jnp.argmax(fits)  # 0 where none fits
         box_height, box_width = heights[first].clip(0, height), widths[first].clip(0, width)
         top = jax.random.randint(top_key, (), 0, height - box_height + 1)
         left = jax.random.randint(left_key, (), 0, width - box_width + 1)

@@ -7,15 +7,9 @@ from mae_jax.data.augment import inside_boxes
 
 
 def soft_targets(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
-    """Labels as distributions, smoothed (Szegedy et al. 2016, arXiv 1512.00567, section 7).
+    """Labels int [b] as distributions float32 [b, k] (Szegedy et al. 2016, arXiv 1512.00567, section 7).
 
-    Args:
-      labels: int [b], within [0, num_classes).
-      num_classes: k.
-      smoothing: share s of the probability that all classes get evenly.
-
-    Returns:
-      float32 [b, k]: 1 - s + s / k for the label's class, s / k for the others.
+    The share `smoothing` s of the probability is spread evenly: 1 - s + s / k for the label, s / k for other classes.
     """
     return jax.nn.one_hot(labels, num_classes) * (1 - smoothing) + smoothing / num_classes
 
@@ -32,23 +26,22 @@ def mix(
 ) -> tuple[jax.Array, jax.Array]:
     """Mixes each example with its partner: mixup (arXiv 1710.09412) or cutmix (arXiv 1905.04899).
 
-    Rows 2i and 2i + 1 are partners. Both keep the same share lambda ~ Beta(alpha, alpha) of themselves; all that is
-    random of a pair follows from the key of row 2i. (The reference code of the recipe draws one lambda for the whole
-    batch and pairs row i with row b - 1 - i. Here lambda differs between pairs, and results do not depend on the
-    devices; the pairs are random either way, because the order of the data is.)
+    Rows 2i and 2i + 1 are partners. Both keep the same share lambda ~ Beta(alpha, alpha) of themselves, and the key of
+    row 2i decides everything. (The recipe's reference code draws one lambda for the batch and pairs row i with row
+    b - 1 - i. Here lambda differs between pairs, and results do not depend on the devices; the pairs are random either
+    way, because the order of the data is.)
 
     Args:
       keys: typed JAX keys [b].
       images: float [b, h, w, c], normalised.
       targets: float [b, k], as from `soft_targets`.
-      mixup: its alpha; 0: no mixup.
-      cutmix: its alpha; 0: no cutmix.
+      mixup, cutmix: their alphas; 0: off.
       probability: of a pair to be mixed at all.
       switch_probability: of a pair to get cutmix and not mixup, if both are on.
 
     Returns:
-      (images [b, h, w, c], targets [b, k]): mixup weighs both images by lambda and 1 - lambda; cutmix pastes a box of
-      the partner (see `cutmix_boxes`). The same arrays if both are off.
+      Images and targets: mixup weighs both images by lambda and 1 - lambda; cutmix pastes a box of the partner (see
+      `cutmix_boxes`).
 
     Raises:
       ValueError: b is odd.
@@ -80,14 +73,10 @@ def mix(
 
 
 def cutmix_boxes(keys: jax.Array, lam: jax.Array, height: int, width: int) -> tuple[jax.Array, ...]:
-    """Draws the boxes of cutmix in pictures of `height` x `width` pixels.
+    """Draws the boxes of cutmix in pictures of `height` x `width` pixels, by keys [n] and lambdas float [n].
 
-    Each side of a box is sqrt(1 - lambda) of the picture's, in whole pixels; its centre is uniform over the picture;
-    what lies beyond the border is cut off.
-
-    Args:
-      keys: typed JAX keys [n].
-      lam: float [n], lambda: the share of the picture to keep.
+    Each side is sqrt(1 - lambda) of the picture's, in whole pixels; the centre is uniform over the picture; what lies
+    beyond the border is cut off.
 
     Returns:
       (top, left, height, width), int32 [n] each, pixels, and float32 [n]: the share that is kept, counted in pixels.

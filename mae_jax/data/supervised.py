@@ -1,4 +1,4 @@
-"""What happens to the pictures and labels of a classifier's training, on the device."""
+"""The augmentation of a classifier's batches on the device, as the settings `data.*` ask for it."""
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,7 @@ from mae_jax.data.mixing import mix
 def augment(
     data_config: ConfigDict, keys: jax.Array, images: jax.Array, targets: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Flip, colour, normalisation, erasing and mixing, as far as the settings `data.*` ask for them.
-
-    Args:
-      keys: [B], one for each example.
-      images: uint8 [B, H, W, C].
-      targets: [B, K], as `soft_targets` makes.
+    """Flip, colour, normalisation, erasing and mixing of uint8 images [B, H, W, C] and targets [B, K]; keys [B].
 
     Returns:
       Normalised float32 images, and the mixed targets.
@@ -34,10 +29,7 @@ def augment(
 
 
 def augmentations(data_config: ConfigDict, *, of_classifier: bool) -> list[str]:
-    """What happens to a training picture, on the host or the device, for people; empty: it is the same each time.
-
-    (Erasing and mixing are for classifiers only.)
-    """
+    """Names of the random changes of a training picture, on the host or the device; empty: it is always the same."""
     names = [f"random crop {data_config.crop_scale}"] if data_config.crop_rule != "centre" else []
     names += ["flip"] if data_config.flip else []
     names += ["RandAugment"] if data_config.augmentation == "rand_augment" else []

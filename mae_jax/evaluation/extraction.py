@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mae_jax.data.augment import normalize
-from mae_jax.data.device import evaluation_batches
+from mae_jax.data.device_batches import evaluation_batches
 from mae_jax.data.sources import Source
 from mae_jax.models.config import MAEConfig
 from mae_jax.runtime.mesh import whole

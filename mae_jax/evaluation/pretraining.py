@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mae_jax.data.augment import denormalize, normalize
-from mae_jax.data.device import evaluation_batches
+from mae_jax.data.device_batches import evaluation_batches
 from mae_jax.data.loader import make_eval_batches
 from mae_jax.data.sources import Source
 from mae_jax.data.subset import RandomSubset

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from mae_jax.data.arrays import ArrayBatches, eval_array_batches
 from mae_jax.data.augment import normalize
-from mae_jax.data.device import DeviceBatches, evaluation_batch_size, evaluation_batches, on_devices, to_devices
+from mae_jax.data.device_batches import DeviceBatches, evaluation_batch_size, evaluation_batches, on_devices, to_devices
 from mae_jax.data.mixing import soft_targets
 from mae_jax.data.resolutions import Stage
 from mae_jax.data.sources import Source, count_images

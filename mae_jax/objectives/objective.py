@@ -11,7 +11,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from mae_jax.data.datasets import make_sources
-from mae_jax.data.device import DeviceBatches, training_batches
+from mae_jax.data.device_batches import DeviceBatches, training_batches
 from mae_jax.data.resolutions import Stage, check_resolutions
 from mae_jax.data.sources import Source, describe_sources
 from mae_jax.evaluation.unseen import keep_hold_out

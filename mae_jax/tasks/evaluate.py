@@ -8,7 +8,7 @@ import ml_collections
 
 from mae_jax.data.augment import normalize
 from mae_jax.data.datasets import make_source
-from mae_jax.data.device import evaluation_batches
+from mae_jax.data.device_batches import evaluation_batches
 from mae_jax.data.sources import Source, count_images, describe_sources
 from mae_jax.data.subset import Labelled, RandomSubset, match_classes
 from mae_jax.evaluation.classification import (

@@ -16,7 +16,7 @@ import pytest
 from mae_jax.data import loader, workers
 from mae_jax.data.datasets import make_source
 from mae_jax.data.decoding import BadImage
-from mae_jax.data.device import prefetch_to_device
+from mae_jax.data.device_batches import prefetch_to_device
 from mae_jax.data.loader import make_eval_batches, make_train_batches
 from mae_jax.data.transforms import Pixels, RandomCrop
 from mae_jax.data.workers import call_ahead

@@ -10,7 +10,7 @@ from PIL import Image
 
 from configs import common
 from mae_jax.data.datasets import make_source
-from mae_jax.data.device import training_batches
+from mae_jax.data.device_batches import training_batches
 from mae_jax.data.loader import make_train_batches
 from mae_jax.data.resident import bicubic_table, cut_and_resize
 from mae_jax.data.resolutions import make_stages, size_at

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import digits
-from mae_jax.data.device import to_devices
+from mae_jax.data.device_batches import to_devices
 from mae_jax.data.loader import make_train_batches
 from mae_jax.data.sources import Digits
 from mae_jax.models.mae import MAEConfig, init_params, make_bind

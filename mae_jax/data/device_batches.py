@@ -1,4 +1,4 @@
-"""From host batches to batches on the devices."""
+"""Batches on the devices: read, or cut out of pictures that live there."""
 
 import collections
 import functools
@@ -17,26 +17,21 @@ from mae_jax.runtime.mesh import batch_parts, batch_sharding, process_share, put
 
 
 class DeviceBatches(Iterator[dict[str, jax.Array]]):
-    """Endless batches on the devices.
-
-    Args:
-      batches: where they come from; has `bad_images` and `close()`.
-      ahead: the same on the devices, some of them ahead.
-    """
+    """Endless batches on the devices: `batches`, which has `bad_images` and `close()`, sent there `ahead`."""
 
     def __init__(self, batches: Iterator[dict], ahead: Iterator[dict]):
         self._batches, self._ahead = batches, ahead
 
     @property
     def bad_images(self) -> dict[int, str]:
-        """Index in the source -> name, of the pictures found bad so far by this process."""
+        """Index in the source -> name, of the bad pictures that this process has found so far."""
         return self._batches.bad_images
 
     def __next__(self) -> dict[str, jax.Array]:
         return next(self._ahead)
 
     def close(self) -> None:
-        """Stops what reads ahead."""
+        """Stops reading ahead."""
         self._batches.close()
 
 
@@ -53,7 +48,7 @@ def on_devices(batches: Iterator[dict], mesh: Mesh, names: Collection[str], pref
 
 def training_batches(
     source: Source,
-    data_config: ConfigDict,
+    data: ConfigDict,
     image_size: tuple[int, int],
     channels: int,
     mesh: Mesh,
@@ -62,40 +57,36 @@ def training_batches(
     stages: tuple[Stage, ...],
     steps: range,
 ) -> DeviceBatches:
-    """The batches of `make_train_batches` for the steps of a run: of small pictures that live on the devices, or read.
+    """The batches of `make_train_batches` for the steps of a run, read or cut out of small pictures on the devices.
 
     Args:
-      names: of what a batch has: image, label, index.
-      stages: of the pictures' sizes.
+      names: of the arrays wanted: image, label, index.
     """
-    sizes = sizes_from(stages, steps.start)
-    if can_be_resident(source, data_config, channels, sizes, len(steps) * data_config.batch_size):
+    sizes, size_of = sizes_from(stages, steps.start), functools.partial(size_at, stages)
+    if can_be_resident(source, data, channels, sizes, len(steps) * data.batch_size):
         if not source.in_memory:
             say(f"  data      reads {len(source):,} pictures, which will live on the device (data.on_device)")
-        pictures = read_all(source, data_config, channels)
-        batches = ResidentBatches(
-            pictures, data_config, mesh, names=tuple(names), size_at=functools.partial(size_at, stages),
-            start_step=steps.start,
-        )  # fmt: skip
-        return DeviceBatches(batches, prefetch_to_device(batches, lambda batch: batch, data_config.prefetch_batches))
+        pictures = read_all(source, data, channels)
+        batches = ResidentBatches(pictures, data, mesh, names=tuple(names), size_at=size_of, start_step=steps.start)
+        return DeviceBatches(batches, prefetch_to_device(batches, lambda batch: batch, data.prefetch_batches))
     index, count = process_share(mesh)
     batches = make_train_batches(
-        source, data_config, image_size, channels, size_at=functools.partial(size_at, stages),
-        start_step=steps.start, process_index=index, process_count=count,
+        source, data, image_size, channels,
+        size_at=size_of, start_step=steps.start, process_index=index, process_count=count,
     )  # fmt: skip
-    return on_devices(batches, mesh, names, data_config.prefetch_batches)
+    return on_devices(batches, mesh, names, data.prefetch_batches)
 
 
 def evaluation_batches(
-    source: Source, data_config: ConfigDict, batch_size: int, image_size: tuple[int, int], channels: int, mesh: Mesh
+    source: Source, data: ConfigDict, batch_size: int, image_size: tuple[int, int], channels: int, mesh: Mesh
 ) -> Iterator[dict]:
     """The batches of `make_eval_batches` on the devices; see `evaluation_batch_size`."""
     index, count = process_share(mesh)
     batches = make_eval_batches(
-        source, data_config, evaluation_batch_size(batch_size, len(source), mesh), image_size, channels,
+        source, data, evaluation_batch_size(batch_size, len(source), mesh), image_size, channels,
         process_index=index, process_count=count,
     )  # fmt: skip
-    return to_devices(batches, mesh, data_config.prefetch_batches)
+    return to_devices(batches, mesh, data.prefetch_batches)
 
 
 def evaluation_batch_size(batch_size: int, pictures: int, mesh: Mesh) -> int:

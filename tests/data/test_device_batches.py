@@ -1,4 +1,4 @@
-from mae_jax.data.device import evaluation_batch_size
+from mae_jax.data.device_batches import evaluation_batch_size
 from tests.meshes import device_mesh
 
 
