@@ -23,7 +23,7 @@ from mae_jax.data.values import (
 from mae_jax.runtime.errors import UserError
 
 # How much larger than the wanted size a box must still be when the decoder has shrunk it. At 1 nothing would be left
-# for the bicubic filter to do, and the decoder's, which is sharper, would show.
+# for the bicubic filter to do, and the decoder's filter, which is sharper, would show.
 SPARE = 1.5
 
 _ORIENTATION_TAG = 0x0112  # EXIF 2.3, section 4.6.4
@@ -45,24 +45,21 @@ def decode(data: bytes | np.ndarray, channels: int, max_pixels: int, value_range
 
 
 def open_picture(data: bytes | np.ndarray, channels: int, max_pixels: int, value_range: Range | None = None) -> Picture:
-    """Returns a picture whose size is known, and whose pixels come when they are asked for.
+    """Opens a picture: its size is known, its pixels are decoded when they are asked for.
 
     Encoded bytes become what a viewer shows on white paper: turned as the EXIF orientation says, transparency
     over white, the first frame of an animation; `channels` 1 gives the luminance (ITU-R 601). Arrays are taken as they
-    are; grey is repeated to 3 channels, and 3 become 1. No numbers but 8-bit ones say what is black and white: others
-    need `value_range`.
+    are; grey is repeated to 3 channels, and 3 become 1. Values that do not have 8 bits need `value_range`.
 
     Args:
       data: an encoded picture, or uint8 [h, w] or [h, w, c].
       channels: wanted; 1 or 3 for encoded pictures, any number for arrays.
-      max_pixels: width x height above which an encoded picture is refused, before it is decoded. Pillow refuses
-        those above 178,956,970 on its own account.
-      value_range: (low, high), the values that become 0 and 255, of 8-bit pictures and arrays too; those beyond are
-        clipped. None: 8-bit values are taken as they are, and others refused.
+      max_pixels: width x height above which an encoded picture is refused, before it is decoded. Pillow itself refuses
+        those above 178,956,970.
+      value_range: (low, high), the values that become 0 and 255, of 8-bit pictures and arrays too, clipped.
 
     Raises:
-      BadImage: empty, truncated, unknown or too large, or of values that cannot be taken; where only the pixels show
-        it, when they are asked for.
+      BadImage: empty, truncated, unknown or too large, or of unusable values; perhaps only when pixels are asked for.
       UserError: the channels of the data set cannot become `channels`.
     """
     if isinstance(data, np.ndarray):
@@ -71,31 +68,39 @@ def open_picture(data: bytes | np.ndarray, channels: int, max_pixels: int, value
         raise UserError(f"encoded pictures have 1 or 3 channels, but model.channels={channels}: set it to 3")
     if not data:
         raise BadImage("the file is empty")
-    return Encoded(data, channels, max_pixels, value_range)
+    with _naming_the_damage(data):
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        if picture.width * picture.height > max_pixels:
+            raise BadImage(f"{picture.width} x {picture.height} pixels are more than data.max_pixels={max_pixels}")
+        check_pages(picture)
+        return Encoded(picture, channels, value_range, data)
+
+
+def to_array(picture: Image.Image, channels: int, value_range: Range | None = None) -> np.ndarray:
+    """uint8 [h, w, channels] of a picture of any mode, upright; see `open_picture`."""
+    deep = deep_type(picture)
+    if deep and picture.mode == "RGB":
+        raise BadImage(f"{deep[0]}, of which Pillow keeps 8 bits: give its path, or an array of its values")
+    return Encoded(picture, channels, value_range).whole()
 
 
 class Encoded:
-    """An encoded picture; of a JPEG only the header has been read. It is decoded once: take one part, or the whole.
+    """A picture of Pillow, of a JPEG only its header. It is decoded once: take one part, or the whole.
 
     Attributes:
       height, width: of the upright picture, pixels.
     """
 
-    def __init__(self, data: bytes, channels: int, max_pixels: int, value_range: Range | None):
-        self._channels, self._value_range = channels, value_range
-        with _naming_the_damage(data):
-            self._picture = picture = Image.open(io.BytesIO(data), formats=FORMATS)
-            if picture.width * picture.height > max_pixels:
-                raise BadImage(f"{picture.width} x {picture.height} pixels are more than data.max_pixels={max_pixels}")
-            check_bands(picture)
-            check_pages(picture)
-            deep = deep_type(picture)  # which shows only before it is loaded
-            if picture.format != "JPEG":  # others may have their orientation behind the pixels
-                picture.load()
-            self._transpose = _transpose_of(picture)
-            if deep:
-                self._picture = Image.fromarray(to_eight_bits(picture, deep, value_range, data))
-                self._value_range = None
+    def __init__(self, picture: Image.Image, channels: int, value_range: Range | None, data: bytes = b""):
+        self._picture, self._channels, self._value_range = picture, channels, value_range
+        check_bands(picture)
+        deep = deep_type(picture)  # which shows only before it is loaded
+        if picture.format != "JPEG":  # others may have their orientation behind the pixels
+            picture.load()
+        self._transpose = _transpose_of(picture)
+        if deep:
+            self._picture = Image.fromarray(to_eight_bits(picture, deep, value_range, data))
+            self._value_range = None
         self.width, self.height = picture.size[::-1] if self._transpose in _SWAPS_SIDES else picture.size
 
     def whole(self) -> np.ndarray:
@@ -105,15 +110,15 @@ class Encoded:
     def part(self, box: Box, size: tuple[int, int], exact: bool = True) -> np.ndarray:
         """The box resized to uint8 [*size, channels]; see `Picture`.
 
-        Unless it is to be exact, the decoder of a JPEG may shrink the picture by 2, 4 or 8 on the way, where the box is
-        larger still than `size` by SPARE: several times as fast, and as near to the exact part as another good filter
-        would be (40 dB and more; tests/data/test_parts.py).
+        Unless it must be `exact`, the decoder of a JPEG may shrink the picture by 2, 4 or 8 first, if the box is then
+        still larger than `size` by SPARE: several times as fast, and as near to the exact part as another good filter
+        (40 dB and more; tests/data/test_parts.py).
         """
         top, left, height, width = box
         scale = 1 if exact else self._scale_for(min(height / size[0], width / size[1]))
         picture = self._load(scale)
-        # The decoder rounds the picture's sides up, so that the box's corners are just divided. The pixels that have a
-        # part in the box are cut out first: what lies beyond them has no influence, as at full size.
+        # The decoder rounds the sides up, so that the corners of the box are just divided. The pixels of the box are
+        # cut out first: what lies beyond them has no influence, as at full size.
         top, left, bottom, right = top / scale, left / scale, (top + height) / scale, (left + width) / scale
         outer_top, outer_left = math.floor(top), math.floor(left)
         picture = picture.crop((outer_left, outer_top, math.ceil(right), math.ceil(bottom)))
@@ -121,7 +126,7 @@ class Encoded:
         return _from_array(np.asarray(picture.resize(size[::-1], Image.Resampling.BICUBIC, inner)), self._channels)
 
     def _scale_for(self, reduction: float) -> int:
-        """By how much the decoder may shrink a picture, a box of which is to be reduced by a factor."""
+        """By how much the decoder may shrink the picture if a box of it is reduced by a factor."""
         if self._picture.format != "JPEG":
             return 1
         # Turning a picture whose sides were rounded up would move its corner.
@@ -130,7 +135,7 @@ class Encoded:
         return next(fits, 1)
 
     def _load(self, scale: int = 1) -> Image.Image:
-        """The picture upright, of mode L or RGB."""
+        """The picture upright, of mode L or RGB, its values scaled."""
         picture = self._picture
         with _naming_the_damage():
             if scale > 1:
@@ -138,13 +143,16 @@ class Encoded:
             picture.load()
             if self._transpose is not None:
                 picture = picture.transpose(self._transpose)
-            picture = _to_grey_or_rgb(picture, self._value_range)
+            picture = _to_grey_or_rgb(picture)
+            if self._value_range:
+                table = scaled(np.arange(256, dtype=np.uint8), self._value_range).tolist()
+                picture = picture.point(table * len(picture.getbands()))
             return picture.convert("L") if self._channels == 1 and picture.mode == "RGB" else picture
 
 
 @contextlib.contextmanager
 def _naming_the_damage(data: bytes = b"") -> Iterator[None]:
-    """Whatever is wrong with a picture, whose file is `data`, is a BadImage."""
+    """Turns whatever is wrong with a picture, whose file is `data`, into a BadImage."""
     try:
         yield
     except BadImage:
@@ -155,20 +163,7 @@ def _naming_the_damage(data: bytes = b"") -> Iterator[None]:
         what = describe_unknown(data) or f"not a picture in any of the formats {', '.join(FORMATS)}"
         raise BadImage(what) from error
     except Exception as error:  # on damaged files, Pillow raises almost anything
-        raise BadImage(f"damaged: {error}" if str(error) else f"damaged: {type(error).__name__}") from error
-
-
-def to_array(picture: Image.Image, channels: int, value_range: Range | None = None) -> np.ndarray:
-    """uint8 [h, w, channels] of a picture of any mode, upright; see `open_picture`."""
-    check_bands(picture)
-    deep, transpose = deep_type(picture), _transpose_of(picture)
-    if deep and picture.mode == "RGB":
-        raise BadImage(f"{deep[0]}, of which Pillow keeps 8 bits: give its path, or an array of its values")
-    picture.load()
-    if deep:
-        picture, value_range = Image.fromarray(to_eight_bits(picture, deep, value_range, b"")), None
-    picture = picture if transpose is None else picture.transpose(transpose)
-    return _from_array(np.asarray(_to_grey_or_rgb(picture, value_range)), channels)
+        raise BadImage(f"damaged: {str(error) or type(error).__name__}") from error
 
 
 def _from_array(image: np.ndarray, channels: int, value_range: Range | None = None) -> np.ndarray:
@@ -201,30 +196,18 @@ def _from_array(image: np.ndarray, channels: int, value_range: Range | None = No
 def _transpose_of(picture: Image.Image) -> Image.Transpose | None:
     """What turns a picture upright."""
     try:
-        orientation = picture.getexif().get(_ORIENTATION_TAG)
+        return _TRANSPOSE.get(picture.getexif().get(_ORIENTATION_TAG))
     except Exception:  # a damaged EXIF block does not spoil the picture
-        orientation = None
-    return _TRANSPOSE.get(orientation)
+        return None
 
 
-def _to_grey_or_rgb(picture: Image.Image, value_range: Range | None) -> Image.Image:
-    """A picture of any 8-bit mode -> mode L (grey) or RGB, its values scaled."""
-    picture = _colours(picture)
-    if value_range:
-        table = scaled(np.arange(256, dtype=np.uint8), value_range).tolist()
-        return picture.point(table * len(picture.getbands()))
-    return picture
-
-
-def _colours(picture: Image.Image) -> Image.Image:
-    mode = picture.mode
+def _to_grey_or_rgb(picture: Image.Image) -> Image.Image:
+    """A picture of any 8-bit mode -> mode L (grey) or RGB."""
     if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture).convert("RGB")
-    if mode in ("1", "L"):
-        return picture.convert("L") if mode == "1" else picture
-    if mode == "LAB":
+        return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
+    if picture.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         return ImageCms.profileToProfile(picture, lab, srgb, outputMode="RGB")
-    return picture if mode == "RGB" else picture.convert("RGB")  # to convert RGB would copy it
+    wanted = "L" if picture.mode in ("1", "L") else "RGB"
+    return picture if picture.mode == wanted else picture.convert(wanted)  # to convert always copies

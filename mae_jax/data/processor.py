@@ -1,4 +1,4 @@
-"""From pictures, as people have them, to a model's images, and back."""
+"""Between people's pictures and the images of a model."""
 
 import dataclasses
 from pathlib import Path
@@ -22,22 +22,14 @@ MAX_PIXELS = 178_956_970  # Pillow's own limit
 
 @dataclasses.dataclass(frozen=True)
 class Processor:
-    """Prepares pictures as a model's evaluation images were: resized, the centre cut out, normalised.
+    """Prepares pictures as a model's evaluation images were: resized, the centre cut out, normalised."""
 
-    Args:
-      image_size: of the images; one int, or (height, width).
-      mean, std: of each channel on [0, 1]; one value serves all.
-      eval_crop: side of the centre crop / shorter side of the resized picture; 1: only what the aspect makes too much
-        is cut off.
-      value_range: (low, high), the values that become black and white, of every picture; None: pictures have 8 bits.
-    """
-
-    image_size: int | tuple[int, int] = 224
+    image_size: int | tuple[int, int] = 224  # pixels: one int, or (height, width)
     channels: int = 3
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of each channel on [0, 1]; one value serves all
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    eval_crop: float = 0.875
-    value_range: Range | None = None
+    eval_crop: float = 0.875  # side of the centre crop / shorter side of the resized picture
+    value_range: Range | None = None  # (low, high): black and white of every picture; None: pictures have 8 bits
 
     def __post_init__(self):
         size = self.image_size
@@ -64,8 +56,8 @@ class Processor:
         """Images [B, H, W, C], float32 and normalised, of one picture or of a list of them.
 
         Args:
-          pictures: each a PIL image, an array [h, w] or [h, w, c] (uint8, or float on [0, 1]; of any numbers if there
-            is a `value_range`), or the path of a file; or all as one array [b, h, w, c].
+          pictures: each a PIL image, an array [h, w] or [h, w, c] (uint8, or float on [0, 1]; any numbers if there is a
+            `value_range`), or the path of a file; or all as one array [b, h, w, c].
 
         Raises:
           UserError: for what is not a picture, or has another number of channels.

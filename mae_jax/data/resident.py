@@ -21,7 +21,7 @@ from mae_jax.data.loader import MAX_PIECE, make_eval_batches
 from mae_jax.data.rand_augment import make_augmentation
 from mae_jax.data.reading import Shuffled
 from mae_jax.data.sources import Source
-from mae_jax.data.transforms import CROP_RULES, crop_draws
+from mae_jax.data.transforms import crop_draws, sample_crops
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import batch_sharding, process_share, put, put_batch, replicated
 
@@ -71,7 +71,7 @@ def _obstacle(source: Source, data: ConfigDict, channels: int, sizes: list[tuple
 
 
 class Pictures(NamedTuple):
-    """All pictures of a source, unchanged."""
+    """All N pictures of a source, unchanged."""
 
     image: np.ndarray  # uint8 [N, h, w, c]
     label: np.ndarray  # int32 [N]
@@ -88,12 +88,7 @@ def read_all(source: Source, data: ConfigDict, channels: int) -> Pictures:
 
 
 class ResidentBatches(Iterator[dict[str, jax.Array]]):
-    """Endless batches of pictures on the devices: those of `make_train_batches`, bit by bit.
-
-    Args:
-      names: of the arrays of a batch: image, label, index.
-      size_at: step -> (height, width) of its pictures.
-    """
+    """Endless batches {name: array} of pictures on the devices: those of `make_train_batches`, bit by bit."""
 
     def __init__(
         self,
@@ -140,7 +135,7 @@ class ResidentBatches(Iterator[dict[str, jax.Array]]):
             return chosen
         sides = (np.full(len(places), side) for side in (height, width))
         draws = crop_draws(data.seed, places.start, len(places))
-        boxes = CROP_RULES[data.crop_rule](*sides, draws, tuple(data.crop_scale), tuple(data.crop_ratio))
+        boxes = sample_crops(*sides, draws, data.crop_scale, data.crop_ratio, data.crop_rule)
         return chosen | {"box": boxes.astype(np.int32)}
 
     def _takes_all(self, size: tuple[int, int]) -> bool:

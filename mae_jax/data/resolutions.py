@@ -25,11 +25,7 @@ class Stage(NamedTuple):
 def make_stages(
     resolutions: Sequence[tuple[float, Any]], image_size: tuple[int, int], total_steps: int
 ) -> tuple[Stage, ...]:
-    """The stages of a run in their order; the last has `image_size`, and at least one step.
-
-    Args:
-      resolutions: as `check_resolutions` takes them. A stage that a short run leaves no step is left out.
-    """
+    """The stages of a run, without those that have no step; the last has `image_size`, and at least one step."""
     ends = [min(round(share * total_steps), total_steps - 1) for share, _ in resolutions]
     sizes = [*(_pair(size) for _, size in resolutions), tuple(image_size)]
     begins = zip([0, *ends], [*ends, total_steps], sizes, strict=True)
@@ -42,7 +38,7 @@ def size_at(stages: Sequence[Stage], step: int) -> tuple[int, int]:
 
 
 def sizes_from(stages: Sequence[Stage], step: int) -> tuple[tuple[int, int], ...]:
-    """The sizes of a step and of those after it, each once, in their order."""
+    """The distinct sizes of a step and of later ones, in their order."""
     current = size_at(stages, step)
     later = (stage.image_size for stage in stages if stage.first_step > step)
     return tuple(dict.fromkeys((current, *later)))

@@ -27,10 +27,7 @@ class Picture(Protocol):
         """uint8 [h, w, c]."""
 
     def part(self, box: Box, size: tuple[int, int], exact: bool = True) -> np.ndarray:
-        """The box, resized to uint8 [*size, c] by Pillow's bicubic filter, which antialiases.
-
-        Unless it must be `exact`, a decoder may shrink the picture first.
-        """
+        """The box, resized to uint8 [*size, c] by Pillow's antialiasing bicubic filter; not `exact`: nearly so."""
 
 
 class Pixels:
@@ -109,7 +106,12 @@ def _draws_of_run(seed: int, run: int) -> np.ndarray:
 
 
 def sample_crops(
-    heights: np.ndarray, widths: np.ndarray, draws: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float]
+    heights: np.ndarray,
+    widths: np.ndarray,
+    draws: np.ndarray,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    rule: str = "retry",
 ) -> np.ndarray:
     """The boxes of random resized crops (Szegedy et al. 2015, arXiv 1409.4842, section 6) of n pictures.
 
@@ -118,11 +120,17 @@ def sample_crops(
       draws: [n, CROP_TRIES, 4], as `crop_draws` makes them.
       scale: least and greatest area of a box / area of its picture; uniform.
       ratio: least and greatest width / height of a box; log-uniform.
+      rule: retry: the first try that fits, or else the largest central box with an allowed ratio; clip: the first try,
+        its sides clipped to the picture's, with which the authors of MAE train their linear probe.
 
     Returns:
-      int64 [n, 4]: top, left, height and width of boxes inside the pictures, of the first try that fits, or else the
-      largest central box with an allowed ratio.
+      int64 [n, 4]: top, left, height and width of boxes inside the pictures.
     """
+    if rule == "clip":
+        first = draws[:, 0]
+        box_heights, box_widths = _box_sides(heights, widths, first, scale, ratio)
+        box_heights, box_widths = np.clip(box_heights, 1, heights), np.clip(box_widths, 1, widths)
+        return _place(heights, widths, box_heights, box_widths, first)
     box_heights, box_widths = _box_sides(heights[:, None], widths[:, None], draws, scale, ratio)
     fits = (box_heights > 0) & (box_widths > 0) & (box_heights <= heights[:, None]) & (box_widths <= widths[:, None])
     chosen = np.arange(len(draws)), fits.argmax(1)  # 0 where none fits
@@ -131,20 +139,6 @@ def sample_crops(
     if none_fits.any():
         boxes[none_fits] = _central_boxes(heights[none_fits], widths[none_fits], ratio)
     return boxes
-
-
-def sample_clipped_crops(
-    heights: np.ndarray, widths: np.ndarray, draws: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float]
-) -> np.ndarray:
-    """As `sample_crops`, but always the first try, its sides clipped to the picture's.
-
-    The authors of MAE train their linear probe with this rule. Area and ratio may be beyond their limits.
-    """
-    first = draws[:, 0]
-    box_heights, box_widths = _box_sides(heights, widths, first, scale, ratio)
-    box_heights = np.minimum(np.maximum(box_heights, 1), heights)
-    box_widths = np.minimum(np.maximum(box_widths, 1), widths)
-    return _place(heights, widths, box_heights, box_widths, first)
 
 
 def _box_sides(heights, widths, draws, scale, ratio) -> tuple[np.ndarray, np.ndarray]:
@@ -172,9 +166,6 @@ def _central_boxes(heights, widths, ratio) -> np.ndarray:
     return np.stack(boxes, axis=1).astype(np.int64)
 
 
-CROP_RULES = {"retry": sample_crops, "clip": sample_clipped_crops}  # data.crop_rule -> how boxes are drawn
-
-
 def random_resized_crop(
     picture: Picture,
     draws: np.ndarray,
@@ -183,16 +174,11 @@ def random_resized_crop(
     ratio: tuple[float, float],
     rule: str = "retry",
 ) -> np.ndarray:
-    """Cuts a random box out of a picture and resizes it, not always exactly, to uint8 [*size, c].
-
-    Args:
-      draws: [CROP_TRIES, 4], those of the picture's place from `crop_draws`.
-      rule: of CROP_RULES.
-    """
+    """Cuts the box of `sample_crops` for draws [CROP_TRIES, 4] out of a picture and resizes it to uint8 [*size, c]."""
     height, width = picture.height, picture.width
     if scale[0] == scale[1] == 1 and ratio[0] == ratio[1] == 1 and (height, width) == tuple(size) and height == width:
         return picture.whole()  # the only possible box
-    (box,) = CROP_RULES[rule](np.asarray([height]), np.asarray([width]), draws[None], scale, ratio)
+    (box,) = sample_crops(np.asarray([height]), np.asarray([width]), draws[None], scale, ratio, rule)
     return picture.part(tuple(box.tolist()), size, exact=False)
 
 

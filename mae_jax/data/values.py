@@ -14,7 +14,7 @@ class BadImage(ValueError):
     """A picture that cannot be used. The message says why; the caller knows the name."""
 
 
-# Pillow's raw modes whose numbers arrive whole, what people call them, and their type.
+# Pillow's raw modes that keep all bits: their names for people, and their type.
 _DEEP = {
     "I;12": ("12-bit grey", np.uint16),
     **dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N", "I;16R"), ("16-bit grey", np.uint16)),
@@ -25,7 +25,7 @@ _DEEP = {
     **dict.fromkeys(("RGB;16L", "RGB;16B", "RGB;16N"), ("16-bit RGB", np.uint16)),
 }
 _SWAPPED = ("I;16BS", "I;32BS", "F;32BF")  # which Pillow 13 swaps once more after libtiff did
-# Of 16-bit colours Pillow keeps a byte, the high one; asked for the other order of bytes, it keeps the low one.
+# Of 16-bit colours Pillow keeps the high byte; asked for the other order of bytes, it keeps the low one.
 _LOW_BYTE = {
     "RGB;16L": "RGB;16B",
     "RGB;16B": "RGB;16L",
@@ -55,10 +55,8 @@ def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def check_bands(picture: Image.Image) -> None:
-    """Raises BadImage for a TIFF that holds more than grey or colours, and transparency."""
-    tags = getattr(picture, "tag_v2", None)
-    if tags is None:
-        return
+    """Raises BadImage for a TIFF with samples beyond its colours and transparency."""
+    tags = getattr(picture, "tag_v2", {})
     samples, extra = tags.get(_SAMPLES, 1), tuple(tags.get(_EXTRA, ()))
     beyond = samples - _COLOURS.get(tags.get(_PHOTOMETRIC, 0), samples)
     if beyond > 0 and not (beyond == len(extra) == 1 and extra[0] in _ALPHA):
@@ -68,7 +66,7 @@ def check_bands(picture: Image.Image) -> None:
 
 
 def check_pages(picture: Image.Image) -> None:
-    """Raises BadImage for a TIFF whose first page is not the only one, but for smaller copies and masks."""
+    """Raises BadImage for a TIFF with further pages, other than smaller copies and masks."""
     pages = picture.n_frames if picture.format == "TIFF" else 1
     for page in range(1, pages):
         picture.seek(page)
@@ -79,19 +77,19 @@ def check_pages(picture: Image.Image) -> None:
 
 
 def deep_type(picture: Image.Image) -> tuple[str, type] | None:
-    """What the values of a picture are called, and their type in NumPy; None: they are 8-bit grey or colours.
+    """Name and NumPy type of values that are not 8-bit grey or colours, else None.
 
-    Call it before a file is loaded: then its header tells, and afterwards only the mode.
+    Call it before a file is loaded: its header tells more than the mode, which alone is left afterwards.
 
     Raises:
-      BadImage: Pillow does not give the values as they are.
+      BadImage: Pillow does not give the values unchanged.
     """
     tags, tile = getattr(picture, "tag_v2", {}), next(iter(getattr(picture, "tile", ())), None)
     codec, args = (tile.codec_name, tile.args) if tile else ("", picture.mode)
     args = args if isinstance(args, tuple) else (args,)
     raw = str(args[0] if args else "")
     bits = max(tags.get(_BITS, (1,))) if tags else 16 if picture.format == "PNG" and ";16" in raw else 8
-    if codec.startswith("ppm") and len(args) > 1:  # which scales by what the header calls white
+    if codec.startswith("ppm") and len(args) > 1:  # which scales by the header's value of white
         bits = args[-1].bit_length()
     garbled = codec == "libtiff" and raw in _SWAPPED
     garbled |= bits > 8 and tags.get(_PLANAR) == 2 and tags.get(_SAMPLES, 1) > 1
@@ -104,10 +102,7 @@ def deep_type(picture: Image.Image) -> tuple[str, type] | None:
 
 
 def to_eight_bits(picture: Image.Image, deep: tuple[str, type], value_range: Range | None, data: bytes) -> np.ndarray:
-    """uint8 [h, w] or [h, w, 3] of a picture of a deep type.
-
-    Args:
-      data: the file, of which 16-bit colours are read again.
+    """uint8 [h, w] or [h, w, 3] of a picture of a deep type; 16-bit colours are read again, from the file `data`.
 
     Raises:
       BadImage: no `value_range` says which numbers are black and white, or they are not finite.
