@@ -208,6 +208,8 @@ def check_config(protocol: Protocol) -> None:
 
 def check_scores(setting: str, scores: tuple[str, ...], runs: list[Run]) -> None:
     """Raises UserError for a score that no run has; `setting` of `ablate` names it."""
+    if any(":" in name for run in runs for name in run.config.evaluate.get("evaluators") or ()):
+        return  # an evaluator of your own names its scores itself
     known = set(SCORES["pretrain"])
     known |= {f"{run.name}/{score}" for run in runs if run.after for score in SCORES[run.config.task]}
     for score in scores:
