@@ -30,6 +30,7 @@ from ml_collections import config_flags
 from configs import common
 from mae_jax.runtime import processes
 from mae_jax.runtime.allocator import keep_freed_memory
+from mae_jax.runtime.cluster import find_place
 from mae_jax.runtime.console import keep_streams, say
 from mae_jax.runtime.errors import NotSaved, UserError, out_of_memory
 from mae_jax.runtime.mesh import prepare_cpu
@@ -86,15 +87,20 @@ def main(argv: list[str], startup: Startup) -> None:
     logging.set_verbosity(logging.WARNING)  # the libraries' own chatter stays out of the run's lines
     keep_freed_memory()
     use_compilation_cache()
+    saves = trains(CONFIG.value.task)
     try:
         prepare_cpu(CONFIG.value.mesh)
-        if CONFIG.value.task == "ablate":  # its runs are processes of their own, which need the devices
-            processes.refuse_several(COORDINATOR.value, PROCESS_COUNT.value, PROCESS_INDEX.value)
-        elif not DRY_RUN.value:
-            processes.start(COORDINATOR.value, PROCESS_COUNT.value, PROCESS_INDEX.value)
+        place = COORDINATOR.value, PROCESS_COUNT.value, PROCESS_INDEX.value
+        if CONFIG.value.task == "ablate" and find_place(*place, os.environ):
+            raise UserError(
+                "an ablation is one process, which starts a process for each of its runs; to share the runs among "
+                "hosts start it once on each, with --config.shard=0/N to N-1/N"
+            )
+        if CONFIG.value.task != "ablate" and not DRY_RUN.value:
+            processes.start(*place, saves=saves)
     except UserError as error:
         processes.fail(error, 2)
-    with make_stop_signal() as stop:
+    with make_stop_signal(saves=saves) as stop:
         try:
             run(argv, stop, startup)
             processes.finish()
@@ -103,13 +109,13 @@ def main(argv: list[str], startup: Startup) -> None:
         except (NonFiniteLoss, NotSaved) as error:
             processes.fail(error, 1)
         except Stopped:
-            if stop.everywhere:
-                processes.finish()
-            processes.stop(stop.exit_code())
+            processes.finish()
+            processes.end(stop.exit_code())
         except BaseException as error:
-            if message := out_of_memory(error, trains=trains(CONFIG.value.task)):
+            if message := out_of_memory(error, trains=saves):
                 processes.fail(message, 1)
-            processes.fail_unexpectedly(error)
+            if processes.process_count() > 1:
+                processes.fail(error, 1, unexpected=True)
             raise
 
 

@@ -29,7 +29,7 @@ def by_slurm(count: int) -> list[tuple[list[str], dict[str, str]]]:
     """The same as srun starts them."""
     step = {
         "SLURM_JOB_ID": str(random.randrange(10**6)), "SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "localhost",
-        "SLURM_STEP_NUM_TASKS": str(count), "SLURM_STEP_TASKS_PER_NODE": str(count),
+        "SLURM_STEP_NUM_TASKS": str(count), "SLURM_STEP_TASKS_PER_NODE": str(count), "SLURM_NTASKS": str(count),
     }  # fmt: skip
     return [([], step | {"SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)}) for index in range(count)]
 

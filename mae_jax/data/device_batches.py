@@ -14,6 +14,7 @@ from mae_jax.data.resolutions import Stage, size_at, sizes_from
 from mae_jax.data.sources import Source
 from mae_jax.runtime.console import say
 from mae_jax.runtime.mesh import batch_parts, batch_sharding, process_share, put_batch
+from mae_jax.runtime.signals import look
 
 
 class DeviceBatches(Iterator[dict[str, jax.Array]]):
@@ -99,9 +100,13 @@ def prefetch_to_device(batches: Iterator, put_fn: Callable, size: int) -> Iterat
     """Yields put_fn(batch) in order, with up to `size` further batches already handed to the device.
 
     `put_fn` must return before the copy is complete, as `jax.device_put` does.
+
+    Raises:
+      Stopped: instead of a batch, if the program was asked to stop and has something to save.
     """
     queue = collections.deque()
     for batch in batches:
+        look()
         queue.append(put_fn(batch))
         if len(queue) > size:
             yield queue.popleft()

@@ -1,101 +1,64 @@
-"""Which process of how many this one is, and where process 0 listens: from the command line, Slurm or Open MPI.
+"""Which process of how many this one is, and where they meet, as far as JAX's own detection needs help."""
 
-Nothing here touches JAX or the network.
-"""
-
+import contextlib
+import os
 import re
+import socket
+import time
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any
 
 from mae_jax.runtime.errors import UserError
 
-# Where a launcher does not name a port, one of these is taken, by the job's number: the ephemeral range's upper end.
-FIRST_PORT, PORTS = 61440, 4096
+ANSWER_SECONDS = 10
+OTHER_PORT = "choose another port: --coordinator=HOST:PORT"
 FLAGS = "--coordinator=HOST:PORT --process_count=N --process_index=I"
+# Variables of a launcher: number of processes, index, index on this host, processes a host ("4", or "4(x2),3").
+# Open MPI first: its processes inherit the variables of the Slurm step that its daemons run in. Slurm's are those of
+# the step that srun started; JAX takes the job's SLURM_NTASKS, which a shell of salloc has too.
+OPEN_MPI = ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
+SLURM = ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
+
+_door: socket.socket | None = None
 
 
-class Place(NamedTuple):
-    """One process among several."""
+def find_place(
+    coordinator: str | None, count: int | None, index: int | None, environment: Mapping[str, str]
+) -> dict[str, Any] | None:
+    """Arguments of `jax.distributed.initialize` for one of several processes; None if there is only this one.
 
-    coordinator: str  # HOST:PORT of process 0
-    count: int
-    index: int
-    local_devices: list[int] | None = None  # numbers of the GPUs that are this process's; None: all of the host
-
-
-def place_from_flags(coordinator: str | None, count: int | None, index: int | None) -> Place | None:
-    """What the command line says; None if it says nothing.
+    The command line comes first, then Open MPI and Slurm, whose coordinator JAX finds. `JAX_COORDINATOR_ADDRESS`
+    (HOST:PORT) and `JAX_COORDINATOR_PORT` choose another one.
 
     Raises:
-      UserError: for one flag without the others, or values that cannot be.
+      UserError: for one flag without the others, or impossible values.
     """
     given = {"coordinator": coordinator, "process_count": count, "process_index": index}
     missing = [f"--{name}" for name, value in given.items() if value is None]
-    if len(missing) == len(given):
-        return None
-    if missing:
+    if not missing:
+        check_address(coordinator, "--coordinator")
+        if count < 1:
+            raise UserError(f"--process_count={count} must be at least 1")
+        if not 0 <= index < count:
+            raise UserError(f"--process_index={index} is outside 0 ... {count - 1} (--process_count={count})")
+        place = {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
+        return place | {"local_device_ids": []} if count > 1 else None
+    if len(missing) < len(given):
         raise UserError(f"{' and '.join(missing)} missing: several processes are started with {FLAGS}")
-    check_address(coordinator, "--coordinator")
-    if count < 1:
-        raise UserError(f"--process_count={count} must be at least 1")
-    if not 0 <= index < count:
-        raise UserError(f"--process_index={index} is outside 0 ... {count - 1} (--process_count={count})")
-    return Place(coordinator, count, index)
-
-
-def place_from_environment(environment: Mapping[str, str]) -> Place | None:
-    """What Open MPI or Slurm say in their variables; None for one process, and where neither started this one.
-
-    `JAX_COORDINATOR_ADDRESS` (HOST:PORT) and `JAX_COORDINATOR_PORT` decide where they are set.
-
-    Raises:
-      UserError: if there are several processes and it cannot be known where process 0 is.
-    """
-    # Open MPI first: its processes inherit the variables of the Slurm step that its daemons run in.
-    return _open_mpi(environment) or _slurm(environment)
-
-
-def _open_mpi(environment: Mapping[str, str]) -> Place | None:
-    count = int(environment.get("OMPI_COMM_WORLD_SIZE", 1))
-    if count == 1:
-        return None
-    address, uri = environment.get("JAX_COORDINATOR_ADDRESS"), environment.get("OMPI_MCA_orte_hnp_uri", "")
-    if address:
-        check_address(address, "JAX_COORDINATOR_ADDRESS")
-    else:
-        # "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911" or "...;tcp6://[fe80::1,2620::2]:43370": where mpirun runs.
-        found = re.match(r"(\d+)\..*?(?:tcp://([^,:]+)|tcp6://\[([^],]+))", uri)
-        if not found:
-            raise UserError(
-                f"Open MPI started {count} processes but does not say where process 0 is: "
-                "mpirun -x JAX_COORDINATOR_ADDRESS=HOST:PORT, with the host of process 0 and a free port of it"
-            )
-        address = f"{found[2] or f'[{found[3]}]'}:{_port(environment, int(found[1]) // PORTS)}"
-    local = _local_devices(environment, environment["OMPI_COMM_WORLD_LOCAL_RANK"], "OMPI_COMM_WORLD_LOCAL_SIZE")
-    return Place(address, count, int(environment["OMPI_COMM_WORLD_RANK"]), local)
-
-
-def _slurm(environment: Mapping[str, str]) -> Place | None:
-    # Of the step that srun started. (SLURM_NTASKS is the job's, also in a shell of salloc and in the batch script.)
-    count = int(environment.get("SLURM_STEP_NUM_TASKS", 1))
-    if count == 1 or "SLURM_PROCID" not in environment:
-        return None
-    address = environment.get("JAX_COORDINATOR_ADDRESS")
-    if address:
-        check_address(address, "JAX_COORDINATOR_ADDRESS")
-    else:
-        nodes = environment["SLURM_STEP_NODELIST"]  # "node001", "node001,host2", "node[001-015,020],host2"
-        found = re.match(r"([^,\[]+)(?:\[(\w+))?", nodes)
-        job, step = (int(environment.get(name, 0)) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
-        address = f"{found[1]}{found[2] or ''}:{_port(environment, job + 257 * step)}"
-    local = _local_devices(environment, environment.get("SLURM_LOCALID", "0"), "SLURM_STEP_TASKS_PER_NODE")
-    return Place(address, count, int(environment["SLURM_PROCID"]), local)
+    for size, rank, local_rank, local_size in (OPEN_MPI, SLURM):
+        if rank in environment and int(environment.get(size, 1)) > 1:
+            if address := environment.get("JAX_COORDINATOR_ADDRESS"):
+                check_address(address, "JAX_COORDINATOR_ADDRESS")
+            alone = re.fullmatch(r"1(\(x\d+\))?", environment.get(local_size, "1"))
+            bound = environment.get("CUDA_VISIBLE_DEVICES", ",").count(",") == 0  # each has its own GPU already
+            devices = [] if alone or bound else [int(environment[local_rank])]  # []: all that are visible
+            place = {"num_processes": int(environment[size]), "process_id": int(environment[rank])}
+            return place | {"local_device_ids": devices}
+    return None
 
 
 def may_be_tpu_pod(environment: Mapping[str, str], platforms: str | None) -> bool:
-    """Whether it is worth asking JAX if this host is one of several with TPUs.
-
-    Not where that could only go wrong: JAX takes any Kubernetes container for a part of a job.
+    """Whether JAX should look for other hosts with TPUs. It would take any Kubernetes container for a part of a job.
 
     Args:
       platforms: those that JAX is restricted to.
@@ -108,19 +71,47 @@ def may_be_tpu_pod(environment: Mapping[str, str], platforms: str | None) -> boo
     return "," in hosts or int(environment.get("MEGASCALE_NUM_SLICES", 1)) > 1
 
 
-def _port(environment: Mapping[str, str], number: int) -> int:
-    return int(environment.get("JAX_COORDINATOR_PORT", FIRST_PORT + number % PORTS))
-
-
-def _local_devices(environment: Mapping[str, str], local_index: str, tasks_name: str) -> list[int] | None:
-    """One GPU for each process of a host that has several, unless the launcher has given each its own already."""
-    tasks = environment.get(tasks_name, "1")  # "4", "4(x2)", "4(x2),3"
-    one_each = environment.get("CUDA_VISIBLE_DEVICES", ",").count(",") == 0
-    return None if re.fullmatch(r"1(\(x\d+\))?", tasks) or one_each else [int(local_index)]
-
-
 def check_address(address: str, name: str) -> None:
     """Raises UserError unless an address is HOST:PORT."""
     found = re.fullmatch(r"([\w.-]+|\[[0-9a-fA-F:.]+\]):(\d+)", address)
     if not found or not 0 < int(found[2]) < 65536:
         raise UserError(f"{name}={address} is not HOST:PORT, for example 10.0.0.1:12345")
+
+
+def meet(coordinator: str, count: int, index: int) -> str:
+    """Returns the address of JAX's service, which process 0 tells the others at the coordinator's address.
+
+    It has another port. JAX's service listens on a port even if another run's service has it, and a process that joins
+    the wrong one ends the run there (jax 0.10.2). Here process 0 keeps the port and answers nobody once all have come.
+    """
+    global _door
+    host, port = coordinator.rsplit(":", 1)
+    if index == 0:
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        try:
+            _door = socket.create_server(("", int(port)), family=family, dualstack_ipv6=both, backlog=1024)
+        except OSError as error:
+            why = os.strerror(error.errno)
+            raise UserError(f"process 0 cannot listen on port {port} ({why}): {OTHER_PORT}") from error
+        with socket.create_server(("", 0)) as server:
+            service = server.getsockname()[1]
+        come = set()
+        while len(come) < count - 1:
+            with contextlib.suppress(OSError, ValueError), _door.accept()[0] as visitor:
+                visitor.settimeout(ANSWER_SECONDS)
+                come.add(range(1, count).index(int(visitor.recv(16))))
+                visitor.sendall(b"%d" % service)
+        return f"{host}:{service}"
+    while True:
+        with contextlib.suppress(OSError):  # process 0 is not there yet
+            door = socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS)
+            break
+        time.sleep(0.5)
+    with door, contextlib.suppress(OSError, ValueError):
+        door.sendall(b"%d" % index)
+        return f"{host}:{int(door.recv(16))}"
+    raise UserError(
+        f"process {index} of {count} does not find its process 0 at {coordinator}: another run or program listens "
+        f"there; {OTHER_PORT}"
+    )

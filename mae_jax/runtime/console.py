@@ -1,4 +1,4 @@
-"""Lines for the person who watches a run; a terminal, pipe or file that fails does not end the run."""
+"""Lines for the person who watches a run; a failing terminal, pipe or file does not end the run."""
 
 import contextlib
 import io
@@ -10,13 +10,13 @@ from tqdm import tqdm
 from mae_jax.runtime.errors import escaped
 from mae_jax.runtime.processes import is_main
 
-KEPT_BYTES = 2**16  # of what could not be written
+KEPT_BYTES = 2**16  # of output that could not be written
 
 
 def say(*lines: str) -> None:
-    """Prints lines, above the progress bar if there is one; only process 0 does.
+    """Prints lines in process 0, above the progress bar if there is one.
 
-    Control characters are escaped (`escaped`), line breaks too: inside a line they can only be part of a name.
+    Control characters and line breaks are escaped: they can only be part of a name.
     """
     if is_main():
         with contextlib.suppress(OSError):
@@ -25,33 +25,32 @@ def say(*lines: str) -> None:
 
 
 class _Unfailing(io.FileIO):
-    """A descriptor whose writes never fail. What it cannot write is tried again with the next write."""
+    """A file descriptor whose writes never fail; what could not be written is tried again with the next write."""
 
     def __init__(self, descriptor: int):
         super().__init__(descriptor, "w", closefd=False)
-        self._waiting = bytearray()
+        self._pending = bytearray()
 
     def write(self, data: memoryview) -> int:
-        self._waiting += data
+        self._pending += data
         with contextlib.suppress(OSError):  # a full disk; a reader or a terminal that is gone
-            while self._waiting and (written := super().write(self._waiting)):
-                del self._waiting[:written]
-        del self._waiting[:-KEPT_BYTES]
+            while self._pending and (written := super().write(self._pending)):
+                del self._pending[:written]
+        del self._pending[:-KEPT_BYTES]
         return len(data)
 
 
 def keep_streams() -> None:
-    """Makes sure that printing, by our code or by libraries, never ends the program, whatever happens to the output.
+    """Replaces standard output and error, which must be open, so that printing never ends the program.
 
-    Descriptors 1 and 2 must be open. Characters that the encoding lacks are escaped.
+    Characters that the encoding lacks are escaped.
     """
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
-        old = getattr(sys, name)
-        encoding = getattr(old, "encoding", "utf-8")
-        raw = _Unfailing(descriptor)
-        by_lines = name == "stderr" or raw.isatty()
-        buffered = io.BufferedWriter(raw)
-        stream = io.TextIOWrapper(buffered, encoding, errors="backslashreplace", line_buffering=by_lines)
+        old, raw = getattr(sys, name), _Unfailing(descriptor)
+        stream = io.TextIOWrapper(
+            io.BufferedWriter(raw), getattr(old, "encoding", "utf-8"), errors="backslashreplace",
+            line_buffering=name == "stderr" or raw.isatty(),
+        )  # fmt: skip
         setattr(sys, name, stream)
         for handler in logging.getLogger().handlers:  # of libraries
             if getattr(handler, "stream", None) is old:

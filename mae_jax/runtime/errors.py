@@ -1,20 +1,17 @@
-"""The exceptions whose messages are meant for the user's eyes, and what to say of those of others."""
+"""Exceptions whose messages are for the user, and how to put those of others."""
 
 import os
 import re
 import sys
 import unicodedata
 
-# Control characters (ESC, line breaks), format characters (such as those that reverse the text), lone surrogates.
+# Control characters (ESC, line breaks), format characters (some reverse the text), lone surrogates, separators.
 ESCAPED_CATEGORIES = ("Cc", "Cf", "Cs", "Zl", "Zp")
 JOINERS = "\u200c\u200d"  # format characters that several languages and emoji need
 
 
 def escaped(text: str) -> str:
-    """The text as one line without control characters: they are escaped as in Python, such as \\n or \\x1b.
-
-    Bytes of a file name that are not UTF-8, for which Python has lone surrogates, are shown as \\xff.
-    """
+    """The text as one line: control characters are escaped as in Python, bytes that are not UTF-8 as \\xff."""
     return text if text.isprintable() else "".join(map(_escape, text))
 
 
@@ -32,30 +29,24 @@ class _OneLine(Exception):
 
 
 class UserError(_OneLine, ValueError):
-    """A mistake that the user can mend: the message names the value and the remedy, in one line.
-
-    `main.py` prints the message without a traceback and exits with code 2.
-    """
+    """The user's mistake. The message names the value and the remedy; `main.py` prints it alone and exits with 2."""
 
 
 class NotSaved(_OneLine, RuntimeError):
-    """What a run has come to cannot be written: the message says why and what to do, in one line.
-
-    `main.py` prints the message without a traceback and exits with code 1.
-    """
+    """A run cannot write its results. The message says why and what to do; `main.py` prints it alone, exits with 1."""
 
 
 def complain(text: str) -> None:
-    """Prints a line to standard error, in one piece: other threads and processes may write there at the same time."""
+    """Prints a line to standard error, in one piece: other processes may write there at the same time."""
     sys.stderr.write(escaped(text) + "\n")
     sys.stderr.flush()
 
 
 def out_of_memory(error: BaseException, *, trains: bool) -> str | None:
-    """What to tell the user of an error that means that memory ran out, on the host or a device; None of any other.
+    """The message for an error that means that a host or device is out of memory; None for any other error.
 
     Args:
-      trains: whether the task trains, and does not only measure.
+      trains: whether the task trains; otherwise it only measures.
     """
     if not (isinstance(error, MemoryError) or isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)):
         return None
@@ -64,14 +55,14 @@ def out_of_memory(error: BaseException, *, trains: bool) -> str | None:
     return f"out of memory ({first_line(error).rstrip('.')}); try {remedy}"
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type's name if it has none."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def reason(error: Exception) -> str:
-    """Why something could not be read or written: the system's words for it, if it is the system's error."""
+    """Why reading or writing failed: the system's words for its own errors, else the first line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    code = re.search(r"os_error_code='(\d+)'", str(error))  # as TensorStore has it, which writes for Orbax
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # of TensorStore, which writes for Orbax
     return os.strerror(int(code[1])) if code else first_line(error)

@@ -1,4 +1,4 @@
-"""A profile of a few steps: what the devices and the host do, for TensorBoard's profiler or Perfetto."""
+"""A profile of a few steps, for TensorBoard's profiler or Perfetto."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ STEPS_BEFORE = 3  # the first ones of a run, in which caches fill
 
 
 class Profiler:
-    """Writes a trace of `steps` whole steps of a run into a folder, each process its own; none if `steps` is 0."""
+    """Writes a trace of `steps` (0: none) steps of a run into a folder for each process."""
 
     def __init__(self, folder: Path, steps: int, start_step: int):
         self._folder = folder
@@ -21,18 +21,17 @@ class Profiler:
         self._active = False
 
     def before_step(self, step: int, state: Any) -> None:
-        """Starts or ends the trace where it is time to; `state` is what the step is about to change."""
+        """Starts or ends the trace when it is due; `state` is the step's input."""
         if step == self._first < self._end or (self._active and step == self._end):
             jax.block_until_ready(state)  # the device is some steps behind
             if self._active:
                 self.close()
             else:
-                # A folder for each process: the files are named by host.
                 jax.profiler.start_trace(self._folder / f"process_{jax.process_index()}")
                 self._active = True
 
     def close(self) -> None:
-        """Ends the trace, if there is one; what a shorter run has done is in it."""
+        """Ends the trace, if there is one."""
         if self._active:
             self._active = False
             try:

@@ -1,12 +1,12 @@
-"""Reading again what a disk or a network failed to give: most such faults pass."""
+"""Second tries at reading: most faults of disks and networks pass."""
 
 import errno
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
-PAUSES = (0.05, 0.15, 0.4, 1.4)  # seconds before each further try, 2 in all
-LASTING = frozenset(  # errors that no waiting mends
+PAUSES = (0.05, 0.15, 0.4, 1.4)  # seconds before each further try
+LASTING = frozenset(
     {
         errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP,
         errno.EINVAL, errno.EBADMSG, errno.ENXIO, errno.ENODEV, errno.ENOSYS, errno.EOPNOTSUPP,
@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 
 def with_patience(read: Callable[[], T]) -> T:
-    """The value of `read()`, which is called again after an OSError that may pass (EIO, ESTALE, ETIMEDOUT, ...).
+    """The value of `read()`, tried again after an OSError that may pass (EIO, ESTALE, ETIMEDOUT, ...).
 
     Raises:
-      OSError: one that cannot pass, at once; another one after the last try.
+      OSError: a lasting one at once; another one after the last try.
     """
     for pause in PAUSES:
         try:

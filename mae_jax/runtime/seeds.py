@@ -1,4 +1,4 @@
-"""Random keys: everything random on the device derives from the run's one seed."""
+"""Random keys: all randomness on the devices comes from the run's one seed."""
 
 import jax
 
@@ -6,5 +6,5 @@ PURPOSES = ("init", "train", "evaluate")
 
 
 def make_key(seed: int, purpose: str) -> jax.Array:
-    """The key of one purpose: of the initial parameters, of the training steps, or of the evaluation's masks."""
+    """The key for initial parameters, training steps or masks of the evaluation."""
     return jax.random.fold_in(jax.random.key(seed), PURPOSES.index(purpose))

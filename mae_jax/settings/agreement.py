@@ -1,4 +1,4 @@
-"""What must be the same in all processes of a run, found out before they wait for one another in vain."""
+"""Several processes must have the same command and the same workdir; checked before they wait for one another."""
 
 import secrets
 import time
@@ -11,18 +11,15 @@ from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.processes import from_main, is_main, process_count, wait_for_all
 from mae_jax.settings.fields import flatten
 
-# What may differ from host to host.
-OWN = ("data.path", "data.num_threads", "data.num_workers", "data.prefetch_batches", "given")
-SEEN_SECONDS = 10  # until a file that one host writes is there for the others: network file systems cache
+LOCAL = ("data.path", "data.num_threads", "data.num_workers", "data.prefetch_batches", "given")  # may differ
+SEEN_SECONDS = 10  # for a file to appear on other hosts: network file systems cache
 
 
 def check_same_command(config: ml_collections.ConfigDict) -> None:
     """Raises UserError if this process has other settings than process 0."""
-    if process_count() == 1:
-        return
     own = flatten(config.to_dict())
-    for key, value in from_main(own).items():
-        if key not in OWN and own.get(key) != value:
+    for key, value in (from_main(own) if process_count() > 1 else {}).items():
+        if key not in LOCAL and own.get(key) != value:
             raise UserError(
                 f"{key}={own.get(key)!r} in process {jax.process_index()}, but {value!r} in process 0: "
                 "all processes take the same command"
@@ -36,7 +33,7 @@ def check_shared(workdir: Path) -> None:
     note = workdir / f".seen_by_all_{from_main(secrets.token_hex(8))}"
     if is_main():
         note.touch()
-    wait_for_all("workdir")
+    wait_for_all()
     deadline = time.monotonic() + SEEN_SECONDS
     while not note.exists():
         if time.monotonic() > deadline:
@@ -46,6 +43,6 @@ def check_shared(workdir: Path) -> None:
             )
         list(workdir.iterdir())  # makes a network file system look again
         time.sleep(0.5)
-    wait_for_all("workdir seen")
+    wait_for_all()
     if is_main():
         note.unlink()

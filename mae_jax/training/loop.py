@@ -86,8 +86,7 @@ def train(
     Raises:
       NonFiniteLoss: at the first such step that is not left out, found when the step is reported; nothing is saved from
         it on, and a checkpoint that has not given a finite loss yet is set aside.
-      Stopped: after a signal, when the state is on disk; with several processes also without saving, if one of them
-        waits too long for data.
+      Stopped: after a signal, when the state is on disk.
       NotSaved: if the last state cannot be saved, or that of a signal. Other saves that fail are told.
     """
     step = start_step = int(state.step)
@@ -129,12 +128,14 @@ def train(
                 paused = time.perf_counter()
                 if evaluation_due and not reporter.has_evaluation(step):
                     # An evaluation that a signal cuts short is made when the run goes on.
-                    with contextlib.suppress(Stopped), stop.deferred(False):
+                    with contextlib.suppress(Stopped):
+                        stop.look()
                         scores = evaluate(state)
                         check_evaluation(scores, step, unproven, checkpoints)
                         reporter.scalars(step, scores, prefix="eval/")
                 if unproven < step == total_steps:  # was the last batch to blame, or the state?
-                    with contextlib.suppress(Stopped), stop.deferred(False):
+                    with contextlib.suppress(Stopped):
+                        stop.look()
                         check_evaluation(evaluate(state), step, unproven, checkpoints)
                         unproven = step
                 stopping = stop.received  # looked at once, so that nothing is stopped without being saved
@@ -162,8 +163,6 @@ def train(
                     with stop.waiting():
                         batch = next(batches)
                 except Stopped:
-                    if not stop.everywhere:  # the others stand in a step: nothing can be saved together
-                        raise
                     continue  # the state is as it was
                 waited += time.perf_counter() - before
                 state, scalars = step_fn(state, batch, key)

@@ -107,7 +107,7 @@ def run_training(
             reporter.line(line)
 
         # Measure the result.
-        lines = measure(objective, state, workdir, reporter, checkpoints, stop)
+        lines = measure(objective, state, workdir, reporter, checkpoints)
         if replaced := sum_of_all(len(batches.bad_images)):  # since the run was last started
             lines.append(f"{replaced} images could not be read and were replaced; the log names them")
         reporter.line(*lines)
@@ -119,7 +119,6 @@ def measure(
     workdir: Path,
     reporter: Reporter,
     checkpoints: Checkpoints,
-    stop: StopSignal,
 ) -> list[str]:
     """Evaluates the last state and writes result.json; returns what a person should read of it.
 
@@ -130,13 +129,11 @@ def measure(
     step = int(state.step)
     scores = objective.evaluate(state, reporter)
     check_evaluation(scores, step, step, checkpoints)
-    stop.look()
     if reporter.has_evaluation(step):  # the run was killed after it was reported
         reporter.draw_curves()
     else:
         reporter.scalars(step, scores, prefix="eval/")
     result, lines = objective.result(state, scores)
-    stop.look()
     try:
         write_json(workdir / "result.json", finite_or_null({"step": step} | result))
     except OSError as error:

@@ -284,7 +284,7 @@ class Checkpoints:
         if is_main():
             folder.mkdir(exist_ok=True)
             (self._folder / str(step)).rename(target)
-        wait_for_all(f"{step} is set aside")
+        wait_for_all()
         self._manager.reload()
         return target
 

@@ -1,10 +1,15 @@
+import contextlib
 import os
+import socket
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mae_jax.runtime.cluster import FIRST_PORT, PORTS, Place, may_be_tpu_pod, place_from_environment, place_from_flags
+from mae_jax.runtime import cluster
+from mae_jax.runtime.cluster import find_place, may_be_tpu_pod, meet
 from mae_jax.runtime.errors import UserError
 from tests.runs import ROOT
 
@@ -19,14 +24,25 @@ SLURM = {
 }  # fmt: skip
 
 
+def place_from_flags(coordinator, count, index):
+    return find_place(coordinator, count, index, OPEN_MPI)  # which they override
+
+
+def place_from(environment):
+    return find_place(None, None, None, environment)
+
+
+def place(count, index, devices=(), **coordinator):
+    return coordinator | {"num_processes": count, "process_id": index, "local_device_ids": list(devices)}
+
+
 def test_without_flags_and_launchers_there_is_one_process():
-    assert place_from_flags(None, None, None) is None
-    assert place_from_environment({"HOME": "/root"}) is None
+    assert place_from({"HOME": "/root"}) is None
+    assert place_from_flags("[fe80::1]:99", 1, 0) is None
 
 
 def test_the_flags_say_where_a_process_is():
-    assert place_from_flags("10.0.0.1:99", 4, 3) == Place("10.0.0.1:99", 4, 3)
-    assert place_from_flags("[fe80::1]:99", 1, 0) == Place("[fe80::1]:99", 1, 0)
+    assert place_from_flags("10.0.0.1:99", 4, 3) == place(4, 3, coordinator_address="10.0.0.1:99")
 
 
 @pytest.mark.parametrize(
@@ -43,87 +59,47 @@ def test_the_flags_say_where_a_process_is():
         (("http://host:99", 2, 0), "is not HOST:PORT"),
     ],
 )
-def test_flags_that_cannot_be_are_refused(flags, message):
+def test_impossible_flags_are_refused(flags, message):
     with pytest.raises(UserError, match=message) as error:
         place_from_flags(*flags)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("uri", "host"),
-    [
-        ("1531576320.0;tcp://10.96.0.1,10.148.0.1,10.108.0.1:34911", "10.96.0.1"),
-        ("1531576320.0;tcp://10.96.0.1:34911", "10.96.0.1"),
-        ("1531576320.0;tcp6://[fe80::b9b:ac5d:9cf0:b858,2620:10d::3000:2]:43370", "[fe80::b9b:ac5d:9cf0:b858]"),
-    ],
-)
-def test_open_mpi_says_where_mpirun_runs(uri, host):
-    place = place_from_environment(OPEN_MPI | {"OMPI_MCA_orte_hnp_uri": uri})
-    assert place == Place(f"{host}:{FIRST_PORT + 1531576320 // PORTS % PORTS}", 4, 3, [1])
-
-
-def test_open_mpi_without_an_address_needs_one_and_takes_it_from_jax_s_variable():
-    later = {name: value for name, value in OPEN_MPI.items() if name != "OMPI_MCA_orte_hnp_uri"}  # release 5
-    with pytest.raises(UserError, match="Open MPI started 4 processes .*mpirun -x JAX_COORDINATOR_ADDRESS=HOST:PORT"):
-        place_from_environment(later)
-    assert place_from_environment(later | {"JAX_COORDINATOR_ADDRESS": "a:1"}).coordinator == "a:1"
+def test_the_launchers_say_how_many_processes_there_are_and_open_mpi_counts_inside_a_slurm_job():
+    assert place_from(SLURM) == place(2, 1)
+    assert place_from(SLURM | OPEN_MPI) == place(4, 3, [1])
+    assert place_from(OPEN_MPI | {"JAX_COORDINATOR_ADDRESS": "a:1"}) == place(4, 3, [1])
     with pytest.raises(UserError, match="JAX_COORDINATOR_ADDRESS=a is not HOST:PORT"):
-        place_from_environment(later | {"JAX_COORDINATOR_ADDRESS": "a"})
-
-
-def test_one_process_of_open_mpi_is_alone():
-    assert place_from_environment(OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"}) is None
+        place_from(OPEN_MPI | {"JAX_COORDINATOR_ADDRESS": "a"})
 
 
 @pytest.mark.parametrize(
-    ("nodes", "host"),
+    "environment",
     [
-        ("node001", "node001"), ("node001,host2", "node001"), ("node[001-015],host2", "node001"),
-        ("node[001,007-015],host2", "node001"), ("gpu-a-[3,5]", "gpu-a-3"), ("localhost", "localhost"),
-    ],
-)  # fmt: skip
-def test_slurm_s_first_node_has_process_0(nodes, host):
-    place = place_from_environment(SLURM | {"SLURM_STEP_NODELIST": nodes})
-    assert place == Place(f"{host}:{FIRST_PORT + 70001 % PORTS}", 2, 1)
-
-
-def test_steps_of_one_slurm_job_have_ports_of_their_own():
-    ports = {place_from_environment(SLURM | {"SLURM_STEP_ID": str(step)}).coordinator for step in range(8)}
-    assert len(ports) == 8
-    assert place_from_environment(SLURM | {"JAX_COORDINATOR_PORT": "77"}).coordinator == "node007:77"
-
-
-@pytest.mark.parametrize(
-    "step",
-    [
-        {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"},  # srun with one task, in a job of two
-        {"SLURM_STEP_NUM_TASKS": None, "SLURM_STEP_NODELIST": None, "SLURM_STEP_ID": None},  # the batch script
-        {"SLURM_STEP_NUM_TASKS": None, "SLURM_PROCID": None},  # a shell of salloc
+        OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"},
+        SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"},  # srun with one task, in a job of two
+        SLURM | {"SLURM_STEP_NUM_TASKS": None, "SLURM_STEP_NODELIST": None, "SLURM_STEP_ID": None},  # the batch script
+        SLURM | {"SLURM_STEP_NUM_TASKS": None, "SLURM_PROCID": None},  # a shell of salloc
     ],
 )
-def test_without_a_step_of_several_tasks_slurm_has_one_process(step):
-    environment = {name: value for name, value in (SLURM | step).items() if value is not None}
-    assert place_from_environment(environment) is None
-
-
-def test_mpirun_inside_a_slurm_job_counts():
-    assert place_from_environment(SLURM | OPEN_MPI).count == 4
+def test_one_process_of_a_launcher_is_alone(environment):
+    assert place_from({name: value for name, value in environment.items() if value is not None}) is None
 
 
 @pytest.mark.parametrize(
     ("tasks", "visible", "expected"),
     [
-        ("1(x2)", "0,1,2,3", None),  # a task a node has all of its GPUs
+        ("1(x2)", "0,1,2,3", []),  # a task a node has all of its GPUs
         ("4(x2)", "0,1,2,3", [2]),  # a task a GPU
         ("4(x2)", None, [2]),
-        ("4(x2)", "2", None),  # Slurm has bound one to each already
+        ("4(x2)", "2", []),  # Slurm has bound one to each already
         ("4(x2),3", "0,1,2,3", [2]),
     ],
 )
 def test_processes_that_share_a_host_have_a_gpu_each(tasks, visible, expected):
     environment = SLURM | {"SLURM_STEP_TASKS_PER_NODE": tasks, "SLURM_LOCALID": "2"}
     environment |= {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
-    assert place_from_environment(environment).local_devices == expected
+    assert place_from(environment)["local_device_ids"] == expected
 
 
 @pytest.mark.parametrize(
@@ -141,9 +117,65 @@ def test_jax_is_asked_about_a_tpu_pod_where_it_can_know(environment, platforms, 
     assert may_be_tpu_pod(environment, platforms) == expected
 
 
-def test_an_ordinary_machine_is_one_process_at_once_and_without_a_word():
+def start_program(**environment):
     program = "import time, mae_jax.runtime.processes as p; t = time.time(); p.start(); print(time.time() - t)"
     left_out = ("JAX_PLATFORMS", "KUBERNETES_SERVICE_HOST", "TPU_WORKER_HOSTNAMES")
-    environment = {name: value for name, value in os.environ.items() if name not in left_out}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, cwd=ROOT)
+    environment |= {name: value for name, value in os.environ.items() if name not in left_out}
+    return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, cwd=ROOT)
+
+
+def test_an_ordinary_machine_is_one_process_at_once_and_without_a_word():
+    done = start_program()
     assert done.returncode == 0 and done.stderr == "" and float(done.stdout) < 1, done
+
+
+def test_open_mpi_without_an_address_is_told_how_to_give_one():
+    later = {name: value for name, value in OPEN_MPI.items() if name != "OMPI_MCA_orte_hnp_uri"}  # release 5
+    done = start_program(**later)
+    assert "mpirun -x JAX_COORDINATOR_ADDRESS=HOST:PORT" in done.stderr.splitlines()[-1]
+
+
+@pytest.fixture
+def port():
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    yield port
+    if cluster._door:
+        cluster._door.close()
+
+
+def meet_all(port, count):
+    with ThreadPoolExecutor(count) as threads:
+        return list(threads.map(lambda index: meet(f"localhost:{port}", count, index), reversed(range(count))))
+
+
+def test_all_learn_where_jax_s_service_is_whoever_comes_first_and_strangers_change_nothing(port):
+    def call():
+        for text in (b"", b"GET / HTTP/1.1\r\n\r\n", b"0", b"3", b"-1"):
+            with contextlib.suppress(OSError), socket.create_connection(("localhost", port)) as stranger:
+                stranger.sendall(text)
+
+    threading.Timer(0.3, call).start()
+    (address,) = set(meet_all(port, 3))
+    assert address.startswith("localhost:") and address != f"localhost:{port}"
+
+
+def test_a_newcomer_to_the_port_of_a_run_or_of_another_program_is_refused(port, monkeypatch):
+    monkeypatch.setattr(cluster, "ANSWER_SECONDS", 0.3)
+    meet_all(port, 2)
+    with pytest.raises(UserError, match=rf"process 0 cannot listen on port {port} \(Address already in use\): choose"):
+        meet(f"localhost:{port}", 2, 0)
+    with pytest.raises(UserError, match=f"process 1 of 2 does not find .* localhost:{port}: another run or program"):
+        meet(f"localhost:{port}", 2, 1)
+
+
+def test_a_program_that_gives_another_answer_is_not_process_0(port):
+    with socket.create_server(("localhost", port)) as server:
+
+        def serve():
+            with server.accept()[0] as visitor:
+                visitor.sendall(b"HTTP/1.0 400")
+
+        threading.Thread(target=serve, daemon=True).start()
+        with pytest.raises(UserError, match="another run or program listens there"):
+            meet(f"localhost:{port}", 2, 1)

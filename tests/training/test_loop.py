@@ -12,7 +12,7 @@ import pytest
 
 from mae_jax.runtime import signals
 from mae_jax.runtime.profiling import Profiler
-from mae_jax.runtime.signals import CALLS_UNTIL_AGREED, SharedStopSignal, Stopped, StopSignal
+from mae_jax.runtime.signals import SharedStopSignal, Stopped, StopSignal
 from mae_jax.runtime.startup import Startup
 from mae_jax.training.loop import NonFiniteLoss, train
 
@@ -236,7 +236,7 @@ def test_a_signal_while_a_batch_is_waited_for_ends_the_wait_with_everything_save
 
 def test_a_signal_cuts_an_evaluation_short_and_the_resumed_run_makes_it():
     run = Run(every=100)
-    run.on_evaluation = terminate
+    run.on_evaluation = lambda: (terminate(), signals.look())
     with pytest.raises(Stopped):
         run()
     assert "evaluate 4" in run.events and "evaluated 4" not in run.events
@@ -295,49 +295,13 @@ def test_the_handlers_defer_a_signal_that_comes_while_a_step_runs():
     assert run.checkpoints.saved == {2: State(2, (0, 1))}
 
 
-def test_of_several_processes_one_that_waits_for_data_gives_up_after_a_while_without_saving(monkeypatch):
-    monkeypatch.setattr(signals, "PATIENCE_SECONDS", 0.1)
-    run = Run(stop=SharedStopSignal(), every=2)
-    run.on_batch[5] = lambda: (terminate(), time.sleep(60))
+def test_of_several_processes_all_stop_at_the_call_that_they_agree_on_with_everything_saved(monkeypatch):
+    monkeypatch.setattr(signals.multihost_utils, "reached_preemption_sync_point", lambda call: call == 6)
+    run = Run(stop=SharedStopSignal(), every=100)
     with pytest.raises(Stopped):
         run()
-    assert not run.stop.everywhere and run.stop.exit_code() == 143 and run.checkpoints.latest_step() == 4
-
-
-@pytest.mark.parametrize("batch", [0, 2, 5])
-def test_of_several_processes_a_signal_stops_all_after_the_step_on_which_they_agree_with_everything_saved(batch):
-    run = Run(stop=SharedStopSignal())
-    run.on_batch[batch] = terminate
-    with pytest.raises(Stopped):
-        run()
-    step = batch + 1 + CALLS_UNTIL_AGREED
-    assert run.stop.everywhere and run.stop.exit_code() == 143
-    assert run.checkpoints.saved[step] == State(step, tuple(range(step))) and run.checkpoints.waited
-    assert run.events[-1] == f"save {step}"
-
-
-def test_of_several_processes_a_signal_does_not_cut_one_s_evaluation_short():
-    run = Run(every=100, total=20, stop=SharedStopSignal())
-    run.on_evaluation = terminate
-    with pytest.raises(Stopped):
-        run()
-    assert "evaluated 4" in run.events and run.checkpoints.latest_step() == 4 + 1 + CALLS_UNTIL_AGREED
-
-
-def test_of_several_processes_an_evaluation_is_left_out_once_they_have_agreed_to_stop():
-    run = Run(every=100, stop=SharedStopSignal())
-    run.on_batch[8 - 1 - CALLS_UNTIL_AGREED] = terminate
-    with pytest.raises(Stopped):
-        run()
-    assert "evaluate 8" not in run.events and run.checkpoints.latest_step() == 8
-
-
-def test_of_several_processes_a_signal_at_the_last_steps_finds_everything_saved():
-    run = Run(stop=SharedStopSignal())
-    run.on_batch[9] = terminate
-    with pytest.raises(Stopped):
-        run()
-    assert run.checkpoints.latest_step() == 10 and run.checkpoints.waited and not run.stop.everywhere
+    assert run.stop.exit_code() == 143 and run.events[-1] == "save 5"
+    assert run.checkpoints.saved == {5: State(5, (0, 1, 2, 3, 4))} and run.checkpoints.waited
 
 
 def test_updates_that_are_left_out_are_told_and_the_run_goes_on_until_there_are_too_many():
@@ -379,7 +343,7 @@ def test_a_signal_while_updates_are_left_out_does_not_save_what_gives_no_finite_
     with pytest.raises(Stopped):
         run()
     assert run.checkpoints.latest_step() == 4 and run.checkpoints.waited
-    assert "at step 6; its loss is not finite and it is not saved" in run.reporter.lines[-1]
+    assert "at step 7; its loss is not finite and it is not saved" in run.reporter.lines[-1]
 
 
 def test_a_last_update_that_was_left_out_is_the_end_of_the_run_if_the_state_can_be_evaluated():
