@@ -51,6 +51,7 @@ from mae_jax.tasks import check_task, trains
 from mae_jax.training.loop import NonFiniteLoss
 from mae_jax.workdir.history import check_folder
 from mae_jax.workdir.lock import NAME, locked
+from mae_jax.workdir.metrics import check_writers
 
 use_defaults(common.get_config)
 CONFIG = config_flags.DEFINE_config_file("config", help_string="a file of configs/")
@@ -84,7 +85,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def main(argv: list[str], startup: Startup) -> None:
-    logging.set_verbosity(logging.WARNING)  # the libraries' own chatter stays out of the run's lines
+    logging.set_verbosity(logging.FATAL)  # what the libraries log as an error they raise too
     keep_freed_memory()
     use_compilation_cache()
     saves = trains(CONFIG.value.task)
@@ -127,6 +128,7 @@ def run(argv: list[str], stop: StopSignal, startup: Startup) -> None:
     config.given = given_settings(sys.argv[1:])
     with startup.phase("imports"):
         task = check_task(config)
+    check_writers(config.logging.writers)
     expand_paths(config)
     path, argument = config_file(sys.argv[1:])
     workdir = Path(WORKDIR.value or "_".join(["runs/" + path.stem, *([argument] if argument else [])]))
@@ -158,7 +160,9 @@ def run(argv: list[str], stop: StopSignal, startup: Startup) -> None:
             if error.errno not in NO_ROOM:
                 raise
             where = error.filename or workdir
-            raise NotSaved(f"{where} cannot be written: {error.strerror}; free space there") from error
+            raise NotSaved(
+                f"{where} cannot be written: {error.strerror}; free space there, the same command goes on"
+            ) from error
 
 
 def create_workdir(path: Path) -> Path:

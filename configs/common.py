@@ -196,6 +196,10 @@ def get_config() -> ml_collections.ConfigDict:
     checkpoint.keep = 3  # newest checkpoints kept
     checkpoint.keep_every_steps = placeholder(int)  # checkpoints at multiples of this are kept for ever
 
+    logging = config.logging = ml_collections.ConfigDict()
+    # Where numbers and pictures go: jsonl (always) | tensorboard | wandb | mlflow | module:Class.
+    logging.writers = ("jsonl", "tensorboard")
+
     evaluate = config.evaluate = ml_collections.ConfigDict()
     evaluate.every_steps = placeholder(int)  # None: at the end only
     evaluate.mask_ratio = placeholder(float)  # of the evaluation's losses and pictures; None: the model's

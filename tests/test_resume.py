@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -151,55 +152,42 @@ def small_files():
     return {"under": ("prlimit", "--fsize=20000"), "JAX_ENABLE_COMPILATION_CACHE": "false"}
 
 
-def test_a_run_that_cannot_save_ends_with_code_1_and_the_same_command_goes_on(tmp_path, unbroken, small_files):
-    shutil.copytree(unbroken / "checkpoints" / "49", tmp_path / "checkpoints" / "49")
-    process = start(*ARGUMENTS, f"--workdir={tmp_path}", **small_files)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 1, out + err
-    assert "checkpoint 56 cannot be saved: File too large; checkpoint 49 is kept, the run goes on" in out
-    assert err.startswith("error: checkpoint 60 cannot be saved: File too large; ") and err.count("\n") == 1
-    assert err.endswith("the same command goes on from checkpoint 49\n")
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["49"]
-    assert not (tmp_path / "result.json").exists()
-    (tmp_path / "metrics.jsonl").write_text((unbroken / "metrics.jsonl").read_text())
-    code, out, err = run(*ARGUMENTS, f"--workdir={tmp_path}")
-    assert code == 0, out + err
-    assert_same_end(tmp_path, unbroken)
-
-
-def test_sigterm_when_the_state_cannot_be_saved_is_code_1_and_says_where_the_run_will_go_on(
-    tmp_path, unbroken, small_files
-):
-    shutil.copytree(unbroken / "checkpoints" / "49", tmp_path / "checkpoints" / "49")
+def test_sigterm_when_the_state_cannot_be_saved_is_code_1_and_the_same_command_goes_on(tmp_path, unbroken, small_files):
+    for name in ("checkpoints/49", "metrics.jsonl"):
+        copy = shutil.copytree if name.startswith("checkpoints") else shutil.copy
+        copy(unbroken / name, tmp_path / name)
     arguments = (*ARGUMENTS, "--config.train.steps=100000", "--config.checkpoint.every_steps=100000")
     process = start(*arguments, f"--workdir={tmp_path}", **small_files)
     wait_for_step(process, tmp_path, 55)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=120)
-    assert process.returncode == 1 and err.count("\n") == 1, out + err
-    assert "cannot be saved: File too large" in err and "goes on from checkpoint 49" in err
+    assert process.returncode == 1, out + err
+    last = err.splitlines()[-1]  # Orbax's threads may print tracebacks of their own
+    assert last.startswith("error: checkpoint ") and "cannot be saved: File too large; " in last
+    assert last.endswith("the same command goes on from checkpoint 49")
+    code, out, err = run(*ARGUMENTS, f"--workdir={tmp_path}")
+    assert code == 0, out + err
+    assert_same_end(tmp_path, unbroken)
 
 
-def test_a_run_goes_on_through_a_full_disk_and_ends_well_when_there_is_room_again(tmp_path):
+def test_a_full_disk_ends_the_run_with_code_1_and_one_line_and_the_same_command_goes_on(tmp_path, unbroken):
     with small_disk(tmp_path / "disk", "4m"):
         workdir, filler = tmp_path / "disk" / "run", tmp_path / "disk" / "filler"
-        arguments = (*TINY, "--config.train.steps=600", "--config.checkpoint.every_steps=50", f"--workdir={workdir}")
-        process = start(*arguments, "--config.train.log_every_steps=10")
-        while not (workdir / "checkpoints" / "50").exists():
+        workdir.mkdir()
+        for name in ("checkpoints/49", "config.json", "metrics.jsonl"):
+            copy = shutil.copytree if name.startswith("checkpoints") else shutil.copy
+            copy(unbroken / name, workdir / name)
+        process = start(*ARGUMENTS, f"--workdir={workdir}")
+        while "first step after" not in process.stdout.readline():
             assert process.poll() is None
-        process.send_signal(signal.SIGSTOP)
         fill(filler)
-        process.send_signal(signal.SIGCONT)
-        while "cannot be saved: No space left on device; checkpoint " not in process.stdout.readline():
-            assert process.poll() is None, process.communicate()
-        filler.unlink()
         out, err = process.communicate(timeout=120)
-        assert process.returncode == 0 and err == "", out + err
-        assert read_json(workdir / "result.json")["step"] == 600
-        assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"500", "550", "600"}
-        assert [step for step, loss in complete_losses(workdir / "metrics.jsonl") if loss] == [1, *range(10, 601, 10)]
-        code, out, err = run(*arguments)
-        assert code == 0 and "is finished" in out, out + err
+        assert process.returncode == 1 and err.count("\n") == 1, out + err
+        assert re.fullmatch("error: .*: No space left on device.*; free space .*, the same command goes on.*\n", err)
+        filler.unlink()
+        code, out, err = run(*ARGUMENTS, f"--workdir={workdir}")
+        assert code == 0 and "going on from checkpoint" in out, out + err
+        assert_same_end(workdir, unbroken)
 
 
 def test_a_model_that_two_devices_trained_loads_on_one_and_goes_on_there(tmp_path):

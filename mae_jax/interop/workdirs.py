@@ -14,7 +14,7 @@ from mae_jax.models.parameters import join
 from mae_jax.runtime.errors import UserError, first_line
 from mae_jax.runtime.processes import from_main, is_main
 from mae_jax.settings.fields import from_dict
-from mae_jax.workdir.checksums import find_damage, has_manifest
+from mae_jax.workdir.checksums import find_damage
 
 ITEMS = ("frozen", "params", "average", "statistics")  # of a checkpoint, that make up a model
 
@@ -83,8 +83,7 @@ def _own_config(workdir: Path) -> dict[str, Any] | None:
 
 
 def _check_undamaged(checkpoint: Path, *parts: str) -> None:
-    # One of an earlier version has no manifest.
-    if has_manifest(checkpoint) and (damage := find_damage(checkpoint, parts)):
+    if damage := find_damage(checkpoint, parts):
         raise UserError(f"checkpoint {checkpoint} is damaged: {damage}; take {_another(checkpoint)}")
 
 

@@ -39,6 +39,7 @@ SETTINGS = {
     "checkpoint.every_steps": "save save_every save_steps save_freq",
     "evaluate.every_steps": "eval eval_every eval_steps eval_freq",
     "train.log_every_steps": "log print_freq log_every",
+    "logging.writers": "logger loggers log_with report_to tracker tensorboard wandb mlflow",
     "mesh.data": "gpu gpus num_gpus devices device",
 }
 # The same for configs.

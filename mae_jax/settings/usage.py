@@ -11,7 +11,7 @@ from mae_jax.runtime.errors import UserError
 from mae_jax.settings.fields import defaults, flatten, get
 from mae_jax.settings.suggestions import nearest
 
-EVERY = "task given file init_from assume.* model.* data.* "
+EVERY = "task given file init_from assume.* model.* data.* logging.* "
 # What some tasks do not read of these groups.
 NO_LABELS = "-data.label_fraction "
 NO_MIXING = "-data.erasing -data.mixup -data.cutmix -data.mix_* "
@@ -39,7 +39,7 @@ READS = {
     "evaluate": MEASURES + NO_LABELS + HIDES,
     "evaluate a classifier": MEASURES + NO_LABELS,
     "reconstruct": MEASURES + NO_LABELS + HIDES,
-    "export": EVERY + NO_LABELS + NO_MIXING + NO_TRAINING + "format encoder_only",
+    "export": EVERY + NO_LABELS + NO_MIXING + NO_TRAINING + "-logging.* format encoder_only",
 }  # fmt: skip
 READS["ablate"] = READS["pretrain"] + " ablate.* shard"
 # A config may start from that of another of these tasks, and keep its settings. On a command line they are a mistake.

@@ -28,8 +28,8 @@ from mae_jax.runtime.sharding import on_rows
 from mae_jax.runtime.signals import StopSignal
 from mae_jax.tasks.measuring import open_checkpoint, write_measurement
 from mae_jax.tasks.reconstruct import reconstruct
-from mae_jax.workdir.reporting import provenance, save_picture
-from mae_jax.workdir.writing import write_atomically, write_json
+from mae_jax.workdir.reporting import provenance
+from mae_jax.workdir.writing import save_picture, write_atomically, write_json
 
 SHOWN_CLASSES = 20  # rows of the class table that are printed
 

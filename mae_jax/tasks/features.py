@@ -1,5 +1,6 @@
 """Frozen features of every image, written to disk for other programs."""
 
+import contextlib
 from pathlib import Path
 
 import ml_collections
@@ -12,7 +13,7 @@ from mae_jax.runtime.processes import is_main
 from mae_jax.runtime.signals import StopSignal
 from mae_jax.tasks.frozen import FrozenEncoder
 from mae_jax.tasks.measuring import write_measurement
-from mae_jax.workdir.writing import make_temporary
+from mae_jax.workdir.writing import replacing
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> None:
@@ -27,26 +28,26 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
     """
     frozen = FrozenEncoder(config, workdir, labelled=False)
     result, written = {"step": frozen.step}, {}
-    for split, source in (("train", frozen.train_source), ("eval", frozen.eval_source)):
-        if source is None:
-            continue
-        shape = (len(source), frozen.model.width)
-        features, labels = (workdir / f"{split}_{kind}.npy" for kind in ("features", "labels"))
-        if is_main():
-            written |= {path: make_temporary(path) for path in (features, labels)}
-            out = np.lib.format.open_memmap(written[features], mode="w+", dtype=np.float32, shape=shape)
-            _, found = frozen.extract(source, out)
-            out.flush()
-            with written[labels].open("wb") as file:
-                np.save(file, found)
-        else:
-            frozen.extract(source)
-        result[f"{split}_features"] = list(shape)
-    if frozen.train_source is None and is_main():
-        for kind in ("features", "labels"):
-            (workdir / f"train_{kind}.npy").unlink(missing_ok=True)
-    for path, temporary in written.items():
-        temporary.replace(path)
+    with contextlib.ExitStack() as files:
+        for split, source in (("train", frozen.train_source), ("eval", frozen.eval_source)):
+            if source is None:
+                continue
+            shape = (len(source), frozen.model.width)
+            features, labels = (workdir / f"{split}_{kind}.npy" for kind in ("features", "labels"))
+            if is_main():
+                written |= {path: files.enter_context(replacing(path)) for path in (features, labels)}
+                out = np.lib.format.open_memmap(written[features], mode="w+", dtype=np.float32, shape=shape)
+                _, found = frozen.extract(source, out)
+                out.flush()
+                with written[labels].open("wb") as file:
+                    np.save(file, found)
+            else:
+                frozen.extract(source)
+            result[f"{split}_features"] = list(shape)
+        if frozen.train_source is None and is_main():
+            for kind in ("features", "labels"):
+                (workdir / f"train_{kind}.npy").unlink(missing_ok=True)
+    for path in written:
         say(f"wrote {path}")
     names = frozen.eval_source.class_names
     result["class_names"] = names and [escaped(name) for name in names]

@@ -17,6 +17,7 @@ from mae_jax.settings.checks import check_channels
 from mae_jax.settings.fields import defaults, flatten
 from mae_jax.settings.usage import check_read
 from mae_jax.workdir.history import keep_earlier_measurement
+from mae_jax.workdir.metrics import write_once
 from mae_jax.workdir.writing import finite_or_null, write_json
 
 # Settings that the command may decide; the others of `model` and `data` are the checkpoint's.
@@ -104,6 +105,7 @@ def write_measurement(workdir: Path, config: ml_collections.ConfigDict, result: 
     result = finite_or_null(result | {"measured": measured})
     keep_earlier_measurement(workdir, result)
     write_json(workdir / "result.json", result)
+    write_once(workdir, config.to_dict(), result["step"], result)
 
 
 def _changed(asked: dict, usual: dict) -> dict[str, Any]:

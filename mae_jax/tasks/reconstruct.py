@@ -16,8 +16,8 @@ from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import check_heads, make_mesh, parameter_shardings, put
 from mae_jax.runtime.signals import StopSignal
 from mae_jax.tasks.measuring import open_checkpoint, write_measurement
-from mae_jax.workdir.reporting import provenance, save_picture
-from mae_jax.workdir.writing import write_json
+from mae_jax.workdir.reporting import provenance
+from mae_jax.workdir.writing import save_picture, write_json
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> None:
@@ -61,7 +61,8 @@ def reconstruct(weights: Weights, config: ml_collections.ConfigDict, workdir: Pa
     params = put(weights.params, parameter_shardings(mesh, weights.params))
     write_json(workdir / "config.json", config.to_dict() | provenance())
     caption = f"{config.init_from}, {weights.origin}"
-    picture = save_picture(workdir / "reconstructions" / f"{weights.step}.png", evaluation.picture(params, caption))
+    picture = workdir / "reconstructions" / f"{weights.step}.png"
+    save_picture(picture, evaluation.picture(params, caption))
     result = {"step": weights.step, "eval/loss": evaluation.loss(params), "images": len(evaluation.eval_source)}
     write_measurement(workdir, config, result)
     images = count_images(None, evaluation.eval_source)

@@ -87,7 +87,7 @@ def train(
       NonFiniteLoss: at the first such step that is not left out, found when the step is reported; nothing is saved from
         it on, and a checkpoint that has not given a finite loss yet is set aside.
       Stopped: after a signal, when the state is on disk.
-      NotSaved: if the last state cannot be saved, or that of a signal. Other saves that fail are told.
+      NotSaved: if a checkpoint cannot be saved.
     """
     step = start_step = int(state.step)
     pending = []  # (step, its scalars still on the device) since the last look

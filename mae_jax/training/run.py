@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 from mae_jax.data.resolutions import size_at
 from mae_jax.objectives.objective import Objective
 from mae_jax.runtime.console import say
-from mae_jax.runtime.errors import NotSaved, reason
 from mae_jax.runtime.memory import bytes_on_a_device, check_memory
 from mae_jax.runtime.processes import from_main, sum_of_all
 from mae_jax.runtime.profiling import Profiler
@@ -24,7 +23,8 @@ from mae_jax.training.plan import describe_plan, make_plan, make_train_key
 from mae_jax.training.state import TrainState, create_state, start_from
 from mae_jax.workdir.checkpoints import Checkpoints
 from mae_jax.workdir.history import check_not_beyond, keep_earlier_result, keep_earlier_run
-from mae_jax.workdir.reporting import Reporter, provenance, write_if_possible
+from mae_jax.workdir.metrics import Writers
+from mae_jax.workdir.reporting import Reporter, provenance
 from mae_jax.workdir.writing import finite_or_null, read_object, write_json
 
 
@@ -42,7 +42,8 @@ def run_training(
       UserError: for settings or checkpoints that do not fit, before anything is compiled.
       NonFiniteLoss: where the loss stops being a number.
       Stopped: after a signal, when everything is saved.
-      NotSaved: if the state at the end, or when a signal came, cannot be written.
+      NotSaved: if a checkpoint cannot be written.
+      OSError: if another file cannot be written.
     """
     plan = make_plan(config, objective, mesh)
     total_steps = plan.total_steps
@@ -64,8 +65,7 @@ def run_training(
         keep_earlier_result(workdir, saved_step)
 
     # Say what will run.
-    settings = config.to_dict() | provenance()
-    settings = None if write_if_possible(workdir / "config.json", settings) else settings
+    write_json(workdir / "config.json", config.to_dict() | provenance())
     say(f"{config.data.name} -> {workdir}", *describe_plan(config, objective, mesh, plan))
     for key, (then, now) in changed.items():
         say(f"  changed   {key} was {then!r} up to step {start_step}, is now {now!r}")
@@ -83,8 +83,9 @@ def run_training(
         state = start_from(state, starting_values) if starting_values else state
         del starting_values
     reporter = Reporter(
-        workdir, start_step=start_step, total_steps=total_steps, batch_size=config.data.batch_size,
-        flops_per_image=lambda step: objective.train_flops(size_at(plan.stages, step)), unwritten_config=settings,
+        workdir, Writers(workdir, config.to_dict(), start_step), start_step=start_step, total_steps=total_steps,
+        batch_size=config.data.batch_size,
+        flops_per_image=lambda step: objective.train_flops(size_at(plan.stages, step)),
     )  # fmt: skip
     profiler = Profiler(workdir / "profile", config.train.profile_steps, start_step)
     with contextlib.closing(checkpoints), contextlib.closing(reporter), contextlib.closing(profiler):
@@ -124,7 +125,6 @@ def measure(
 
     Raises:
       NonFiniteLoss: the loss is no number; the checkpoint is set aside.
-      NotSaved: result.json cannot be written.
     """
     step = int(state.step)
     scores = objective.evaluate(state, reporter)
@@ -134,13 +134,7 @@ def measure(
     else:
         reporter.scalars(step, scores, prefix="eval/")
     result, lines = objective.result(state, scores)
-    try:
-        write_json(workdir / "result.json", finite_or_null({"step": step} | result))
-    except OSError as error:
-        raise NotSaved(
-            f"{workdir}/result.json cannot be written: {reason(error)}; free space there, the same command "
-            f"goes on from checkpoint {step}"
-        ) from error
+    write_json(workdir / "result.json", finite_or_null({"step": step} | result))
     return lines
 
 

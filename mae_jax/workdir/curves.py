@@ -1,8 +1,8 @@
-"""The curves of a run in one picture: loss, learning rate and what was learnt, from the lines of metrics.jsonl."""
+"""The curves of a run in one picture, from the lines of metrics.jsonl."""
 
 import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -17,49 +17,29 @@ PANELS = {
         "eval/knn/top1": "k-NN",
     },
 }
-NAMES = tuple(name for curves in PANELS.values() for name in curves)
 EARLY = 0.1  # share of the steps in which the loss falls from so high that the rest would be flat
 
-
-class Panel(NamedTuple):
-    """Curves that share their axes."""
-
-    title: str
-    curves: dict[str, tuple[list[int], list[float]]]  # name in the legend -> steps, values
+Curves = dict[str, list[tuple[int, float]]]  # name in the legend -> (step, value)
 
 
-class Curves:
-    """What of a run's metrics is drawn.
-
-    Args:
-      lines: of metrics.jsonl.
-    """
-
-    def __init__(self, lines: Iterable[dict[str, Any]] = ()):
-        self._points: dict[str, tuple[list[int], list[float]]] = {name: ([], []) for name in NAMES}
-        for line in lines:
-            self.add(line)
-
-    def add(self, line: dict[str, Any]) -> None:
-        """Takes a further line; what is not drawn in it is left out."""
-        for name in NAMES:
-            if isinstance(line.get(name), float) and math.isfinite(line[name]):
-                steps, values = self._points[name]
-                steps.append(line["step"])
-                values.append(line[name])
-
-    def panels(self) -> list[Panel]:
-        """The panels of which there is something, each with the curves of which there is something."""
-        panels = []
-        for title, names in PANELS.items():
-            scale = 100 if "%" in title else 1
-            found = {label: self._points[name] for name, label in names.items() if self._points[name][0]}
-            curves = {label: (steps, [scale * value for value in values]) for label, (steps, values) in found.items()}
-            panels += [Panel(title, curves)] if curves else []
-        return panels
+def make_panels(lines: Iterable[dict[str, Any]]) -> dict[str, Curves]:
+    """Title -> curves that share their axes; only panels and curves that have points."""
+    lines, panels = list(lines), {}
+    for title, names in PANELS.items():
+        scale = 100 if "%" in title else 1
+        curves = {
+            label: [(line["step"], scale * line[name]) for line in lines if _is_finite(line.get(name))]
+            for name, label in names.items()
+        }
+        panels[title] = {label: points for label, points in curves.items() if points}
+    return {title: curves for title, curves in panels.items() if curves}
 
 
-def draw(panels: list[Panel]) -> np.ndarray:
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
+
+
+def draw(panels: dict[str, Curves]) -> np.ndarray:
     """A picture uint8 [400, 1200, 3]: the panels in a row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # here, since matplotlib takes a second
     from matplotlib.figure import Figure
@@ -67,24 +47,25 @@ def draw(panels: list[Panel]) -> np.ndarray:
     figure = Figure(figsize=(12, 4), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     row = figure.subplots(1, len(panels), squeeze=False, sharex=True)[0]
-    for axes, panel in zip(row, panels, strict=True):
-        for label, (steps, values) in panel.curves.items():
-            axes.plot(steps, values, label=label, linewidth=1.2, marker="o" if len(steps) <= 30 else None, markersize=3)
-        axes.set(title=panel.title, xlabel="step")
+    for axes, (title, curves) in zip(row, panels.items(), strict=True):
+        for label, points in curves.items():
+            marker = "o" if len(points) <= 30 else None
+            axes.plot(*zip(*points, strict=True), label=label, linewidth=1.2, marker=marker, markersize=3)
+        axes.set(title=title, xlabel="step")
         axes.locator_params(axis="x", nbins=5, integer=True)
         axes.ticklabel_format(axis="y", useOffset=False)
         axes.grid(alpha=0.3)
-        if panel.title == "loss":
-            axes.set_ylim(*_loss_limits(panel))
-        if list(panel.curves) != [panel.title]:
+        if title == "loss":
+            axes.set_ylim(*_loss_limits(curves))
+        if list(curves) != [title]:
             axes.legend()
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def _loss_limits(panel: Panel) -> tuple[float, float]:
+def _loss_limits(curves: Curves) -> tuple[float, float]:
     """Where the axis of the loss begins and ends: a curve may come from above in the run's first steps."""
-    points = [point for steps, values in panel.curves.values() for point in zip(steps, values, strict=True)]
+    points = [point for points in curves.values() for point in points]
     begin = EARLY * max(step for step, _ in points)
     values = [value for step, value in points if step >= begin]
     margin = 0.05 * (max(values) - min(values)) or 0.05 * abs(max(values)) or 0.05

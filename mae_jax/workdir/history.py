@@ -9,16 +9,16 @@ from typing import Any
 from mae_jax.runtime.console import say
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.processes import only_main
-from mae_jax.workdir.writing import parse_object, read_object, write_atomically
+from mae_jax.workdir.writing import read_object
 
 MEASURED = ("classes.csv", "confusion_matrix.png") + tuple(
     f"{split}_{kind}.npy" for split in ("train", "eval") for kind in ("features", "labels")
 )
 FILES = ("config.json", "metrics.jsonl", "metrics.png", "result.json", "init_from.json", *MEASURED)
+FILES += ("wandb_run.txt", "mlflow_run.txt")
 ABLATIONS = ("table.md", "table.csv", "plot.png", "command.txt", "log.txt", "status.json")
 FOLDERS = ("checkpoints", "checkpoints_set_aside", "reconstructions", "profile")
 MAY_BE_LINKED = ("checkpoints",)  # to a larger disk
-OWN_METRICS = ("images_per_second", "save_seconds", "eval/loss")
 
 
 def check_folder(workdir: Path, task: str) -> None:
@@ -30,13 +30,13 @@ def check_folder(workdir: Path, task: str) -> None:
     if task == "export":  # it needs a folder of its own, and checks it itself
         return
     check_paths(workdir)
-    if task != "ablate" and not _is_ours(workdir):  # an ablation's own folder has no config.json
-        for name in ("config.json", "metrics.jsonl", "metrics.png", *MEASURED):
-            # A run on a full disk leaves an empty file, and an empty one of others loses nothing.
-            if (workdir / name).exists() and (workdir / name).stat().st_size:
-                raise UserError(
-                    f"--workdir={workdir} is no run's folder: its {name} is not of mae_jax; choose another folder"
-                )
+    if task == "ablate" or _is_ours(workdir):  # an ablation's own folder has no config.json
+        return
+    for path in (workdir / name for name in ("config.json", "metrics.jsonl", "metrics.png", *MEASURED)):
+        if path.exists() and path.stat().st_size:
+            raise UserError(
+                f"--workdir={workdir} is no run's folder: its {path.name} is not of mae_jax; choose another folder"
+            )
 
 
 def check_paths(workdir: Path) -> None:
@@ -51,14 +51,9 @@ def check_paths(workdir: Path) -> None:
 
 
 def _is_ours(workdir: Path) -> bool:
-    """Whether a run has begun here: by its config, its checkpoints, or its metrics where the disk was full before."""
-    config = workdir / "config.json"
-    if config.exists():
-        versions = (read_object(config) or {}).get("versions")
-        ours = isinstance(versions, dict) and "jax" in versions
-    else:
-        ours = any(name in line for line in read_metrics(workdir / "metrics.jsonl") for name in OWN_METRICS)
-    return ours or any(workdir.glob("checkpoints/*/about/metadata"))
+    """Whether a run has begun here."""
+    versions = (read_object(workdir / "config.json") or {}).get("versions")
+    return isinstance(versions, dict) and "jax" in versions or any(workdir.glob("checkpoints/*/about/metadata"))
 
 
 def check_not_beyond(workdir: Path, step: int, total_steps: int) -> None:
@@ -68,42 +63,6 @@ def check_not_beyond(workdir: Path, step: int, total_steps: int) -> None:
             f"{workdir} is at step {step} already, beyond the {total_steps} steps of this command; "
             f"raise train.steps or train.epochs, or choose another --workdir"
         )
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, without those that are damaged or were cut short. Empty if there is no file."""
-    return [line for _, line in _read_lines(path) if line is not None]
-
-
-def _read_lines(path: Path) -> list[tuple[bytes, dict[str, Any] | None]]:
-    """(text, what it says) of each line of a metrics.jsonl; None: nothing that a run has written."""
-    texts = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-    return [(text, _parse_line(text)) for text in texts]
-
-
-def _parse_line(text: bytes) -> dict[str, Any] | None:
-    line = parse_object(text)
-    return line if line is not None and type(line.get("step")) is int else None
-
-
-@only_main
-def cut_metrics(path: Path, step: int) -> None:
-    """Leaves in a metrics.jsonl the whole lines up to a step; those after it are of steps that are made again.
-
-    Raises:
-      OSError: if damaged lines stand in between and the disk has no room for the file without them.
-    """
-    lines = _read_lines(path)
-    kept = [text for text, line in lines if line is not None and line["step"] <= step]
-    if damaged := sum(line is None for _, line in lines[:-1]):  # the last one may have been under way
-        say(f"{path}: {damaged} of {len(lines)} lines are damaged and left out")
-    if kept != [text for text, _ in lines[: len(kept)]]:
-        write_atomically(path, b"".join(kept).decode())
-    elif lines:  # takes no room on the disk
-        os.truncate(path, sum(map(len, kept)))
-    if kept and not kept[-1].endswith(b"\n"):
-        with path.open("ab") as file:
-            file.write(b"\n")
 
 
 @only_main

@@ -14,7 +14,7 @@ from pathlib import Path
 from mae_jax.runtime.console import say
 from mae_jax.runtime.errors import UserError, reason
 from mae_jax.runtime.processes import is_main
-from mae_jax.workdir.writing import parse_object, read_object
+from mae_jax.workdir.writing import parse_object
 
 NAME = ".lock"
 HELD = (errno.EACCES, errno.EAGAIN)
@@ -40,7 +40,7 @@ def locked(workdir: Path, name: str = NAME, wait: bool = False) -> Iterator[None
         yield
         return
     try:
-        file = _lock(workdir, name, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file = _lock(workdir / name, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in IMPOSSIBLE:
             raise
@@ -55,43 +55,46 @@ def locked(workdir: Path, name: str = NAME, wait: bool = False) -> Iterator[None
         os.close(file)
 
 
-def _lock(workdir: Path, name: str, how: int) -> int:
-    """Locks a file in a workdir, writes into it whose it is, and returns it open."""
-    path = workdir / name
+def _lock(path: Path, how: int) -> int:
+    """Locks a file, writes into it whose it is, and returns it open."""
     while True:
-        try:
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-        except PermissionError as error:
-            raise UserError(
-                f"{path} is another user's: delete it if no run uses the workdir, or choose another"
-            ) from error
-        except OSError as error:
-            if error.errno not in NO_FILE:
-                raise
-            raise UserError(f"{path} is no file: remove it, or choose another --workdir") from error
-        try:
-            _check_ours(file, path)
-            fcntl.lockf(file, how)
-            if _is_at(file, path):  # and not deleted by a run that ended in between
-                _describe(file)
-                return file
-        except OSError as error:
-            if error.errno in HELD:
-                os.close(file)
+        with contextlib.ExitStack() as stack:
+            file = _open(path)
+            stack.callback(os.close, file)
+            text = os.pread(file, 4096, 0) if stat.S_ISREG(os.fstat(file).st_mode) else b"?"
+            owner = parse_object(text) or {}
+            if text and "host" not in owner:  # it would be overwritten and deleted
+                raise UserError(f"{path} is no lock of a run: remove it, or choose another --workdir")
+            try:
+                fcntl.lockf(file, how)
+            except OSError as error:
+                if error.errno not in HELD:
+                    raise
+                known = {"process", "host", "started"} <= owner.keys()  # it may just be being written
+                other = "process {process} on {host}, which started {started}" if known else "another run"
                 raise UserError(
-                    f"--workdir={workdir} is in use by {_owner(path)}; wait for it, stop it, or choose another folder"
+                    f"--workdir={path.parent} is in use by {other.format_map(owner)}; wait for it, stop it, or choose "
+                    "another folder"
                 ) from error
-            os.close(file)
+            if _is_at(file, path):  # and not deleted by a run that ended in between
+                started = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+                owner = {"process": os.getpid(), "host": socket.gethostname(), "started": started}
+                with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+                    os.ftruncate(file, 0)
+                    os.pwrite(file, json.dumps(owner).encode() + b"\n", 0)
+                stack.pop_all()
+                return file
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except PermissionError as error:
+        raise UserError(f"{path} is another user's: delete it if no run uses the workdir, or choose another") from error
+    except OSError as error:
+        if error.errno not in NO_FILE:
             raise
-        os.close(file)
-
-
-def _check_ours(file: int, path: Path) -> None:
-    """Raises UserError if what is to be locked is a file of something else, which a run would overwrite and delete."""
-    text = os.pread(file, 4096, 0) if stat.S_ISREG(os.fstat(file).st_mode) else b"?"
-    if text and "host" not in (parse_object(text) or {}):
-        os.close(file)
-        raise UserError(f"{path} is no lock of a run: remove it, or choose another --workdir")
+        raise UserError(f"{path} is no file: remove it, or choose another --workdir") from error
 
 
 def _is_at(file: int, path: Path) -> bool:
@@ -99,19 +102,3 @@ def _is_at(file: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(file), path.stat())
     except FileNotFoundError:
         return False
-
-
-def _describe(file: int) -> None:
-    started = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
-    owner = {"process": os.getpid(), "host": socket.gethostname(), "started": started}
-    with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
-        os.ftruncate(file, 0)
-        os.pwrite(file, json.dumps(owner).encode() + b"\n", 0)
-
-
-def _owner(path: Path) -> str:
-    try:
-        owner = read_object(path) or {}
-        return f"process {owner['process']} on {owner['host']}, which started {owner['started']}"
-    except KeyError:  # it is just being written
-        return "another run"

@@ -1,4 +1,4 @@
-"""Files of a workdir: whole whenever they exist, never written through a link, and read with care."""
+"""Writing and reading single files: whole whenever they exist, and never written through a link."""
 
 import contextlib
 import json
@@ -8,29 +8,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mae_jax.runtime.processes import only_main
-
-
-def make_temporary(path: Path) -> Path:
-    """A new, empty file beside `path`, to be filled and to take its place.
-
-    Raises:
-      OSError: if it cannot be made.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.unlink(missing_ok=True)
-    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # so it is no link
-    return temporary
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A new, empty file beside `path`, to be filled and then to take its place, unless there is an error.
+    """A context with a new, empty file beside `path` to fill; at its end the file takes the place of `path`.
 
     Raises:
-      OSError: if it cannot be made or moved; what was there is still there, and nothing else.
+      OSError: if that fails. After any error `path` is as it was, and the new file is gone.
     """
-    temporary = make_temporary(path)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # so it is no link
     try:
         mode = temporary.stat().st_mode
         yield temporary
@@ -44,28 +36,33 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @only_main
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file, whole or not at all. Of several processes only the first does.
-
-    Raises:
-      OSError: if it cannot be written; what was there is still there, and nothing else.
-    """
+def write_atomically(path: Path, data: str | bytes) -> None:
+    """Writes a file, whole or not at all. Does nothing in processes other than 0."""
     with replacing(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
-def write_json(path: Path, value: dict[str, Any]) -> Path:
-    """Writes indented JSON as `write_atomically` does; returns the path.
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Writes indented JSON as `write_atomically` does.
 
     Raises:
       ValueError: for NaN and infinity, which JSON does not have; see `finite_or_null`.
     """
     write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-    return path
+
+
+@only_main
+def save_picture(path: Path, picture: np.ndarray) -> None:
+    """Writes a picture [H, W, 3] uint8 as PNG, as `write_atomically` does; makes its folder."""
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        Image.fromarray(picture).save(temporary, format="PNG")
 
 
 def finite_or_null(value: Any) -> Any:
-    """The value with None, which is null in JSON, for each float in it that is not finite."""
+    """The value with None (null in JSON) for each float in it that is not finite."""
     if isinstance(value, dict):
         return {key: finite_or_null(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -82,7 +79,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 
 def parse_object(text: bytes | str) -> dict[str, Any] | None:
-    """The JSON object that a text is; None if it is anything else."""
+    """The JSON object that a text holds; None if it holds anything else."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,5 +1,4 @@
 import contextlib
-import logging
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +10,8 @@ from configs.common import get_config
 from mae_jax.objectives.objective import Variables
 from mae_jax.runtime.errors import UserError
 from mae_jax.training.state import TrainState, abstract_state, create_state, make_init
-from mae_jax.workdir.checkpoints import Checkpoints
-from mae_jax.workdir.fitting import check_fits
-from mae_jax.workdir.orbax_noise import _is_news
+from mae_jax.workdir.checkpoints import Checkpoints, check_fits
+from mae_jax.workdir.checksums import NAME, find_damage
 from tests.meshes import device_mesh
 
 OPTIMIZER = optax.adamw(0.1, mask={"a": {"kernel": True, "bias": False}})
@@ -118,22 +116,26 @@ def test_the_newest_checkpoints_and_those_at_multiples_are_kept(open_checkpoints
     assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == {4, 8, 9, 10}
 
 
-def test_a_half_written_checkpoint_does_not_count_and_is_written_again(open_checkpoints, new_state, step_fn, tmp_path):
-    checkpoints = open_checkpoints()
-    first = copy(new_state)
-    checkpoints.save(1, new_state)
-    second = step_fn(new_state)
-    checkpoints.save(2, second)
-    checkpoints.close()
-    folder = tmp_path / "checkpoints"
-    (folder / "2").rename(folder / "2.orbax-checkpoint-tmp")  # the name until everything is written
+class Killed(BaseException):
+    """What no `except Exception` sees."""
 
+
+def test_a_run_killed_before_it_writes_the_checksums_goes_on_from_that_checkpoint_and_writes_them(
+    open_checkpoints, new_state, tmp_path, monkeypatch
+):
+    def stop(_):
+        raise Killed
+
+    checkpoints, expected = open_checkpoints(), copy(new_state)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("mae_jax.workdir.checkpoints.write_checksums", stop)
+        checkpoints.save(2, new_state)
+        checkpoints.wait()
     again = open_checkpoints()
-    assert again.latest_step() == 1
-    assert_same_bits(again.restore(1, abstract_state(INIT, device_mesh(1))).params, first.params)
-    again.save(2, second)
-    again.wait()
-    assert_same_bits(again.restore(2, abstract_state(INIT, device_mesh(1))).params, copy(second.params))
+    assert again.newest_whole() == 2 and not (tmp_path / "checkpoints" / "2" / NAME).exists()
+    assert_same_bits(again.restore(2, abstract_state(INIT, device_mesh(1))).params, expected.params)
+    assert (tmp_path / "checkpoints" / "2" / NAME).exists()
+    assert find_damage(tmp_path / "checkpoints" / "2") is None
 
 
 def test_there_is_no_newest_step_in_an_empty_workdir(open_checkpoints):
@@ -178,7 +180,7 @@ def test_a_run_with_another_model_or_other_data_cannot_go_on_and_is_told_which_s
     config = get_config()
     set_value(config, key, value)
     with pytest.raises(UserError, match=rf"checkpoint 2 .*{key}=.*{value!r}"):
-        open_checkpoints(config).changed_settings(2)
+        open_checkpoints(config).newest_whole()
 
 
 def test_settings_of_speed_length_and_reporting_may_change_and_are_listed(open_checkpoints, new_state):
@@ -250,14 +252,3 @@ def test_the_number_of_updates_left_out_is_kept(open_checkpoints, new_state):
     checkpoints.wait()
     restored = checkpoints.restore(4, abstract_state(INIT, device_mesh(8)))
     assert (int(restored.step), int(restored.skipped)) == (4, 2)
-
-
-def test_orbax_is_quiet_about_waits_and_about_errors_that_it_raises_too_and_about_nothing_else():
-    def is_news(path, message, error=None):
-        return _is_news(logging.LogRecord("absl", logging.WARNING, path, 1, message, (), error))
-
-    orbax, error = "/site-packages/orbax/checkpoint/checkpoint_manager.py", (OSError, OSError("full"), None)
-    assert not is_news(orbax, "Waiting for previous save to complete took 1.3 seconds.")
-    assert not is_news(orbax, "it failed", error)
-    assert is_news(orbax, "another warning")
-    assert is_news("/elsewhere.py", "Waiting for previous save to complete") and is_news("/elsewhere.py", "", error)

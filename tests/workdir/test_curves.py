@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mae_jax.workdir.curves import Curves, draw
+from mae_jax.workdir.curves import draw, make_panels
 
 TRAINED = {"step": 50, "train/loss": 0.9, "train/learning_rate": 1e-3, "images_per_second": 9.0}
 
@@ -30,29 +30,27 @@ TRAINED = {"step": 50, "train/loss": 0.9, "train/learning_rate": 1e-3, "images_p
     ],
 )
 def test_the_panels_are_those_of_which_the_metrics_have_something(evaluated, panels):
-    found = Curves([TRAINED, {"step": 50} | evaluated]).panels()
-    assert {panel.title: list(panel.curves) for panel in found} == panels
+    found = make_panels([TRAINED, {"step": 50} | evaluated])
+    assert {title: list(curves) for title, curves in found.items()} == panels
 
 
 def test_without_metrics_and_of_values_that_are_no_numbers_there_is_nothing_to_draw():
-    assert Curves().panels() == []
-    assert (
-        Curves([{"step": 1, "train/loss": value} for value in ("x", None, [1.0], float("inf"), 10**400)]).panels() == []
-    )
+    values = ("x", None, [1.0], float("inf"), 10**400)
+    assert make_panels([]) == make_panels({"step": 1, "train/loss": value} for value in values) == {}
 
 
 @pytest.mark.parametrize("losses", [[3.0], [0.5, 0.5], [-1.0, 2.0], [0.0, 0.0, 0.0], list(np.geomspace(9, 0.3, 2000))])
 @pytest.mark.filterwarnings("error")
 def test_any_curve_is_drawn_in_1200_x_400_pixels(losses):
     lines = [{"step": step, "train/loss": float(loss), "train/learning_rate": 0.0} for step, loss in enumerate(losses)]
-    picture = draw(Curves([*lines, {"step": len(losses), "eval/loss": 0.5, "eval/knn/top1": 0.5}]).panels())
+    picture = draw(make_panels([*lines, {"step": len(losses), "eval/loss": 0.5, "eval/knn/top1": 0.5}]))
     assert picture.shape == (400, 1200, 3) and picture.dtype == np.uint8 and len(np.unique(picture)) > 50
 
 
 def test_the_first_steps_of_a_loss_do_not_flatten_the_rest():
     def height(losses):
         lines = [{"step": step, "train/loss": float(loss)} for step, loss in enumerate(losses)]
-        picture = draw(Curves(lines).panels())
+        picture = draw(make_panels(lines))
         blue = (picture[..., 2] > 150) & (picture[..., 0] < 80)  # the curve's colour
         return np.ptp(np.flatnonzero(blue[:, 600:].any(axis=1)))
 

@@ -14,44 +14,51 @@ import pytest
 from mae_jax.runtime.errors import UserError
 from mae_jax.workdir import lock
 from mae_jax.workdir.lock import locked
-from tests.runs import ROOT, TINY, run, start
+from tests.runs import ROOT, TINY, run
 
 HOLD = """
 import sys, pathlib; from mae_jax.workdir.lock import locked
 with locked(pathlib.Path(sys.argv[1])): print(1); input()"""
 
 
-@pytest.fixture
-def holder(tmp_path):
-    """A process that holds the lock of the test's folder."""
-    command = [sys.executable, "-uc", HOLD, str(tmp_path)]
+@pytest.fixture(scope="module")
+def held(tmp_path_factory):
+    """A folder, and the process that holds its lock."""
+    workdir = tmp_path_factory.mktemp("held")
+    command = [sys.executable, "-uc", HOLD, str(workdir)]
     process = subprocess.Popen(command, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout.readline() == "1\n"
-    yield process
+    yield workdir, process
     process.kill()
     process.communicate()
 
 
-def test_a_second_run_is_refused_with_process_host_and_start_of_the_first(tmp_path, holder):
-    with pytest.raises(UserError) as error, locked(tmp_path):
+def test_a_second_run_is_refused_with_process_host_and_start_of_the_first(held):
+    workdir, holder = held
+    with pytest.raises(UserError) as error, locked(workdir):
         pass
     message = str(error.value)
-    assert "\n" not in message and message.startswith(f"--workdir={tmp_path} is in use by process {holder.pid} on ")
+    assert "\n" not in message and message.startswith(f"--workdir={workdir} is in use by process {holder.pid} on ")
     assert socket.gethostname() in message and f"which started {time.strftime('%Y-%m-')}" in message
 
 
-def test_the_lock_goes_with_its_process_even_if_that_is_killed(tmp_path, holder):
+@pytest.mark.slow
+def test_a_second_run_ends_with_code_2_and_one_line_and_the_first_keeps_the_lock(held):
+    workdir, holder = held
+    code, out, err = run(*TINY, "--config.train.steps=5", f"--workdir={workdir}")
+    assert code == 2 and err.startswith(f"error: --workdir={workdir} is in use by process {holder.pid} on ")
+    assert err.count("\n") == 1 and out == ""
+    assert (workdir / lock.NAME).exists()
+
+
+def test_the_lock_goes_with_its_process_even_if_that_is_killed(held):
+    workdir, holder = held
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    assert (tmp_path / lock.NAME).exists(), "what a killed run leaves"
-    with locked(tmp_path):
+    assert (workdir / lock.NAME).exists(), "what a killed run leaves"
+    with locked(workdir):
         pass
-    assert not (tmp_path / lock.NAME).exists()
-
-
-def test_nothing_of_it_stays_when_a_run_ends(tmp_path, holder):
-    holder.communicate("\n")
-    assert list(tmp_path.iterdir()) == []
+    assert list(workdir.iterdir()) == [], "nothing of it stays when a run ends"
 
 
 def test_a_lock_whose_file_was_deleted_before_it_was_got_is_got_again(tmp_path, monkeypatch):
@@ -95,21 +102,3 @@ def test_a_file_system_without_locks_is_one_line_and_the_run_goes_on(tmp_path, m
     with locked(tmp_path):
         out = capsys.readouterr().out
     assert out.count("\n") == 1 and f"cannot be locked ({os.strerror(code)})" in out
-
-
-@pytest.mark.slow
-def test_of_two_runs_in_one_workdir_the_second_ends_with_code_2_and_after_sigkill_it_starts(tmp_path):
-    arguments = (*TINY, "--config.train.steps=100000", "--config.checkpoint.every_steps=100000")
-    arguments = (*arguments, f"--workdir={tmp_path}")
-    first = start(*arguments)
-    while not first.stdout.readline().startswith("step "):
-        assert first.poll() is None
-    code, out, err = run(*TINY, "--config.train.steps=5", f"--workdir={tmp_path}")
-    assert code == 2 and err.startswith(f"error: --workdir={tmp_path} is in use by process {first.pid} on ")
-    assert err.count("\n") == 1 and out == ""
-    assert first.poll() is None
-    first.kill()
-    first.communicate()
-    code, out, err = run(*TINY, "--config.train.steps=5", f"--workdir={tmp_path}")
-    assert code == 0, out + err
-    assert not (tmp_path / lock.NAME).exists()

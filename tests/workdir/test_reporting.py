@@ -6,9 +6,12 @@ from PIL import Image
 
 from mae_jax.runtime.errors import UserError
 from mae_jax.workdir import reporting
-from mae_jax.workdir.history import check_not_beyond, keep_earlier_result, read_metrics
-from mae_jax.workdir.reporting import Reporter, provenance, save_picture
-from mae_jax.workdir.writing import write_atomically, write_json
+from mae_jax.workdir.history import check_not_beyond, keep_earlier_result
+from mae_jax.workdir.metrics import Writers
+from mae_jax.workdir.reporting import Reporter, provenance
+from mae_jax.workdir.writing import write_json
+
+CONFIG = {"logging": {"writers": ()}}
 
 
 @pytest.fixture
@@ -16,10 +19,10 @@ def open_reporter(tmp_path):
     """Returns a function: step that the run starts from -> Reporter in the test's folder (10 steps of 32 images)."""
     opened = []
 
-    def open_(start_step=0):
-        opened.append(
-            Reporter(tmp_path, start_step=start_step, total_steps=10, batch_size=32, flops_per_image=lambda _: 5e9)
-        )
+    def open_(start_step=0, flops_per_image=lambda _: 5e9):
+        writers = Writers(tmp_path, CONFIG, start_step)
+        speed = dict(total_steps=10, batch_size=32, flops_per_image=flops_per_image)
+        opened.append(Reporter(tmp_path, writers, start_step=start_step, **speed))
         return opened[-1]
 
     yield open_
@@ -46,13 +49,25 @@ def test_every_line_is_on_disk_at_once_with_its_step_and_names(open_reporter, tm
     ]  # fmt: skip
 
 
-def test_operations_are_counted_by_the_step_that_made_them(tmp_path):
+def test_operations_are_counted_by_the_step_that_made_them(open_reporter, tmp_path):
     # Five steps of 1e9 an image, the others of 4e9; the window has the last two of the five and two others.
-    settings = dict(start_step=0, total_steps=10, batch_size=32)
-    reporter = Reporter(tmp_path, **settings, flops_per_image=lambda step: 1e9 if step < 5 else 4e9)
+    reporter = open_reporter(flops_per_image=lambda step: 1e9 if step < 5 else 4e9)
     reporter.training(7, {"loss": 0.5}, seconds=2.0, steps=4, waited=0.0)
-    reporter.close()
     assert lines_of(tmp_path)[0]["tflops_per_second"] == pytest.approx(32 * (2 * 1e9 + 2 * 4e9) / 2 / 1e12)
+
+
+def test_a_picture_is_a_file_of_its_step_and_goes_to_the_writers(tmp_path):
+    taken = []
+
+    class Other:
+        def picture(self, *what):
+            taken.append(what)
+
+    reporter = Reporter(tmp_path, Other(), start_step=0, total_steps=9, batch_size=1, flops_per_image=lambda _: 1.0)
+    picture = np.zeros((4, 6, 3), np.uint8)
+    assert reporter.picture(3, "reconstructions", picture) == tmp_path / "reconstructions" / "3.png"
+    assert Image.open(tmp_path / "reconstructions" / "3.png").size == (6, 4)
+    assert taken == [(3, "reconstructions", picture)]
 
 
 def test_a_resumed_run_drops_the_lines_of_steps_that_are_made_again(open_reporter, tmp_path):
@@ -64,24 +79,6 @@ def test_a_resumed_run_drops_the_lines_of_steps_that_are_made_again(open_reporte
     assert [line["step"] for line in lines_of(tmp_path)] == [1, 2, 3, 4, 5]
     second.scalars(6, {"loss": 60.0}, prefix="train/")
     assert [line["train/loss"] for line in lines_of(tmp_path)] == [1, 2, 3, 4, 5, 60]
-
-
-@pytest.mark.parametrize("half", ['{"step": 3, "train/lo', '{"step": 3, "train/loss": 1', "{", "\0\0\0\0"])
-def test_a_line_that_was_cut_short_is_dropped(open_reporter, tmp_path, half):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "a": 1}\n{"step": 2, "a": 2}\n' + half)
-    reporter = open_reporter(start_step=9)
-    reporter.scalars(10, {"a": 10.0})
-    assert lines_of(tmp_path) == [{"step": 1, "a": 1}, {"step": 2, "a": 2}, {"step": 10, "a": 10}]
-
-
-def test_a_last_line_without_its_newline_is_whole(open_reporter, tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "a": 1}\n{"step": 2, "a": 2}')
-    open_reporter(start_step=2).scalars(3, {"a": 3.0})
-    assert [line["a"] for line in lines_of(tmp_path)] == [1, 2, 3]
-
-
-def test_there_are_no_metrics_in_an_empty_workdir(tmp_path):
-    assert read_metrics(tmp_path / "metrics.jsonl") == []
 
 
 def test_evaluations_that_were_reported_before_the_resume_are_known(open_reporter):
@@ -114,16 +111,6 @@ def test_a_run_of_over_twelve_hours_on_a_cpu_names_the_small_config_once(
     assert out.count("this run takes 12 hours more on a CPU: configs/small_photos.py") == lines
 
 
-def test_tensorboard_gets_the_same_scalars_and_pictures(open_reporter, tmp_path):
-    reporter = open_reporter()
-    reporter.scalars(3, {"loss": 0.5}, prefix="eval/")
-    path = reporter.picture(3, "reconstructions", np.zeros((4, 6, 3), np.uint8))
-    reporter.close()
-    assert path == tmp_path / "reconstructions" / "3.png"
-    events = b"".join(file.read_bytes() for file in tmp_path.glob("events.out.tfevents*"))
-    assert b"eval/loss" in events and b"reconstructions" in events and b"PNG" in events
-
-
 def test_an_evaluation_draws_the_curves_of_the_time_before_a_resume_too(open_reporter, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(reporting, "draw", lambda panels: drawn.append(panels) or np.zeros((2, 2, 3), np.uint8))
@@ -134,20 +121,12 @@ def test_an_evaluation_draws_the_curves_of_the_time_before_a_resume_too(open_rep
     first.scalars(2, {"loss": 0.5, "knn/top1": 0.25}, prefix="eval/")
     first.close()
     open_reporter(start_step=2).scalars(4, {"loss": 0.4, "knn/top1": 0.75}, prefix="eval/")
-    assert [panel.title for panel in drawn[-1]] == ["loss", "learning rate", "accuracy on evaluation images, %"]
-    assert drawn[-1][0].curves == {"training": ([1, 2], [1.0, 0.5]), "evaluation": ([2, 4], [0.5, 0.4])}
-    assert drawn[-1][2].curves == {"k-NN": ([2, 4], [25.0, 75.0])}
+    assert drawn[-1] == {
+        "loss": {"training": [(1, 1.0), (2, 0.5)], "evaluation": [(2, 0.5), (4, 0.4)]},
+        "learning rate": {"learning rate": [(1, 0.5), (2, 0.5)]},
+        "accuracy on evaluation images, %": {"k-NN": [(2, 25.0), (4, 75.0)]},
+    }
     assert Image.open(tmp_path / "metrics.png").size == (2, 2)
-
-
-def test_curves_that_cannot_be_drawn_do_not_end_the_run(open_reporter, tmp_path, monkeypatch, capsys):
-    def fail(_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(reporting, "draw", fail)
-    open_reporter().scalars(2, {"loss": 0.5}, prefix="eval/")
-    assert "metrics.png cannot be written: No space left on device; the run goes on" in capsys.readouterr().out
-    assert lines_of(tmp_path) == [{"step": 2, "eval/loss": 0.5}] and not (tmp_path / "metrics.png").exists()
 
 
 def test_only_the_first_process_draws_the_curves(open_reporter, tmp_path, monkeypatch):
@@ -174,37 +153,6 @@ def test_a_run_beyond_the_steps_that_are_asked_for_is_refused_and_its_result_sta
         check_not_beyond(tmp_path, 10, 5)
     check_not_beyond(tmp_path, 10, 10)
     assert (tmp_path / "result.json").exists()
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "result.json"
-    write_json(path, {"a": 1})
-
-    def fail(_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, '{"a": 2}')
-    assert json.loads(path.read_text()) == {"a": 1}
-    monkeypatch.undo()
-    write_json(path, {"a": 3})
-    assert json.loads(path.read_text()) == {"a": 3}
-    assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
-
-
-def test_a_value_that_json_cannot_hold_leaves_the_old_file(tmp_path):
-    write_json(tmp_path / "result.json", {"a": 1})
-    with pytest.raises(TypeError):
-        write_json(tmp_path / "result.json", {"a": object()})
-    assert json.loads((tmp_path / "result.json").read_text()) == {"a": 1}
-
-
-def test_a_saved_picture_has_every_pixel(tmp_path):
-    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
-    path = save_picture(tmp_path / "new" / "folder" / "1.png", picture)
-    np.testing.assert_array_equal(np.asarray(Image.open(path)), picture)
-    assert [file.name for file in path.parent.iterdir()] == ["1.png"]
 
 
 def test_the_provenance_names_python_and_every_package_that_decides_numbers():

@@ -17,8 +17,7 @@ from mae_jax.tasks.ablation.plot import draw, make_panels, make_paper_panels
 from mae_jax.tasks.ablation.table import draw_csv, draw_markdown, make_rows, show, summarize_values
 from mae_jax.workdir.history import check_paths, keep_earlier_measurement
 from mae_jax.workdir.lock import NAME, locked
-from mae_jax.workdir.reporting import save_picture
-from mae_jax.workdir.writing import finite_or_null, write_atomically, write_json
+from mae_jax.workdir.writing import finite_or_null, save_picture, write_atomically, write_json
 
 TABLE_LOCK = ".lock_table"  # of shards that begin or end at the same time
 

@@ -1,0 +1,267 @@
+"""Metric writers: where the numbers and pictures of a run go, by the names in `logging.writers`."""
+
+import contextlib
+import functools
+import importlib.util
+import json
+import math
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from mae_jax.runtime.console import say
+from mae_jax.runtime.errors import UserError, first_line
+from mae_jax.runtime.processes import is_main
+from mae_jax.settings.fields import flatten
+from mae_jax.settings.registry import Registry
+from mae_jax.workdir.writing import parse_object, write_atomically
+
+METRICS = "metrics.jsonl"
+
+WRITERS: Registry = Registry("logging.writers")
+
+
+class MetricWriter(Protocol):
+    """Takes numbers and pictures; there is one in process 0 only.
+
+    A class attribute `package` names what must be installed for it, if anything.
+    """
+
+    def __init__(self, workdir: Path, config: dict[str, Any], start_step: int | None):
+        """`start_step`: of the checkpoint that a run goes on from, 0 for a new run, None for what only measures."""
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Takes finite numbers, by name."""
+
+    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Takes a picture [H, W, 3] uint8."""
+
+    def close(self) -> None:
+        """Writes what is still in memory."""
+
+
+def check_writers(names: Iterable[str]) -> None:
+    """Raises UserError for a writer that does not exist, or whose package is not installed."""
+    for name in names:
+        package = getattr(WRITERS.find(name), "package", None)
+        if package and importlib.util.find_spec(package) is None:
+            raise UserError(f"logging.writers={name} needs a package: pip install {package}, or leave {name} out")
+
+
+class Writers:
+    """All writers of a run, metrics.jsonl always among them; none in processes other than 0."""
+
+    def __init__(self, workdir: Path, config: dict[str, Any], start_step: int | None):
+        names = dict.fromkeys(("jsonl", *config["logging"]["writers"])) if is_main() else ()
+        self._writers = [WRITERS.find(name)(workdir, config, start_step) for name in names]
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Writes the numbers that are finite."""
+        values = {name: float(value) for name, value in values.items() if math.isfinite(value)}
+        for writer in self._writers:
+            writer.scalars(step, values)
+
+    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
+        for writer in self._writers:
+            writer.picture(step, name, picture)
+
+    def close(self) -> None:
+        for writer in self._writers:
+            with contextlib.suppress(OSError):  # of what has been raised when it was to be written
+                writer.close()
+
+
+def write_once(workdir: Path, config: dict[str, Any], step: int, result: dict[str, Any]) -> None:
+    """Writes the numbers of a task that measures, and only them, to all writers of `config`."""
+    writers = Writers(workdir, config, None)
+    numbers = {name: value for name, value in result.items() if type(value) in (int, float) and name != "step"}
+    writers.scalars(step, numbers)
+    writers.close()
+
+
+@WRITERS.register("jsonl")
+class JsonLines:
+    """metrics.jsonl: an object a line, on disk at once. A run that goes on keeps the lines up to its checkpoint."""
+
+    def __init__(self, workdir: Path, config: dict[str, Any], start_step: int | None):
+        if start_step is not None:
+            cut_metrics(workdir / METRICS, start_step)
+        self._file = open(workdir / METRICS, "ab", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW))
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        self._file.write(json.dumps({"step": step} | values, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+
+    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Pictures are files beside it."""
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, without those that are damaged or cut short. Empty if there is no file."""
+    texts = path.read_bytes().splitlines() if path.is_file() else []
+    return [line for line in map(_parse_line, texts) if line is not None]
+
+
+def _parse_line(text: bytes) -> dict[str, Any] | None:
+    line = parse_object(text)
+    return line if line is not None and type(line.get("step")) is int else None
+
+
+def cut_metrics(path: Path, step: int) -> None:
+    """Leaves in a metrics.jsonl the whole lines up to a step; those after it are of steps that are made again."""
+    before = path.read_bytes() if path.is_file() else b""
+    lines = [(text, _parse_line(text)) for text in before.splitlines()]
+    if damaged := sum(line is None for _, line in lines[:-1]):  # the last one may only be cut short
+        say(f"{path}: {damaged} of {len(lines)} lines are damaged and left out")
+    after = b"".join(text + b"\n" for text, line in lines if line is not None and line["step"] <= step)
+    if after != before:
+        write_atomically(path, after)
+
+
+@WRITERS.register("tensorboard")
+class TensorBoard:
+    """An event file, written by the caller's thread so that a full disk ends the run and does not hang it."""
+
+    package = "tensorboardX"
+
+    def __init__(self, workdir: Path, config: dict[str, Any], start_step: int | None):
+        self._workdir, self._config, self._start_step = workdir, config, start_step
+
+    @functools.cached_property
+    def _file(self):
+        # Opened late: the first step need not wait for tensorboardX, which imports PyTorch where that is installed.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import text
+
+        file = EventsWriter(str(self._workdir / "events"), filename_suffix=f".{time.time_ns()}")
+        if self._start_step is not None:  # TensorBoard hides what an earlier run wrote from this step on
+            start = SessionLog(status=SessionLog.START)
+            file.write_event(Event(step=self._start_step + 1, session_log=start))
+        config = json.dumps(self._config, indent=2, default=str)
+        file.write_event(Event(wall_time=time.time(), summary=text("config", f"```\n{config}\n```")))
+        return file
+
+    def _write(self, step: int, *summaries) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        for summary in summaries:
+            self._file.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+        self._file.flush()
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        from tensorboardX.summary import scalar
+
+        self._write(step, *(scalar(name, value) for name, value in values.items()))
+
+    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
+        from tensorboardX.summary import image
+
+        self._write(step, image(name, picture, dataformats="HWC"))
+
+    def close(self) -> None:
+        if "_file" in vars(self):
+            self._file.close()
+
+
+def _run_id(path: Path, start_step: int | None, make: Callable[[], str]) -> str:
+    """A tracker's id of the run: the one in a file of the workdir if the run goes on, otherwise a new one."""
+    if start_step and path.is_file():
+        return path.read_text().strip()
+    write_atomically(path, (new := make()) + "\n")
+    return new
+
+
+@WRITERS.register("wandb")
+class WeightsAndBiases:
+    """A run in the project named after the workdir's parent folder; `wandb`'s environment variables count."""
+
+    package = "wandb"
+
+    def __init__(self, workdir: Path, config: dict[str, Any], start_step: int | None):
+        import wandb
+
+        workdir = workdir.resolve()
+        try:
+            self._run = wandb.init(
+                project=workdir.parent.name or None, name=workdir.name, config=config, resume="allow",
+                id=_run_id(workdir / "wandb_run.txt", start_step, lambda: secrets.token_hex(8)),
+                dir=os.environ.get("WANDB_DIR", workdir), settings=wandb.Settings(console="off"),
+            )  # fmt: skip
+        except wandb.Error as error:
+            raise UserError(
+                f"logging.writers=wandb cannot start: {first_line(error)}; log in, or set WANDB_MODE=offline"
+            ) from error
+        self._run.define_metric("*", step_metric="step")  # a run that goes on makes some steps again
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        self._run.log({"step": step} | values)
+
+    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
+        from wandb import Image
+
+        self._run.log({"step": step, name: Image(picture)})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+@WRITERS.register("mlflow")
+class MLflow:
+    """A run in the experiment named after the workdir's parent folder, at MLFLOW_TRACKING_URI or in the workdir.
+
+    A server that fails later does not end the run: each time a line says so.
+    """
+
+    package = "mlflow"
+
+    def __init__(self, workdir: Path, config: dict[str, Any], start_step: int | None):
+        from mlflow import MlflowClient
+        from mlflow.entities import Param
+        from mlflow.exceptions import MlflowException
+
+        workdir, self._failure = workdir.resolve(), MlflowException
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        if not uri:
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 asks for this consent to plain files
+        try:
+            self._client = MlflowClient(uri or (workdir / "mlruns").as_uri())
+            name = workdir.parent.name or "mae_jax"
+            found = self._client.get_experiment_by_name(name)
+            experiment = found.experiment_id if found else self._client.create_experiment(name)
+            path, create = workdir / "mlflow_run.txt", functools.partial(self._client.create_run, experiment)
+            self._id = _run_id(path, start_step, lambda: create(run_name=workdir.name).info.run_id)
+            self._client.update_run(self._id, status="RUNNING")
+            if not start_step:  # they cannot be changed later
+                params = [Param(key, str(value)) for key, value in flatten(config).items()]
+                self._client.log_batch(self._id, params=params)
+            self._client.log_dict(self._id, config, "config.json")
+        except MlflowException as error:
+            raise UserError(f"logging.writers=mlflow cannot start at {uri or workdir}: {first_line(error)}") from error
+
+    def _send(self, send: Callable, *values, **named) -> None:
+        try:
+            send(self._id, *values, **named)
+        except self._failure as error:
+            say(f"MLflow did not take what was sent to it: {first_line(error)}; the run goes on")
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        now = int(1000 * time.time())
+        metrics = [Metric(name, value, now, step) for name, value in values.items()]
+        self._send(self._client.log_batch, metrics=metrics)
+
+    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
+        self._send(self._client.log_image, picture, key=name, step=step)
+
+    def close(self) -> None:
+        self._send(self._client.set_terminated)
