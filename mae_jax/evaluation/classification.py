@@ -1,16 +1,20 @@
 """How well a classifier does: exact counts over a data set, class by class, and its confusions."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import optax
 
+from mae_jax.evaluation.evaluator import EVALUATORS, EvaluationData, Evaluator, State
 from mae_jax.evaluation.extraction import one_ahead
 from mae_jax.runtime.errors import escaped
 from mae_jax.runtime.mesh import whole
+from mae_jax.runtime.sharding import on_rows
 
 
 class Predictions(NamedTuple):
@@ -20,6 +24,28 @@ class Predictions(NamedTuple):
     predicted: np.ndarray  # [N] the class with the largest logit
     rank: np.ndarray  # [N] classes that the classifier held to be likelier than the right one: 0 is a hit
     loss: np.ndarray  # [N] float32: cross-entropy
+
+
+@EVALUATORS.register("accuracy")
+class Accuracy(Evaluator):
+    """Cross-entropy, top-1 and top-5 of a classifier; `predictions` has what it said in the last run."""
+
+    predictions: Predictions
+
+    def __init__(self, config: ml_collections.ConfigDict, data: EvaluationData):
+        super().__init__(config, data)
+        self._logits_of = on_rows(self._logits, data.mesh)
+
+    def run(self, state: State) -> Iterator[tuple[str, float]]:
+        data = self.data
+        batches = data.kept_batches() if data.kept_batches else data.batches(data.evaluation)
+        self.predictions = predict(functools.partial(self._logits_of, state.variables()), batches)
+        yield from summarize_predictions(self.predictions).items()
+
+    def _logits(self, variables: dict, batch: dict) -> jax.Array:
+        model = self.data.bind(variables)
+        x = batch["feature"] if "feature" in batch else model.represent(self.data.normalize(batch["image"]))
+        return model.classify(x)[0]
 
 
 def predict(logits_fn: Callable[[dict], jax.Array], batches: Iterator[dict]) -> Predictions:
@@ -38,12 +64,19 @@ def predict(logits_fn: Callable[[dict], jax.Array], batches: Iterator[dict]) -> 
 
 @jax.jit
 def _judge(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, ...]:
-    own = jnp.take_along_axis(logits, label[:, None], axis=1)
-    # Of equal logits the first one counts as larger, as in argmax. Logits that are no numbers are never a hit.
-    earlier = jnp.arange(logits.shape[1]) < label[:, None]
-    rank = jnp.sum(~((logits < own) | ((logits == own) & ~earlier)), axis=1)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
-    return label, jnp.argmax(logits, axis=1), rank, loss
+    return label, jnp.argmax(logits, axis=1), rank_of_label(logits, label), loss
+
+
+@jax.jit
+def rank_of_label(logits: jax.Array, label: jax.Array) -> jax.Array:
+    """How many classes [B] have larger logits [B, K] than the right one [B]; 0 is a hit, as argmax would say.
+
+    Of equal logits the first one counts as larger. NaN is never a hit.
+    """
+    own = jnp.take_along_axis(logits, label[:, None], axis=1)
+    earlier = jnp.arange(logits.shape[1]) < label[:, None]
+    return jnp.sum(~((logits < own) | ((logits == own) & ~earlier)), axis=1)
 
 
 def summarize_predictions(found: Predictions) -> dict[str, float]:

@@ -1,13 +1,15 @@
 """Weighted k-nearest-neighbour classification of frozen features."""
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from mae_jax.evaluation.evaluator import EVALUATORS, Evaluator, State
 from mae_jax.evaluation.rows import block_layout, put_rows
 from mae_jax.runtime.mesh import batch_sharding, put, replicated
 
@@ -15,6 +17,35 @@ from mae_jax.runtime.mesh import batch_sharding, put, replicated
 QUERY_BLOCK = 1024
 TRAIN_BLOCK = 8192
 VOTE_BLOCK = 1024  # queries whose votes, a number for each class, stand at a time
+
+
+@EVALUATORS.register("knn")
+class KNN(Evaluator):
+    """Top-1 accuracy of k-NN on the evaluation images, by `evaluate.knn_k` and `.knn_temperature`."""
+
+    measures_features = True
+
+    @property
+    def protocol(self) -> str:
+        settings = self.config.evaluate
+        return f"k-NN: L2-normalised, cosine, k {settings.knn_k}, temperature {settings.knn_temperature}"
+
+    def run(self, state: State) -> Iterator[tuple[str, float]]:
+        if self.data.labelled:
+            (row,) = self.sweep(state, [self.config.evaluate.knn_k], [self.config.evaluate.knn_temperature])
+            yield "knn/top1", row["top1"]
+
+    def sweep(self, state: State, ks: Sequence[int], temperatures: Sequence[float]) -> list[dict[str, float]]:
+        """{"k", "temperature", "top1"} for every pair, k outermost, from one search with the largest k."""
+        (train, train_labels), (test, test_labels) = (self.data.features(state, s) for s in ("train", "evaluation"))
+        cosine, ids = find_neighbours(train, test, max(ks), self.data.mesh)
+        rows = []
+        for k, temperature in itertools.product(ks, temperatures):
+            predicted = vote(
+                cosine, train_labels[ids], num_classes=self.data.train.num_classes, k=k, temperature=temperature
+            )
+            rows.append(dict(k=k, temperature=temperature, top1=float(np.mean(predicted == test_labels))))
+        return rows
 
 
 def find_neighbours(train: np.ndarray, test: np.ndarray, k: int, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
@@ -58,47 +89,6 @@ def vote(
     blocks = range(0, len(cosine), VOTE_BLOCK)
     near = ((cosine[at : at + VOTE_BLOCK, :k], neighbour_labels[at : at + VOTE_BLOCK, :k]) for at in blocks)
     return np.concatenate([_vote(*pair, num_classes, temperature) for pair in near])
-
-
-def knn_predict(
-    train: np.ndarray,
-    train_labels: np.ndarray,
-    test: np.ndarray,
-    *,
-    num_classes: int,
-    k: int,
-    temperature: float,
-    mesh: Mesh,
-) -> np.ndarray:
-    """Predicted classes [M] of test features [M, D] by their k nearest training features [N, D] with labels [N]."""
-    cosine, ids = find_neighbours(train, test, k, mesh)
-    return vote(cosine, train_labels[ids], num_classes=num_classes, k=k, temperature=temperature)
-
-
-def knn_sweep(
-    train: np.ndarray,
-    train_labels: np.ndarray,
-    test: np.ndarray,
-    test_labels: np.ndarray,
-    *,
-    num_classes: int,
-    ks: Sequence[int],
-    temperatures: Sequence[float],
-    mesh: Mesh,
-) -> list[dict[str, float]]:
-    """Top-1 accuracy for every pair of k and temperature, from one search with the largest k.
-
-    Returns:
-      {"k", "temperature", "top1"} for each pair, in the order given, k outermost.
-    """
-    cosine, ids = find_neighbours(train, test, max(ks), mesh)
-    labels = train_labels[ids]
-    results = []
-    for k in ks:
-        for temperature in temperatures:
-            predicted = vote(cosine, labels, num_classes=num_classes, k=k, temperature=temperature)
-            results.append(dict(k=k, temperature=temperature, top1=float(np.mean(predicted == test_labels))))
-    return results
 
 
 def _unit(x: jax.Array) -> jax.Array:

@@ -1,9 +1,25 @@
 """RankMe: how many dimensions a set of features really uses."""
 
+from collections.abc import Iterator
+
 import numpy as np
+
+from mae_jax.evaluation.evaluator import EVALUATORS, Evaluator, State
 
 MAX_ROWS = 25_600  # the paper's number; float64 singular values of [25600, 768] take seconds on a laptop
 EPSILON = 1e-7  # of the paper's equation 1, for float32 features
+
+
+@EVALUATORS.register("rankme")
+class RankMe(Evaluator):
+    """The effective rank of the training features."""
+
+    measures_features = True
+    protocol = "RankMe: of the training features"
+
+    def run(self, state: State) -> Iterator[tuple[str, float]]:
+        if self.data.labelled:  # as the others, so that data without labels need no features
+            yield "rankme", rankme(self.data.features(state, "train")[0])
 
 
 def rankme(features: np.ndarray) -> float:

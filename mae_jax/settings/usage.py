@@ -19,7 +19,7 @@ NO_TRAINING = "-data.batch_size -data.crop_* -data.flip -data.color_jitter -data
 NO_TRAINING += "-data.rand_augment_* -data.on_device "
 
 TRAINS = EVERY + "seed mesh.* train.* optimizer.* checkpoint.* evaluate.every_steps evaluate.batch_size "
-TRAINS += "evaluate.max_examples "
+TRAINS += "evaluate.max_examples evaluate.evaluators "
 # The model and the pictures are the checkpoint's, which the tasks compare with these settings.
 MEASURES = EVERY + NO_MIXING + NO_TRAINING + "seed mesh.* evaluate.batch_size evaluate.max_examples "
 FEATURES = "evaluate.token evaluate.max_train_examples "
@@ -36,8 +36,8 @@ READS = {
     "knn": MEASURES + FEATURES + KNN + "evaluate.knn_sweep_* evaluate.random_encoder",
     "logistic_regression": MEASURES + FEATURES + PROBE + "evaluate.probe_sweep_c evaluate.random_encoder",
     "features": MEASURES + FEATURES,
-    "evaluate": MEASURES + NO_LABELS + HIDES,
-    "evaluate a classifier": MEASURES + NO_LABELS,
+    "evaluate": MEASURES + NO_LABELS + HIDES + "evaluate.evaluators",
+    "evaluate a classifier": MEASURES + NO_LABELS + "evaluate.evaluators",
     "reconstruct": MEASURES + NO_LABELS + HIDES,
     "export": EVERY + NO_LABELS + NO_MIXING + NO_TRAINING + "-logging.* format encoder_only",
 }  # fmt: skip

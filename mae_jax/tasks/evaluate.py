@@ -2,35 +2,27 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 
-from mae_jax.data.augment import normalize
-from mae_jax.data.datasets import make_source
-from mae_jax.data.device_batches import evaluation_batches
-from mae_jax.data.sources import Source, count_images, describe_sources
-from mae_jax.data.subset import Labelled, RandomSubset, match_classes
-from mae_jax.evaluation.classification import (
-    class_table,
-    confusion_matrix,
-    draw_confusion_matrix,
-    predict,
-    summarize_predictions,
-)
-from mae_jax.interop.weights import make_bind_of
+from mae_jax.data.sources import Source, count_images
+from mae_jax.data.subset import Labelled, match_classes
+from mae_jax.evaluation.classification import Accuracy, class_table, confusion_matrix, draw_confusion_matrix
+from mae_jax.evaluation.suite import EvaluationSuite
+from mae_jax.interop.weights import has_decoder
 from mae_jax.interop.workdirs import Weights
-from mae_jax.models.config import MAEConfig
 from mae_jax.runtime.console import say
 from mae_jax.runtime.errors import UserError, escaped
-from mae_jax.runtime.mesh import check_heads, make_mesh, parameter_shardings, put
-from mae_jax.runtime.sharding import on_rows
 from mae_jax.runtime.signals import StopSignal
-from mae_jax.tasks.measuring import open_checkpoint, write_measurement
-from mae_jax.tasks.reconstruct import reconstruct
-from mae_jax.workdir.reporting import provenance
-from mae_jax.workdir.writing import save_picture, write_atomically, write_json
+from mae_jax.settings.usage import check_read
+from mae_jax.tasks.frozen import find_sources
+from mae_jax.tasks.measuring import open_checkpoint, open_data, write_config, write_measurement
+from mae_jax.workdir.writing import save_picture, write_atomically
 
+AUTOENCODER = ("loss", "reconstructions")  # evaluators, unless `evaluate.evaluators` names some
 SHOWN_CLASSES = 20  # rows of the class table that are printed
 
 
@@ -41,49 +33,89 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
       UserError: without a checkpoint, or for data that do not fit it.
     """
     weights, config = open_checkpoint(config, workdir)
-    measure = evaluate_classifier if weights.config["task"] == "classify" else evaluate_autoencoder
-    measure(weights, config, workdir)
+    names = config.evaluate.evaluators
+    train, evaluation = find_sources(weights, config, to_train=bool(names))
+    if weights.config["task"] == "classify":
+        check_read(config, "evaluate a classifier")
+        evaluate_classifier(weights, config, workdir, train, evaluation, names or ("accuracy",))
+    else:
+        evaluate_autoencoder(weights, config, workdir, train, evaluation, names or AUTOENCODER)
 
 
-def evaluate_autoencoder(weights: Weights, config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """The masked loss, and pictures."""
-    model = MAEConfig(**config.model)
-    source = make_source(config.data, "eval", model.image_size, model.channels)
-    say(*describe_sources(config.data.name, None, source))
-    reconstruct(weights, config, workdir, source)
+def evaluate_autoencoder(
+    weights: Weights,
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    train: Source | None,
+    evaluation: Source,
+    names: Sequence[str] = AUTOENCODER,
+) -> None:
+    """The masked loss, and pictures.
+
+    Raises:
+      UserError: for a model without the decoder that is needed, or masks that do not fit.
+    """
+    if not has_decoder(weights) and not set(names).isdisjoint(AUTOENCODER):
+        raise UserError(
+            f"init_from={config.init_from} holds only an encoder: nothing can be reconstructed; give a file with its "
+            "decoder (of the released ones mae_pretrain_vit_*_full or mae_visualize_vit_*)"
+        )
+    suite, result = _measure(weights, config, workdir, train, evaluation, names)
+    write_measurement(workdir, config, result)
+    if "eval/loss" in result:
+        images = count_images(None, suite.data.evaluation)
+        counted = suite.data.hidden_patches.counted
+        say(f"loss of {counted} patches, mean over {images}: {result['eval/loss']:.4f}")
 
 
-def evaluate_classifier(weights: Weights, config: ml_collections.ConfigDict, workdir: Path) -> None:
+def evaluate_classifier(
+    weights: Weights,
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    train: Source | None,
+    evaluation: Source,
+    names: Sequence[str],
+) -> None:
     """Loss, top-1 and top-5; classes.csv; confusion_matrix.png."""
-    model, data, mesh = MAEConfig(**config.model), config.data, make_mesh(config.mesh)
-    check_heads(mesh, model, decoder=False)
-    source = make_source(data, "eval", model.image_size, model.channels)
-    source, names = match_to_classifier(source, weights, config)
-    source, num_classes = Labelled(source, data), config.classifier.num_classes
-    source = RandomSubset(source, config.evaluate.max_examples or len(source))
-    say(*describe_sources(data.name, None, source))
-    write_json(workdir / "config.json", config.to_dict() | provenance())
+    evaluation, class_names = match_to_classifier(evaluation, weights, config)
+    suite, result = _measure(weights, config, workdir, train, Labelled(evaluation, config.data), names)
+    images = count_images(None, suite.data.evaluation)
+    for found in (e.predictions for e in suite.evaluators if isinstance(e, Accuracy)):
+        result["correct"] = int((found.rank < 1).sum())
+        top1, top5, loss = (result[f"eval/{name}"] for name in ("top1", "top5", "loss"))
+        confusions = confusion_matrix(found, len(class_names))
+        rows = class_table(confusions, class_names)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(workdir / "classes.csv", text.getvalue())
+        title = [f"{config.init_from}, {weights.origin}: top-1 {top1:.2%} of", images]
+        save_picture(workdir / "confusion_matrix.png", draw_confusion_matrix(confusions, class_names, title))
+        say(*describe_classes(rows), f"top-1 {top1:.2%}, top-5 {top5:.2%}, loss {loss:.4f} on {images}")
+        say(f"see {workdir}/confusion_matrix.png and {workdir}/classes.csv")
+    write_measurement(workdir, config, result)
 
-    bind, variables = make_bind_of(weights), put(weights.params, parameter_shardings(mesh, weights.params))
-    logits = on_rows(lambda variables, images: bind(variables)(normalize(images, data.mean, data.std)), mesh)
-    batches = evaluation_batches(source, data, config.evaluate.batch_size, model.image_size, model.channels, mesh)
-    found = predict(lambda batch: logits(variables, batch["image"]), batches)
 
-    scores, confusions = summarize_predictions(found), confusion_matrix(found, num_classes)
-    rows = class_table(confusions, names)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(workdir / "classes.csv", text.getvalue())
-    counted = count_images(None, source)
-    title = [f"{config.init_from}, {weights.origin}: top-1 {scores['top1']:.2%} of", counted]
-    save_picture(workdir / "confusion_matrix.png", draw_confusion_matrix(confusions, names, title))
-    result = {"step": weights.step} | {f"eval/{name}": value for name, value in scores.items()}
-    write_measurement(workdir, config, result | {"images": len(source), "correct": int((found.rank < 1).sum())})
-    say(*describe_classes(rows).split("\n"))
-    say(f"top-1 {scores['top1']:.2%}, top-5 {scores['top5']:.2%}, loss {scores['loss']:.4f} on {counted}")
-    say(f"see {workdir}/confusion_matrix.png and {workdir}/classes.csv")
+def _measure(
+    weights: Weights,
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    train: Source | None,
+    evaluation: Source,
+    names: Sequence[str],
+) -> tuple[EvaluationSuite, dict[str, Any]]:
+    """Runs evaluators; pictures go to NAME/<step>.png, and numbers are returned for result.json."""
+    data, state = open_data(weights, config, train, evaluation)
+    suite = EvaluationSuite(config, data, names)
+    write_config(workdir, config)
+    numbers, pictures = suite.run(state)
+    for name, picture in pictures.items():
+        say(f"see {save_picture(workdir / name / f'{weights.step}.png', picture)}")
+    result = {"step": weights.step} | {f"eval/{name}": value for name, value in numbers.items()}
+    for name in numbers.keys() - {"loss", "top1", "top5"}:  # which the callers print
+        say(f"{name} {numbers[name]:.4f}")
+    return suite, result | {"images": len(data.evaluation)}
 
 
 def match_to_classifier(
@@ -116,8 +148,8 @@ def match_to_classifier(
     return source, names + [f"class {label}" for label in range(len(names), num_classes)]
 
 
-def describe_classes(rows: list[dict]) -> str:
-    """The class table as text; of many classes those with the lowest recall."""
+def describe_classes(rows: list[dict]) -> list[str]:
+    """The class table as lines; of many classes those with the lowest recall."""
     shown = rows
     if len(rows) > SHOWN_CLASSES:
         shown = sorted(rows, key=lambda row: 1.0 if row["recall"] is None else row["recall"])[:SHOWN_CLASSES]
@@ -128,4 +160,4 @@ def describe_classes(rows: list[dict]) -> str:
         lines.append(f"{name:<24}{row['images']:>8,}{recall:>9}{precision:>11}  {other}")
     if len(shown) < len(rows):
         lines.append(f"(the {len(shown)} of {len(rows):,} classes with the lowest recall; classes.csv has all)")
-    return "\n".join(lines)
+    return lines

@@ -27,7 +27,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
     """
     if config.format not in FORMATS:
         raise UserError(f"format={config.format!r} is not one of {', '.join(FORMATS)}: --config.format={FORMATS[0]}")
-    weights, config = open_checkpoint(config, workdir, needs_data=False)
+    weights, config = open_checkpoint(config, workdir, needs_data=False, computes=False)
     if not is_main():
         return
     _check_folder(config, workdir)

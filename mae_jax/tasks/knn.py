@@ -5,12 +5,11 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from mae_jax.evaluation.neighbours import knn_sweep
+from mae_jax.evaluation.neighbours import KNN
 from mae_jax.evaluation.rankme import rankme
-from mae_jax.evaluation.representations import describe_features
 from mae_jax.runtime.console import say
 from mae_jax.runtime.signals import StopSignal
-from mae_jax.tasks.frozen import FrozenEncoder
+from mae_jax.tasks.frozen import open_encoder, with_random_encoder
 from mae_jax.tasks.measuring import write_measurement
 
 
@@ -20,42 +19,37 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
     Raises:
       UserError: without a checkpoint, or for pictures without labels.
     """
-    frozen = FrozenEncoder(config, workdir)
-    settings = frozen.config.evaluate
+    data, state = open_encoder(config, workdir)
+    settings = data.config.evaluate
+    usual = settings.knn_k, settings.knn_temperature
     ks = sorted({settings.knn_k, *settings.knn_sweep_k})
     temperatures = sorted({settings.knn_temperature, *settings.knn_sweep_temperature})
 
-    def measure(extract) -> tuple[dict, list[dict]]:
-        (train, train_labels), (test, test_labels) = (extract(s) for s in (frozen.train_source, frozen.eval_source))
-        sweep = knn_sweep(
-            train, train_labels, test, test_labels,
-            num_classes=frozen.num_classes, ks=ks, temperatures=temperatures, mesh=frozen.mesh,
-        )  # fmt: skip
+    def measure(data, state) -> tuple[dict[str, float], list[dict]]:
+        sweep = KNN(data.config, data).sweep(state, ks, temperatures)
+        scores = {"knn/top1": next(row["top1"] for row in sweep if (row["k"], row["temperature"]) == usual)}
         best = max(sweep, key=lambda row: row["top1"])
-        usual = next(r for r in sweep if (r["k"], r["temperature"]) == (settings.knn_k, settings.knn_temperature))
-        scores = {"knn/top1": usual["top1"]} | {f"knn/best_{name}": value for name, value in best.items()}
-        return scores | {"rankme": rankme(train)}, sweep
+        scores |= {f"knn/best_{name}": value for name, value in best.items()}
+        return scores | {"rankme": rankme(data.features(state, "train")[0])}, sweep
 
-    scores, sweep = measure(frozen.extract)
-    result = {"step": frozen.step} | scores
-    table = draw_table(np.array([row["top1"] for row in sweep]).reshape(len(ks), len(temperatures)), ks, temperatures)
-    say(*table.split("\n"))
-    say(f"k {settings.knn_k}, temperature {settings.knn_temperature}: top-1 {scores['knn/top1']:.2%}")
+    scores, sweep = measure(data, state)
+    say(*draw_table(np.array([row["top1"] for row in sweep]).reshape(len(ks), len(temperatures)), ks, temperatures))
+    say(f"k {usual[0]}, temperature {usual[1]}: top-1 {scores['knn/top1']:.2%}")
     best = "k {knn/best_k}, temperature {knn/best_temperature}: top-1 {knn/best_top1:.2%}".format_map(scores)
     say(f"best: {best} (chosen on the evaluation images themselves, so optimistic)")
+    result = {"step": state.step} | scores
     if settings.random_encoder:
-        random_scores, _ = measure(frozen.extract_random)
+        random_scores, _ = measure(*with_random_encoder(data))
         result |= {f"random_encoder/{name}": value for name, value in random_scores.items()}
         say(f"an encoder with random weights: top-1 {random_scores['knn/top1']:.2%}")
-    protocol = describe_features(settings, frozen.train_source, frozen.eval_source)
-    protocol = f"{protocol}; k-NN: L2-normalised, cosine; best: the best pair on the evaluation images themselves"
-    write_measurement(workdir, frozen.config, result | {"sweep": sweep, "protocol": protocol})
+    protocol = (
+        f"{data.description}; k-NN: L2-normalised, cosine; best: the best pair on the evaluation images themselves"
+    )
+    write_measurement(workdir, data.config, result | {"sweep": sweep, "protocol": protocol})
     say(protocol, f"see {workdir}/result.json")
 
 
-def draw_table(top1: np.ndarray, ks: list[int], temperatures: list[float]) -> str:
-    """Accuracies [ks, temperatures] as text."""
+def draw_table(top1: np.ndarray, ks: list[int], temperatures: list[float]) -> list[str]:
+    """Lines with accuracies [ks, temperatures]."""
     lines = ["top-1, k     " + "".join(f"T {temperature:<8}" for temperature in temperatures)]
-    for k, row in zip(ks, top1, strict=True):
-        lines.append(f"{k:>8}     " + "".join(f"{value:<10.2%}" for value in row))
-    return "\n".join(lines)
+    return lines + [f"{k:>8}     " + "".join(f"{x:<10.2%}" for x in row) for k, row in zip(ks, top1, strict=True)]

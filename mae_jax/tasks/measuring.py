@@ -5,19 +5,31 @@ from typing import Any
 
 import ml_collections
 
+from mae_jax.data.sources import Source, describe_sources
+from mae_jax.evaluation.evaluator import EvaluationData, Trained
 from mae_jax.evaluation.unseen import NO_PICTURES, PLACE, check_has_path, choose_pictures
 from mae_jax.interop.foreign import is_foreign
-from mae_jax.interop.weights import assumed, check_workdir, choose, find_same_weights, read_weights
+from mae_jax.interop.weights import (
+    assumed,
+    check_workdir,
+    choose,
+    find_same_weights,
+    has_decoder,
+    make_bind_of,
+    read_weights,
+)
 from mae_jax.interop.workdirs import Weights
+from mae_jax.models.config import MAEConfig
 from mae_jax.runtime.console import say
 from mae_jax.runtime.errors import UserError
-from mae_jax.runtime.mesh import all_devices, fitting_dtype
+from mae_jax.runtime.mesh import all_devices, check_heads, fitting_dtype, make_mesh, parameter_shardings, put
 from mae_jax.runtime.processes import from_main, is_main
 from mae_jax.settings.checks import check_channels
 from mae_jax.settings.fields import defaults, flatten
 from mae_jax.settings.usage import check_read
 from mae_jax.workdir.history import keep_earlier_measurement
 from mae_jax.workdir.metrics import write_once
+from mae_jax.workdir.reporting import provenance
 from mae_jax.workdir.writing import finite_or_null, write_json
 
 # Settings that the command may decide; the others of `model` and `data` are the checkpoint's.
@@ -26,76 +38,124 @@ READING = (
     "batch_size", "seed", "label_fraction",
 )  # fmt: skip
 CHOSEN = ("image_size", "dtype", "attention", "remat", "scan_unroll")
-MEASURED = ("init_from", "data.name", "data.path", "data.train_split", "data.eval_split")  # that a result tells
+# Settings that a result repeats.
+MEASURED = ("init_from", "data.name", "data.path", "data.train_split", "data.eval_split")
 
 
 def open_checkpoint(
-    config: ml_collections.ConfigDict, workdir: Path, *, needs_data: bool = True
+    config: ml_collections.ConfigDict, workdir: Path, *, needs_data: bool = True, computes: bool = True
 ) -> tuple[Weights, ml_collections.ConfigDict]:
     """Reads `config.init_from`; returns its weights, and the config with the model and the data that fit it.
 
-    The pictures are the checkpoint's own, or those that `data.name` and its companions say; they are prepared as the
-    checkpoint's were. Masks come from the checkpoint's seed, unless another one is asked for. Another
-    `model.image_size` changes the table of positions.
+    The pictures are the checkpoint's own, or those of `data.name` and `data.path`; they are prepared as the
+    checkpoint's were. Masks come from the checkpoint's seed, unless another one is set. Another `model.image_size`
+    changes the table of positions.
+
+    Args:
+      computes: whether the model runs here, and its values are not only read.
 
     Raises:
       UserError: without a checkpoint, in the workdir of a training run, for a setting that would be ignored, or if
-        nothing says which pictures are meant and `needs_data`.
+        `needs_data` and nothing says which pictures.
     """
     if not config.init_from:
         raise UserError("init_from is not set: which model? For example --config.init_from=runs/digits")
     if (workdir / "checkpoints").exists():
         raise UserError(f"--workdir={workdir} belongs to a training run; choose another folder for what is measured")
-    if config.task != "export":
+    if computes:
         check_workdir(workdir)
-    asked, usual = config.to_dict(), defaults().to_dict()
-    changed = {group: _changed(asked[group], usual[group]) for group in ("model", "data")}
-    for key in config.given:  # also if the value is the usual one
-        group, _, name = key.partition(".")
-        if group in changed and name in asked[group]:
-            changed[group][name] = asked[group][name]
     path = find_same_weights(config.init_from)
-    foreign = is_foreign(path)
     weights = read_weights(path, assumed(config))
-    trained = weights.config
-    own_range = trained["data"].get("value_range")
-    range_too = () if own_range else ("value_range",)  # its own pictures had 8 bits; others may need a range
-    allowed = {"model": CHOSEN, "data": tuple(usual["data"]) if foreign else READING + PLACE + range_too}
-    for group, keys in allowed.items():
-        for key, value in changed[group].items():
-            if key not in keys and value != trained[group].get(key):
-                own = trained[group].get(key)
-                raise UserError(f"{group}.{key}={value!r} is {own!r} in the checkpoint and cannot be changed here")
-    chosen = _only(changed["model"], CHOSEN)
-    if chosen.get("dtype") is None and config.task != "export":
-        chosen["dtype"] = fitting_dtype(all_devices()[0], trained["model"].get("dtype"))
-    weights = choose(weights, chosen)
-    trained = weights.config
+    changed = {group: _changed(config, group) for group in ("model", "data")}
+    _check_changed(changed, weights.config, is_foreign(path))
+    model = {name: value for name, value in changed["model"].items() if name in CHOSEN}
+    if computes and model.get("dtype") is None:
+        model["dtype"] = fitting_dtype(all_devices()[0], weights.config["model"].get("dtype"))
+    weights = choose(weights, model)
     for note in weights.notes:
         say(f"note: {config.init_from}: {note}")
-    given_seed = "seed" in config.given or asked["seed"] != usual["seed"]
-    groups = {
-        "model": asked["model"] | trained["model"],
-        "data": asked["data"] | trained["data"] | _taken(asked["data"], usual["data"], trained["data"]["name"]),
-        "seed": asked["seed"] if given_seed else trained["seed"],
-    }
-    groups["data"]["value_range"] = own_range or asked["data"]["value_range"]
-    if foreign:
-        groups["data"] |= changed["data"]
-    if needs_data and groups["data"]["name"] is None:
-        raise UserError(NO_PICTURES.format(config.init_from))
-    if needs_data and groups["data"]["name"] == "image_folder":
-        # Process 0 decides: data.path may differ from host to host.
-        chosen, note = from_main(is_main() and choose_pictures(groups["data"], trained, set(changed["data"])))
-        groups["data"] |= chosen
-        if note:
-            say(f"note: {note}")
+    trained = weights.config
+    groups = {"model": config.model.to_dict() | trained["model"], "seed": _seed(config, trained)}
+    groups["data"] = _data(config, changed["data"], trained, is_foreign(path))
     if trained["task"] == "classify":
         groups["classifier"] = trained["classifier"]
-    config = ml_collections.ConfigDict(asked | groups)
+    if needs_data:
+        groups["data"] |= _pictures(config, groups["data"], changed["data"], trained)
+    config = ml_collections.ConfigDict(config.to_dict() | groups)
     check_channels(config.data, config.model.channels)
-    check_read(config, "evaluate a classifier" if (config.task, trained["task"]) == ("evaluate", "classify") else None)
+    check_read(config)
     return weights, config
+
+
+def _changed(config: ml_collections.ConfigDict, group: str) -> dict[str, Any]:
+    """The settings of a group that the config changes, or the command line gives, even at their default."""
+    asked, usual = config[group].to_dict(), defaults()[group].to_dict()
+    return {name: x for name, x in asked.items() if x != usual[name] or f"{group}.{name}" in config.given}
+
+
+def _check_changed(changed: dict[str, dict], trained: dict[str, Any], foreign: bool) -> None:
+    """Raises UserError for a setting that only the checkpoint decides."""
+    # A checkpoint of 8-bit pictures has no range; other pictures may need one.
+    more = () if trained["data"].get("value_range") else ("value_range",)
+    allowed = {"model": CHOSEN, "data": tuple(changed["data"]) if foreign else READING + PLACE + more}
+    for group, settings in changed.items():
+        for name, value in settings.items():
+            own = trained[group].get(name)
+            if name not in allowed[group] and value != own:
+                raise UserError(f"{group}.{name}={value!r} is {own!r} in the checkpoint and cannot be changed here")
+
+
+def _seed(config: ml_collections.ConfigDict, trained: dict[str, Any]) -> int:
+    given = "seed" in config.given or config.seed != defaults().seed
+    return config.seed if given else trained["seed"]
+
+
+def _data(
+    config: ml_collections.ConfigDict, changed: dict[str, Any], trained: dict[str, Any], foreign: bool
+) -> dict[str, Any]:
+    """The settings `data.*`: the checkpoint's, but for those that the command decides."""
+    asked, own, usual = config.data.to_dict(), trained["data"], defaults().data
+    if asked["name"] is not None:
+        taken = {name: asked[name] for name in PLACE}
+    else:
+        taken = {name: value for name, value in changed.items() if name in PLACE[1:] and value != usual[name]}
+        if "path" in taken:
+            check_has_path(asked["path"], own["name"])
+    data = asked | own | {name: asked[name] for name in READING} | taken
+    data["value_range"] = own.get("value_range") or asked["value_range"]
+    return data | changed if foreign else data
+
+
+def _pictures(
+    config: ml_collections.ConfigDict, data: dict[str, Any], changed: dict[str, Any], trained: dict[str, Any]
+) -> dict[str, Any]:
+    """The settings `data.*` that say which pictures of a folder are measured."""
+    if data["name"] is None:
+        raise UserError(NO_PICTURES.format(config.init_from))
+    if data["name"] != "image_folder":
+        return {}
+    # Process 0 decides: data.path may differ from host to host.
+    chosen, note = from_main(is_main() and choose_pictures(data, trained, set(changed)))
+    if note:
+        say(f"note: {note}")
+    return chosen
+
+
+def open_data(
+    weights: Weights, config: ml_collections.ConfigDict, train: Source | None, evaluation: Source
+) -> tuple[EvaluationData, Trained]:
+    """The images to measure on, of which it says how many they are, and the checkpoint's values, on the mesh."""
+    mesh = make_mesh(config.mesh)
+    check_heads(mesh, MAEConfig(**config.model), decoder=has_decoder(weights))
+    data = EvaluationData(config, make_bind_of(weights), mesh, train, evaluation)
+    say(*describe_sources(config.data.name or config.data.path, data.train, data.evaluation))
+    values = put(weights.params, parameter_shardings(mesh, weights.params))
+    return data, Trained(weights.step, values, f"{config.init_from}, {weights.origin}")
+
+
+def write_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """Writes config.json, when nothing can be refused any more."""
+    write_json(workdir / "config.json", config.to_dict() | provenance())
 
 
 def write_measurement(workdir: Path, config: ml_collections.ConfigDict, result: dict[str, Any]) -> None:
@@ -106,23 +166,3 @@ def write_measurement(workdir: Path, config: ml_collections.ConfigDict, result: 
     keep_earlier_measurement(workdir, result)
     write_json(workdir / "result.json", result)
     write_once(workdir, config.to_dict(), result["step"], result)
-
-
-def _changed(asked: dict, usual: dict) -> dict[str, Any]:
-    """The settings that the command has changed."""
-    return {key: value for key, value in asked.items() if value != usual[key]}
-
-
-def _only(settings: dict, names: tuple[str, ...]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key in names}
-
-
-def _taken(asked: dict[str, Any], usual: dict[str, Any], trained_name: str) -> dict[str, Any]:
-    """The settings of the command's `data` that stand instead of the checkpoint's."""
-    reading = {name: asked[name] for name in READING}
-    if asked["name"] is not None:
-        return reading | {name: asked[name] for name in PLACE}
-    place = _only(_changed(asked | {"name": usual["name"]}, usual), PLACE)
-    if "path" in place:
-        check_has_path(asked["path"], trained_name)
-    return reading | place

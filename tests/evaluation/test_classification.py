@@ -144,5 +144,5 @@ def test_names_of_classes_are_drawn_as_they_are_and_escaped():
 
 
 def test_names_of_classes_are_escaped_in_the_printed_table():
-    lines = describe_classes(class_table(np.array([[0, 1, 1], [0, 2, 0], [1, 0, 2]]), STRANGE)).split("\n")
+    lines = describe_classes(class_table(np.array([[0, 1, 1], [0, 2, 0], [1, 0, 2]]), STRANGE))
     assert len(lines) == 4 and lines[1].endswith(r"  two\nlines") and lines[3].startswith(r"\x1b[31mred ")

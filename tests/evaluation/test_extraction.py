@@ -1,17 +1,8 @@
-from types import SimpleNamespace
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from mae_jax.evaluation.extraction import extract_features, pool
-from mae_jax.evaluation.rankme import rankme
-from mae_jax.evaluation.representations import measure_features
-from tests.meshes import device_mesh
-
-SETTINGS = ConfigDict(dict(knn_k=3, knn_temperature=0.07, linear_probe=True, probe_c=1.0))
-MESH = device_mesh()
 
 
 def batches(features, labels, size):
@@ -87,24 +78,3 @@ def test_a_batch_is_fetched_after_the_next_one_was_started_and_before_the_one_af
     assert events == [
         "start 0", "start 1", "fetch 0", "start 2", "fetch 1", "start 3", "fetch 2", "fetch 3",
     ]  # fmt: skip
-
-
-def test_separable_classes_are_told_apart_and_shuffled_labels_are_not():
-    rng = np.random.default_rng(0)
-    labels = rng.integers(4, size=400)
-    features = (4 * np.eye(4)[labels] + rng.normal(size=(400, 4))).astype(np.float32)
-    test = features[200:], labels[200:]
-
-    def measure(train_labels, settings=SETTINGS):
-        known = {"train": (features[:200], train_labels), "test": test}
-        sources = (SimpleNamespace(split=split, num_classes=4) for split in known)
-        return measure_features(lambda source: known[source.split], *sources, settings, MESH)
-
-    scores = measure(labels[:200])
-    assert scores["knn/top1"] > 0.9 and scores["linear_probe/top1"] > 0.9
-    assert scores["rankme"] == rankme(features[:200])
-    without = SETTINGS.copy_and_resolve_references()
-    without.linear_probe = False
-    assert measure(labels[:200], without) == {name: scores[name] for name in ("knn/top1", "rankme")}
-    chance = measure(rng.permutation(labels[:200]))
-    assert chance["knn/top1"] < 0.45 and chance["linear_probe/top1"] < 0.45

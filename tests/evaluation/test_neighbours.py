@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -6,7 +8,7 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh
 
 from mae_jax.evaluation import neighbours as knn
-from mae_jax.evaluation.neighbours import find_neighbours, knn_predict, knn_sweep, vote
+from mae_jax.evaluation.neighbours import KNN, find_neighbours, vote
 
 
 def make_mesh(data, fsdp=1):
@@ -31,6 +33,11 @@ def knn_by_loops(train, labels, test, num_classes, k, temperature):
             votes[labels[neighbour]] += np.exp(cosine[neighbour] / temperature)
         predictions.append(votes.argmax())
     return np.array(predictions)
+
+
+def predict(train, labels, test, *, num_classes, k, temperature):
+    cosine, ids = find_neighbours(train, test, k, ONE)
+    return vote(cosine, labels[ids], num_classes=num_classes, k=k, temperature=temperature)
 
 
 def normal(seed, *shape):
@@ -83,7 +90,7 @@ def test_predictions_are_those_of_the_definition():
     train, test = normal(0, 60, 8), normal(1, 40, 8)
     labels = np.random.default_rng(0).integers(5, size=60)
     for k, temperature in ((1, 0.07), (20, 0.07), (20, 1.0), (60, 0.5)):
-        ours = knn_predict(train, labels, test, num_classes=5, k=k, temperature=temperature, mesh=ONE)
+        ours = predict(train, labels, test, num_classes=5, k=k, temperature=temperature)
         np.testing.assert_array_equal(ours, knn_by_loops(train, labels, test, 5, k, temperature))
 
 
@@ -111,18 +118,16 @@ def test_more_queries_than_a_block_and_fewer_examples_than_k_are_fine(monkeypatc
     for name in ("QUERY_BLOCK", "VOTE_BLOCK"):
         monkeypatch.setattr(knn, name, 10)
     train = np.eye(3, dtype=np.float32)
-    prediction = knn_predict(
-        train, np.array([2, 0, 1]), np.tile(train, (9, 1)), num_classes=3, k=20, temperature=0.07, mesh=ONE
-    )
+    prediction = predict(train, np.array([2, 0, 1]), np.tile(train, (9, 1)), num_classes=3, k=20, temperature=0.07)
     np.testing.assert_array_equal(prediction, np.tile([2, 0, 1], 9))
 
 
 def test_a_sweep_gives_what_each_pair_gives_alone():
     train, test = normal(3, 50, 4), normal(4, 30, 4)
     labels, test_labels = (np.random.default_rng(seed).integers(3, size=n) for seed, n in ((0, 50), (1, 30)))
-    found = knn_sweep(
-        train, labels, test, test_labels, num_classes=3, ks=(1, 10, 200), temperatures=(0.03, 0.5), mesh=ONE
-    )
+    features = {"train": (train, labels), "evaluation": (test, test_labels)}
+    data = SimpleNamespace(features=lambda _, split: features[split], train=SimpleNamespace(num_classes=3), mesh=ONE)
+    found = KNN(None, data).sweep(None, (1, 10, 200), (0.03, 0.5))
     pairs = [(k, temperature) for k in (1, 10, 200) for temperature in (0.03, 0.5)]
     assert [(entry["k"], entry["temperature"]) for entry in found] == pairs
     for entry, pair in zip(found, pairs, strict=True):

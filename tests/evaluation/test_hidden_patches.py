@@ -7,12 +7,13 @@ import pytest
 from configs import digits
 from mae_jax.data.augment import normalize
 from mae_jax.data.sources import Digits
-from mae_jax.evaluation.given_masks import read_masks
-from mae_jax.evaluation.pretraining import MAEEvaluation
-from mae_jax.models.mae import MAEConfig, make_bind
+from mae_jax.evaluation import drawing
+from mae_jax.evaluation.evaluator import Trained
+from mae_jax.evaluation.hidden_patches import read_masks
+from mae_jax.models.mae import make_bind
 from mae_jax.runtime.errors import UserError
 from mae_jax.settings.checks import check
-from tests.meshes import device_mesh
+from tests.evaluation.test_suite import make_suite
 from tests.reference import random_params
 
 GRID = 2, 3
@@ -105,14 +106,6 @@ def pictures():
     return np.stack([source[i]["image"] for i in range(len(source))])
 
 
-def make_evaluation(mask, devices=1, **evaluate):
-    config = digits.get_config()
-    config.model.update(width=16, depth=1, num_heads=2, decoder_width=16, decoder_depth=1, decoder_num_heads=2)
-    config.evaluate.update(mask=str(mask), **evaluate)
-    model = MAEConfig(**config.model)
-    return MAEEvaluation(config, model, device_mesh(devices), None, Digits("eval")), config, model
-
-
 @pytest.fixture(scope="module")
 def numbered(tmp_path_factory):
     """A file with a mask of its own for each of the 360 digits: 16 bits that are drawn from its number."""
@@ -123,29 +116,26 @@ def numbered(tmp_path_factory):
 
 
 def test_the_loss_is_that_of_each_images_own_mask_for_any_batch_size_and_number_of_devices(numbered, pictures):
-    (evaluation, config, model), masks = make_evaluation(numbered), np.load(numbered)
-    params = random_params(model)
-    images = normalize(pictures, config.data.mean, config.data.std)
-    losses = np.asarray(jax.jit(lambda x: make_bind(model)(params)(x, mask=masks).example_loss)(images), np.float64)
+    data, masks = make_suite("loss", mask=str(numbered)).data, np.load(numbered)
+    params = random_params(data.model)
+    state, model = Trained(0, params, "step 0"), make_bind(data.model)(params)
+    images = normalize(pictures, data.config.data.mean, data.config.data.std)
+    losses = np.asarray(jax.jit(lambda x: model(x, mask=masks).example_loss)(images), np.float64)
     for devices, batch_size in ((1, 360), (8, 104)):
-        other = make_evaluation(numbered, devices, batch_size=batch_size)[0]
-        assert other.loss(params) == pytest.approx(losses.mean(), rel=1e-6)  # sums of float32 in another order
+        suite = make_suite("loss", devices=devices, mask=str(numbered), batch_size=batch_size)
+        assert suite.run(state)[0]["loss"] == pytest.approx(losses.mean(), rel=1e-6)  # sums in another order
     # Of a subset, the masks of the file are its images', in their order.
     np.save(numbered.with_name("fifty.npy"), masks[:50])
-    evaluation = make_evaluation(numbered.with_name("fifty.npy"), max_examples=50)[0]
-    chosen = images[evaluation.eval_source.indices]
-    expected = jax.jit(lambda x: make_bind(model)(params)(x, mask=masks[:50]).loss)(chosen)
-    assert evaluation.loss(params) == pytest.approx(float(expected), rel=1e-6)
+    suite = make_suite("loss", mask=str(numbered.with_name("fifty.npy")), max_examples=50)
+    expected = jax.jit(lambda x: model(x, mask=masks[:50]).loss)(images[suite.data.evaluation.indices])
+    assert suite.run(state)[0]["loss"] == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_the_pictures_drawn_are_hidden_by_the_masks_of_those_images(numbered, pictures, monkeypatch):
     drawn = []
-    monkeypatch.setattr(
-        "mae_jax.evaluation.pretraining.draw_reconstructions",
-        lambda images, found, caption: drawn.append((images, found, caption)),
-    )
-    evaluation, _, model = make_evaluation(numbered, pictures=5)
-    evaluation.picture(random_params(model), "step 0")
+    monkeypatch.setattr(drawing, "draw_reconstructions", lambda *x: drawn.append(x) or np.zeros((2, 2, 3)))
+    suite = make_suite("reconstructions", mask=str(numbered), pictures=5)
+    suite.run(Trained(0, random_params(suite.data.model), "step 0"))
     ((images, found, caption),) = drawn
     assert caption.startswith("step 0; 75% of the patches hidden, as given")
     hidden = np.load(numbered).repeat(2, axis=1).repeat(2, axis=2)
@@ -157,4 +147,4 @@ def test_the_pictures_drawn_are_hidden_by_the_masks_of_those_images(numbered, pi
 
 def test_masks_of_another_number_of_images_are_refused_before_anything_runs(numbered):
     with pytest.raises(UserError, match=r"mask of shape \(360, 4, 4\): one of \(16,\), \(4, 4\), \(100, 16\)"):
-        make_evaluation(numbered, max_examples=100)
+        make_suite("loss", mask=str(numbered), max_examples=100)

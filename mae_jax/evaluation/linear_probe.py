@@ -1,6 +1,7 @@
-"""Linear classifiers on frozen features."""
+"""The linear probe: logistic regression on frozen features."""
 
 import functools
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
+from mae_jax.evaluation.classification import rank_of_label
+from mae_jax.evaluation.evaluator import EVALUATORS, Evaluator, State
 from mae_jax.evaluation.rows import put_rows
 from mae_jax.runtime.mesh import batch_sharding, replicated
 
@@ -18,6 +21,37 @@ MAX_ITERATIONS = 1000
 GRADIENT_TOLERANCE = 1e-6
 STALLED = 5
 SCALE_ROWS = 16_384  # rows from which the features' scales are estimated
+
+
+@EVALUATORS.register("linear_probe")
+class LinearProbe(Evaluator):
+    """Top-1 accuracy of a logistic regression on the evaluation images, by `evaluate.probe_c`."""
+
+    measures_features = True
+
+    @property
+    def protocol(self) -> str:
+        settings = self.config.evaluate
+        return f"linear probe: {f'logistic regression, C {settings.probe_c}' if settings.linear_probe else 'left out'}"
+
+    def run(self, state: State) -> Iterator[tuple[str, float]]:
+        if not (self.data.labelled and self.config.evaluate.linear_probe):
+            return
+        if len(np.unique(self.data.features(state, "train")[1])) > 1:
+            (row,) = self.sweep(state, [self.config.evaluate.probe_c])
+            yield "linear_probe/top1", row["top1"]
+
+    def sweep(self, state: State, cs: Sequence[float]) -> list[dict[str, float]]:
+        """{"c", "top1", "top5"} for every inverse strength of the penalty."""
+        data, rows = self.data, []
+        (train, train_labels), (test, test_labels) = (data.features(state, split) for split in ("train", "evaluation"))
+        for c in cs:
+            fitted = fit_logistic_regression(
+                train, train_labels, num_classes=data.train.num_classes, c=c, mesh=data.mesh
+            )
+            rank = np.asarray(rank_of_label(class_scores(test, *fitted), test_labels))
+            rows.append({"c": c, "top1": float(np.mean(rank < 1)), "top5": float(np.mean(rank < 5))})
+        return rows
 
 
 def fit_logistic_regression(
@@ -45,14 +79,6 @@ def fit_logistic_regression(
 def class_scores(features: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Logits [M, K] of features [M, D]."""
     return features @ w + b
-
-
-def logistic_regression_predict(
-    train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, *, num_classes: int, c: float, mesh: Mesh
-) -> np.ndarray:
-    """Predicted classes [M] of test features [M, D] by logistic regression (see `fit_logistic_regression`)."""
-    fitted = fit_logistic_regression(train, train_labels, num_classes=num_classes, c=c, mesh=mesh)
-    return class_scores(test, *fitted).argmax(axis=1)
 
 
 def _feature_scales(train, num_classes, c):

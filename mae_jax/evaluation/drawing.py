@@ -1,15 +1,60 @@
 """Pictures of reconstructions: original, masked, predicted, and predicted with the visible patches pasted in."""
 
+import contextlib
+import functools
+from collections.abc import Iterator
+
+import jax
+import ml_collections
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mae_jax.models.rendering import Reconstructions
+from mae_jax.data.augment import denormalize
+from mae_jax.data.loader import make_eval_batches
+from mae_jax.data.subset import RandomSubset
+from mae_jax.evaluation.evaluator import EVALUATORS, EvaluationData, Evaluator, State
+from mae_jax.models.rendering import Reconstructions, reconstruct
 from mae_jax.runtime.errors import escaped
+from mae_jax.runtime.mesh import put, replicated
+from mae_jax.runtime.sharding import on_rows
 
 GREY = 0.5  # of hidden patches, on [0, 1]
 HEADINGS = ("original", "masked", "prediction", "prediction + visible")
 TRUE_STATISTICS = "each predicted patch is drawn with the true patch's mean and variance (normalised targets)"
 UNTRAINED = "visible patches of a prediction are noise: the loss is on the hidden ones alone"
+
+
+@EVALUATORS.register("reconstructions")
+class ReconstructionSheet(Evaluator):
+    """A picture of `evaluate.pictures` evaluation images, always the same, and their reconstructions."""
+
+    def __init__(self, config: ml_collections.ConfigDict, data: EvaluationData):
+        super().__init__(config, data)
+        self._hidden = data.hidden_patches
+        self._reconstruct_all = on_rows(self._reconstruct, data.mesh, shared=True)  # a few images, of any number
+
+    def run(self, state: State) -> Iterator[tuple[str, np.ndarray]]:
+        data, model = self.data, self.data.model
+        shown = RandomSubset(data.evaluation, self.config.evaluate.pictures)
+        batches = make_eval_batches(shown, self.config.data, len(shown), model.image_size, model.channels)
+        with contextlib.closing(batches):
+            batch = next(batches)
+        rows = [batch["image"], batch["index"], shown.indices[batch["index"]]]
+        found = self._reconstruct_all(state.variables(), *put(rows, replicated(data.mesh)))
+        caption = [getattr(state, "name", f"step {int(state.step):,}"), self._hidden.description]
+        caption += [TRUE_STATISTICS] if model.normalize_targets else []
+        caption += [UNTRAINED] if model.loss_patches == "hidden" else []
+        yield "reconstructions", draw_reconstructions(*jax.device_get(found), "; ".join(caption))
+
+    def _reconstruct(
+        self, variables: dict, images: jax.Array, index: jax.Array, number: jax.Array
+    ) -> tuple[jax.Array, Reconstructions]:
+        images, model = self.data.normalize(images), self.data.model
+        output = self._hidden.apply(self.data.bind(variables), images, index, number)
+        found = reconstruct(images, output.prediction, output.mask, model.patch_size, model.normalize_targets)
+        to_display = functools.partial(denormalize, mean=self.config.data.mean, std=self.config.data.std)
+        found = found._replace(prediction=to_display(found.prediction), pasted=to_display(found.pasted))
+        return to_display(images), found
 
 
 def draw_reconstructions(images: np.ndarray, found: Reconstructions, caption: str) -> np.ndarray:

@@ -5,16 +5,15 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from mae_jax.evaluation import probes
-from mae_jax.evaluation.probes import class_scores, fit_logistic_regression, logistic_regression_predict
+from mae_jax.evaluation import linear_probe
+from mae_jax.evaluation.linear_probe import class_scores, fit_logistic_regression
 from tests.meshes import device_mesh
 
-
-def make_mesh(devices):
-    return device_mesh(devices)
+ONE, EIGHT = device_mesh(1), device_mesh(8)
 
 
-ONE, EIGHT = make_mesh(1), make_mesh(8)
+def predict(x, labels, test, *, num_classes, c=1.0):
+    return class_scores(test, *fit_logistic_regression(x, labels, num_classes=num_classes, c=c, mesh=ONE)).argmax(1)
 
 
 def digits():
@@ -54,7 +53,7 @@ def test_devices_blocks_and_the_padding_of_both_change_only_the_rounding(monkeyp
     x, labels, test = clusters()
     x, labels = x[:595], labels[:595]  # neither 8 devices nor blocks of 50 rows divide it
     expected = class_scores(test, *fit_logistic_regression(x, labels, num_classes=4, c=1.0, mesh=ONE))
-    monkeypatch.setattr(probes, "ROW_BLOCK", 50)
+    monkeypatch.setattr(linear_probe, "ROW_BLOCK", 50)
     for mesh in (ONE, EIGHT):
         found = class_scores(test, *fit_logistic_regression(x, labels, num_classes=4, c=1.0, mesh=mesh))
         # Scores of about 3 from two paths of L-BFGS that both end where the gradient is below 1e-6.
@@ -63,9 +62,9 @@ def test_devices_blocks_and_the_padding_of_both_change_only_the_rounding(monkeyp
 
 def test_classes_without_examples_are_never_predicted_and_change_nothing():
     x, labels, test = clusters()
-    expected = logistic_regression_predict(x, labels, test, num_classes=4, c=1.0, mesh=ONE)
+    expected = predict(x, labels, test, num_classes=4)
     spread_out = np.array([0, 2, 3, 5])
-    found = logistic_regression_predict(x, spread_out[labels], test, num_classes=7, c=1.0, mesh=ONE)
+    found = predict(x, spread_out[labels], test, num_classes=7)
     np.testing.assert_array_equal(found, spread_out[expected])
     w, b = fit_logistic_regression(x, spread_out[labels], num_classes=7, c=1.0, mesh=ONE)
     assert set(np.argsort(-class_scores(test, w, b), axis=1)[:, :4].ravel()) == {0, 2, 3, 5}
@@ -84,7 +83,7 @@ def test_the_logits_of_all_rows_never_stand_at_once(monkeypatch):
     rows, classes, block = 64 * 100, 50, 64
     zeros = np.zeros(rows, np.float32)
     arguments = np.zeros((rows, 4), np.float32), zeros.astype(np.int32), zeros, rows, 1.0, zeros[:4], zeros[:4] + 1
-    compiled = probes._fit.lower(*arguments, classes, block, ONE).compile()
+    compiled = linear_probe._fit.lower(*arguments, classes, block, ONE).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * rows * classes / 5
 
 
@@ -94,5 +93,5 @@ def test_separable_classes_and_features_that_never_change_are_fine():
         x = np.zeros((40, 3), np.float32)
         x[:, 0] = np.repeat([-5, 5], 20)
         labels = np.repeat([0, 1], 20)
-        predicted = logistic_regression_predict(x, labels, x, num_classes=2, c=1e4, mesh=ONE)
+        predicted = predict(x, labels, x, num_classes=2, c=1e4)
     np.testing.assert_array_equal(predicted, labels)

@@ -1,0 +1,142 @@
+"""The interface of evaluators: a class built from (config, data), whose `run(state)` yields names and values."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from mae_jax.data.augment import normalize
+from mae_jax.data.device_batches import evaluation_batches
+from mae_jax.data.sources import Source, count_images
+from mae_jax.data.subset import RandomSubset
+from mae_jax.evaluation.extraction import extract_features, pool
+from mae_jax.evaluation.hidden_patches import HiddenPatches
+from mae_jax.models.config import MAEConfig
+from mae_jax.runtime.sharding import on_rows
+from mae_jax.settings.registry import Registry
+
+EVALUATORS: Registry[type["Evaluator"]] = Registry("evaluate.evaluators")
+
+
+class State(Protocol):
+    """What is evaluated: the state of a training run, or a `Trained`."""
+
+    step: Any  # updates done: an int, or a scalar array
+
+    def variables(self) -> dict:
+        """The model's values as one nested dict, laid out on the mesh."""
+
+
+class Trained(NamedTuple):
+    """A model that no longer trains, such as a checkpoint's."""
+
+    step: int
+    values: dict  # on the mesh
+    name: str  # what a picture's caption calls it
+
+    def variables(self) -> dict:
+        return self.values
+
+
+class EvaluationData:
+    """The images that evaluators share, and the features of these, which are computed once for each state.
+
+    Args:
+      config: the resolved config.
+      bind: variables -> model, a pure function.
+      train: images that k-NN and probes learn from; None if there are none.
+      evaluation: images that are measured, each once.
+
+    Attributes:
+      train, evaluation: of each, at most `evaluate.max_train_examples` and `evaluate.max_examples`, a fixed random
+        subset.
+      kept_batches: None, or a function that gives device batches {"feature", "label", "weight"} of the evaluation
+        images: "feature" is what a frozen encoder's `represent` gave.
+    """
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        bind: Callable[[dict], Any],
+        mesh: Mesh,
+        train: Source | None,
+        evaluation: Source,
+    ):
+        self.config, self.bind, self.mesh = config, bind, mesh
+        self.model = MAEConfig(**config.model)
+        settings = config.evaluate
+        self.train = train and RandomSubset(train, settings.max_train_examples or len(train))
+        self.evaluation = RandomSubset(evaluation, settings.max_examples or len(evaluation))
+        self.kept_batches: Callable[[], Iterator[dict]] | None = None
+        self._encode_rows = on_rows(self._encode, mesh)
+        self._state, self._features = None, {}
+
+    @functools.cached_property
+    def hidden_patches(self) -> HiddenPatches:
+        """The masks of the evaluation images, the same in every evaluation."""
+        return HiddenPatches(self.config, self.model, len(self.evaluation))
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are training images, and classes by which features can be measured."""
+        return self.train is not None and min(self.train.num_classes, self.evaluation.num_classes) > 1
+
+    @property
+    def description(self) -> str:
+        """What the features are, and of which images, for people."""
+        token = "the class token" if self.config.evaluate.token == "class" else "mean of the patch tokens"
+        return f"features: {token} after the final norm, {count_images(self.train, self.evaluation)}, centre crops"
+
+    def batches(self, source: Source) -> Iterator[dict]:
+        """Device batches {"image" uint8, "label", "index", "weight"}; rows of weight 0 are padding."""
+        size, model = self.config.evaluate.batch_size, self.model
+        return evaluation_batches(source, self.config.data, size, model.image_size, model.channels, self.mesh)
+
+    def normalize(self, images: jax.Array) -> jax.Array:
+        """Images [B, H, W, C] uint8 as models take them."""
+        return normalize(images, self.config.data.mean, self.config.data.std)
+
+    def features(self, state: State, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Features [N, D] (float32) and labels [N] (int64) of the images of a split, "train" or "evaluation"."""
+        if self._state is not state:
+            self._state, self._features = state, {}
+        if split not in self._features:
+            self._features[split] = self.extract(state, getattr(self, split))
+        return self._features[split]
+
+    def extract(self, state: State, source: Source, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Features and labels of a source (`extract_features`), which are not kept."""
+        feature_fn = functools.partial(self._encode_rows, state.variables())
+        return extract_features(feature_fn, self.batches(source), len(source), out)
+
+    def forget(self) -> None:
+        """Frees the features, and the state that they are of."""
+        self._state, self._features = None, {}
+
+    def _encode(self, variables: dict, batch: dict) -> jax.Array:
+        tokens = self.bind(variables).encode(self.normalize(batch["image"]))
+        return pool(tokens, self.config.evaluate.token, self.model.class_tokens)
+
+
+class Evaluator:
+    """One measurement of a model. A class of your own needs `__init__` and `run` only, and may inherit them.
+
+    Attributes:
+      measures_features: whether it looks at the encoder's frozen features, so that a random encoder is measured beside
+        the trained one.
+      protocol: how it measures, in a few words; empty if its name says it.
+    """
+
+    measures_features = False
+    protocol = ""
+
+    def __init__(self, config: ml_collections.ConfigDict, data: EvaluationData):
+        self.config, self.data = config, data
+
+    def run(self, state: State) -> Iterator[tuple[str, float | np.ndarray]]:
+        """Yields (name, value): a number, or a picture uint8 [height, width, 3]."""
+        raise NotImplementedError
