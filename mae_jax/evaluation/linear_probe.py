@@ -7,12 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from mae_jax.evaluation.classification import rank_of_label
 from mae_jax.evaluation.evaluator import EVALUATORS, Evaluator, State
-from mae_jax.evaluation.rows import put_rows
-from mae_jax.runtime.mesh import batch_sharding, replicated
+from mae_jax.runtime.mesh import batch_parts, batch_sharding, replicated
 
 ROW_BLOCK = 8192  # rows whose logits, a number for each class, stand at a time on a device
 MAX_ITERATIONS = 1000
@@ -66,11 +65,10 @@ def fit_logistic_regression(
     gets b = -inf: it is never predicted.
     """
     present, targets = np.unique(train_labels, return_inverse=True)
-    rows, block = put_rows(train, mesh, ROW_BLOCK)
-    targets, _ = put_rows(targets.astype(np.int32), mesh, ROW_BLOCK)
-    weights, _ = put_rows(np.ones(len(train), np.float32), mesh, ROW_BLOCK)  # 0 in the rows that only fill up
+    weights = np.ones(len(train), np.float32)
+    examples = tuple(_put_blocks(x, mesh) for x in (train, targets.astype(np.int32), weights))
     mean, scale = _feature_scales(train, len(present), c)
-    fitted = _fit(rows, targets, weights, len(train), c, mean, scale, len(present), block, mesh)
+    fitted = _fit(examples, len(train), c, mean, scale, len(present), mesh)
     w, b = np.zeros((train.shape[1], num_classes), np.float32), np.full(num_classes, -np.inf, np.float32)
     w[:, present], b[present] = (np.asarray(fitted[name]) for name in ("w", "b"))
     return w, b
@@ -93,18 +91,48 @@ def _feature_scales(train, num_classes, c):
     return sample.mean(axis=0).astype(np.float32), scale.astype(np.float32)
 
 
-@functools.partial(jax.jit, static_argnames=("num_classes", "block", "mesh"))
-def _fit(rows, targets, weights, count, c, mean, scale, num_classes, block, mesh):
-    data_loss = _make_data_loss(rows, targets, weights, block, mesh)
+def _put_blocks(rows: np.ndarray, mesh: Mesh) -> jax.Array:
+    """Rows [N, ...] as [parts, blocks, block, ...], of which each device has its part; zeros fill them up."""
+    parts = batch_parts(mesh)
+    share = -(-len(rows) // parts)
+    blocks = -(-share // ROW_BLOCK)
+    block = -(-share // blocks)
 
+    def part_of(index: tuple) -> np.ndarray:
+        first, stop, _ = (size * blocks * block for size in index[0].indices(parts))
+        found = np.zeros((stop - first, *rows.shape[1:]), rows.dtype)
+        found[: max(0, len(rows) - first)] = rows[first:stop]
+        return found.reshape(-1, blocks, block, *rows.shape[1:])
+
+    shape = (parts, blocks, block, *rows.shape[1:])
+    return jax.make_array_from_callback(shape, batch_sharding(mesh), part_of)
+
+
+@functools.partial(jax.jit, static_argnames=("num_classes", "mesh"))
+def _fit(examples, count, c, mean, scale, num_classes, mesh):
     def original(params):
         """The parameters for the features as they are, from those for (features - mean) / scale."""
         w = params["w"] / scale[:, None]
         return dict(w=w, b=params["b"] - jnp.matmul(mean, w, precision="highest"))
 
+    def part_loss(params, part):
+        """The sum of the cross-entropies of a device's examples."""
+
+        @jax.checkpoint  # the backward pass has the logits of one block at a time, too
+        def block_loss(loss, number):
+            rows, targets, weights = (x[number] for x in part)
+            logits = jnp.matmul(rows, params["w"], precision="highest") + params["b"]
+            return loss + jnp.sum(weights * optax.softmax_cross_entropy_with_integer_labels(logits, targets)), None
+
+        return jax.lax.scan(block_loss, 0.0, jnp.arange(len(part[0])))[0]
+
     def objective(params):
         params = original(params)
-        return (data_loss(params) + jnp.sum(params["w"] ** 2) / (2 * c)) / count
+        # With parameters of its own each part has a gradient of its own; they are summed once.
+        copies = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(examples[0]), *x.shape)), params)
+        copies = jax.lax.with_sharding_constraint(copies, batch_sharding(mesh))
+        losses = jax.vmap(part_loss)(copies, examples)
+        return (jnp.sum(losses) + jnp.sum(params["w"] ** 2) / (2 * c)) / count
 
     optimizer = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(objective)
@@ -121,41 +149,6 @@ def _fit(rows, targets, weights, count, c, mean, scale, num_classes, block, mesh
         lower = optax.tree.get(state, "value") < value * (1 - jnp.finfo(jnp.float32).eps)
         return optax.apply_updates(params, updates), state, step + 1, jnp.where(lower, 0, stalled + 1)
 
-    zeros = dict(w=jnp.zeros((rows.shape[1], num_classes)), b=jnp.zeros(num_classes))
+    zeros = dict(w=jnp.zeros((len(mean), num_classes)), b=jnp.zeros(num_classes))
     params, *_ = jax.lax.while_loop(unfinished, step, (zeros, optimizer.init(zeros), 0, 0))
     return jax.lax.with_sharding_constraint(original(params), replicated(mesh))
-
-
-def _make_data_loss(rows, targets, weights, block, mesh):
-    """The summed cross entropy as a function of the parameters."""
-    axes = batch_sharding(mesh).spec
-
-    def block_loss(params, block):
-        rows, targets, weights = block
-        logits = jnp.matmul(rows, params["w"], precision="highest") + params["b"]
-        return jnp.sum(weights * optax.softmax_cross_entropy_with_integer_labels(logits, targets))
-
-    def share_loss_and_gradient(params, *share):
-        blocks = [x.reshape(-1, block, *x.shape[1:]) for x in share]
-
-        def add(sums, block):
-            # The gradient of each block is taken at once: the scan's own would keep the logits of all blocks.
-            return jax.tree.map(jnp.add, sums, jax.value_and_grad(block_loss)(params, block)), None
-
-        sums, _ = jax.lax.scan(add, (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)), blocks)
-        return jax.lax.psum(sums, axes[0])
-
-    loss_and_gradient = jax.shard_map(
-        share_loss_and_gradient, mesh=mesh, in_specs=(PartitionSpec(), axes, axes, axes), out_specs=PartitionSpec(),
-        check_vma=False,
-    )  # fmt: skip
-
-    @jax.custom_vjp
-    def loss(params):
-        return loss_and_gradient(params, rows, targets, weights)[0]
-
-    loss.defvjp(
-        lambda params: loss_and_gradient(params, rows, targets, weights),
-        lambda gradient, upstream: (jax.tree.map(lambda x: x * upstream, gradient),),
-    )
-    return loss

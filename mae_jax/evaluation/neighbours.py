@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mae_jax.evaluation.evaluator import EVALUATORS, Evaluator, State
-from mae_jax.evaluation.rows import block_layout, put_rows
-from mae_jax.runtime.mesh import batch_sharding, put, replicated
+from mae_jax.runtime.mesh import BATCH_AXES, batch_parts, put, replicated, whole
 
+QUERIES = PartitionSpec(None, BATCH_AXES)  # of [blocks, Q, ...]
 # Similarities take QUERY_BLOCK x TRAIN_BLOCK floats at a time on each device, whatever the number of features.
 QUERY_BLOCK = 1024
 TRAIN_BLOCK = 8192
@@ -49,31 +49,28 @@ class KNN(Evaluator):
 
 
 def find_neighbours(train: np.ndarray, test: np.ndarray, k: int, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
-    """The k training features of largest cosine for every test feature, nearest first; all N of them if k > N.
+    """The k training features [N, D] of largest cosine for every test feature [M, D], nearest first; all if k > N.
 
-    The training features are split over the mesh's data axes and stay there; each device goes through its own in
-    blocks and keeps its k best, and the devices' candidates are merged. Of equal cosines the lower index comes first,
-    for any number of devices.
-
-    Args:
-      train: [N, D] float32, in memory or mapped from disk.
-      test: [M, D] float32.
-      k: number of neighbours, at least 1.
+    The test features are split over the mesh's devices. The training features, which may be mapped from disk, pass by
+    block by block. Of equal cosines the lower row comes first.
 
     Returns:
-      Cosines [M, k] float32, and the neighbours' rows in `train` [M, k] int32.
+      Cosines [M, k] float32, and rows of `train` [M, k] int32.
     """
-    k = min(k, len(train))
-    rows, block = put_rows(train, mesh, TRAIN_BLOCK)
-    queries, size = block_layout(len(test), 1, QUERY_BLOCK)
-    cosine, ids = (np.empty((len(test), k), dtype) for dtype in (np.float32, np.int32))
-    for start in range(0, len(test), size):
-        part = test[start : start + size]
-        padded = np.zeros((size, test.shape[1]), np.float32)
-        padded[: len(part)] = part
-        found = _search(rows, put(padded, replicated(mesh)), len(train), k, block, mesh)
-        for target, values in zip((cosine, ids), found, strict=True):
-            target[start : start + len(part)] = np.asarray(values)[: len(part)]
+    k, parts, block = min(k, len(train)), batch_parts(mesh), min(TRAIN_BLOCK, len(train))
+    size = min(QUERY_BLOCK, -(-len(test) // parts)) * parts
+    shape = -(-len(test) // size), size
+    queries = np.zeros((shape[0] * size, test.shape[1]), np.float32)
+    queries[: len(test)] = test
+    layout = NamedSharding(mesh, QUERIES)
+    queries = put(queries.reshape(*shape, -1), layout)
+    best = put((np.full((*shape, k), -np.inf, np.float32), np.zeros((*shape, k), np.int32)), layout)
+    for start in range(0, len(train), block):
+        rows = np.zeros((block, train.shape[1]), np.float32)
+        part = train[start : start + block]
+        rows[: len(part)] = part
+        best = _search(best, queries, put(rows, replicated(mesh)), start, len(train), mesh)
+    cosine, ids = (np.asarray(found).reshape(-1, k)[: len(test)] for found in whole(best))
     return cosine, ids
 
 
@@ -95,37 +92,26 @@ def _unit(x: jax.Array) -> jax.Array:
     return x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
-@functools.partial(jax.jit, static_argnames=("k", "block", "mesh"))
-def _search(rows, queries, count, k, block, mesh):
-    axes = batch_sharding(mesh).spec
+@functools.partial(jax.jit, static_argnames="mesh", donate_argnums=0)
+def _search(best, queries, rows, start, count, mesh):
+    """The best (cosine, row) [blocks, Q, k] of the queries [blocks, Q, D] so far and among rows [n, D].
 
-    def search_share(rows, queries):
-        """The k best of this device's rows, of which those from global row `count` on are padding."""
-        first = jax.lax.axis_index(axes[0]) * len(rows)
+    The first of the rows is number `start` of `count`; those after the last one are padding.
+    """
+    ids, rows, k = start + jnp.arange(len(rows)), _unit(rows), best[0].shape[-1]
 
-        def search_block(best, numbered_block):
-            number, block_rows = numbered_block
-            start = first + number * block
-            # A normalised copy of all rows would double their memory; that of a block is cheap, here too.
-            cosine = jnp.matmul(queries, _unit(block_rows).T, precision="highest")
-            cosine = jnp.where(start + jnp.arange(block) < count, cosine, -jnp.inf)
-            # top_k takes the earlier of equals: the best so far stand first, since their rows do.
-            values, places = jax.lax.top_k(jnp.concatenate([best[0], cosine], axis=1), k)
-            earlier = jnp.take_along_axis(best[1], jnp.minimum(places, k - 1), axis=1)
-            return (values, jnp.where(places < k, earlier, start + places - k)), None
+    def search_block(block):
+        (cosine, known), queries = block
+        found = jnp.matmul(_unit(queries), rows.T, precision="highest")
+        found = jnp.where(ids < count, found, -jnp.inf)
+        # top_k takes the earlier of equals: the best so far stand first, since their rows do.
+        cosine, places = jax.lax.top_k(jnp.concatenate([cosine, found], axis=1), k)
+        known = jnp.concatenate([known, jnp.broadcast_to(ids, found.shape)], axis=1)
+        return cosine, jnp.take_along_axis(known, places, axis=1)
 
-        none = jnp.full((len(queries), k), -jnp.inf), jnp.zeros((len(queries), k), jnp.int32)
-        blocks = rows.reshape(-1, block, rows.shape[1])
-        return jax.lax.scan(search_block, none, (jnp.arange(len(blocks)), blocks))[0]
-
-    candidates = PartitionSpec(None, *axes)
-    cosine, ids = jax.shard_map(
-        search_share, mesh=mesh, in_specs=(axes, PartitionSpec()), out_specs=(candidates, candidates), check_vma=False
-    )(rows, _unit(queries))
-    # Side by side in the order of the devices, so in the order of the rows.
-    cosine, ids = (jax.lax.with_sharding_constraint(found, replicated(mesh)) for found in (cosine, ids))
-    values, places = jax.lax.top_k(cosine, k)
-    return values, jnp.take_along_axis(ids, places, axis=1)
+    # Left to itself, XLA would gather the queries of all devices for top_k.
+    search = functools.partial(jax.lax.map, search_block)
+    return jax.shard_map(search, mesh=mesh, in_specs=QUERIES, out_specs=QUERIES, check_vma=False)((best, queries))
 
 
 def _vote(cosine, labels, num_classes, temperature):

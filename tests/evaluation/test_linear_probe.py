@@ -19,7 +19,7 @@ def predict(x, labels, test, *, num_classes, c=1.0):
 def digits():
     pixels, labels = load_digits(return_X_y=True)
     pixels = (pixels / 16).astype(np.float32)
-    return pixels[:1437], labels[:1437], pixels[1437:]
+    return pixels[:500], labels[:500], pixels[1437:]
 
 
 def clusters(spread=0.0):
@@ -80,10 +80,11 @@ def test_two_classes_are_scikit_learns_at_twice_its_c():
 
 
 def test_the_logits_of_all_rows_never_stand_at_once(monkeypatch):
-    rows, classes, block = 64 * 100, 50, 64
-    zeros = np.zeros(rows, np.float32)
-    arguments = np.zeros((rows, 4), np.float32), zeros.astype(np.int32), zeros, rows, 1.0, zeros[:4], zeros[:4] + 1
-    compiled = linear_probe._fit.lower(*arguments, classes, block, ONE).compile()
+    rows, classes = 64 * 100, 50
+    monkeypatch.setattr(linear_probe, "ROW_BLOCK", 64)
+    shapes = ((np.float32, 4), (np.int32,), (np.float32,))
+    examples = tuple(linear_probe._put_blocks(np.zeros((rows, *shape), kind), ONE) for kind, *shape in shapes)
+    compiled = linear_probe._fit.lower(examples, rows, 1.0, np.zeros(4), np.ones(4), classes, ONE).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * rows * classes / 5
 
 

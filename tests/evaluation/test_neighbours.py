@@ -81,9 +81,15 @@ def test_similarities_never_stand_whole(monkeypatch):
     """The compiled search needs memory for its blocks only, not for queries x training features."""
     monkeypatch.setattr(knn, "QUERY_BLOCK", 64)
     monkeypatch.setattr(knn, "TRAIN_BLOCK", 128)
-    rows, queries = np.zeros((128 * 100, 8), np.float32), np.zeros((64, 8), np.float32)
-    compiled = knn._search.lower(rows, queries, len(rows), 5, 128, ONE).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < 10 * 4 * 64 * 128 < 4 * 64 * len(rows)
+    used, search = [], knn._search
+
+    def compiled(*arguments):
+        used.append(search.lower(*arguments).compile().memory_analysis().temp_size_in_bytes)
+        return search(*arguments)
+
+    monkeypatch.setattr(knn, "_search", compiled)
+    find_neighbours(normal(0, 128 * 4, 8), normal(1, 64 * 50, 8), 5, ONE)
+    assert len(used) == 4 and max(used) < 10 * 4 * 64 * 128 < 4 * 64 * 50 * 128
 
 
 def test_predictions_are_those_of_the_definition():
