@@ -14,6 +14,7 @@ from mae_jax.evaluation.classification import Accuracy, class_table, confusion_m
 from mae_jax.evaluation.suite import EvaluationSuite
 from mae_jax.interop.weights import has_decoder
 from mae_jax.interop.workdirs import Weights
+from mae_jax.models.classifier import is_classifier
 from mae_jax.runtime.console import say
 from mae_jax.runtime.errors import UserError, escaped
 from mae_jax.runtime.signals import StopSignal
@@ -35,7 +36,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
     weights, config = open_checkpoint(config, workdir)
     names = config.evaluate.evaluators
     train, evaluation = find_sources(weights, config, to_train=bool(names))
-    if weights.config["task"] == "classify":
+    if is_classifier(weights.config):
         check_read(config, "evaluate a classifier")
         evaluate_classifier(weights, config, workdir, train, evaluation, names or ("accuracy",))
     else:

@@ -19,6 +19,7 @@ from mae_jax.interop.weights import (
     read_weights,
 )
 from mae_jax.interop.workdirs import Weights
+from mae_jax.models.classifier import is_classifier
 from mae_jax.models.config import MAEConfig
 from mae_jax.runtime.console import say
 from mae_jax.runtime.errors import UserError
@@ -77,7 +78,7 @@ def open_checkpoint(
     trained = weights.config
     groups = {"model": config.model.to_dict() | trained["model"], "seed": _seed(config, trained)}
     groups["data"] = _data(config, changed["data"], trained, is_foreign(path))
-    if trained["task"] == "classify":
+    if is_classifier(trained):
         groups["classifier"] = trained["classifier"]
     if needs_data:
         groups["data"] |= _pictures(config, groups["data"], changed["data"], trained)

@@ -6,6 +6,7 @@ import ml_collections
 
 from mae_jax.data.datasets import make_source
 from mae_jax.data.image_folder import PictureFiles
+from mae_jax.models.classifier import is_classifier
 from mae_jax.models.config import MAEConfig
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.signals import StopSignal
@@ -22,7 +23,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
     pictures = config.data.path
     config.data.path = None
     weights, config = open_checkpoint(config, workdir, needs_data=not pictures)
-    if weights.config["task"] == "classify":
+    if is_classifier(weights.config):
         raise UserError(f"init_from={config.init_from} is a classifier, which has no decoder: nothing to reconstruct")
     if pictures:
         source = PictureFiles(pictures)
