@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from mae_jax.evaluation.evaluator import EVALUATORS, EvaluationData, Evaluator, State
 from mae_jax.evaluation.extraction import one_ahead
@@ -18,21 +18,21 @@ from mae_jax.runtime.sharding import on_rows
 
 
 class Predictions(NamedTuple):
-    """What a classifier said of N examples."""
+    """What a classifier predicts for N examples."""
 
     label: np.ndarray  # [N] the right class
     predicted: np.ndarray  # [N] the class with the largest logit
-    rank: np.ndarray  # [N] classes that the classifier held to be likelier than the right one: 0 is a hit
+    rank: np.ndarray  # [N] number of classes with a larger logit than the right one: 0 is a hit
     loss: np.ndarray  # [N] float32: cross-entropy
 
 
 @EVALUATORS.register("accuracy")
 class Accuracy(Evaluator):
-    """Cross-entropy, top-1 and top-5 of a classifier; `predictions` has what it said in the last run."""
+    """Cross-entropy, top-1 and top-5 of a classifier; `predictions` has those of the last run."""
 
     predictions: Predictions
 
-    def __init__(self, config: ml_collections.ConfigDict, data: EvaluationData):
+    def __init__(self, config: ConfigDict, data: EvaluationData):
         super().__init__(config, data)
         self._logits_of = on_rows(self._logits, data.mesh)
 
@@ -49,12 +49,7 @@ class Accuracy(Evaluator):
 
 
 def predict(logits_fn: Callable[[dict], jax.Array], batches: Iterator[dict]) -> Predictions:
-    """Collects the predictions for every example of an evaluation run.
-
-    Args:
-      logits_fn: a device batch -> logits [B, K].
-      batches: device batches with "label" [B] and "weight" [B]; rows of weight 0 are padding and left out.
-    """
+    """Predictions by logits_fn, device batch -> logits [B, K], for all rows of the batches but those of weight 0."""
     judged = one_ahead(whole((batch["weight"], *_judge(logits_fn(batch), batch["label"]))) for batch in batches)
     found = [jax.device_get(parts) for parts in judged]
     weight, label, predicted, rank, loss = (np.concatenate(part) for part in zip(*found, strict=True))
@@ -98,8 +93,8 @@ def class_table(confusions: np.ndarray, class_names: list[str]) -> list[dict]:
     """A row for each class: {"class", "images", "recall", "precision", "often_taken_for"}; None where 0 / 0."""
     rows = []
     for index, name in enumerate(class_names):
-        hits, images, predicted = (int(x) for x in (confusions[index, index], confusions[index].sum(),
-                                                   confusions[:, index].sum()))  # fmt: skip
+        hits, images = int(confusions[index, index]), int(confusions[index].sum())
+        predicted = int(confusions[:, index].sum())
         others = np.where(np.arange(len(confusions)) == index, 0, confusions[index])
         rows.append(
             {
@@ -114,12 +109,7 @@ def class_table(confusions: np.ndarray, class_names: list[str]) -> list[dict]:
 
 
 def draw_confusion_matrix(confusions: np.ndarray, class_names: list[str], title: list[str]) -> np.ndarray:
-    """A picture uint8 [height, width, 3] of the matrix; each row is coloured by its shares, up to 20 classes have
-    numbers and names.
-
-    Args:
-      title: its lines.
-    """
+    """A picture uint8 [height, width, 3], each row coloured by its shares; up to 20 classes have numbers and names."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # here, since matplotlib takes a second
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure

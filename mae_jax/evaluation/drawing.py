@@ -2,11 +2,12 @@
 
 import contextlib
 import functools
+import textwrap
 from collections.abc import Iterator
 
 import jax
-import ml_collections
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image, ImageDraw, ImageFont
 
 from mae_jax.data.augment import denormalize
@@ -28,7 +29,7 @@ UNTRAINED = "visible patches of a prediction are noise: the loss is on the hidde
 class ReconstructionSheet(Evaluator):
     """A picture of `evaluate.pictures` evaluation images, always the same, and their reconstructions."""
 
-    def __init__(self, config: ml_collections.ConfigDict, data: EvaluationData):
+    def __init__(self, config: ConfigDict, data: EvaluationData):
         super().__init__(config, data)
         self._hidden = data.hidden_patches
         self._reconstruct_all = on_rows(self._reconstruct, data.mesh, shared=True)  # a few images, of any number
@@ -60,10 +61,8 @@ class ReconstructionSheet(Evaluator):
 def draw_reconstructions(images: np.ndarray, found: Reconstructions, caption: str) -> np.ndarray:
     """One picture uint8 [height, width, 3]: a row for each image, a column for each of `HEADINGS`, a caption below.
 
-    Args:
-      images: [B, H, W, C] originals on [0, 1]; one channel is drawn grey, of more than three the first three.
-      found: the same images' reconstructions, also on [0, 1]; values outside are clipped.
-      caption: what a viewer must know, such as the checkpoint's step and the mask ratio.
+    Images [B, H, W, C] and their reconstructions are on [0, 1], beyond which they are clipped. One channel is drawn
+    grey, of more than three the first three.
     """
     masked = images * found.visible + GREY * (1 - found.visible)
     columns = [_to_rgb(column) for column in (images, masked, found.prediction, found.pasted)]
@@ -72,7 +71,7 @@ def draw_reconstructions(images: np.ndarray, found: Reconstructions, caption: st
     height, width, gap, head = height * scale, width * scale, 6, 22
     font = ImageFont.load_default(13)
     sheet_width = gap + len(columns) * (width + gap)
-    lines = _wrap(escaped(caption), font, sheet_width - 2 * gap)
+    lines = textwrap.wrap(escaped(caption), sheet_width // 7)  # a letter has 7 pixels or less
     foot = gap + 17 * len(lines)
     sheet = Image.new("RGB", (sheet_width, head + rows * (height + gap) + foot), "white")
     draw = ImageDraw.Draw(sheet)
@@ -90,14 +89,3 @@ def draw_reconstructions(images: np.ndarray, found: Reconstructions, caption: st
 def _to_rgb(images: np.ndarray) -> np.ndarray:
     images = np.round(np.clip(np.asarray(images), 0, 1) * 255).astype(np.uint8)
     return np.repeat(images[..., :1], 3, axis=-1) if images.shape[-1] < 3 else images[..., :3]
-
-
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) > width and lines[-1]:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import jax
-import ml_collections
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from mae_jax.data.augment import normalize
 from mae_jax.data.device_batches import evaluation_batches
@@ -46,32 +46,24 @@ class EvaluationData:
     """The images that evaluators share, and the features of these, which are computed once for each state.
 
     Args:
-      config: the resolved config.
       bind: variables -> model, a pure function.
-      train: images that k-NN and probes learn from; None if there are none.
+      train: images that k-NN and probes learn from; None: there are none.
       evaluation: images that are measured, each once.
-
-    Attributes:
-      train, evaluation: of each, at most `evaluate.max_train_examples` and `evaluate.max_examples`, a fixed random
-        subset.
-      kept_batches: None, or a function that gives device batches {"feature", "label", "weight"} of the evaluation
-        images: "feature" is what a frozen encoder's `represent` gave.
+        Of both, `evaluate.max_train_examples` and `.max_examples` at most are taken, a fixed random subset.
     """
 
+    # Gives device batches {"feature", "label", "weight"} of the evaluation images where the outputs of a frozen encoder
+    # (`Classifier.represent`) are kept.
+    kept_batches: Callable[[], Iterator[dict]] | None = None
+
     def __init__(
-        self,
-        config: ml_collections.ConfigDict,
-        bind: Callable[[dict], Any],
-        mesh: Mesh,
-        train: Source | None,
-        evaluation: Source,
+        self, config: ConfigDict, bind: Callable[[dict], Any], mesh: Mesh, train: Source | None, evaluation: Source
     ):
         self.config, self.bind, self.mesh = config, bind, mesh
         self.model = MAEConfig(**config.model)
         settings = config.evaluate
         self.train = train and RandomSubset(train, settings.max_train_examples or len(train))
         self.evaluation = RandomSubset(evaluation, settings.max_examples or len(evaluation))
-        self.kept_batches: Callable[[], Iterator[dict]] | None = None
         self._encode_rows = on_rows(self._encode, mesh)
         self._state, self._features = None, {}
 
@@ -123,18 +115,12 @@ class EvaluationData:
 
 
 class Evaluator:
-    """One measurement of a model. A class of your own needs `__init__` and `run` only, and may inherit them.
+    """One measurement of a model; classes of your own may inherit from it."""
 
-    Attributes:
-      measures_features: whether it looks at the encoder's frozen features, so that a random encoder is measured beside
-        the trained one.
-      protocol: how it measures, in a few words; empty if its name says it.
-    """
+    measures_features = False  # of the frozen encoder: then an encoder with random weights is measured too
+    protocol = ""  # how it measures, for people
 
-    measures_features = False
-    protocol = ""
-
-    def __init__(self, config: ml_collections.ConfigDict, data: EvaluationData):
+    def __init__(self, config: ConfigDict, data: EvaluationData):
         self.config, self.data = config, data
 
     def run(self, state: State) -> Iterator[tuple[str, float | np.ndarray]]:

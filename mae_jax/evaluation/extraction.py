@@ -19,30 +19,20 @@ def extract_features(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features [N, D] (float32) and labels [N] (int64) of all examples, in order.
 
-    A batch's features are fetched while the next one's are computed, straight into their place.
-
     Args:
       feature_fn: a device batch -> features [B, D], or tokens [B, L, D].
       batches: device batches with "label" and "weight"; rows of weight 0 are padding.
-      count: N, the number of examples in the batches.
+      count: N.
       out: where the features go, [N, D], such as a memory map; None: new memory.
-
-    Raises:
-      ValueError: if `count`, or the length of `out`, is not the number of examples.
     """
-    if out is not None and len(out) != count:
-        raise ValueError(f"out has {len(out):,} rows for {count:,} examples; give it one row an example")
     labels, done = np.empty(count, np.int64), 0
     computed = ((feature_fn(batch), *whole((batch["label"], batch["weight"]))) for batch in batches)
     for found, label, weight in one_ahead(computed):
-        if out is None:
-            out = np.empty((count, *found.shape[1:]), np.float32)
+        out = np.empty((count, *found.shape[1:]), np.float32) if out is None else out
         real = np.asarray(weight) > 0
-        end = done + np.count_nonzero(real)
-        if end > count:
-            raise ValueError(f"the batches have more than {count:,} examples; count must be their number")
-        out[done:end], labels[done:end] = np.asarray(found)[real], np.asarray(label)[real]
-        done = end
+        rows = slice(done, done + np.count_nonzero(real))
+        out[rows], labels[rows] = np.asarray(found)[real], np.asarray(label)[real]
+        done = rows.stop
     if done != count or out is None:
         raise ValueError(f"the batches have {done:,} examples; count={count:,} must be their number, at least 1")
     return out, labels

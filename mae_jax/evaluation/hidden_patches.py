@@ -1,15 +1,14 @@
 """Which patches an evaluation hides: drawn for each image, or given by the user."""
 
-import importlib.util
-from pathlib import Path
+import runpy
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
+from ml_collections import ConfigDict
 
 from mae_jax.models.config import MAEConfig
-from mae_jax.models.masking import MaskFn, check_given_mask, given_masks
+from mae_jax.models.masking import check_given_mask, given_masks
 from mae_jax.runtime.errors import UserError, first_line
 from mae_jax.runtime.seeds import make_key
 
@@ -21,7 +20,7 @@ class HiddenPatches:
       UserError: for a mask ratio or given masks that do not fit.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, model: MAEConfig, count: int):
+    def __init__(self, config: ConfigDict, model: MAEConfig, count: int):
         settings = config.evaluate
         self._model, self._key, self._given = model, make_key(config.seed, "evaluate"), None
         self._ratio = model.mask_ratio if settings.mask_ratio is None else settings.mask_ratio
@@ -66,31 +65,12 @@ def read_masks(given: str, count: int, grid: tuple[int, int]) -> tuple[np.ndarra
     """
     path, _, name = given.rpartition(":") if ".py:" in given else (given, "", "")
     try:
-        mask = _load_function(Path(path), name) if name else np.load(path, allow_pickle=False)
-    except Exception as error:  # of a file that is no mask, or of the user's own code
-        raise UserError(
-            f"evaluate.mask={given} cannot be read ({_named(error)}); give FILE.npy or FILE.py:FUNCTION"
-        ) from error
-    try:
+        mask = runpy.run_path(path)[name] if name else np.load(path, allow_pickle=False)
         return check_given_mask(mask, count, grid)
     except UserError as error:
         raise UserError(f"evaluate.mask={given}: {error}") from error
-    except Exception as error:
-        if not callable(mask):
-            raise
-        raise UserError(f"evaluate.mask={given}: the function fails ({_named(error)}); mend it") from error
-
-
-def _named(error: Exception) -> str:
-    """The first line of an error's message, after its type unless it is an error of the system."""
-    line = first_line(error)
-    return line if isinstance(error, OSError) or line == type(error).__name__ else f"{type(error).__name__}: {line}"
-
-
-def _load_function(path: Path, name: str) -> MaskFn:
-    spec = importlib.util.spec_from_file_location("users_masks", path)
-    if spec is None:
-        raise ImportError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return getattr(module, name)
+    except Exception as error:  # of a file that is no mask, or of the user's own code
+        why = first_line(error) if isinstance(error, OSError) else f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(
+            f"evaluate.mask={given} cannot be used ({why}); give FILE.npy, or FILE.py:FUNCTION of a working function"
+        ) from error

@@ -13,10 +13,10 @@ from mae_jax.evaluation.classification import rank_of_label
 from mae_jax.evaluation.evaluator import EVALUATORS, Evaluator, State
 from mae_jax.runtime.mesh import batch_parts, batch_sharding, replicated
 
-ROW_BLOCK = 8192  # rows whose logits, a number for each class, stand at a time on a device
+ROW_BLOCK = 8192  # examples whose logits, a number for each class, a device holds at a time
 MAX_ITERATIONS = 1000
-# The fit stops when no entry of the gradient of the rows' mean is larger (scikit-learn's default of 1e-4 can leave the
-# objective some per cent above its minimum), or after STALLED steps that lower the objective no more in float32.
+# The fit stops when no entry of the mean gradient is larger (scikit-learn's 1e-4 can leave the objective a few per cent
+# above its minimum), or after STALLED steps that do not lower the objective in float32.
 GRADIENT_TOLERANCE = 1e-6
 STALLED = 5
 SCALE_ROWS = 16_384  # rows from which the features' scales are estimated
@@ -34,20 +34,16 @@ class LinearProbe(Evaluator):
         return f"linear probe: {f'logistic regression, C {settings.probe_c}' if settings.linear_probe else 'left out'}"
 
     def run(self, state: State) -> Iterator[tuple[str, float]]:
-        if not (self.data.labelled and self.config.evaluate.linear_probe):
-            return
-        if len(np.unique(self.data.features(state, "train")[1])) > 1:
-            (row,) = self.sweep(state, [self.config.evaluate.probe_c])
-            yield "linear_probe/top1", row["top1"]
+        wanted = self.data.labelled and self.config.evaluate.linear_probe
+        if wanted and len(np.unique(self.data.features(state, "train")[1])) > 1:
+            yield "linear_probe/top1", self.sweep(state, [self.config.evaluate.probe_c])[0]["top1"]
 
     def sweep(self, state: State, cs: Sequence[float]) -> list[dict[str, float]]:
         """{"c", "top1", "top5"} for every inverse strength of the penalty."""
-        data, rows = self.data, []
-        (train, train_labels), (test, test_labels) = (data.features(state, split) for split in ("train", "evaluation"))
+        (train, train_labels), (test, test_labels) = (self.data.features(state, s) for s in ("train", "evaluation"))
+        rows, num_classes = [], self.data.train.num_classes
         for c in cs:
-            fitted = fit_logistic_regression(
-                train, train_labels, num_classes=data.train.num_classes, c=c, mesh=data.mesh
-            )
+            fitted = fit_logistic_regression(train, train_labels, num_classes=num_classes, c=c, mesh=self.data.mesh)
             rank = np.asarray(rank_of_label(class_scores(test, *fitted), test_labels))
             rows.append({"c": c, "top1": float(np.mean(rank < 1)), "top5": float(np.mean(rank < 5))})
         return rows
@@ -58,11 +54,10 @@ def fit_logistic_regression(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Multinomial logistic regression: weights W [D, K] and intercepts b [K] from features [N, D] and labels [N].
 
-    Minimises the sum of the rows' cross entropies + |W|^2 / (2 c), as scikit-learn's LogisticRegression(C=c) does for
-    three classes and more (with two, it penalises the difference of their weights alone). The intercepts are free.
-    The features are taken as they are, since they come out of a LayerNorm; they are split over the mesh's data axes,
-    in float32. L-BFGS (Liu and Nocedal 1989) makes at most MAX_ITERATIONS steps from zeros. A class without examples
-    gets b = -inf: it is never predicted.
+    Minimises the sum of the cross-entropies + |W|^2 / (2 c), as scikit-learn's LogisticRegression(C=c) does for three
+    classes and more (with two, it penalises the difference of their weights alone), by at most MAX_ITERATIONS steps of
+    L-BFGS (Liu and Nocedal 1989) from zeros. Features come out of a LayerNorm and are not scaled. A class without
+    examples gets b = -inf: it is never predicted. The examples are split over the mesh's devices.
     """
     present, targets = np.unique(train_labels, return_inverse=True)
     weights = np.ones(len(train), np.float32)
@@ -80,10 +75,10 @@ def class_scores(features: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarr
 
 
 def _feature_scales(train, num_classes, c):
-    """Means and scales [D] of the variables in which L-BFGS works; they change its path, not the minimum.
+    """Means and scales [D] that L-BFGS standardises features by; they change its path, not the minimum.
 
-    A scale is the root of the objective's second derivative by a weight of the feature at zero, up to a constant: the
-    feature's variance times p (1 - p) with p = 1 / K, and the penalty's share.
+    A scale is, up to a constant, the root of the objective's second derivative by one of the feature's weights at zero:
+    the feature's variance times p (1 - p) with p = 1 / K, and the penalty's share.
     """
     sample = train[:: max(1, len(train) // SCALE_ROWS)].astype(np.float64)
     p = 1 / max(num_classes, 2)

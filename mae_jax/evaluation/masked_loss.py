@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 import jax
-import ml_collections
 import numpy as np
+from ml_collections import ConfigDict
 
 from mae_jax.evaluation.evaluator import EVALUATORS, EvaluationData, Evaluator, State
 from mae_jax.evaluation.extraction import one_ahead
@@ -15,7 +15,7 @@ from mae_jax.runtime.sharding import on_rows
 class MaskedLoss(Evaluator):
     """The mean loss of all evaluation images, as `model.loss_patches` counts it."""
 
-    def __init__(self, config: ml_collections.ConfigDict, data: EvaluationData):
+    def __init__(self, config: ConfigDict, data: EvaluationData):
         super().__init__(config, data)
         self._hidden = data.hidden_patches
         self._losses_of = on_rows(self._losses, data.mesh)

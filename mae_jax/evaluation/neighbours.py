@@ -13,10 +13,10 @@ from mae_jax.evaluation.evaluator import EVALUATORS, Evaluator, State
 from mae_jax.runtime.mesh import BATCH_AXES, batch_parts, put, replicated, whole
 
 QUERIES = PartitionSpec(None, BATCH_AXES)  # of [blocks, Q, ...]
-# Similarities take QUERY_BLOCK x TRAIN_BLOCK floats at a time on each device, whatever the number of features.
+# A device holds QUERY_BLOCK x TRAIN_BLOCK similarities at a time, whatever the number of features.
 QUERY_BLOCK = 1024
 TRAIN_BLOCK = 8192
-VOTE_BLOCK = 1024  # queries whose votes, a number for each class, stand at a time
+VOTE_BLOCK = 1024  # queries whose votes, a number for each class, the host holds at a time
 
 
 @EVALUATORS.register("knn")
@@ -31,19 +31,17 @@ class KNN(Evaluator):
         return f"k-NN: L2-normalised, cosine, k {settings.knn_k}, temperature {settings.knn_temperature}"
 
     def run(self, state: State) -> Iterator[tuple[str, float]]:
+        settings = self.config.evaluate
         if self.data.labelled:
-            (row,) = self.sweep(state, [self.config.evaluate.knn_k], [self.config.evaluate.knn_temperature])
-            yield "knn/top1", row["top1"]
+            yield "knn/top1", self.sweep(state, [settings.knn_k], [settings.knn_temperature])[0]["top1"]
 
     def sweep(self, state: State, ks: Sequence[int], temperatures: Sequence[float]) -> list[dict[str, float]]:
         """{"k", "temperature", "top1"} for every pair, k outermost, from one search with the largest k."""
         (train, train_labels), (test, test_labels) = (self.data.features(state, s) for s in ("train", "evaluation"))
         cosine, ids = find_neighbours(train, test, max(ks), self.data.mesh)
-        rows = []
+        labels, num_classes, rows = train_labels[ids], self.data.train.num_classes, []
         for k, temperature in itertools.product(ks, temperatures):
-            predicted = vote(
-                cosine, train_labels[ids], num_classes=self.data.train.num_classes, k=k, temperature=temperature
-            )
+            predicted = vote(cosine, labels, num_classes=num_classes, k=k, temperature=temperature)
             rows.append(dict(k=k, temperature=temperature, top1=float(np.mean(predicted == test_labels))))
         return rows
 

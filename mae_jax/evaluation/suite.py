@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
-import ml_collections
 import numpy as np
+from ml_collections import ConfigDict
 
 # These modules register their evaluators.
 from mae_jax.evaluation import classification, drawing, linear_probe, masked_loss, neighbours, rankme  # noqa: F401
@@ -12,16 +12,13 @@ from mae_jax.evaluation.evaluator import EVALUATORS, EvaluationData, State
 
 
 class EvaluationSuite:
-    """Evaluators with their data.
-
-    Args:
-      names: registered names, or "module:class".
+    """Evaluators by their names, or as "module:class", on the same data.
 
     Raises:
-      UserError: for a name that is neither, and for settings that an evaluator cannot use.
+      UserError: for an unknown name, and for settings that an evaluator cannot use.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, data: EvaluationData, names: Sequence[str]):
+    def __init__(self, config: ConfigDict, data: EvaluationData, names: Sequence[str]):
         self.data = data
         self.evaluators = [EVALUATORS.find(name)(config, data) for name in names]
 
@@ -33,9 +30,7 @@ class EvaluationSuite:
         """
         numbers, pictures = {}, {}
         try:
-            for evaluator in self.evaluators:
-                if features_only and not getattr(evaluator, "measures_features", False):
-                    continue
+            for evaluator in self._of_features() if features_only else self.evaluators:
                 for name, value in evaluator.run(state):
                     if np.ndim(value):
                         pictures[name] = value
@@ -47,13 +42,15 @@ class EvaluationSuite:
             self.data.forget()
         return numbers, pictures
 
+    def _of_features(self) -> list:
+        return [evaluator for evaluator in self.evaluators if getattr(evaluator, "measures_features", False)]
+
     @property
     def measures_features(self) -> bool:
         """Whether some evaluator measures features, and the data have labels to do so."""
-        return self.data.labelled and any(getattr(e, "measures_features", False) for e in self.evaluators)
+        return self.data.labelled and bool(self._of_features())
 
     @property
     def protocol(self) -> str:
         """How features are measured, for people."""
-        parts = [self.data.description, *(getattr(evaluator, "protocol", "") for evaluator in self.evaluators)]
-        return "; ".join(filter(None, parts))
+        return "; ".join([self.data.description, *(evaluator.protocol for evaluator in self._of_features())])

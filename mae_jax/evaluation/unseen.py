@@ -31,12 +31,12 @@ TRAINED_ON = "pictures that it was trained on are among those that are counted"
 
 
 def take_pictures(config: ConfigDict, trained: dict[str, Any]) -> None:
-    """Makes the data of a checkpoint's config this run's, but for what the command line gives.
+    """Takes the pictures of a checkpoint's config, except for what the command line gives.
 
     Another `data.path` has splits of its own.
 
     Raises:
-      UserError: if the checkpoint does not say which pictures, or they have no path and the command line gives one.
+      UserError: if the checkpoint names no pictures, or `data.path` is given for pictures that have none.
     """
     data, own = config.data, trained["data"]
     if own["name"] is None:
@@ -62,9 +62,9 @@ def check_has_path(path: str, name: str) -> None:
 
 
 def keep_hold_out(config: ConfigDict, workdir: Path) -> None:
-    """Holds out what the run in `workdir` held out before, or on the same folder the run that `init_from` names.
+    """Holds out what the run in `workdir` held out before, or that of `init_from` if it had the same folder.
 
-    Checkpoints that do not have `data.stratify` come from a version that held out a share of all pictures together.
+    Checkpoints without `data.stratify` come from a version that held out a share of all pictures together.
 
     Raises:
       UserError: if the run would go on with an evaluation on pictures that it has learned from.
@@ -72,9 +72,11 @@ def keep_hold_out(config: ConfigDict, workdir: Path) -> None:
     if config.data.name != "image_folder":
         return
     before, own = None, None
-    with contextlib.suppress(UserError):  # what cannot be read is told where it is needed
-        own = read_own_config(workdir)
-        before = own or (_config_of(config.init_from) if config.init_from else None)
+    with contextlib.suppress(UserError):  # a checkpoint that cannot be read is refused where it is needed
+        before = own = read_own_config(workdir)
+        start = Path(config.init_from or "").expanduser()
+        if not own and config.init_from and not is_hub(config.init_from) and not is_foreign(start):
+            before = read_config(find_checkpoint(start))[0]
     if not before or before["data"]["name"] != "image_folder":
         return
     if own or from_main(_same_folder(before["data"]["path"], config.data.path)):  # data.path may differ between hosts
@@ -100,28 +102,21 @@ def _check_not_seen(data: ConfigDict, before: dict[str, Any], workdir: Path) -> 
         )
 
 
-def _config_of(init_from: str) -> dict[str, Any] | None:
-    """The config of the run of ours that `init_from` names; None of files of others."""
-    path = Path(init_from).expanduser()
-    return None if is_hub(init_from) or is_foreign(path) else read_config(find_checkpoint(path))[0]
-
-
 def choose_pictures(data: dict[str, Any], trained: dict[str, Any], given: set[str]) -> tuple[dict[str, Any], str]:
-    """Which pictures of an image folder are measured, where the command leaves that open.
+    """Which pictures of an image folder are measured, as far as the command leaves that open.
 
-    Those of its evaluation folder if it has one. All, if not; but if the checkpoint was trained on this folder, those
-    that were held out then.
+    Those of its evaluation folder if it has one, otherwise all; but of the folder that the checkpoint was trained on,
+    those that were held out.
 
     Args:
       data: the settings `data.*` so far.
-      trained: the config of the checkpoint.
-      given: the settings of `data` that the command gave.
+      given: the names of those that the command gave.
 
     Returns:
-      The settings `SPLITTING`, and what a person should know, if anything.
+      The settings `SPLITTING`, and a note for the user, which may be empty.
 
     Raises:
-      UserError: if there is no such folder, or `find_splits` cannot tell its splits.
+      UserError: if there is no such folder, or its splits are not clear.
     """
     own, usual = trained["data"], defaults().data
     is_own = own["name"] == "image_folder" and _is_own(data["path"], trained)
@@ -147,13 +142,12 @@ def choose_pictures(data: dict[str, Any], trained: dict[str, Any], given: set[st
 
 
 def _is_own(path: str | None, trained: dict[str, Any]) -> bool:
-    """Whether a folder is the one that a checkpoint was trained on, or what has become of that elsewhere."""
+    """Whether a folder is the one that a checkpoint was trained on, perhaps under another name."""
     own = trained["data"]
     if not path or os.path.isdir(own["path"]):
-        return bool(path) and _same_folder(own["path"], path)
+        return _same_folder(own["path"], path)
     try:
-        data = ConfigDict({"path": path} | {name: own.get(name, False) for name in SPLITTING})
-        source = ImageFolder("train", data, (1, 1), 1)
+        source = ImageFolder(path, "train", **{name: own.get(name, False) for name in SPLITTING})
         if own.get("label_fraction") is not None:
             source = StratifiedSubset(source, own["label_fraction"], own["seed"])
         return len(source) == trained.get("num_train_examples")
@@ -162,7 +156,7 @@ def _is_own(path: str | None, trained: dict[str, Any]) -> bool:
 
 
 def _were_held_out(data: dict[str, Any], train: Path, own: dict[str, Any]) -> bool:
-    """Whether what the settings `data` hold out of the folder `train` was held out of it by `own`, a run's, too."""
+    """Whether a run with the settings `own` held out all that the settings `data` hold out of the folder `train`."""
     try:
         folders = _folders_of(own | {"path": data["path"]})  # the run's folder may have been moved
     except UserError:
@@ -172,31 +166,28 @@ def _were_held_out(data: dict[str, Any], train: Path, own: dict[str, Any]) -> bo
 
 
 def _was_trained_on(folder: Path, own: dict[str, Any]) -> bool:
-    """Whether pictures in a folder are among those that a run with the settings `data` of `own` learned from."""
+    """Whether a run with the settings `own` learned from pictures in a folder."""
     if own["name"] != "image_folder" or not os.path.isdir(own["path"]):
         return False
     try:
-        train, evaluation = _folders_of(own)
+        train, evaluation = (path and path.resolve() for path in _folders_of(own))
     except UserError:
         return False
-    if evaluation and _lies_in(folder, evaluation):
+    folder = folder.resolve()
+    if evaluation and folder.is_relative_to(evaluation):
         return False
-    return _lies_in(folder, train) or _lies_in(train, folder)
+    return folder.is_relative_to(train) or train.is_relative_to(folder)
 
 
 def _folders_of(own: dict[str, Any]) -> tuple[Path, Path | None]:
-    """The folders for training and for evaluation that a run had."""
+    """The folders for training and for evaluation of a run."""
     root = Path(own["path"])
     if "stratify" in own:
         return find_splits(root, own["train_split"], own["eval_split"])[:2]
-    # The version before that setting knew these names alone, in this case alone.
+    # Versions before that setting knew these names alone.
     train = root / own["train_split"]
     names = (own["eval_split"], "val", "validation", "test")
     return train if train.is_dir() else root, next((root / n for n in names if n and (root / n).is_dir()), None)
-
-
-def _lies_in(folder: Path, other: Path) -> bool:
-    return folder.resolve().is_relative_to(other.resolve())
 
 
 def _same_folder(one: str | None, other: str | None) -> bool:
@@ -204,10 +195,7 @@ def _same_folder(one: str | None, other: str | None) -> bool:
 
 
 def find_training_pictures(weights: Weights, config: ConfigDict, evaluation: Source) -> tuple[Source, Source]:
-    """Pictures to learn from, for data that have some to measure alone: those of the checkpoint's own training.
-
-    Returns:
-      These, and the evaluation pictures with labels that are places among the training pictures' classes.
+    """The checkpoint's own training pictures, and the evaluation pictures with labels matched to their classes.
 
     Raises:
       UserError: if there are none, or they are of other classes.

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from mae_jax.interop.formats import FORMATS, export, fit
 from mae_jax.models.parameters import count_parameters
@@ -18,7 +18,7 @@ WEIGHTS = ("model.safetensors", "model.pth")
 NOTE = "export.json"  # tells a folder that an export may write to again
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> None:
+def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
     """Writes `config.init_from` into the workdir in `config.format`; result.json says what was written.
 
     Raises:
@@ -51,7 +51,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
         say(f"{file}  {file.stat().st_size:,} bytes")
 
 
-def _check_folder(config: ml_collections.ConfigDict, workdir: Path) -> None:
+def _check_folder(config: ConfigDict, workdir: Path) -> None:
     """Raises UserError unless the workdir is empty, or holds an earlier export in this format."""
     files = [file.name for file in workdir.iterdir() if not file.name.startswith(".")]
     if not files:

@@ -3,7 +3,7 @@
 import functools
 from pathlib import Path
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from mae_jax.data.datasets import make_source, make_sources
 from mae_jax.data.image_folder import NothingToTrainOn
@@ -21,9 +21,7 @@ from mae_jax.runtime.seeds import make_key
 from mae_jax.tasks.measuring import open_checkpoint, open_data, write_config
 
 
-def open_encoder(
-    config: ml_collections.ConfigDict, workdir: Path, *, labelled: bool = True
-) -> tuple[EvaluationData, Trained]:
+def open_encoder(config: ConfigDict, workdir: Path, *, labelled: bool = True) -> tuple[EvaluationData, Trained]:
     """The images that a checkpoint is measured on, and its values.
 
     Args:
@@ -47,7 +45,7 @@ def with_random_encoder(data: EvaluationData) -> tuple[EvaluationData, Trained]:
 
 
 def find_sources(
-    weights: Weights, config: ml_collections.ConfigDict, *, to_train: bool = True, labelled: bool = False
+    weights: Weights, config: ConfigDict, *, to_train: bool = True, labelled: bool = False
 ) -> tuple[Source | None, Source]:
     """Training and evaluation images.
 

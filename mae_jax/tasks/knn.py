@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-import ml_collections
 import numpy as np
+from ml_collections import ConfigDict
 
 from mae_jax.evaluation.neighbours import KNN
 from mae_jax.evaluation.rankme import rankme
@@ -13,7 +13,7 @@ from mae_jax.tasks.frozen import open_encoder, with_random_encoder
 from mae_jax.tasks.measuring import write_measurement
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> None:
+def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
     """Prints a table of top-1 accuracies and writes result.json.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from mae_jax.evaluation.linear_probe import LinearProbe
 from mae_jax.runtime.console import say
@@ -13,7 +13,7 @@ from mae_jax.tasks.measuring import write_measurement
 NAME = "logistic_regression"
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> None:
+def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
     """Prints the accuracies and writes result.json.
 
     Raises:

@@ -1,23 +1,17 @@
 """What the tasks that measure a checkpoint have in common: the checkpoint, the pictures, and where results go."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from mae_jax.data.sources import Source, describe_sources
 from mae_jax.evaluation.evaluator import EvaluationData, Trained
+from mae_jax.evaluation.suite import EvaluationSuite
 from mae_jax.evaluation.unseen import NO_PICTURES, PLACE, check_has_path, choose_pictures
+from mae_jax.interop import weights as interop
 from mae_jax.interop.foreign import is_foreign
-from mae_jax.interop.weights import (
-    assumed,
-    check_workdir,
-    choose,
-    find_same_weights,
-    has_decoder,
-    make_bind_of,
-    read_weights,
-)
 from mae_jax.interop.workdirs import Weights
 from mae_jax.models.classifier import is_classifier
 from mae_jax.models.config import MAEConfig
@@ -31,21 +25,20 @@ from mae_jax.settings.usage import check_read
 from mae_jax.workdir.history import keep_earlier_measurement
 from mae_jax.workdir.metrics import write_once
 from mae_jax.workdir.reporting import provenance
-from mae_jax.workdir.writing import finite_or_null, write_json
+from mae_jax.workdir.writing import finite_or_null, save_picture, write_json
 
-# Settings that the command may decide; the others of `model` and `data` are the checkpoint's.
+# Settings that the command decides; the others of `model` and `data` are the checkpoint's.
 READING = (
     "num_threads", "num_workers", "prefetch_batches", "on_bad_image", "max_pixels",
     "batch_size", "seed", "label_fraction",
 )  # fmt: skip
 CHOSEN = ("image_size", "dtype", "attention", "remat", "scan_unroll")
-# Settings that a result repeats.
-MEASURED = ("init_from", "data.name", "data.path", "data.train_split", "data.eval_split")
+MEASURED = ("init_from", "data.name", "data.path", "data.train_split", "data.eval_split")  # repeated in a result
 
 
 def open_checkpoint(
-    config: ml_collections.ConfigDict, workdir: Path, *, needs_data: bool = True, computes: bool = True
-) -> tuple[Weights, ml_collections.ConfigDict]:
+    config: ConfigDict, workdir: Path, *, needs_data: bool = True, computes: bool = True
+) -> tuple[Weights, ConfigDict]:
     """Reads `config.init_from`; returns its weights, and the config with the model and the data that fit it.
 
     The pictures are the checkpoint's own, or those of `data.name` and `data.path`; they are prepared as the
@@ -64,32 +57,35 @@ def open_checkpoint(
     if (workdir / "checkpoints").exists():
         raise UserError(f"--workdir={workdir} belongs to a training run; choose another folder for what is measured")
     if computes:
-        check_workdir(workdir)
-    path = find_same_weights(config.init_from)
-    weights = read_weights(path, assumed(config))
+        interop.check_workdir(workdir)
+    path = interop.find_same_weights(config.init_from)
+    weights = interop.read_weights(path, interop.assumed(config))
     changed = {group: _changed(config, group) for group in ("model", "data")}
     _check_changed(changed, weights.config, is_foreign(path))
     model = {name: value for name, value in changed["model"].items() if name in CHOSEN}
     if computes and model.get("dtype") is None:
         model["dtype"] = fitting_dtype(all_devices()[0], weights.config["model"].get("dtype"))
-    weights = choose(weights, model)
+    weights = interop.choose(weights, model)
     for note in weights.notes:
         say(f"note: {config.init_from}: {note}")
     trained = weights.config
-    groups = {"model": config.model.to_dict() | trained["model"], "seed": _seed(config, trained)}
-    groups["data"] = _data(config, changed["data"], trained, is_foreign(path))
+    groups = {"model": config.model.to_dict() | trained["model"], "data": _data(config, changed["data"], trained)}
+    if is_foreign(path):
+        groups["data"] |= changed["data"]
+    if needs_data:
+        groups["data"] |= _pictures(config.init_from, groups["data"], changed["data"], trained)
     if is_classifier(trained):
         groups["classifier"] = trained["classifier"]
-    if needs_data:
-        groups["data"] |= _pictures(config, groups["data"], changed["data"], trained)
-    config = ml_collections.ConfigDict(config.to_dict() | groups)
+    if "seed" not in config.given and config.seed == defaults().seed:
+        groups["seed"] = trained["seed"]
+    config = ConfigDict(config.to_dict() | groups)
     check_channels(config.data, config.model.channels)
     check_read(config)
     return weights, config
 
 
-def _changed(config: ml_collections.ConfigDict, group: str) -> dict[str, Any]:
-    """The settings of a group that the config changes, or the command line gives, even at their default."""
+def _changed(config: ConfigDict, group: str) -> dict[str, Any]:
+    """The settings of a group that are not at their defaults, or that the command line gives."""
     asked, usual = config[group].to_dict(), defaults()[group].to_dict()
     return {name: x for name, x in asked.items() if x != usual[name] or f"{group}.{name}" in config.given}
 
@@ -106,33 +102,23 @@ def _check_changed(changed: dict[str, dict], trained: dict[str, Any], foreign: b
                 raise UserError(f"{group}.{name}={value!r} is {own!r} in the checkpoint and cannot be changed here")
 
 
-def _seed(config: ml_collections.ConfigDict, trained: dict[str, Any]) -> int:
-    given = "seed" in config.given or config.seed != defaults().seed
-    return config.seed if given else trained["seed"]
-
-
-def _data(
-    config: ml_collections.ConfigDict, changed: dict[str, Any], trained: dict[str, Any], foreign: bool
-) -> dict[str, Any]:
+def _data(config: ConfigDict, changed: dict[str, Any], trained: dict[str, Any]) -> dict[str, Any]:
     """The settings `data.*`: the checkpoint's, but for those that the command decides."""
     asked, own, usual = config.data.to_dict(), trained["data"], defaults().data
     if asked["name"] is not None:
-        taken = {name: asked[name] for name in PLACE}
+        place = {name: asked[name] for name in PLACE}
     else:
-        taken = {name: value for name, value in changed.items() if name in PLACE[1:] and value != usual[name]}
-        if "path" in taken:
+        place = {name: value for name, value in changed.items() if name in PLACE[1:] and value != usual[name]}
+        if "path" in place:
             check_has_path(asked["path"], own["name"])
-    data = asked | own | {name: asked[name] for name in READING} | taken
-    data["value_range"] = own.get("value_range") or asked["value_range"]
-    return data | changed if foreign else data
+    value_range = own.get("value_range") or asked["value_range"]
+    return asked | own | {name: asked[name] for name in READING} | place | {"value_range": value_range}
 
 
-def _pictures(
-    config: ml_collections.ConfigDict, data: dict[str, Any], changed: dict[str, Any], trained: dict[str, Any]
-) -> dict[str, Any]:
+def _pictures(init_from: str, data: dict[str, Any], changed: dict[str, Any], trained: dict[str, Any]) -> dict[str, Any]:
     """The settings `data.*` that say which pictures of a folder are measured."""
     if data["name"] is None:
-        raise UserError(NO_PICTURES.format(config.init_from))
+        raise UserError(NO_PICTURES.format(init_from))
     if data["name"] != "image_folder":
         return {}
     # Process 0 decides: data.path may differ from host to host.
@@ -143,27 +129,41 @@ def _pictures(
 
 
 def open_data(
-    weights: Weights, config: ml_collections.ConfigDict, train: Source | None, evaluation: Source
+    weights: Weights, config: ConfigDict, train: Source | None, evaluation: Source
 ) -> tuple[EvaluationData, Trained]:
-    """The images to measure on, of which it says how many they are, and the checkpoint's values, on the mesh."""
+    """The images to measure on, and the checkpoint's values on the mesh."""
     mesh = make_mesh(config.mesh)
-    check_heads(mesh, MAEConfig(**config.model), decoder=has_decoder(weights))
-    data = EvaluationData(config, make_bind_of(weights), mesh, train, evaluation)
+    check_heads(mesh, MAEConfig(**config.model), decoder=interop.has_decoder(weights))
+    data = EvaluationData(config, interop.make_bind_of(weights), mesh, train, evaluation)
     say(*describe_sources(config.data.name or config.data.path, data.train, data.evaluation))
     values = put(weights.params, parameter_shardings(mesh, weights.params))
     return data, Trained(weights.step, values, f"{config.init_from}, {weights.origin}")
 
 
-def write_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
+def run_evaluators(
+    names: Sequence[str], data: EvaluationData, state: Trained, workdir: Path
+) -> tuple[EvaluationSuite, dict[str, Any]]:
+    """Runs evaluators; pictures go to NAME/<step>.png, and numbers are returned for result.json."""
+    suite = EvaluationSuite(data.config, data, names)
+    write_config(workdir, data.config)
+    numbers, pictures = suite.run(state)
+    for name, picture in pictures.items():
+        say(f"see {save_picture(workdir / name / f'{state.step}.png', picture)}")
+    for name in numbers.keys() - {"loss", "top1", "top5"}:  # which tasks print themselves
+        say(f"{name} {numbers[name]:.4f}")
+    numbers = {f"eval/{name}": value for name, value in numbers.items()}
+    return suite, {"step": state.step} | numbers | {"images": len(data.evaluation)}
+
+
+def write_config(workdir: Path, config: ConfigDict) -> None:
     """Writes config.json, when nothing can be refused any more."""
     write_json(workdir / "config.json", config.to_dict() | provenance())
 
 
-def write_measurement(workdir: Path, config: ml_collections.ConfigDict, result: dict[str, Any]) -> None:
+def write_measurement(workdir: Path, config: ConfigDict, result: dict[str, Any]) -> None:
     """Writes result.json, with what was measured; an earlier one with other numbers gets a number of its own."""
     settings = flatten(config.to_dict())
-    measured = {key: settings[key] for key in MEASURED}
-    result = finite_or_null(result | {"measured": measured})
+    result = finite_or_null(result | {"measured": {key: settings[key] for key in MEASURED}})
     keep_earlier_measurement(workdir, result)
     write_json(workdir / "result.json", result)
     write_once(workdir, config.to_dict(), result["step"], result)

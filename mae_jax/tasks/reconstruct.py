@@ -2,19 +2,24 @@
 
 from pathlib import Path
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from mae_jax.data.datasets import make_source
 from mae_jax.data.image_folder import PictureFiles
+from mae_jax.data.sources import Source, count_images
+from mae_jax.interop.weights import has_decoder
+from mae_jax.interop.workdirs import Weights
 from mae_jax.models.classifier import is_classifier
 from mae_jax.models.config import MAEConfig
+from mae_jax.runtime.console import say
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.signals import StopSignal
-from mae_jax.tasks.evaluate import evaluate_autoencoder
-from mae_jax.tasks.measuring import open_checkpoint
+from mae_jax.tasks.measuring import open_checkpoint, open_data, run_evaluators, write_measurement
+
+NAMES = ("loss", "reconstructions")  # evaluators, unless `evaluate.evaluators` names some
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> None:
+def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
     """Draws the pictures of `data.path`, if it is set, otherwise evaluation images of the checkpoint's own data.
 
     Raises:
@@ -30,4 +35,24 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
         config.data.name, config.data.path = None, pictures  # for the result
     else:
         source = make_source(config.data, "eval", MAEConfig(**config.model).image_size, config.model.channels)
-    evaluate_autoencoder(weights, config, workdir, None, source)
+    reconstruct(weights, config, workdir, None, source)
+
+
+def reconstruct(weights: Weights, config: ConfigDict, workdir: Path, train: Source | None, evaluation: Source) -> None:
+    """Measures an autoencoder: its masked loss, and pictures.
+
+    Raises:
+      UserError: for a model without the decoder that is needed, or masks that do not fit.
+    """
+    names = config.evaluate.evaluators or NAMES
+    if not has_decoder(weights) and not set(names).isdisjoint(NAMES):
+        raise UserError(
+            f"init_from={config.init_from} holds only an encoder: nothing can be reconstructed; give a file with its "
+            "decoder (of the released ones mae_pretrain_vit_*_full or mae_visualize_vit_*)"
+        )
+    data, state = open_data(weights, config, train, evaluation)
+    _, result = run_evaluators(names, data, state, workdir)
+    write_measurement(workdir, config, result)
+    if "eval/loss" in result:
+        mean = f"mean over {count_images(None, data.evaluation)}: {result['eval/loss']:.4f}"
+        say(f"loss of {data.hidden_patches.counted} patches, {mean}")

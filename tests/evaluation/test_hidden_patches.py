@@ -67,16 +67,16 @@ def test_masks_are_read_from_arrays_and_functions_in_files(folder, name, expecte
 
 
 REFUSED = {
-    "missing.npy": r"cannot be read \(.*No such file.*\); give FILE.npy or FILE.py:FUNCTION",
-    "missing.py:stripes": "cannot be read .*No such file",
-    "masks.py:spots": "cannot be read .*has no attribute 'spots'",
-    "masks.py": "cannot be read .*give FILE.npy or FILE.py:FUNCTION",
-    "broken.py:f": "cannot be read .*SyntaxError",
-    "undefined.py:f": "cannot be read .*NameError: name 'unknown' is not defined",
-    "pickled.npy": "cannot be read .*allow_pickle=False",  # to unpickle is to run what the file says
-    "empty.npy": "cannot be read .*No data left in file",
-    "masks.py:fails": "the function fails .*ZeroDivisionError: division by zero",
-    "masks.py:refuses": "the function fails .*not today",
+    "missing.npy": r"cannot be used \(.*No such file.*\); give FILE.npy or FILE.py:FUNCTION",
+    "missing.py:stripes": "cannot be used .*No such file",
+    "masks.py:spots": "cannot be used .*KeyError: 'spots'",
+    "masks.py": "cannot be used .*give FILE.npy or FILE.py:FUNCTION",
+    "broken.py:f": "cannot be used .*SyntaxError",
+    "undefined.py:f": "cannot be used .*NameError: name 'unknown' is not defined",
+    "pickled.npy": "cannot be used .*allow_pickle=False",  # to unpickle is to run what the file says
+    "empty.npy": "cannot be used .*No data left in file",
+    "masks.py:fails": "cannot be used .*ZeroDivisionError: division by zero",
+    "masks.py:refuses": "cannot be used .*not today",
     "masks.py:turned": r"shape \(3, 2\) for image 0",
     "unequal.npy": "leave 2 to 6 of 6 patches visible",
 }

@@ -148,11 +148,11 @@ def test_masks_that_cannot_be_used_are_refused_before_anything_runs(pretrained, 
     for task in ("reconstruct", "evaluate"):
         assert "No such file" in mistake(task, tmp_path / task, **settings, evaluate__mask="none.npy")
         message = mistake(task, tmp_path / task, **settings, evaluate__mask=f"{masks}/masks.py:fails")
-        assert "the function fails (ZeroDivisionError: division by zero)" in message
+        assert "cannot be used (ZeroDivisionError: division by zero)" in message
         fewer = mistake(
             task, tmp_path / task, **settings, evaluate__mask=f"{masks}/masks.npy", evaluate__max_examples=9
         )
         assert "mask of shape (360, 4, 4)" in fewer
     both = mistake("evaluate", tmp_path / "both", **settings, evaluate__mask="a.npy", evaluate__mask_ratio=0.5)
     assert "evaluate.mask_ratio=0.5 beside evaluate.mask=a.npy" in both
-    assert "cannot be read" in mistake("digits", tmp_path / "train", evaluate__mask="none.npy")
+    assert "cannot be used" in mistake("digits", tmp_path / "train", evaluate__mask="none.npy")
