@@ -6,7 +6,6 @@ often on a full disk, ends the run.
 
 import contextlib
 import errno
-import itertools
 import os
 import shutil
 import time
@@ -26,7 +25,7 @@ from mae_jax.runtime.mesh import put
 from mae_jax.runtime.processes import from_main, is_main, wait_for_all
 from mae_jax.settings.fields import flatten
 from mae_jax.workdir.checksums import NAME, find_damage, write_checksums
-from mae_jax.workdir.writing import read_object
+from mae_jax.workdir.writing import free_name, read_object
 
 LAYOUT = 2  # of the parameters; 1 (not noted): queries, keys and values side by side in their kernel
 # A run goes on only if these settings are as they were: they define the parameters, the objective, or one's place in
@@ -221,11 +220,9 @@ class Checkpoints:
 
     def _move_aside(self, step: int) -> Path:
         """Moves a step's folder out of the way, under a name that is free; returns it."""
-        folder = self._folder.with_name("checkpoints_set_aside")
-        names = itertools.chain([str(step)], (f"{step}.{number}" for number in itertools.count(1)))
-        target = Path(from_main(str(next(folder / name for name in names if not (folder / name).exists()))))
+        target = Path(from_main(str(free_name(self._folder.with_name("checkpoints_set_aside") / str(step)))))
         if is_main():
-            folder.mkdir(exist_ok=True)
+            target.parent.mkdir(exist_ok=True)
             (self._folder / str(step)).rename(target)
         wait_for_all()
         self._manager.reload()

@@ -1,15 +1,13 @@
 """What a workdir holds before a run: whether it is ours, and what of an earlier run is kept."""
 
-import itertools
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from mae_jax.runtime.console import say
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.processes import only_main
-from mae_jax.workdir.writing import read_object
+from mae_jax.workdir.writing import free_name, read_object
 
 MEASURED = ("classes.csv", "confusion_matrix.png") + tuple(
     f"{split}_{kind}.npy" for split in ("train", "eval") for kind in ("features", "labels")
@@ -71,18 +69,17 @@ def keep_earlier_run(workdir: Path) -> None:
 
     Its event files stay: the new ones tell TensorBoard that steps are made again.
     """
-    for name in ("metrics.jsonl", "metrics.png", "result.json", "reconstructions"):
-        if (workdir / name).exists():
-            kept = (workdir / name).rename(_numbered(workdir / name))
-            say(f"the run begins at step 0: {workdir / name} of an earlier one is kept as {kept.name}")
+    for path in (workdir / name for name in ("metrics.jsonl", "metrics.png", "result.json", "reconstructions")):
+        if path.exists():
+            kept = path.rename(free_name(path))
+            say(f"the run begins at step 0: {path} of an earlier one is kept as {kept.name}")
 
 
 @only_main
 def keep_earlier_result(workdir: Path, step: int) -> None:
     """Renames the result of a shorter run that is continued from `step` to result.<step>.json, if that is free."""
-    result, kept = workdir / "result.json", workdir / f"result.{step}.json"
-    if result.exists():
-        result.rename(_numbered(kept) if os.path.lexists(kept) else kept)
+    if (result := workdir / "result.json").exists():
+        result.rename(free_name(workdir / f"result.{step}.json"))
 
 
 @only_main
@@ -90,10 +87,4 @@ def keep_earlier_measurement(workdir: Path, new: dict[str, Any]) -> None:
     """Renames an earlier result that is not the new one to result.1.json, or the next number that is free."""
     result = workdir / "result.json"
     if result.exists() and read_object(result) != json.loads(json.dumps(new)):
-        result.rename(_numbered(result))
-
-
-def _numbered(path: Path) -> Path:
-    """The path with a number in its name, the lowest that is free: metrics.1.jsonl for metrics.jsonl."""
-    names = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))
-    return next(name for name in names if not os.path.lexists(name))
+        result.rename(free_name(result))

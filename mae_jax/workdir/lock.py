@@ -7,7 +7,6 @@ import fcntl
 import json
 import os
 import socket
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +17,8 @@ from mae_jax.workdir.writing import parse_object
 
 NAME = ".lock"
 HELD = (errno.EACCES, errno.EAGAIN)
-NO_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO)  # a link, a folder, a socket
+UNUSABLE = (errno.EACCES, errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ESPIPE)  # another user's, links, folders, pipes
+REMEDY = "delete it if no run uses the workdir, or choose another --workdir"
 # A file system without locks, or without room for another file: no reason not to run.
 IMPOSSIBLE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOSPC, errno.EDQUOT)
 
@@ -59,12 +59,17 @@ def _lock(path: Path, how: int) -> int:
     """Locks a file, writes into it whose it is, and returns it open."""
     while True:
         with contextlib.ExitStack() as stack:
-            file = _open(path)
-            stack.callback(os.close, file)
-            text = os.pread(file, 4096, 0) if stat.S_ISREG(os.fstat(file).st_mode) else b"?"
+            try:
+                file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+                stack.callback(os.close, file)
+                text = os.pread(file, 4096, 0)
+            except OSError as error:
+                if error.errno not in UNUSABLE:
+                    raise
+                raise UserError(f"{path} cannot be a run's lock ({reason(error)}): {REMEDY}") from error
             owner = parse_object(text) or {}
             if text and "host" not in owner:  # it would be overwritten and deleted
-                raise UserError(f"{path} is no lock of a run: remove it, or choose another --workdir")
+                raise UserError(f"{path} is no lock of a run: {REMEDY}")
             try:
                 fcntl.lockf(file, how)
             except OSError as error:
@@ -84,17 +89,6 @@ def _lock(path: Path, how: int) -> int:
                     os.pwrite(file, json.dumps(owner).encode() + b"\n", 0)
                 stack.pop_all()
                 return file
-
-
-def _open(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-    except PermissionError as error:
-        raise UserError(f"{path} is another user's: delete it if no run uses the workdir, or choose another") from error
-    except OSError as error:
-        if error.errno not in NO_FILE:
-            raise
-        raise UserError(f"{path} is no file: remove it, or choose another --workdir") from error
 
 
 def _is_at(file: int, path: Path) -> bool:

@@ -109,10 +109,8 @@ class Reporter:
 
     def picture(self, step: int, folder: str, picture: np.ndarray) -> Path:
         """Writes a picture [H, W, 3] uint8 to folder/<step>.png and to the writers; returns its path."""
-        path = self._workdir / folder / f"{step}.png"
-        save_picture(path, picture)
         self._writers.picture(step, folder, picture)
-        return path
+        return save_picture(self._workdir / folder / f"{step}.png", picture)
 
     def has_evaluation(self, step: int) -> bool:
         """Whether the evaluation of this step was reported before the run was resumed."""

@@ -1,6 +1,8 @@
 """Writing and reading single files: whole whenever they exist, and never written through a link."""
 
 import contextlib
+import io
+import itertools
 import json
 import math
 import os
@@ -42,23 +44,31 @@ def write_atomically(path: Path, data: str | bytes) -> None:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Writes indented JSON as `write_atomically` does.
+def write_json(path: Path, value: dict[str, Any]) -> Path:
+    """Writes indented JSON as `write_atomically` does; returns the path.
 
     Raises:
       ValueError: for NaN and infinity, which JSON does not have; see `finite_or_null`.
     """
     write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    return path
 
 
-@only_main
-def save_picture(path: Path, picture: np.ndarray) -> None:
-    """Writes a picture [H, W, 3] uint8 as PNG, as `write_atomically` does; makes its folder."""
+def save_picture(path: Path, picture: np.ndarray) -> Path:
+    """Writes a picture [H, W, 3] uint8 as PNG, as `write_atomically` does; makes its folder, returns its path."""
     from PIL import Image
 
+    png = io.BytesIO()
+    Image.fromarray(picture).save(png, format="PNG")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        Image.fromarray(picture).save(temporary, format="PNG")
+    write_atomically(path, png.getvalue())
+    return path
+
+
+def free_name(path: Path) -> Path:
+    """The path if nothing is there, otherwise with the lowest number that is free: metrics.1.jsonl."""
+    numbered = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))
+    return next(name for name in itertools.chain([path], numbered) if not os.path.lexists(name))
 
 
 def finite_or_null(value: Any) -> Any:
