@@ -36,7 +36,7 @@ from mae_jax.runtime.errors import NotSaved, UserError, out_of_memory
 from mae_jax.runtime.mesh import prepare_cpu
 from mae_jax.runtime.signals import Stopped, StopSignal, make_stop_signal
 from mae_jax.runtime.startup import Startup, use_compilation_cache
-from mae_jax.settings.agreement import check_same_command, check_shared
+from mae_jax.settings.agreement import check_agreement
 from mae_jax.settings.checks import expand_paths
 from mae_jax.settings.command_line import (
     asks_for_help,
@@ -110,8 +110,7 @@ def main(argv: list[str], startup: Startup) -> None:
         except (NonFiniteLoss, NotSaved) as error:
             processes.fail(error, 1)
         except Stopped:
-            processes.finish()
-            processes.end(stop.exit_code())
+            stop.leave()
         except BaseException as error:
             if message := out_of_memory(error, trains=saves):
                 processes.fail(message, 1)
@@ -151,8 +150,7 @@ def run(argv: list[str], stop: StopSignal, startup: Startup) -> None:
 
     workdir = create_workdir(workdir)
     check_folder(workdir, config.task)
-    check_same_command(config)
-    check_shared(workdir)
+    check_agreement(config, workdir)
     with locked(workdir, task.lock_name(config) if config.task == "ablate" else NAME):
         try:
             task.run(config, workdir, stop, *([startup] if trains(config.task) else []))

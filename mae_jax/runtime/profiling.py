@@ -16,13 +16,12 @@ class Profiler:
 
     def __init__(self, folder: Path, steps: int, start_step: int):
         self._folder = folder
-        self._first = start_step + STEPS_BEFORE
-        self._end = self._first + steps
+        self._steps = range(start_step + STEPS_BEFORE, start_step + STEPS_BEFORE + steps)
         self._active = False
 
     def before_step(self, step: int, state: Any) -> None:
         """Starts or ends the trace when it is due; `state` is the step's input."""
-        if step == self._first < self._end or (self._active and step == self._end):
+        if self._active != (step in self._steps):
             jax.block_until_ready(state)  # the device is some steps behind
             if self._active:
                 self.close()

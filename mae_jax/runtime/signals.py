@@ -1,20 +1,22 @@
 """SIGTERM and Ctrl-C: a run that is asked to stop saves first.
 
-A signal is only noted. Work that has to be saved stands in `deferred()` and looks for a signal at every step and every
-batch, so that it stops between two of them. Elsewhere nothing has to be saved, and a signal ends the process at once.
+Work that has to be saved stands in `deferred()`: there a signal is only noted, and the work looks for it at every step
+and every batch. Elsewhere a signal raises `Stopped` at once. No signal is lost with an exception that is lost, as in a
+callback of the garbage collector: a timer follows.
 """
 
 import contextlib
 import signal
 from collections.abc import Iterator
 from types import FrameType
+from typing import NoReturn
 
-import jax
 from jax.experimental import multihost_utils
 
 from mae_jax.runtime import processes
 
 PATIENCE_SECONDS = 0.5  # for data that are waited for when a signal comes
+LEAVE_SECONDS = 10  # for `Stopped` to end the program
 
 
 class Stopped(BaseException):
@@ -22,9 +24,7 @@ class Stopped(BaseException):
 
 
 class StopSignal:
-    """While entered, handles SIGTERM and SIGINT.
-
-    A Ctrl-C after the first signal raises KeyboardInterrupt, for those who do not want to wait.
+    """While entered, handles SIGTERM and SIGINT. A Ctrl-C after the first signal raises KeyboardInterrupt.
 
     Attributes:
       received: the number of the signal that the run has to obey; None: there was none.
@@ -38,7 +38,7 @@ class StopSignal:
 
     def __enter__(self) -> "StopSignal":
         global _current
-        handlers = dict.fromkeys(self._numbers, self._handle) | {signal.SIGALRM: self._interrupt_wait}
+        handlers = dict.fromkeys(self._numbers, self._handle) | {signal.SIGALRM: self._follow}
         self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         _current = self
         return self
@@ -46,6 +46,7 @@ class StopSignal:
     def __exit__(self, *_):
         global _current
         _current = None
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -79,40 +80,48 @@ class StopSignal:
         if self.received is not None:
             raise Stopped
 
-    def agree(self) -> None:
-        """Looks for signals to other processes; all must call it at the same places."""
+    def agree(self, step: int) -> None:
+        """Looks for signals to other processes; all must call it at the same steps."""
 
-    def exit_code(self) -> int:
-        """128 + the signal's number, as in shells: 143 for SIGTERM, 130 for Ctrl-C."""
-        return 128 + self.received
+    def leave(self) -> NoReturn:
+        """Ends the process with 128 + the signal's number, as in shells: 143 for SIGTERM, 130 for Ctrl-C."""
+        processes.end(128 + self.received)
 
     def _handle(self, number: int, _: FrameType | None):
         again, self.received = self.received is not None, number
         if again and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if not self._deferred:
-            processes.end(self.exit_code())
-        if self._waiting:  # again and again, since an exception can be lost in a callback
+        if self._waiting:
             signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS, PATIENCE_SECONDS)
+        elif not self._deferred and not again:
+            signal.setitimer(signal.ITIMER_REAL, LEAVE_SECONDS)
+            raise Stopped
 
-    def _interrupt_wait(self, *_):
+    def _follow(self, *_):
         if self._waiting:
             raise Stopped
+        if not self._deferred:
+            self.leave()
 
 
 class SharedStopSignal(StopSignal):
     """For several processes, which must stop after the same step: JAX notes SIGTERM and settles on the step.
 
-    A SIGTERM to any of them is `received` in all at the same call of `agree`. Until then none is interrupted.
+    A SIGTERM to any of them is `received` in all at the same step. Until then none is interrupted.
     """
 
     _numbers = (signal.SIGINT,)
-    _calls, _interrupted = 0, False
+    _asked = _interrupted = False
 
-    def agree(self) -> None:
-        self._calls += 1
-        if multihost_utils.reached_preemption_sync_point(self._calls):
+    def agree(self, step: int) -> None:
+        # Of a signal before anybody asked JAX says that 1 is the step. Orbax asks too, with the step that it saves.
+        numbers, self._asked = [step] if self._asked or step < 2 else [1, step], True
+        if any(map(multihost_utils.reached_preemption_sync_point, numbers)):
             self.received = signal.SIGINT if self._interrupted else signal.SIGTERM
+
+    def leave(self) -> NoReturn:
+        processes.finish()
+        super().leave()
 
     def _handle(self, *_):
         if self._interrupted:
@@ -125,12 +134,11 @@ _current: StopSignal | None = None
 
 
 def look() -> None:
-    """Raises `Stopped` if this program was asked to stop and stands in `deferred()`."""
+    """Raises `Stopped` if the program was asked to stop."""
     if _current is not None:
         _current.look()
 
 
 def make_stop_signal(saves: bool) -> StopSignal:
-    """The one for this number of processes; `saves`: whether the task is one that saves before it stops."""
-    several = processes.process_count() > 1
-    return SharedStopSignal() if several and saves and jax.config.jax_enable_preemption_service else StopSignal()
+    """The one for this number of processes; `saves`: whether the task saves before it stops."""
+    return SharedStopSignal() if saves and processes.process_count() > 1 else StopSignal()

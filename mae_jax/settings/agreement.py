@@ -1,4 +1,4 @@
-"""Several processes must have the same command and the same workdir; checked before they wait for one another."""
+"""Several processes must have the same settings and the same workdir."""
 
 import secrets
 import time
@@ -15,22 +15,19 @@ LOCAL = ("data.path", "data.num_threads", "data.num_workers", "data.prefetch_bat
 SEEN_SECONDS = 10  # for a file to appear on other hosts: network file systems cache
 
 
-def check_same_command(config: ml_collections.ConfigDict) -> None:
-    """Raises UserError if this process has other settings than process 0."""
-    own = flatten(config.to_dict())
-    for key, value in (from_main(own) if process_count() > 1 else {}).items():
-        if key not in LOCAL and own.get(key) != value:
-            raise UserError(
-                f"{key}={own.get(key)!r} in process {jax.process_index()}, but {value!r} in process 0: "
-                "all processes take the same command"
-            )
-
-
-def check_shared(workdir: Path) -> None:
-    """Raises UserError if this process does not see what process 0 writes into the workdir."""
+def check_agreement(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Raises UserError if this process has other settings than process 0, or does not see what that one writes."""
     if process_count() == 1:
         return
-    note = workdir / f".seen_by_all_{from_main(secrets.token_hex(8))}"
+    own, index = flatten(config.to_dict()), jax.process_index()
+    theirs, token = from_main((own, secrets.token_hex(8)))
+    for key, value in theirs.items():
+        if key not in LOCAL and own.get(key) != value:
+            raise UserError(
+                f"{key}={own.get(key)!r} in process {index}, but {value!r} in process 0: all processes take the same "
+                "command"
+            )
+    note = workdir / f".seen_by_all_{token}"
     if is_main():
         note.touch()
     wait_for_all()
@@ -38,8 +35,7 @@ def check_shared(workdir: Path) -> None:
     while not note.exists():
         if time.monotonic() > deadline:
             raise UserError(
-                f"--workdir={workdir} of process {jax.process_index()} is not that of process 0: "
-                "give a folder that all hosts share"
+                f"--workdir={workdir} of process {index} is not that of process 0: give a folder that all hosts share"
             )
         list(workdir.iterdir())  # makes a network file system look again
         time.sleep(0.5)

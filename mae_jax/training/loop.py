@@ -122,7 +122,7 @@ def train(
         while True:
             evaluation_due = evaluate_every_steps and 0 < step < total_steps and step % evaluate_every_steps == 0
             save_due = step == total_steps or checkpoints.due(step)
-            stop.agree()
+            stop.agree(step)
             if evaluation_due or save_due or stop.received:
                 look()
                 paused = time.perf_counter()

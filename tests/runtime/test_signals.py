@@ -27,27 +27,40 @@ def end(monkeypatch):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_where_nothing_has_to_be_saved_a_signal_ends_the_process_at_once_with_the_shells_exit_code(number, code):
-    with StopSignal(), pytest.raises(Ended, match=str(code)):
-        send(number)
+def test_where_nothing_has_to_be_saved_a_signal_raises_stopped_and_gives_the_shells_exit_code(number, code):
+    with StopSignal() as stop:
+        with pytest.raises(Stopped):
+            send(number)
+        send(signal.SIGTERM)  # while the program leaves
+        with pytest.raises(Ended, match=str(code if number == signal.SIGTERM else 143)):
+            stop.leave()
+
+
+def test_a_stop_that_is_lost_on_its_way_ends_the_process_all_the_same(monkeypatch):
+    monkeypatch.setattr(signals, "LEAVE_SECONDS", 0.1)
+    with StopSignal(), pytest.raises(Ended, match="143"):
+        try:
+            send(signal.SIGTERM)
+        except Stopped:
+            time.sleep(60)
 
 
 def test_a_deferred_signal_waits_for_a_look():
     with StopSignal() as stop, stop.deferred():
         look()
         send(signal.SIGTERM)
-        assert stop.received == signal.SIGTERM and stop.exit_code() == 143
+        assert stop.received == signal.SIGTERM
         for looks in (look, stop.look):
             with pytest.raises(Stopped):
                 looks()
     look()  # of a program that does not care for signals
 
 
-def test_after_a_deferred_part_signals_end_the_process_at_once_again():
+def test_after_a_deferred_part_signals_stop_at_once_again():
     with StopSignal() as stop:
         with stop.deferred(), stop.deferred():
             pass
-        with pytest.raises(Ended):
+        with pytest.raises(Stopped):
             send(signal.SIGTERM)
 
 
@@ -73,7 +86,7 @@ def test_the_handlers_from_before_are_put_back_whatever_happens():
         assert {number: signal.getsignal(number) for number in numbers} == before
 
 
-def test_a_signal_in_a_callback_of_the_garbage_collector_is_not_lost_and_nothing_is_printed(capfd):
+def test_a_deferred_signal_in_a_callback_of_the_garbage_collector_is_not_lost_and_nothing_is_printed(capfd):
     class Raises:
         def __del__(self):
             send(signal.SIGTERM)
@@ -105,19 +118,28 @@ def test_a_wait_that_lasts_ends_when_a_signal_comes_and_one_that_does_not_is_lef
 
 def test_of_several_processes_none_stops_before_all_agree_and_jax_gets_the_signals(monkeypatch):
     noted = []
-    monkeypatch.setattr(signals.multihost_utils, "reached_preemption_sync_point", lambda call: noted and call > 3)
+    monkeypatch.setattr(signals.multihost_utils, "reached_preemption_sync_point", lambda step: noted and step == 6)
     before = signal.signal(signal.SIGTERM, lambda *_: noted.append("SIGTERM"))  # as JAX's own handler
     try:
         with SharedStopSignal() as stop:
-            stop.agree()
+            stop.agree(4)
             send(signal.SIGINT)
-            stop.agree()
+            stop.agree(5)
             stop.look()
             assert noted == ["SIGTERM"]
-            stop.agree()
-            stop.agree()
-            assert stop.exit_code() == 130
+            stop.agree(6)
+            assert stop.received == signal.SIGINT
             with pytest.raises(KeyboardInterrupt):
                 send(signal.SIGINT)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("step", [0, 1, 7])
+def test_a_signal_to_several_processes_that_comes_before_their_first_step_counts(monkeypatch, step):
+    monkeypatch.setattr(signals.multihost_utils, "reached_preemption_sync_point", lambda step: step == 1)
+    stop = SharedStopSignal()
+    stop.agree(step)
+    assert (stop.received is None) == (step == 0)
+    stop.agree(step + 1)
+    assert stop.received == signal.SIGTERM

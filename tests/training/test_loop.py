@@ -229,7 +229,7 @@ def test_a_signal_while_a_batch_is_waited_for_ends_the_wait_with_everything_save
     step = batch
     assert run.checkpoints.latest_step() == step and run.checkpoints.waited
     assert run.checkpoints.saved[step] == State(step, tuple(range(step)))
-    assert run.stop.exit_code() == 143
+    assert run.stop.received == signal.SIGTERM
     assert f"at step {step}" in run.reporter.lines[-1]
     assert f"step {step + 1}" not in run.events
 
@@ -296,11 +296,11 @@ def test_the_handlers_defer_a_signal_that_comes_while_a_step_runs():
 
 
 def test_of_several_processes_all_stop_at_the_call_that_they_agree_on_with_everything_saved(monkeypatch):
-    monkeypatch.setattr(signals.multihost_utils, "reached_preemption_sync_point", lambda call: call == 6)
+    monkeypatch.setattr(signals.multihost_utils, "reached_preemption_sync_point", lambda step: step == 5)
     run = Run(stop=SharedStopSignal(), every=100)
     with pytest.raises(Stopped):
         run()
-    assert run.stop.exit_code() == 143 and run.events[-1] == "save 5"
+    assert run.stop.received == signal.SIGTERM and run.events[-1] == "save 5"
     assert run.checkpoints.saved == {5: State(5, (0, 1, 2, 3, 4))} and run.checkpoints.waited
 
 
