@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from configs import digits
 from mae_jax.data.resolutions import Stage, make_stages, size_at, sizes_from
 from mae_jax.runtime.errors import UserError
-from mae_jax.settings.checks import check
+from mae_jax.tasks import check_task
 
 FULL = (8, 12)
 shares = st.lists(st.floats(0.001, 0.999), max_size=4, unique=True).map(sorted)
@@ -67,7 +67,7 @@ def test_the_stages_of_the_example_end_at_a_half_and_at_three_quarters():
 def test_resolutions_that_the_model_takes_pass(value):
     config = digits.get_config()
     config.train.resolutions = value
-    check(config)
+    check_task(config)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +93,6 @@ def test_resolutions_that_cannot_be_are_one_line_that_names_them(value, message)
     config = digits.get_config()
     config.train.resolutions = value
     with pytest.raises(UserError) as error:
-        check(config)
+        check_task(config)
     assert message in str(error.value) and "\n" not in str(error.value)
     assert str(error.value).startswith(f"train.resolutions={value}")

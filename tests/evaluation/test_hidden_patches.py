@@ -12,7 +12,7 @@ from mae_jax.evaluation.evaluator import Trained
 from mae_jax.evaluation.hidden_patches import read_masks
 from mae_jax.models.mae import make_bind
 from mae_jax.runtime.errors import UserError
-from mae_jax.settings.checks import check
+from mae_jax.tasks import check_task
 from tests.evaluation.test_suite import make_suite
 from tests.reference import random_params
 
@@ -93,7 +93,7 @@ def test_a_mask_and_a_mask_ratio_of_the_evaluation_are_refused_together():
     config = digits.get_config()
     config.evaluate.update(mask="masks.npy", mask_ratio=0.5)
     with pytest.raises(UserError, match="evaluate.mask_ratio=0.5 beside evaluate.mask=masks.npy"):
-        check(config)
+        check_task(config)
 
 
 # --------------------------------------------------------------------------------------------- in the evaluation

@@ -8,7 +8,7 @@ from ml_collections.config_dict import FieldReference
 
 from configs import common, digits, finetune_vit_base
 from mae_jax.runtime.errors import UserError
-from mae_jax.settings.checks import check, expand_paths
+from mae_jax.settings.checks import expand_paths
 from mae_jax.settings.command_line import (
     asks_for_help,
     check_command_line,
@@ -17,7 +17,7 @@ from mae_jax.settings.command_line import (
     given_settings,
 )
 from mae_jax.settings.fields import flatten, from_dict, get
-from mae_jax.tasks import TASKS, find_task
+from mae_jax.tasks import TASKS, check_task, find_task
 from mae_jax.tasks.ablation.jobs import resolve
 
 NAMES = sorted(path.stem for path in Path("configs").glob("*.py") if path.stem != "__init__")
@@ -29,9 +29,9 @@ def test_every_config_passes_its_own_checks_and_names_a_task_and_its_command(nam
     config = module.get_config()
     if config.task == "classify" and config.data.name is None:
         with pytest.raises(UserError, match="init_from is not set"):
-            check(config)
+            check_task(config)
         config.init_from = "runs/mine"
-    check(config)
+    check_task(config)
     assert config.task in TASKS
     assert flatten(config.to_dict()).keys() == flatten(common.get_config().to_dict()).keys()
     assert name == "common" or f"--config=configs/{name}.py" in module.__doc__
@@ -87,7 +87,7 @@ def test_a_value_out_of_range_is_one_line_that_names_it(key):
     config, value = digits.get_config(), BAD_VALUES[key]
     with config.ignore_type(), pytest.raises(UserError) as error:
         config.update_from_flattened_dict({key.strip(): value})
-        check(config)
+        check_task(config)
     message = str(error.value)
     assert "\n" not in message
     assert key.strip().split(".")[-1].replace("_", " ") in message.replace("_", " ")
@@ -96,19 +96,19 @@ def test_a_value_out_of_range_is_one_line_that_names_it(key):
 def test_the_regulariser_over_a_batch_is_refused_where_steps_see_parts_of_it():
     config = digits.get_config()
     config.model.uniformity = 0.01
-    check(config)
+    check_task(config)
     config.train.accumulate_steps = 2
     with pytest.raises(UserError, match="model.uniformity=0.01 .* set train.accumulate_steps=1, not 2"):
-        check(config)
+        check_task(config)
 
 
 def test_a_classifiers_image_size_is_not_judged_by_a_patch_size_that_the_checkpoint_will_replace():
     config = finetune_vit_base.get_config()  # patches of 16 pixels
     config.model.image_size = (40, 24)
     with pytest.raises(UserError, match="patch size 16 does not divide the image size 40 x 24"):
-        check(config)
+        check_task(config)
     config.init_from = "runs/mine"
-    check(config)
+    check_task(config)
 
 
 @pytest.mark.parametrize(
