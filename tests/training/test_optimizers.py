@@ -64,6 +64,39 @@ def test_the_rate_changes_at_every_step_of_an_epoch_and_keeps_its_minimum_at_the
     assert float(schedule(60)) == pytest.approx(1e-5, rel=1e-5)
 
 
+def test_a_constant_schedule_stays_at_the_peak_after_the_warmup():
+    schedule = make_schedule(optimizer_settings(schedule="constant", min_learning_rate=1e-5), 512, 10, 50)
+    rates = [float(schedule(step)) for step in range(51)]
+    assert rates == pytest.approx([3e-4 * min(step / 10, 1) for step in range(51)], rel=1e-6)
+
+
+@pytest.mark.parametrize("share, first", [(0.25, 40), (1.0, 10), (0.001, 49)])
+def test_warmup_stable_decay_is_constant_and_then_falls_in_a_line_to_the_minimum(share, first):
+    changes = {"schedule": "warmup_stable_decay", "decay_fraction": share, "min_learning_rate": 1e-5}
+    schedule = make_schedule(optimizer_settings(**changes), 512, 10, 50)
+    for step in range(51):
+        expected = 3e-4 * min(step / 10, 1)
+        if step > first:
+            expected = 3e-4 + (1e-5 - 3e-4) * (step - first) / (50 - first)
+        assert float(schedule(step)) == pytest.approx(expected, rel=1e-5, abs=1e-10), step
+
+
+def test_a_schedule_or_an_optimizer_of_ones_own_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "own_training.py").write_text(
+        "import optax\n"
+        "def halved(settings, peak, steps):\n    return lambda step: peak / 2\n"
+        "def plain(settings, schedule, mask):\n    return optax.sgd(schedule)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = optimizer_settings(schedule="own_training:halved", name="own_training:plain")
+    schedule = make_schedule(settings, 256, 2, 8)
+    assert [float(schedule(step)) for step in (1, 2, 7)] == pytest.approx([7.5e-5, 7.5e-5, 7.5e-5])
+    params = {"encoder": {"kernel": jnp.ones(2)}}
+    optimizer = make_optimizer(settings, schedule)
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["encoder"]["kernel"], 0.0)
+
+
 @pytest.mark.parametrize(("batch_size", "peak"), [(256, 1.5e-4), (4096, 2.4e-3), (64, 3.75e-5)])
 def test_the_peak_rate_grows_with_the_batch(batch_size, peak):
     assert peak_learning_rate(optimizer_settings(), batch_size) == pytest.approx(peak, rel=1e-12)
