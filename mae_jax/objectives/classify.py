@@ -6,6 +6,7 @@ what happens to the pictures (`data.*`).
 
 import dataclasses
 import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,20 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mae_jax.data.arrays import ArrayBatches, eval_array_batches
-from mae_jax.data.augment import normalize
-from mae_jax.data.device_batches import DeviceBatches, evaluation_batch_size, evaluation_batches, on_devices, to_devices
+from mae_jax.data.device_batches import DeviceBatches, evaluation_batch_size, on_devices, to_devices
 from mae_jax.data.mixing import soft_targets
 from mae_jax.data.resolutions import Stage
 from mae_jax.data.sources import Source, count_images
 from mae_jax.data.subset import Labelled, RandomSubset, StratifiedSubset
 from mae_jax.data.supervised import augment, augmentations
-from mae_jax.evaluation.classification import predict, summarize_predictions
 from mae_jax.evaluation.extraction import extract_features
 from mae_jax.evaluation.unseen import take_pictures
 from mae_jax.interop.transfer import describe_start, resolve_model, starting_params
 from mae_jax.interop.workdirs import Weights
 from mae_jax.models.classifier import (
     POOLS,
+    Classifier,
+    ClassifierConfig,
     init_classifier,
     make_bind_classifier,
     make_classifier_config,
@@ -44,7 +45,6 @@ from mae_jax.runtime.mesh import process_share
 from mae_jax.runtime.sharding import on_rows
 from mae_jax.runtime.text import si
 from mae_jax.settings.suggestions import nearest
-from mae_jax.workdir.reporting import Reporter
 
 KEPT_FEATURES_GIB = 8  # a frozen encoder's output for all images is kept if it takes no more than this
 
@@ -54,6 +54,7 @@ class Classification(Objective):
 
     decay_tokens = False
     has_decoder = False
+    evaluators = ("accuracy",)
 
     @classmethod
     def check(cls, config: ml_collections.ConfigDict) -> None:
@@ -87,22 +88,17 @@ class Classification(Objective):
         super().__init__(config, workdir, mesh)
         data, classifier = config.data, config.classifier
         self.facts = {"class_names": self.train_source.class_names}
-        self.classifier = model = make_classifier_config(config.model, classifier)
-        self._bind = make_bind_classifier(model)
-        unrolled = dataclasses.replace(model, encoder=unroll_on_cpu(model.encoder, mesh))
+        unrolled = dataclasses.replace(self.classifier, encoder=unroll_on_cpu(self.model, mesh))
         self._bind_to_train = make_bind_classifier(unrolled)
         self._start_text = self._describe_start()
-        self._representations, self._logits_of = on_rows(self._represent_batch, mesh), on_rows(self._logits, mesh)
         self._statistics_shapes = jax.eval_shape(self.init, jax.random.key(0)).statistics
 
         # Where the encoder is frozen and the images stay the same, its output is computed once.
         variables = jax.eval_shape(lambda key: join(*self.init(key)), jax.random.key(0))
-        image = jax.ShapeDtypeStruct((1, *self.batch["image"].shape[1:]), jnp.uint8)
-        representation = jax.eval_shape(self._represent, variables, image).shape[1:]
+        representation = jax.eval_shape(self._represent, variables, self.batch).shape[1:]
         self._features_size = 4 * int(np.prod(representation)) * (self.num_train + len(self.eval_source))
         constant = classifier.trained_blocks == 0 and not augmentations(data, of_classifier=True)
         self._keeps_features = constant and self._features_size <= KEPT_FEATURES_GIB * 2**30
-        self._kept: dict[str, dict[str, np.ndarray]] = {}
         self.batch["label"] = jax.ShapeDtypeStruct((data.batch_size,), jnp.int32)
         if self._keeps_features:
             del self.batch["image"]
@@ -112,6 +108,13 @@ class Classification(Objective):
                     f"train.resolutions={config.train.resolutions}: a frozen encoder's features are computed once, "
                     "at one size; leave train.resolutions out, or let the pictures change (such as data.flip=True)"
                 )
+
+    @functools.cached_property
+    def classifier(self) -> ClassifierConfig:
+        return make_classifier_config(self.config.model, self.config.classifier)
+
+    def make_bind(self) -> Callable[[dict], Classifier]:
+        return make_bind_classifier(self.classifier)
 
     @property
     def mixes_pairs(self) -> bool:
@@ -211,46 +214,28 @@ class Classification(Objective):
     def batches(self, state: State, steps: range, stages: tuple[Stage, ...]) -> DeviceBatches:
         if not self._keeps_features:
             return super().batches(state, steps, stages)
-        config = self.config
-        variables = state.variables()
+        config, data, kept = self.config, self.evaluation.data, {}
+        represent = functools.partial(on_rows(self._represent, self.mesh), state.variables())
         for split, source in (("train", self.train_source), ("eval", self.eval_source)):
-            represent = functools.partial(self._representations, variables)
-            features, labels = extract_features(represent, self._eval_pictures(source), len(source))
-            self._kept[split] = {"feature": features, "label": labels}
+            features, labels = extract_features(represent, data.batches(source), len(source))
+            kept[split] = {"feature": features, "label": labels}
         index, count = process_share(self.mesh)
+        size = evaluation_batch_size(config.evaluate.batch_size, len(self.eval_source), self.mesh)
+
+        def evaluation_batches() -> Iterator[dict]:
+            arrays = eval_array_batches(kept["eval"], size, process_index=index, process_count=count)
+            return to_devices(arrays, self.mesh, config.data.prefetch_batches)
+
+        data.kept_batches = evaluation_batches
         batches = ArrayBatches(
-            self._kept["train"], config.data.batch_size, seed=config.data.seed,
+            kept["train"], config.data.batch_size, seed=config.data.seed,
             start_step=steps.start, process_index=index, process_count=count,
         )  # fmt: skip
         return on_devices(batches, self.mesh, self.batch, config.data.prefetch_batches)
 
-    def _represent(self, variables: dict, images: jax.Array) -> jax.Array:
-        data = self.config.data
-        return self._bind(variables).represent(normalize(images, data.mean, data.std))
-
-    def _represent_batch(self, variables: dict, batch: dict) -> jax.Array:
-        return self._represent(variables, batch["image"])
-
-    def evaluate(self, state: State, reporter: Reporter) -> dict[str, float]:
-        if self._keeps_features:
-            config = self.config
-            size = evaluation_batch_size(config.evaluate.batch_size, len(self.eval_source), self.mesh)
-            index, count = process_share(self.mesh)
-            arrays = eval_array_batches(self._kept["eval"], size, process_index=index, process_count=count)
-            batches = to_devices(arrays, self.mesh, config.data.prefetch_batches)
-        else:
-            batches = self._eval_pictures(self.eval_source)
-        logits_fn = functools.partial(self._logits_of, state.variables())
-        return summarize_predictions(predict(logits_fn, batches))
-
-    def _logits(self, variables: dict, batch: dict) -> jax.Array:
-        x = batch["feature"] if self._keeps_features else self._represent(variables, batch["image"])
-        return self._bind(variables).classify(x)[0]
-
-    def _eval_pictures(self, source):
-        config, encoder = self.config, self.model
-        size = config.evaluate.batch_size
-        return evaluation_batches(source, config.data, size, encoder.image_size, encoder.channels, self.mesh)
+    def _represent(self, variables: dict, batch: dict) -> jax.Array:
+        data = self.evaluation.data
+        return data.bind(variables).represent(data.normalize(batch["image"]))
 
     def result(self, state: State, scores: dict[str, float]) -> tuple[dict[str, Any], list[str]]:
         model = self.classifier
@@ -260,8 +245,8 @@ class Classification(Objective):
             f"centre crops; {'the moving average of the weights' if state.average else 'the last weights'}"
         )
         result = {f"eval/{name}": value for name, value in scores.items()} | {"protocol": protocol}
-        line = (
-            f"done: {int(state.step):,} steps; top-1 {scores['top1']:.2%}, top-5 {scores['top5']:.2%}, "
-            f"loss {scores['loss']:.4f} on {count_images(None, self.eval_source)}"
-        )
+        line = f"done: {int(state.step):,} steps"
+        if {"top1", "top5", "loss"} <= scores.keys():
+            line += f"; top-1 {scores['top1']:.2%}, top-5 {scores['top5']:.2%}, loss {scores['loss']:.4f} on "
+            line += count_images(None, self.eval_source)
         return result, [line, protocol, f"see {self.workdir}/result.json"]

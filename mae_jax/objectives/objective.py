@@ -14,6 +14,9 @@ from mae_jax.data.datasets import make_sources
 from mae_jax.data.device_batches import DeviceBatches, training_batches
 from mae_jax.data.resolutions import Stage, check_resolutions
 from mae_jax.data.sources import Source, describe_sources
+from mae_jax.evaluation import evaluator
+from mae_jax.evaluation.evaluator import EvaluationData
+from mae_jax.evaluation.suite import EvaluationSuite
 from mae_jax.evaluation.unseen import keep_hold_out
 from mae_jax.interop.transfer import find_start, read_start
 from mae_jax.interop.workdirs import Weights
@@ -38,14 +41,10 @@ class Variables(NamedTuple):
     statistics: dict[str, Any] = {}  # running statistics of BatchNorm
 
 
-class State(Protocol):
+class State(evaluator.State, Protocol):
     """What an objective sees of the training state (training.state.TrainState)."""
 
-    step: jax.Array  # int32 scalar: updates done
     average: dict[str, Any]  # moving average of the parameters; empty if none is kept
-
-    def variables(self) -> dict[str, Any]:
-        """All that the model needs, in one nested dict; of the moving average if there is one."""
 
 
 class LossDetails(NamedTuple):
@@ -68,6 +67,7 @@ class Objective(abc.ABC):
     Attributes:
       decay_tokens: whether class and mask tokens and registers have weight decay.
       mixes_pairs: whether rows 2i and 2i + 1 of a batch are mixed, and must stay together.
+      evaluators: what measures it, unless `evaluate.evaluators` says otherwise.
       has_decoder: whether the model has the decoder of `config.model`.
       model: of `config.model`; a classifier's encoder.
       batch: what the step takes: name -> shape and type.
@@ -77,6 +77,7 @@ class Objective(abc.ABC):
     decay_tokens = True
     mixes_pairs = False
     has_decoder = True
+    evaluators: tuple[str, ...]
     facts: dict[str, Any] = {}
 
     @classmethod
@@ -107,6 +108,8 @@ class Objective(abc.ABC):
         check_heads(mesh, self.model, decoder=self.has_decoder)
         self.train_source, self.eval_source = self.open_sources()
         settle_batch_size(config, self.num_train, mesh, self.mixes_pairs)
+        data = EvaluationData(config, self.make_bind(), mesh, self.train_source, self.eval_source)
+        self.evaluation = EvaluationSuite(config, data, config.evaluate.evaluators or self.evaluators)
         shape = (config.data.batch_size, *self.model.image_size, self.model.channels)
         self.batch = {"image": jax.ShapeDtypeStruct(shape, jnp.uint8)}
 
@@ -129,6 +132,10 @@ class Objective(abc.ABC):
     def open_sources(self) -> tuple[Source, Source]:
         """The examples for training and those for evaluation."""
         return make_sources(self.config.data, self.model.image_size, self.model.channels)
+
+    @abc.abstractmethod
+    def make_bind(self) -> Callable[[dict], Any]:
+        """A pure function: values -> the model that evaluators measure."""
 
     @abc.abstractmethod
     def init(self, key: jax.Array) -> Variables:
@@ -166,9 +173,12 @@ class Objective(abc.ABC):
             self.mesh, self.batch, stages=stages, steps=steps,
         )  # fmt: skip
 
-    @abc.abstractmethod
     def evaluate(self, state: State, reporter: Reporter) -> dict[str, float]:
-        """Scores, "loss" among them; no others if it is not finite. Pictures go to the reporter."""
+        """The numbers of all evaluators by name, or only "loss" if it is not finite. Pictures go to the reporter."""
+        scores, pictures = self.evaluation.run(state)
+        for name, picture in pictures.items():
+            reporter.picture(int(state.step), name, picture)
+        return scores
 
     @abc.abstractmethod
     def result(self, state: State, scores: dict[str, float]) -> tuple[dict[str, Any], list[str]]:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,12 @@ from mae_jax.data.files import first_few
 from mae_jax.data.loader import make_eval_batches
 from mae_jax.data.subset import RandomSubset
 from mae_jax.data.supervised import augmentations
-from mae_jax.evaluation.pretraining import MAEEvaluation
+from mae_jax.evaluation.evaluator import Trained
 from mae_jax.interop.transfer import fitting_params, resolve_pictures
 from mae_jax.interop.workdirs import Weights
 from mae_jax.models.config import MAEConfig, unroll_on_cpu
 from mae_jax.models.flops import decoder_tokens, encoder_tokens, forward_flops, train_flops
-from mae_jax.models.mae import init_params, make_bind, split_fixed
+from mae_jax.models.mae import MaskedAutoencoder, init_params, make_bind, split_fixed
 from mae_jax.models.parameters import count_parameters, join
 from mae_jax.models.targets import fit_patch_basis
 from mae_jax.objectives.objective import LossDetails, LossFn, Objective, State, Variables, check_model
@@ -32,7 +32,6 @@ from mae_jax.runtime.mesh import create
 from mae_jax.runtime.processes import from_main
 from mae_jax.runtime.seeds import make_key
 from mae_jax.runtime.text import si
-from mae_jax.workdir.reporting import Reporter
 
 BASIS_IMAGES = 10_000  # at most, that principal components of patches are fitted to
 # Settings of the model that the summary names where they are not the usual ones.
@@ -44,6 +43,8 @@ CHOICES = (
 
 class Pretraining(Objective):
     """The masked autoencoder (He et al. 2021, arXiv 2111.06377, section 3)."""
+
+    evaluators = ("loss", "reconstructions", "knn", "rankme", "linear_probe")
 
     @classmethod
     def check(cls, config: ml_collections.ConfigDict) -> None:
@@ -63,12 +64,14 @@ class Pretraining(Objective):
 
     def __init__(self, config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh):
         super().__init__(config, workdir, mesh)
-        self._evaluation = MAEEvaluation(config, self.model, mesh, self.train_source, self.eval_source)
         self._loss_fn = make_loss_fn(config, unroll_on_cpu(self.model, mesh))
         self._start_notes: list[str] = []
 
     def take_over(self, trained: dict[str, Any]) -> list[str]:
         return resolve_pictures(self.config, trained) if self.config.init_from else []
+
+    def make_bind(self) -> Callable[[dict], MaskedAutoencoder]:
+        return make_bind(self.model)
 
     def init(self, key: jax.Array) -> Variables:
         return Variables(*split_fixed(init_params(self.model, key)))
@@ -130,23 +133,15 @@ class Pretraining(Objective):
     def train_flops(self, image_size: tuple[int, int]) -> int:
         return train_flops(dataclasses.replace(self.model, image_size=image_size))
 
-    def evaluate(self, state: State, reporter: Reporter) -> dict[str, float]:
-        evaluation, params, step = self._evaluation, state.variables(), int(state.step)
-        scores = {"loss": evaluation.loss(params)}
-        if not math.isfinite(scores["loss"]):
-            return scores
-        reporter.picture(step, "reconstructions", evaluation.picture(params, f"step {step:,}"))
-        return scores | (evaluation.features(params) if evaluation.labelled else {})
-
     def result(self, state: State, scores: dict[str, float]) -> tuple[dict[str, Any], list[str]]:
-        result = {"eval/loss": scores["loss"]} | {name: value for name, value in scores.items() if name != "loss"}
-        if self._evaluation.labelled:
+        result = {"eval/loss" if name == "loss" else name: value for name, value in scores.items()}
+        if self.evaluation.measures_features:
             if self.config.evaluate.random_encoder:
                 init = functools.partial(init_params, self.model)
-                random_params = create(init, make_key(self.config.seed, "init"), self.mesh)
-                random_scores = self._evaluation.features(random_params)
-                result |= {f"random_encoder/{name}": value for name, value in random_scores.items()}
-            result["protocol"] = self._evaluation.protocol
+                params = create(init, make_key(self.config.seed, "init"), self.mesh)
+                scores, _ = self.evaluation.run(Trained(0, params, "random"), features_only=True)
+                result |= {f"random_encoder/{name}": value for name, value in scores.items()}
+            result["protocol"] = self.evaluation.protocol
         return result, describe_result(result, int(state.step), self.workdir)
 
 
@@ -167,12 +162,12 @@ def make_loss_fn(config: ml_collections.ConfigDict, model: MAEConfig) -> LossFn:
 
 def describe_result(result: dict, step: int, workdir: Path) -> list[str]:
     """What the run has learnt, as a person reads it."""
-    lines = [f"done: {step:,} steps, loss on unseen images {result['eval/loss']:.4f}"]
+    loss = f", loss on unseen images {result['eval/loss']:.4f}" if "eval/loss" in result else ""
+    lines = [f"done: {step:,} steps{loss}"]
     if "protocol" in result:
         beside = any(name.startswith("random_encoder/") for name in result)
-        lines.append(
-            f"what was learnt             {'this encoder':>14}{'random encoder' if beside else '':>17}".rstrip()
-        )
+        head = f"what was learnt             {'this encoder':>14}{'random encoder' if beside else '':>17}"
+        lines.append(head.rstrip())
         for name, title, form in (
             ("knn/top1", "k-NN, top-1", ".1%"),
             ("linear_probe/top1", "linear probe, top-1", ".1%"),
@@ -184,5 +179,4 @@ def describe_result(result: dict, step: int, workdir: Path) -> list[str]:
         lines.append(result["protocol"])
     else:
         lines.append("the images have no labels: k-NN and the linear probe are left out")
-    lines.append(f"see {workdir}/reconstructions/{step}.png and {workdir}/result.json")
-    return lines
+    return [*lines, f"see {workdir}/reconstructions/{step}.png and {workdir}/result.json"]

@@ -41,8 +41,8 @@ class NonFiniteLoss(ArithmeticError):
 
 
 def check_evaluation(scores: dict[str, float], step: int, unproven: int, checkpoints: Checkpoints) -> None:
-    """Raises NonFiniteLoss if a step's evaluation has no finite loss; the checkpoint of `unproven` is set aside."""
-    if not np.isfinite(scores["loss"]):
+    """Raises NonFiniteLoss if the loss of an evaluation is no number; the checkpoint of `unproven` is set aside."""
+    if not np.isfinite(scores.get("loss", 0.0)):  # which `evaluate.evaluators` may leave out
         checkpoints.set_aside(unproven)
         raise NonFiniteLoss(step, f"eval/loss is {scores['loss']}", checkpoints.latest_step())
 
