@@ -25,7 +25,7 @@ def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
       UserError: without a checkpoint.
     """
     data, state = open_encoder(config, workdir, labelled=False)
-    result = {"step": state.step}
+    result, written = {"step": state.step}, []
     with contextlib.ExitStack() as files:
         for split, source in (("train", data.train), ("eval", data.evaluation)):
             if source is None:
@@ -40,10 +40,11 @@ def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
                 with files.enter_context(replacing(workdir / f"{split}_labels.npy")).open("wb") as file:
                     np.save(file, labels)
             result[f"{split}_features"] = list(shape)
-    for kind in ("features", "labels") if is_main() else ():
-        say(f"wrote {workdir}/eval_{kind}.npy")
-        if data.train is None:
-            (workdir / f"train_{kind}.npy").unlink(missing_ok=True)
+            written += [f"wrote {workdir}/{split}_{kind}.npy" for kind in ("features", "labels")]
+        if data.train is None and is_main():
+            for kind in ("features", "labels"):
+                (workdir / f"train_{kind}.npy").unlink(missing_ok=True)
+    say(*written)
     names = data.evaluation.class_names
     result["class_names"] = names and [escaped(name) for name in names]
     write_measurement(workdir, data.config, result | {"protocol": data.description})

@@ -148,7 +148,8 @@ def run_evaluators(
     write_config(workdir, data.config)
     numbers, pictures = suite.run(state)
     for name, picture in pictures.items():
-        say(f"see {save_picture(workdir / name / f'{state.step}.png', picture)}")
+        save_picture(workdir / name / f"{state.step}.png", picture)
+        say(f"see {workdir}/{name}/{state.step}.png")
     for name in numbers.keys() - {"loss", "top1", "top5"}:  # which tasks print themselves
         say(f"{name} {numbers[name]:.4f}")
     numbers = {f"eval/{name}": value for name, value in numbers.items()}

@@ -67,10 +67,10 @@ def test_masks_are_read_from_arrays_and_functions_in_files(folder, name, expecte
 
 
 REFUSED = {
-    "missing.npy": r"cannot be used \(.*No such file.*\); give FILE.npy or FILE.py:FUNCTION",
+    "missing.npy": r"cannot be used \(.*No such file.*\); give FILE.npy,? or FILE.py:FUNCTION",
     "missing.py:stripes": "cannot be used .*No such file",
     "masks.py:spots": "cannot be used .*KeyError: 'spots'",
-    "masks.py": "cannot be used .*give FILE.npy or FILE.py:FUNCTION",
+    "masks.py": "cannot be used .*give FILE.npy,? or FILE.py:FUNCTION",
     "broken.py:f": "cannot be used .*SyntaxError",
     "undefined.py:f": "cannot be used .*NameError: name 'unknown' is not defined",
     "pickled.npy": "cannot be used .*allow_pickle=False",  # to unpickle is to run what the file says

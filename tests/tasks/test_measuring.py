@@ -213,6 +213,39 @@ def test_a_class_folder_that_is_named_is_counted_whole_its_classes_matched_by_na
     assert read_json(workdir / "result.json")["knn/top1"] > 0.3  # chance is a tenth
 
 
+def test_an_evaluation_folder_may_have_a_class_that_the_training_folder_lacks_if_the_classifier_knows_it(
+    finetuned, tmp_path
+):
+    digits = Digits("eval")
+    for split, names in (("train", "37"), ("validation", "379")):
+        for index in (i for i in range(40) if digits.class_names[digits[i]["label"]] in names):
+            name = digits.class_names[digits[index]["label"]]
+            (tmp_path / "pictures" / split / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(digits[index]["image"][..., 0]).save(tmp_path / f"pictures/{split}/{name}/{index}.png")
+    settings = dict(init_from=str(finetuned), data__name="image_folder", data__path=str(tmp_path / "pictures"))
+    workdir = run_task("evaluate", tmp_path / "evaluate", **settings)
+    rows = list(csv.DictReader((workdir / "classes.csv").open()))
+    assert [row["class"] for row in rows if int(row["images"])] == ["3", "7", "9"]
+    # What learns from the training pictures needs to find the class there.
+    assert "the class '9', which the training data" in mistake("knn", tmp_path / "knn", **settings)
+
+
+def test_the_evaluators_that_a_command_names_measure_a_checkpoint(pretrained, finetuned, tmp_path, capsys):
+    trained = read_json(pretrained / "result.json")
+    names = ("loss", "knn", "rankme")
+    workdir = run_task("evaluate", tmp_path / "mae", init_from=str(pretrained), evaluate__evaluators=names)
+    found = read_json(workdir / "result.json")
+    assert found["eval/loss"] == pytest.approx(trained["eval/loss"], rel=1e-6)
+    assert found["eval/knn/top1"] == trained["knn/top1"]
+    assert found["eval/rankme"] == pytest.approx(trained["rankme"], rel=1e-5)
+    assert not (workdir / "reconstructions").exists() and "rankme 2." in capsys.readouterr().out
+    workdir = run_task("evaluate", tmp_path / "classifier", init_from=str(finetuned), evaluate__evaluators=("knn",))
+    assert read_json(workdir / "result.json").keys() >= {"eval/knn/top1", "images"}
+    assert "is not one of accuracy" in mistake(
+        "evaluate", tmp_path / "unknown", init_from=str(pretrained), evaluate__evaluators=("top",)
+    )
+
+
 def test_features_need_no_labels(pretrained, tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "pictures").mkdir()
