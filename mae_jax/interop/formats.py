@@ -126,6 +126,7 @@ def export(weights: Weights, folder: Path, format: str, *, encoder_only: bool = 
             "config.json": huggingface.make_config(model, architecture, names, classes) | {"step": step},
             "preprocessor_config.json": preprocessor.make_preprocessor(model, data),
         }
-    written = [write_json(folder / name, content) for name, content in files.items()]
+    for name, content in files.items():
+        write_json(folder / name, content)
     write_safetensors(folder / "model.safetensors", state)
-    return [*written, folder / "model.safetensors"]
+    return [folder / name for name in (*files, "model.safetensors")]
