@@ -137,9 +137,6 @@ class PictureFiles(Source):
     def __getitem__(self, index: int) -> dict:
         return {"image": read_picture_file(self._files[index]), "label": -1}
 
-    def labels(self) -> np.ndarray:
-        return np.full(len(self), -1, np.int64)
-
     def name_of(self, index: int) -> str:
         return str(self._files[index])
 

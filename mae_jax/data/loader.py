@@ -116,15 +116,16 @@ def make_train_batches(
 ) -> Batches:
     """Endless batches of shuffled, cropped and augmented pictures.
 
+    Every epoch shows each picture once, in a new order; a batch may extend over two epochs.
+
     Args:
       size_at: step -> (height, width) of its pictures, where steps differ; None: all have `image_size`.
       share: start_step, process_index and process_count.
 
     Returns:
-      Iterator of {"image": uint8 [b, h, w, c], "label": int32 [b], "index": int64 [b]} with b = data.batch_size /
-      process_count: rows [process_index * b, (process_index + 1) * b) of the step's global batch, which is the same
-      for any number of processes, workers and threads. Every epoch shows each picture once, in a new order; a batch
-      may extend over two epochs. Label and index are those of the picture shown, also where it replaces a bad one.
+      {"image": uint8 [b, h, w, c], "label": int32 [b], "index": int64 [b]} with b = data.batch_size / process_count:
+      rows [process_index * b, (process_index + 1) * b) of the step's global batch. Label and index are those of the
+      picture shown, also where it replaces a bad one.
 
     Raises:
       UserError: at once, for impossible settings; on `next`, for pictures that cannot be used.
@@ -163,11 +164,8 @@ def make_eval_batches(
       share: process_index and process_count.
 
     Returns:
-      Iterator of the same batches as `make_train_batches`, and "weight": float32 [b], 1 for a picture and 0 for the
-      padding (black, label and index -1) that fills the last batch. All processes get the same number of batches.
-
-    Raises:
-      UserError: as `make_train_batches`.
+      As `make_train_batches`, and "weight": float32 [b], 0 for the padding (black, label and index -1) that fills the
+      last batch, else 1. All processes get the same number of batches.
     """
     transform = CentreCrop(data.eval_crop if eval_crop is None else eval_crop)
     steps = math.ceil(len(source) / max(batch_size, 1))

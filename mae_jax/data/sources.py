@@ -40,7 +40,8 @@ class Source:
 
     def labels(self) -> np.ndarray:
         """The labels of all pictures, int64 [n], -1: none. Override it where they are known without the pictures."""
-        return np.fromiter((self[index]["label"] for index in range(len(self))), np.int64, len(self))
+        found = (self[index]["label"] if self.num_classes else -1 for index in range(len(self)))
+        return np.fromiter(found, np.int64, len(self))
 
     def name_of(self, index: int) -> str:
         """The name of a picture, for messages."""

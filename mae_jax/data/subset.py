@@ -12,54 +12,35 @@ from mae_jax.runtime.errors import UserError
 
 
 class Wrapper(Source):
-    """A source that offers what another one does; subclasses change a part of it."""
+    """A source that offers what another one does, or the pictures at `indices` (int [n]) alone, in its order."""
 
-    def __init__(self, source: Source):
+    def __init__(self, source: Source, indices: np.ndarray | None = None):
         self._source = source
+        self.indices = range(len(source)) if indices is None else np.sort(indices)
         for name in ("class_names", "num_classes", "picture_size", "in_memory", "place", "notes"):
             setattr(self, name, getattr(source, name))
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> dict:
-        return self._source[index]
-
-    def labels(self) -> np.ndarray:
-        return self._source.labels()
-
-    def name_of(self, index: int) -> str:
-        return self._source.name_of(index)
-
-
-class _Subset(Wrapper):
-    """The pictures at `indices` (int [n]), in the order of the source."""
-
-    def __init__(self, source: Source, indices: np.ndarray):
-        super().__init__(source)
-        self.indices = np.sort(indices)
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> dict:
-        return super().__getitem__(int(self.indices[index]))
+        return self._source[int(self.indices[index])]
 
     def labels(self) -> np.ndarray:
-        return super().labels()[self.indices]
+        return self._source.labels()[self.indices]
 
     def name_of(self, index: int) -> str:
-        return super().name_of(int(self.indices[index]))
+        return self._source.name_of(int(self.indices[index]))
 
 
-class RandomSubset(_Subset):
+class RandomSubset(Wrapper):
     """`count` random pictures, the same ones each time; all if there are no more."""
 
     def __init__(self, source: Source, count: int, seed: int = 0):
         super().__init__(source, np.random.default_rng(seed).permutation(len(source))[:count])
 
 
-class StratifiedSubset(_Subset):
+class StratifiedSubset(Wrapper):
     """A random share of each class, the same pictures each time.
 
     Args:

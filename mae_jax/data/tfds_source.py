@@ -83,18 +83,15 @@ class TfdsSource(Source):
     def labels(self) -> np.ndarray:
         """Reads every record, but decodes no picture; raises UserError if that fails."""
         labels = np.full(len(self), -1, np.int64)
-        if self._label_key:
-            for first in range(0, len(self), _LABELS_AT_ONCE):
-                indices = range(first, min(first + _LABELS_AT_ONCE, len(self)))
-                # Together, since record by record takes three times as long.
-                read = functools.partial(self._read, lambda records, some=list(indices): records.__getitems__(some))
-                try:
-                    labels[indices] = [record[self._label_key] for record in with_patience(read)]
-                except (OSError, TypeError) as error:  # no label at all, in a file that was cut short
-                    why = reason(error) if isinstance(error, OSError) else "records are empty"
-                    raise UserError(
-                        f"the labels {self.place} cannot be read: {why}; prepare the data set again"
-                    ) from error
+        for first in range(0, len(self) if self.num_classes else 0, _LABELS_AT_ONCE):
+            indices = range(first, min(first + _LABELS_AT_ONCE, len(self)))
+            # Together, since record by record takes three times as long.
+            read = functools.partial(self._read, lambda records, some=list(indices): records.__getitems__(some))
+            try:
+                labels[indices] = [record[self._label_key] for record in with_patience(read)]
+            except (OSError, TypeError) as error:  # no label at all, in a file that was cut short
+                why = reason(error) if isinstance(error, OSError) else "records are empty"
+                raise UserError(f"the labels {self.place} cannot be read: {why}; prepare the data set again") from error
         return labels
 
 
