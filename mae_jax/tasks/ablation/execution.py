@@ -89,13 +89,14 @@ def _decides(config: ConfigDict, key: str) -> bool:
 def execute(run: Run, stop: StopSignal) -> Outcome:
     """Starts a run's process, waits for its end, and notes in the folder what became of it.
 
-    command.txt has the command, log.txt what the process says. A signal is handed on to the process, which saves.
+    command.txt has the command, log.txt what the process says. A signal, which must be deferred, is handed on to the
+    process, which saves.
     """
     command, folder = full_command(run), run.folder
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "command.txt", shlex.join(command) + "\n")
     before, start = read_outcome(run).seconds or 0.0, time.perf_counter()
-    with (folder / "log.txt").open("ab+") as log, stop.deferred():
+    with (folder / "log.txt").open("ab+") as log:
         said_before = log.seek(0, os.SEEK_END)
         # A session of its own, so that a Ctrl-C reaches it once, from here.
         process = subprocess.Popen(

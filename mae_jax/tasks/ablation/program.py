@@ -74,7 +74,8 @@ def make_runs(plan: Plan, workdir: Path, stop: StopSignal) -> None:
             say(f"{place} left out, since its pre-training is not there")
             continue
         say(place)
-        outcome = execute(one, stop)
+        with stop.deferred():
+            outcome = execute(one, stop)
         if stop.received is not None:
             say(f"stopped; {one.folder} goes on when the ablation is started again")
             raise Stopped
