@@ -262,3 +262,8 @@ def test_what_the_named_pictures_do_not_use_is_not_handed_to_measuring_runs():
     config.file += ":cifar10"  # which has data.eval_split=test, that digits refuse on a command line
     config.given, config.data.name = ("data.name",), "digits"
     assert make_plan(config, Path("/nowhere")).runs[1].config.data.name == "digits"
+
+
+def test_the_configs_for_any_checkpoint_can_measure_too():
+    runs = plan_of(grid=(("model.mask_ratio", (0.5,)),), measure=(("tuned", "finetune", ()),)).runs
+    assert runs[1].config.data.name is None and runs[1].config.init_from == str(runs[0].folder), "its own pictures"

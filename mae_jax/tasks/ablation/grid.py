@@ -33,12 +33,7 @@ class Cell(NamedTuple):
     x: float | None  # its place on the plot's axis, if it differs in one number
 
 
-class Protocol(NamedTuple):
-    """A way to measure what was pre-trained."""
-
-    name: str
-    config: str  # of configs/
-    overrides: dict[str, Any]
+Protocols = dict[str, tuple[str, dict[str, Any]]]  # name -> (config of configs/, settings that replace its own)
 
 
 def parse_grid(grid: tuple) -> list[Axis]:
@@ -99,12 +94,8 @@ def make_cells(axes: list[Axis]) -> list[Cell]:
     return cells
 
 
-def parse_protocols(measure: tuple, taken: Iterable[str]) -> dict[str, Protocol]:
-    """The protocols of `ablate.measure` by name; UserError unless they are (name, config, overrides), with free names.
-
-    Args:
-      taken: names of settings and their groups.
-    """
+def parse_protocols(measure: tuple, taken: Iterable[str]) -> Protocols:
+    """The protocols of `ablate.measure`; UserError unless they are (name, config, overrides) with new names."""
     protocols = {}
     for item in measure:
         match item:
@@ -117,7 +108,7 @@ def parse_protocols(measure: tuple, taken: Iterable[str]) -> dict[str, Protocol]
                 )
         if name in (*taken, *protocols, "pretrain") or safe_name(name) != name or "." in name:
             raise UserError(f"ablate.measure has the name {name!r}, which is taken or no word; choose another")
-        protocols[name] = Protocol(name, config, dict(pairs))
+        protocols[name] = (config, dict(pairs))
     return protocols
 
 
@@ -131,11 +122,11 @@ def owner_of(key: str, protocols: Iterable[str]) -> str:
     return first if first in protocols else "pretrain"
 
 
-def check_keys(axes: list[Axis], protocols: dict[str, Protocol], known: Iterable[str]) -> None:
+def check_keys(axes: list[Axis], protocols: Protocols, known: Iterable[str]) -> None:
     """Raises UserError for a key that is no setting, or that the ablation sets itself."""
     words = [*known, *(f"{name}.{key}" for name in protocols for key in known)]
     asked = [("ablate.grid", key) for axis in axes for key in axis.keys]
-    asked += [("ablate.measure", f"{name}.{key}") for name in protocols for key in protocols[name].overrides]
+    asked += [("ablate.measure", f"{name}.{key}") for name, (_, overrides) in protocols.items() for key in overrides]
     for where, key in asked:
         if key not in words:
             raise UserError(f"{where}: unknown setting {key!r}{nearest_setting(key, words)}")

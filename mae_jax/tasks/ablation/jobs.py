@@ -1,5 +1,6 @@
 """The runs of an ablation and the command of each, worked out and checked before the first one begins."""
 
+import functools
 import os
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from mae_jax.settings.suggestions import nearest
 from mae_jax.settings.usage import unused_with
 from mae_jax.tasks import check_task
 from mae_jax.tasks.ablation import grid
-from mae_jax.tasks.ablation.grid import RESERVED, Axis, Cell, Protocol, owner_of
+from mae_jax.tasks.ablation.grid import RESERVED, Axis, Cell, Protocols, owner_of
 
 ROOT = Path(__file__).parents[3]
 # What a measuring run takes over from the pre-training of its cell: where the pictures and the devices are.
@@ -45,12 +46,12 @@ class Run(NamedTuple):
     """One process to start."""
 
     name: str  # pretrain, or the protocol's
-    cell: str  # the first that needs it
+    cell: str  # the name of the first that needs it
     seed: int
     folder: Path
     after: Path | None  # the folder of the run that must be finished before
     arguments: tuple[str, ...]  # of main.py
-    config: ConfigDict  # what they come to
+    config: ConfigDict  # that main.py makes of them
     measured_by: tuple[str, ...] = ()  # of pre-training: the names of its protocols, whose scores are theirs alone
 
 
@@ -67,7 +68,7 @@ class Plan(NamedTuple):
 
 
 def make_plan(config: ConfigDict, workdir: Path) -> Plan:
-    """Works out what an ablation runs. Nothing is written.
+    """The runs of an ablation, checked; nothing is written.
 
     Raises:
       UserError: for a mistake in the settings of `ablate`, the shard, or the settings of a cell.
@@ -85,8 +86,8 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
     grid.check_keys(axes, protocols, known)
     for key in (key for axis in axes for key in axis.keys if key in config.given):
         raise UserError(f"--config.{key} is what ablate.grid varies: change --config.ablate.grid, or leave it out")
-    for protocol in protocols.values():
-        check_config(protocol)
+    for name, _ in protocols.values():
+        protocol_settings(name)
     cells = grid.make_cells(axes)
 
     by_folder: dict[str, Run] = {}
@@ -120,7 +121,7 @@ def _once(run: Run, by_folder: dict[str, Run]) -> Run:
 
 
 def make_runs(
-    config: ConfigDict, axes: list[Axis], cell: Cell, protocols: dict[str, Protocol], seed: int, workdir: Path
+    config: ConfigDict, axes: list[Axis], cell: Cell, protocols: Protocols, seed: int, workdir: Path
 ) -> list[Run]:
     """A cell's runs with one seed: pre-training, and what measures it. A UserError names the cell."""
     settings = {owner: {} for owner in ("pretrain", *protocols)}
@@ -146,12 +147,12 @@ def make_runs(
         runs = [Run("pretrain", cell.name, seed, pretrain, None, arguments, trained, tuple(protocols))]
         taken = SHARED + (PLACE if "data.name" in config.given else ())
         taken = [key for key in taken if not unused_with(trained, key)]
-        for name, protocol in protocols.items():
-            start = [f"--config={ROOT}/configs/{protocol.config}.py", f"--config.init_from={pretrain}"]
-            usual = resolve(start)
+        for name, (measuring, overrides) in protocols.items():
+            start = [f"--config={ROOT}/configs/{measuring}.py", f"--config.init_from={pretrain}"]
+            usual = protocol_settings(measuring)
             shared = {key: get(trained, key) for key in taken if get(trained, key) != get(usual, key)}
             measured = folder("pretrain", name)
-            arguments = command(start, shared | protocol.overrides | settings[name] | seeds, measured)
+            arguments = command(start, shared | overrides | settings[name] | seeds, measured)
             run = Run(name, cell.name, seed, measured, pretrain, arguments, resolve(arguments))
             blocks, depth = run.config.classifier.trained_blocks, trained.model.depth
             if blocks is not None and blocks > depth:
@@ -195,15 +196,17 @@ def resolve(arguments: tuple[str, ...] | list[str]) -> ConfigDict:
     return config.value
 
 
-def check_config(protocol: Protocol) -> None:
-    """Raises UserError unless a protocol's config is there and its task measures what the table can show."""
+@functools.cache
+def protocol_settings(name: str) -> ConfigDict:
+    """The settings of a protocol's config; UserError unless it is there and its task measures what a table can show."""
     names = [path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "common")]
-    if protocol.config not in names:
-        raise UserError(f"ablate.measure: configs/{protocol.config}.py does not exist{nearest(protocol.config, names)}")
-    task = resolve([f"--config={ROOT}/configs/{protocol.config}.py"]).task
-    if task not in SCORES or task == "pretrain":
-        tasks = ", ".join(name for name in SCORES if name != "pretrain")
-        raise UserError(f"ablate.measure: configs/{protocol.config}.py has the task {task}, not one of {tasks}")
+    if name not in names:
+        raise UserError(f"ablate.measure: configs/{name}.py does not exist{nearest(name, names)}")
+    config = resolve([f"--config={ROOT}/configs/{name}.py", "--config.init_from=PRETRAINED"])
+    tasks = [task for task in SCORES if task != "pretrain"]
+    if config.task not in tasks:
+        raise UserError(f"ablate.measure: configs/{name}.py has the task {config.task}, not one of {', '.join(tasks)}")
+    return config
 
 
 def check_scores(setting: str, scores: tuple[str, ...], runs: list[Run]) -> None:
