@@ -58,10 +58,9 @@ def find_place(
 
 
 def may_be_tpu_pod(environment: Mapping[str, str], platforms: str | None) -> bool:
-    """Whether JAX should look for other hosts with TPUs. It would take any Kubernetes container for a part of a job.
+    """Whether JAX, restricted to `platforms`, should look for other hosts with TPUs.
 
-    Args:
-      platforms: those that JAX is restricted to.
+    It would take any Kubernetes container for a part of a job.
     """
     if platforms == "cpu":
         return False

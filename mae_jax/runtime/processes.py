@@ -26,7 +26,6 @@ from mae_jax.runtime.errors import UserError, complain, first_line
 
 START_SECONDS = 300  # for all processes to come: hosts do not start at the same time
 HEARTBEAT_SECONDS = 20  # without a sign of life until JAX takes a process for lost
-SHUTDOWN_SECONDS = 60
 TOLD_SECONDS = 20  # for the others to hear of a failure
 LAST_SECONDS = 2  # that process 0 outlives the others: JAX aborts them when it ends
 PADDING = 4096  # bytes; every size would be compiled
@@ -55,9 +54,8 @@ def start(coordinator: str | None = None, count: int | None = None, index: int |
         if coordinator:
             place["coordinator_address"] = meet(coordinator, count, index)
         jax.distributed.initialize(
-            **place, initialization_timeout=2 * START_SECONDS, heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
-        )  # fmt: skip
+            **place, initialization_timeout=2 * START_SECONDS, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+        )
     except UserError:
         raise
     except (RuntimeError, ValueError) as error:
@@ -142,7 +140,7 @@ def finish() -> None:
 def fail(error: BaseException | str, code: int, *, unexpected: bool = False) -> NoReturn:
     """Ends all processes with one line that says what is wrong, or with the traceback of an unexpected error."""
     several, why = process_count() > 1, str(error)
-    if several and (lost := re.search("(Gloo|NCCL|UNAVAILABLE).*", why)):  # of a collective operation
+    if several and (lost := re.search(r"(Gloo|NCCL|UNAVAILABLE)[^;\n]*", why)):  # of a collective operation
         complain(f"error: another process was lost: it failed, was killed, or its host has gone ({lost[0]})")
         end(1)
     if unexpected:
