@@ -6,7 +6,6 @@ import importlib.util
 import json
 import math
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -172,17 +171,14 @@ class TensorBoard:
             self._file.close()
 
 
-def _run_id(path: Path, start_step: int | None, make: Callable[[], str]) -> str:
-    """A tracker's id of the run: the one in a file of the workdir if the run goes on, otherwise a new one."""
-    if start_step and path.is_file():
-        return path.read_text().strip()
-    write_atomically(path, (new := make()) + "\n")
-    return new
+def _kept_id(path: Path, start_step: int | None) -> str | None:
+    """A tracker's id of the run that goes on; None if a new one begins."""
+    return path.read_text().strip() if start_step and path.is_file() else None
 
 
 @WRITERS.register("wandb")
 class WeightsAndBiases:
-    """A run in the project named after the workdir's parent folder; `wandb`'s environment variables count."""
+    """A run in the project named after the workdir's parent folder; W&B's environment variables count."""
 
     package = "wandb"
 
@@ -190,16 +186,18 @@ class WeightsAndBiases:
         import wandb
 
         workdir = workdir.resolve()
+        id_file = workdir / "wandb_run.txt"
         try:
             self._run = wandb.init(
-                project=workdir.parent.name or None, name=workdir.name, config=config, resume="allow",
-                id=_run_id(workdir / "wandb_run.txt", start_step, lambda: secrets.token_hex(8)),
+                project=workdir.parent.name or None, name=workdir.name, config=config,
+                id=_kept_id(id_file, start_step), resume="allow",
                 dir=os.environ.get("WANDB_DIR", workdir), settings=wandb.Settings(console="off"),
             )  # fmt: skip
         except wandb.Error as error:
             raise UserError(
                 f"logging.writers=wandb cannot start: {first_line(error)}; log in, or set WANDB_MODE=offline"
             ) from error
+        write_atomically(id_file, self._run.id + "\n")
         self._run.define_metric("*", step_metric="step")  # a run that goes on makes some steps again
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -218,50 +216,42 @@ class WeightsAndBiases:
 class MLflow:
     """A run in the experiment named after the workdir's parent folder, at MLFLOW_TRACKING_URI or in the workdir.
 
-    A server that fails later does not end the run: each time a line says so.
+    A server that fails after the start does not end the run: a line says so each time.
     """
 
     package = "mlflow"
 
     def __init__(self, workdir: Path, config: dict[str, Any], start_step: int | None):
-        from mlflow import MlflowClient
-        from mlflow.entities import Param
-        from mlflow.exceptions import MlflowException
+        import mlflow
 
-        workdir, self._failure = workdir.resolve(), MlflowException
+        self._mlflow, workdir = mlflow, workdir.resolve()
+        id_file = workdir / "mlflow_run.txt"
         uri = os.environ.get("MLFLOW_TRACKING_URI")
         if not uri:
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 asks for this consent to plain files
+            uri = (workdir / "mlruns").as_uri()
         try:
-            self._client = MlflowClient(uri or (workdir / "mlruns").as_uri())
-            name = workdir.parent.name or "mae_jax"
-            found = self._client.get_experiment_by_name(name)
-            experiment = found.experiment_id if found else self._client.create_experiment(name)
-            path, create = workdir / "mlflow_run.txt", functools.partial(self._client.create_run, experiment)
-            self._id = _run_id(path, start_step, lambda: create(run_name=workdir.name).info.run_id)
-            self._client.update_run(self._id, status="RUNNING")
+            mlflow.set_tracking_uri(uri)
+            mlflow.set_experiment(workdir.parent.name or "mae_jax")
+            run = mlflow.start_run(_kept_id(id_file, start_step), run_name=workdir.name)
+            write_atomically(id_file, run.info.run_id + "\n")
             if not start_step:  # they cannot be changed later
-                params = [Param(key, str(value)) for key, value in flatten(config).items()]
-                self._client.log_batch(self._id, params=params)
-            self._client.log_dict(self._id, config, "config.json")
-        except MlflowException as error:
-            raise UserError(f"logging.writers=mlflow cannot start at {uri or workdir}: {first_line(error)}") from error
+                mlflow.log_params(flatten(config))
+            mlflow.log_dict(config, "config.json")
+        except mlflow.MlflowException as error:
+            raise UserError(f"logging.writers=mlflow cannot start at {uri}: {first_line(error)}") from error
 
     def _send(self, send: Callable, *values, **named) -> None:
         try:
-            send(self._id, *values, **named)
-        except self._failure as error:
+            send(*values, **named)
+        except self._mlflow.MlflowException as error:
             say(f"MLflow did not take what was sent to it: {first_line(error)}; the run goes on")
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        from mlflow.entities import Metric
-
-        now = int(1000 * time.time())
-        metrics = [Metric(name, value, now, step) for name, value in values.items()]
-        self._send(self._client.log_batch, metrics=metrics)
+        self._send(self._mlflow.log_metrics, values, step=step)
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> None:
-        self._send(self._client.log_image, picture, key=name, step=step)
+        self._send(self._mlflow.log_image, picture, key=name, step=step)
 
     def close(self) -> None:
-        self._send(self._client.set_terminated)
+        self._send(self._mlflow.end_run)
