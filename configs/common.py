@@ -202,9 +202,9 @@ def get_config() -> ml_collections.ConfigDict:
 
     evaluate = config.evaluate = ml_collections.ConfigDict()
     evaluate.every_steps = placeholder(int)  # None: at the end only
-    # What is measured: names of evaluators, or "module:class" of your own (docs/extending.md). None: the objective's:
-    # pretrain: ("loss", "reconstructions", "knn", "rankme", "linear_probe"); classify: ("accuracy",).
-    evaluate.evaluators = placeholder(tuple)
+    # What is measured: names of evaluators, or "module:class" of your own (docs/extending.md). (): the objective's:
+    # pretrain: ("loss", "reconstructions", "knn", "linear_probe", "rankme"); classify: ("accuracy",).
+    evaluate.evaluators = ()
     evaluate.mask_ratio = placeholder(float)  # of the evaluation's losses and pictures; None: the model's
     # Masks by hand: FILE.npy with [rows, columns] or [pictures, rows, columns] patches, not 0 = hidden; or
     # FILE.py:FUNCTION, (number of the picture, (rows, columns)) -> [rows, columns]. None: they are drawn.

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from mae_jax.data.datasets import make_sources
 from mae_jax.data.device_batches import DeviceBatches, training_batches
 from mae_jax.data.resolutions import Stage, check_resolutions
-from mae_jax.data.sources import Source, describe_sources
+from mae_jax.data.sources import Source
 from mae_jax.evaluation import evaluator
 from mae_jax.evaluation.evaluator import EvaluationData
 from mae_jax.evaluation.suite import EvaluationSuite
@@ -24,7 +24,6 @@ from mae_jax.models.config import MAEConfig
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import batch_parts, check_heads, settle_dtype
 from mae_jax.settings.checks import check_channels
-from mae_jax.settings.fields import INT32_MAX
 from mae_jax.settings.registry import Registry
 from mae_jax.workdir.reporting import Reporter
 
@@ -61,40 +60,29 @@ LossFn = Callable[[dict, dict, dict, jax.Array], tuple[jax.Array, LossDetails]]
 class Objective(abc.ABC):
     """What is trained: a model, its data, its loss, and how it is measured.
 
-    A class of your own most often derives from `Pretraining` or `Classification`; `config.task` names it as
-    "module:Class".
-
-    Attributes:
-      decay_tokens: whether class and mask tokens and registers have weight decay.
-      mixes_pairs: whether rows 2i and 2i + 1 of a batch are mixed, and must stay together.
-      evaluators: what measures it, unless `evaluate.evaluators` says otherwise.
-      has_decoder: whether the model has the decoder of `config.model`.
-      model: of `config.model`; a classifier's encoder.
-      batch: what the step takes: name -> shape and type.
-      facts: saved with the config in each checkpoint.
+    One of your own most often derives from `Pretraining` or `Classification`; `config.task` is its "module:Class".
     """
 
-    decay_tokens = True
-    mixes_pairs = False
-    has_decoder = True
-    evaluators: tuple[str, ...]
-    facts: dict[str, Any] = {}
+    decay_tokens = True  # whether class and mask tokens and registers have weight decay
+    mixes_pairs = False  # whether rows 2i and 2i + 1 of a batch are mixed, and must stay together
+    has_decoder = True  # whether the model has the decoder of `config.model`
+    evaluators: tuple[str, ...]  # what measures it, unless `evaluate.evaluators` says otherwise
+    facts: dict[str, Any] = {}  # saved with the config in each checkpoint
+    model: MAEConfig  # of `config.model`; a classifier's encoder
+    batch: dict[str, jax.ShapeDtypeStruct]  # what the step takes
 
     @classmethod
-    def check(cls, config: ml_collections.ConfigDict) -> None:
+    def check(cls, config: ConfigDict) -> None:
         """Raises UserError for settings that contradict one another; looks at neither data nor devices."""
         check_resolutions(config.train.resolutions)
-        parts, batch_size = config.train.accumulate_steps, config.data.batch_size
-        if parts > (batch_size or INT32_MAX):
+        parts, size = config.train.accumulate_steps, config.data.batch_size
+        if size is not None and parts > size:
             raise UserError(
-                f"train.accumulate_steps={parts} is more than data.batch_size={batch_size}: a part has at least one "
-                "picture"
+                f"train.accumulate_steps={parts} is more than data.batch_size={size}: a part has at least one picture"
             )
 
-    def __init__(self, config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh):
-        """Opens the data and completes `config` with what they, or a checkpoint, decide; makes no array.
-
-        The devices of `mesh` need not be here.
+    def __init__(self, config: ConfigDict, workdir: Path, mesh: Mesh):
+        """Opens the data, and settles in `config` what they or a checkpoint decide. The mesh may be of other machines.
 
         Raises:
           UserError: for settings, data or checkpoints that do not fit.
@@ -120,13 +108,10 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def take_over(self, trained: dict[str, Any]) -> list[str]:
-        """Changes settings to those of the checkpoint that the run begins with or goes on from.
-
-        Args:
-          trained: the checkpoint's config.
+        """Changes settings to those of the config of the checkpoint that the run begins with or goes on from.
 
         Returns:
-          A line for each setting that differs from what was asked for.
+          A line for each setting that is not as it was asked for.
         """
 
     def open_sources(self) -> tuple[Source, Source]:
@@ -155,9 +140,6 @@ class Objective(abc.ABC):
     def describe(self, variables: Variables) -> dict[str, str]:
         """Rows of the summary: name -> text. The values may be abstract."""
 
-    def describe_data(self) -> str:
-        return "\n".join(describe_sources(self.config.data.name, self.train_source, self.eval_source))
-
     @abc.abstractmethod
     def loss_fn(self, params: dict, frozen: dict, batch: dict, keys: jax.Array) -> tuple[jax.Array, LossDetails]:
         """The loss of a device's rows of a batch (LossFn); each row's key decides what is random about it."""
@@ -185,7 +167,7 @@ class Objective(abc.ABC):
         """What result.json holds besides the step, and lines for people."""
 
 
-def check_model(config: ml_collections.ConfigDict) -> MAEConfig:
+def check_model(config: ConfigDict) -> MAEConfig:
     """The model of the settings; raises UserError if they make none, or other settings do not fit it."""
     model = MAEConfig(**config.model)
     check_channels(config.data, model.channels)
@@ -193,7 +175,7 @@ def check_model(config: ml_collections.ConfigDict) -> MAEConfig:
     return model
 
 
-def settle_batch_size(config: ml_collections.ConfigDict, num_train: int, mesh: Mesh, mixes_pairs: bool = False) -> None:
+def settle_batch_size(config: ConfigDict, num_train: int, mesh: Mesh, mixes_pairs: bool = False) -> None:
     """Sets `data.batch_size`, if it is open, by the number of training pictures: many steps, none of them too noisy."""
     if config.data.batch_size is None:
         fitting = min(max(_power_of_two(num_train // 16), 16), 256, _power_of_two(num_train))
@@ -206,6 +188,6 @@ def _power_of_two(number: int) -> int:
     return 2 ** (number.bit_length() - 1) if number else 0
 
 
-def batch_unit(config: ml_collections.ConfigDict, mesh: Mesh, mixes_pairs: bool) -> int:
+def batch_unit(config: ConfigDict, mesh: Mesh, mixes_pairs: bool) -> int:
     """What a batch must be a multiple of."""
     return batch_parts(mesh) * config.train.accumulate_steps * (2 if mixes_pairs else 1)

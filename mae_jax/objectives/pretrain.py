@@ -9,9 +9,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from mae_jax.data.augment import color_jitter, normalize, random_flip
 from mae_jax.data.files import first_few
@@ -32,6 +32,7 @@ from mae_jax.runtime.mesh import create
 from mae_jax.runtime.processes import from_main
 from mae_jax.runtime.seeds import make_key
 from mae_jax.runtime.text import si
+from mae_jax.settings.fields import defaults
 
 BASIS_IMAGES = 10_000  # at most, that principal components of patches are fitted to
 # Settings of the model that the summary names where they are not the usual ones.
@@ -44,10 +45,10 @@ CHOICES = (
 class Pretraining(Objective):
     """The masked autoencoder (He et al. 2021, arXiv 2111.06377, section 3)."""
 
-    evaluators = ("loss", "reconstructions", "knn", "rankme", "linear_probe")
+    evaluators = ("loss", "reconstructions", "knn", "linear_probe", "rankme")
 
     @classmethod
-    def check(cls, config: ml_collections.ConfigDict) -> None:
+    def check(cls, config: ConfigDict) -> None:
         if config.data.name is None:
             raise UserError("data.name is not set: which pictures? For example --config.data.name=image_folder")
         super().check(config)
@@ -62,7 +63,7 @@ class Pretraining(Objective):
         if config.evaluate.mask_ratio is not None:
             model.num_visible(config.evaluate.mask_ratio, name="evaluate.mask_ratio")
 
-    def __init__(self, config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh):
+    def __init__(self, config: ConfigDict, workdir: Path, mesh: Mesh):
         super().__init__(config, workdir, mesh)
         self._loss_fn = make_loss_fn(config, unroll_on_cpu(self.model, mesh))
         self._start_notes: list[str] = []
@@ -99,33 +100,34 @@ class Pretraining(Objective):
         return {name: np.asarray(values, np.float32) for name, values in found.items()}
 
     def describe(self, variables: Variables) -> dict[str, str]:
-        model, params = self.model, variables.params
+        model, usual, rows = self.model, defaults().model, {}
+        encoder, decoder = (count_parameters(variables.params[half]) for half in ("encoder", "decoder"))
         height, width = model.image_size
-        start = "; ".join(["; note: ".join([self.config.init_from or "", *self._start_notes]), *self.changed])
-        others = model.class_tokens + model.registers
+        if self.config.init_from:
+            notes = "; note: ".join([self.config.init_from, *self._start_notes])
+            rows["start"] = "; ".join([notes, *self.changed])
+        rows["encoder"] = f"{model.depth} blocks x {model.width}, {model.num_heads} heads, {encoder:,} parameters"
+        rows["decoder"] = (
+            f"{model.decoder_depth} blocks x {model.decoder_width}, {model.decoder_num_heads} heads, "
+            f"{decoder:,} parameters"
+        )
+        rows["images"] = (
+            f"{height} x {width} x {model.channels}, patch {model.patch_size}: {model.num_patches} patches, "
+            f"{model.num_visible()} visible (mask ratio {model.mask_ratio})"
+        )
+        rows["augment"] = ", ".join(augmentations(self.config.data, of_classifier=False)) or "nothing"
+        others, decoded = model.class_tokens + model.registers, f"{model.num_patches} + {model.class_tokens}"
         if model.decoder_attention == "cross":
-            decoder = f"{decoder_tokens(model)}, which attend to the encoder's"
-        else:
-            decoder = f"{model.num_patches} + {model.class_tokens}"
-        rows = {"start": start} if self.config.init_from else {}
-        rows |= {
-            "encoder": f"{model.depth} blocks x {model.width}, {model.num_heads} heads, "
-            f"{count_parameters(params['encoder']):,} parameters",
-            "decoder": f"{model.decoder_depth} blocks x {model.decoder_width}, {model.decoder_num_heads} heads, "
-            f"{count_parameters(params['decoder']):,} parameters",
-            "images": f"{height} x {width} x {model.channels}, patch {model.patch_size}: {model.num_patches} patches, "
-            f"{model.num_visible()} visible (mask ratio {model.mask_ratio})",
-            "augment": ", ".join(augmentations(self.config.data, of_classifier=False)) or "nothing",
-            "tokens": f"encoder {encoder_tokens(model) - others} + {others}, decoder {decoder}",
-            "compute": f"{si(forward_flops(model))}FLOP forward, {si(train_flops(model))}FLOP a training image, "
-            f"{model.dtype} products",
-        }
+            decoded = f"{decoder_tokens(model)}, which attend to the encoder's"
+        rows["tokens"] = f"encoder {encoder_tokens(model) - others} + {others}, decoder {decoded}"
+        flops = f"{si(forward_flops(model))}FLOP forward, {si(train_flops(model))}FLOP a training image"
+        rows["compute"] = f"{flops}, {model.dtype} products"
+        if chosen := [f"{name} {getattr(model, name)}" for name in CHOICES if getattr(model, name) != usual[name]]:
+            rows["choices"] = ", ".join(chosen)
         names = self.train_source.class_names
-        classes = f"{len(names):,}: {first_few(names)}" if names else "none, which leaves k-NN and the linear probe out"
-        usual = {field.name: field.default for field in dataclasses.fields(MAEConfig)}
-        chosen = [f"{name} {getattr(model, name)}" for name in CHOICES if getattr(model, name) != usual[name]]
-        rows |= {"choices": ", ".join(chosen)} if chosen else {}
-        return rows | {"data": self.describe_data(), "classes": classes}
+        unlabelled = "none, which leaves k-NN and the linear probe out"
+        rows["classes"] = f"{len(names):,}: {first_few(names)}" if names else unlabelled
+        return rows
 
     def loss_fn(self, params: dict, frozen: dict, batch: dict, keys: jax.Array) -> tuple[jax.Array, LossDetails]:
         return self._loss_fn(params, frozen, batch, keys)
@@ -135,17 +137,25 @@ class Pretraining(Objective):
 
     def result(self, state: State, scores: dict[str, float]) -> tuple[dict[str, Any], list[str]]:
         result = {"eval/loss" if name == "loss" else name: value for name, value in scores.items()}
+        loss = f", loss on unseen images {scores['loss']:.4f}" if "loss" in scores else ""
+        lines = [f"done: {int(state.step):,} steps{loss}"]
         if self.evaluation.measures_features:
-            if self.config.evaluate.random_encoder:
-                init = functools.partial(init_params, self.model)
-                params = create(init, make_key(self.config.seed, "init"), self.mesh)
-                scores, _ = self.evaluation.run(Trained(0, params, "random"), features_only=True)
-                result |= {f"random_encoder/{name}": value for name, value in scores.items()}
+            random = self._measure_random_encoder() if self.config.evaluate.random_encoder else {}
+            result |= {f"random_encoder/{name}": value for name, value in random.items()}
             result["protocol"] = self.evaluation.protocol
-        return result, describe_result(result, int(state.step), self.workdir)
+            lines += [*describe_features(scores, random), result["protocol"]]
+        elif not self.evaluation.data.labelled:
+            lines.append("the images have no labels: k-NN and the linear probe are left out")
+        picture = self.workdir / "reconstructions" / f"{int(state.step)}.png"
+        return result, [*lines, f"see {f'{picture} and ' if picture.exists() else ''}{self.workdir}/result.json"]
+
+    def _measure_random_encoder(self) -> dict[str, float]:
+        init = functools.partial(init_params, self.model)
+        params = create(init, make_key(self.config.seed, "init"), self.mesh)
+        return self.evaluation.run(Trained(0, params, "random"), features_only=True)[0]
 
 
-def make_loss_fn(config: ml_collections.ConfigDict, model: MAEConfig) -> LossFn:
+def make_loss_fn(config: ConfigDict, model: MAEConfig) -> LossFn:
     """The masked loss of a batch {"image": uint8 [B, H, W, C]}; each image's key decides its flip and its masks."""
     bind, data = make_bind(model), config.data
 
@@ -160,23 +170,15 @@ def make_loss_fn(config: ml_collections.ConfigDict, model: MAEConfig) -> LossFn:
     return loss_fn
 
 
-def describe_result(result: dict, step: int, workdir: Path) -> list[str]:
-    """What the run has learnt, as a person reads it."""
-    loss = f", loss on unseen images {result['eval/loss']:.4f}" if "eval/loss" in result else ""
-    lines = [f"done: {step:,} steps{loss}"]
-    if "protocol" in result:
-        beside = any(name.startswith("random_encoder/") for name in result)
-        head = f"what was learnt             {'this encoder':>14}{'random encoder' if beside else '':>17}"
-        lines.append(head.rstrip())
-        for name, title, form in (
-            ("knn/top1", "k-NN, top-1", ".1%"),
-            ("linear_probe/top1", "linear probe, top-1", ".1%"),
-            ("rankme", "RankMe of the features", ".1f"),
-        ):
-            if name in result:
-                random = f"{result['random_encoder/' + name]:>17{form}}" if beside else ""
-                lines.append(f"  {title:<27}{result[name]:>14{form}}{random}")
-        lines.append(result["protocol"])
-    else:
-        lines.append("the images have no labels: k-NN and the linear probe are left out")
-    return [*lines, f"see {workdir}/reconstructions/{step}.png and {workdir}/result.json"]
+def describe_features(scores: dict[str, float], random: dict[str, float]) -> list[str]:
+    """A table of what the features are worth, and those of a random encoder, if it was measured."""
+    lines = [f"what was learnt             {'this encoder':>14}{'random encoder' if random else '':>17}".rstrip()]
+    for name, title, form in (
+        ("knn/top1", "k-NN, top-1", ".1%"),
+        ("linear_probe/top1", "linear probe, top-1", ".1%"),
+        ("rankme", "RankMe of the features", ".1f"),
+    ):
+        if name in scores:
+            beside = f"{random[name]:>17{form}}" if name in random else ""
+            lines.append(f"  {title:<27}{scores[name]:>14{form}}{beside}")
+    return lines

@@ -3,7 +3,7 @@
 import importlib
 from types import ModuleType
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from mae_jax.objectives.objective import OBJECTIVES
 from mae_jax.runtime.errors import UserError
@@ -34,7 +34,7 @@ def find_task(name: str) -> ModuleType:
     return importlib.import_module(f"mae_jax.tasks.{TASKS.get(name, 'train')}")
 
 
-def check_task(config: ml_collections.ConfigDict) -> ModuleType:
+def check_task(config: ConfigDict) -> ModuleType:
     """The module of `config.task`.
 
     Raises:

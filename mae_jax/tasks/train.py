@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 import jax
-import ml_collections
+from ml_collections import ConfigDict
 
 from mae_jax.interop.weights import check_workdir
 from mae_jax.objectives.objective import OBJECTIVES
@@ -19,14 +19,14 @@ from mae_jax.training.plan import describe_plan, make_plan
 from mae_jax.training.run import run_training
 
 
-def check(config: ml_collections.ConfigDict) -> None:
+def check(config: ConfigDict) -> None:
     """Raises UserError for settings that the objective, the optimizer or the schedule cannot take."""
     OPTIMIZERS.find(config.optimizer.name)
     SCHEDULES.find(config.optimizer.schedule)
     OBJECTIVES.find(config.task).check(config)
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal, startup: Startup | None = None) -> None:
+def run(config: ConfigDict, workdir: Path, stop: StopSignal, startup: Startup | None = None) -> None:
     """Trains what `config.task` names; see `run_training`. `startup` notes what takes time, up to the first step."""
     check_workdir(workdir)
     startup = startup or Startup()
@@ -36,7 +36,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal, star
     run_training(config, workdir, stop, objective, mesh, startup)
 
 
-def dry_run(config: ml_collections.ConfigDict, topology: str | None) -> list[str]:
+def dry_run(config: ConfigDict, topology: str | None) -> list[str]:
     """What a run would do and need, a line each, without a workdir or an array. Call it before JAX starts.
 
     Raises:

@@ -1,5 +1,6 @@
 """What a step would take, found by compiling it without running it, also for devices that are not here."""
 
+import contextlib
 import importlib.util
 import math
 import os
@@ -56,10 +57,8 @@ def devices_for(topology: str | None) -> list[jax.Device]:
 
 def _cpus(count: int) -> list[jax.Device]:
     check_cpu_devices("topology cpu:", count)
-    try:
+    with contextlib.suppress(RuntimeError):  # JAX has started
         jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:  # JAX has started
-        pass
     if len(jax.devices()) < count:
         raise UserError(f"topology cpu:{count}: JAX has started with {len(jax.devices())} devices; start a new process")
     return jax.devices()[:count]
@@ -109,10 +108,8 @@ def describe_cost(cost: StepCost, mesh: Mesh, step_flops: int) -> list[str]:
     Args:
       step_flops: of one step by our own count, over all devices.
     """
-    memory = ", ".join(
-        f"{name} {size / MIB:,.1f}"
-        for name, size in zip(("parameters", "optimizer", "batch and rest", "temporaries"), cost, strict=False)
-    )
+    names = ("parameters", "optimizer", "batch and rest", "temporaries")
+    memory = ", ".join(f"{name} {size / MIB:,.1f}" for name, size in zip(names, cost, strict=False))
     count, kind = mesh.devices.size, mesh.devices.flat[0].device_kind
     rows = {
         "compiled": f"in {cost.seconds:.1f} s for {count} x {kind}; the next lines are of one of them in one step",

@@ -24,13 +24,10 @@ MAX_STEPS_AHEAD = 2
 
 
 class NonFiniteLoss(ArithmeticError):
-    """Loss, gradient or state are no longer finite. `step` counts from 1, as all steps that are reported.
-
-    Args:
-      what: what is wrong, such as "train/loss is nan".
-    """
+    """Loss, gradient or state are no longer finite. `step` counts from 1, as in all reports."""
 
     def __init__(self, step: int, what: str, last_checkpoint: int | None):
+        """`what` is wrong, such as "train/loss is nan"."""
         kept = f"checkpoint {last_checkpoint} is the last good one" if last_checkpoint else "no good checkpoint exists"
         super().__init__(
             f"{what} at step {step}; {kept}. Try a lower --config.optimizer.base_learning_rate, "
@@ -48,7 +45,6 @@ def check_evaluation(scores: dict[str, float], step: int, unproven: int, checkpo
 
 
 def _what_is_not_finite(scalars: dict) -> str | None:
-    """What of a step's outcome is not finite, if anything."""
     for name in ("loss", "grad_norm"):
         if not np.isfinite(scalars[name]):
             return f"train/{name} is {scalars[name]}"
@@ -74,25 +70,22 @@ def train(
     """Trains from `state` to `total_steps`, saves the last state, and returns it.
 
     Args:
-      step_fn: the compiled step, (state, batch, key) -> (state, scalars).
+      step_fn: the compiled step.
       batches: device batches from the state's step on.
-      key: the run's key; the step derives its own from it and its number.
+      key: the run's key; each step derives its own from it.
       log_every_steps: steps between two reports; the first and the last step are reported too.
-      profiler: is told before each step.
-      startup: is told the wait for the first batch, and itself tells of the start when the first step is done.
-      evaluate: state -> scalars to report, with "loss"; called at every multiple of `evaluate_every_steps` but the last
-        step.
+      evaluate: state -> numbers to report; called at every multiple of `evaluate_every_steps` but the last step.
 
     Raises:
-      NonFiniteLoss: at the first such step that is not left out, found when the step is reported; nothing is saved from
-        it on, and a checkpoint that has not given a finite loss yet is set aside.
+      NonFiniteLoss: when a step is reported that is not finite and not left out; nothing is saved from it on, and a
+        checkpoint that has not given a finite loss yet is set aside.
       Stopped: after a signal, when the state is on disk.
       NotSaved: if a checkpoint cannot be saved.
     """
     step = start_step = int(state.step)
     pending = []  # (step, its scalars still on the device) since the last look
-    # The newest state that came out of a finite loss. A later one may be past help and is not saved; whether this one
-    # itself gives a finite loss is not known yet.
+    # The newest state that a finite loss led to. Later ones are not saved; whether this one itself gives a finite loss
+    # is not known yet.
     unproven = step
     waited, clock, clock_step = 0.0, time.perf_counter(), step
     skipped = int(state.skipped)
@@ -104,16 +97,14 @@ def train(
         fetched = jax.device_get(pending)
         pending.clear()
         for at_step, scalars in fetched:
-            what = _what_is_not_finite(scalars)
-            left_out = scalars.get("skipped", 0) > skipped
-            if what and not left_out:
-                if not np.isfinite(scalars["loss"]):  # it is that of the state before the step, which may be saved
-                    checkpoints.set_aside(unproven)
-                raise NonFiniteLoss(at_step, what, checkpoints.latest_step())
-            if what:
+            if what := _what_is_not_finite(scalars):
+                if scalars.get("skipped", 0) <= skipped:  # the update was made
+                    if not np.isfinite(scalars["loss"]):  # of the state before the step, which may be saved
+                        checkpoints.set_aside(unproven)
+                    raise NonFiniteLoss(at_step, what, checkpoints.latest_step())
                 skipped = int(scalars["skipped"])
-                text = f"step {at_step}: {what}; the update was left out"
-                reporter.line(f"{text} ({skipped} so far, train.skip_nonfinite)")
+                told = f"the update was left out ({skipped} so far, train.skip_nonfinite)"
+                reporter.line(f"step {at_step}: {what}; {told}")
             if np.isfinite(scalars["loss"]):
                 unproven = at_step
         return {name: float(value) for name, value in scalars.items() if name != "finite"}
@@ -126,18 +117,17 @@ def train(
             if evaluation_due or save_due or stop.received:
                 look()
                 paused = time.perf_counter()
-                if evaluation_due and not reporter.has_evaluation(step):
+                doubtful = unproven < step == total_steps  # was the last batch to blame, or the state?
+                if doubtful or (evaluation_due and not reporter.has_evaluation(step)):
                     # An evaluation that a signal cuts short is made when the run goes on.
                     with contextlib.suppress(Stopped):
                         stop.look()
                         scores = evaluate(state)
                         check_evaluation(scores, step, unproven, checkpoints)
-                        reporter.scalars(step, scores, prefix="eval/")
-                if unproven < step == total_steps:  # was the last batch to blame, or the state?
-                    with contextlib.suppress(Stopped):
-                        stop.look()
-                        check_evaluation(evaluate(state), step, unproven, checkpoints)
-                        unproven = step
+                        if doubtful:
+                            unproven = step
+                        else:
+                            reporter.scalars(step, scores, prefix="eval/")
                 stopping = stop.received  # looked at once, so that nothing is stopped without being saved
                 if (save_due or stopping) and unproven == step:
                     seconds = checkpoints.save(step, state)
@@ -152,8 +142,7 @@ def train(
             if step == total_steps:
                 break
 
-            # The host stays at most two steps ahead, which keeps the device busy: batches do not pile up in its memory,
-            # and a wait for data is one that the device feels.
+            # Two steps ahead keep the device busy; more would fill its memory with batches, and hide a wait for data.
             if len(pending) >= MAX_STEPS_AHEAD:
                 jax.block_until_ready(pending[-MAX_STEPS_AHEAD])
             profiler.before_step(step, state)

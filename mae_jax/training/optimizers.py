@@ -30,10 +30,7 @@ def peak_learning_rate(settings: ConfigDict, batch_size: int) -> float:
 
 
 def fit_warmup(warmup_steps: int, total_steps: int) -> int:
-    """The warm-up that is asked for, or a tenth of the run if it is no longer than that.
-
-    So a recipe of hundreds of epochs can be tried for a few steps.
-    """
+    """The warm-up that is asked for, or a tenth of a run that is no longer: so a long recipe can be tried briefly."""
     return warmup_steps if warmup_steps < total_steps else total_steps // 10
 
 
@@ -66,19 +63,18 @@ def _warmup_stable_decay(settings: ConfigDict, peak: float, steps: int) -> optax
 def decays(params: dict, *, tokens: bool) -> dict:
     """True for every parameter with weight decay: kernels, and if `tokens` the class and mask tokens and registers.
 
-    Pre-training decays the tokens, fine-tuning does not; biases, norms and position tables never decay. Decided by
-    name, because a stack of blocks gives every parameter one more axis.
+    Decided by name, because a stack of blocks gives every parameter one more axis.
     """
     names = ("kernel", *TOKENS) if tokens else ("kernel",)
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in names, params)
 
 
 def layer_scales(params: dict, layer_decay: float) -> dict:
-    """Factor of each parameter's learning rate, with the layer ids of BEiT (Bao et al. 2021, arXiv 2106.08254).
+    """Factor of each parameter's learning rate, with the layers of BEiT (Bao et al. 2021, arXiv 2106.08254).
 
-    Of `depth` blocks, the embeddings are layer 0, block i is layer i + 1, the final norm and the head are layer
-    depth + 1, whose factor is 1; each layer below has `layer_decay` times the one above it. Stacked blocks get a vector
-    over their leading axis. If only the last blocks are among `params`, these have the factors that they always have.
+    The embeddings are layer 0, block i is layer i + 1; the final norm and the head come last, with factor 1. Each layer
+    has `layer_decay` times the factor of the one above it; stacked blocks get a vector over their leading axis. If only
+    the last blocks are among `params`, their factors are the same.
     """
     stacks = jax.tree.leaves(params.get("encoder", {}).get("blocks", {}))
     depth = len(stacks[0]) if stacks else 0  # embeddings are here only if all blocks are
@@ -134,11 +130,9 @@ def is_block_matrix(path: tuple) -> bool:
 def _muon(settings: ConfigDict, schedule: optax.Schedule, mask: Mask) -> optax.GradientTransformation:
     """Muon for the matrices of the blocks, AdamW for all else: the input and output layers, tokens, biases, norms.
 
-    Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) orthogonalises the Nesterov momentum of a matrix by
-    five Newton-Schulz steps; here each block's, and its queries, keys and values one by one. With the scale
-    of Liu et al. 2025 (arXiv 2502.16982, section 2.2) and decoupled decay it takes AdamW's rate and decay.
-
-    (`optax.contrib.muon` would give the rest Nesterov's AdamW, and decay biases and norms with the kernels.)
+    Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) orthogonalises the Nesterov momentum of each block's
+    matrices, queries, keys and values one by one. With the scale of Liu et al. 2025 (arXiv 2502.16982, section 2.2) and
+    decoupled decay it takes AdamW's rate and decay. (`optax.contrib.muon` would decay biases and norms too.)
     """
 
     def labels(params):
@@ -161,10 +155,9 @@ def _muon(settings: ConfigDict, schedule: optax.Schedule, mask: Mask) -> optax.G
 
 @OPTIMIZERS.register("lars")
 def _lars(settings: ConfigDict, schedule: optax.Schedule, mask: Mask) -> optax.GradientTransformation:
-    """LARS (You et al. 2017, arXiv 1708.03888) in the order of MoCo v3's: the rate comes after the momentum.
+    """LARS (You et al. 2017, arXiv 1708.03888) as MoCo v3 has it: the rate comes after the momentum, not inside it.
 
-    (optax.lars has the rate inside the momentum, which differs while the rate changes.) Decay and trust ratio apply to
-    matrices and to the attentive pool's query, not to biases and norms, whatever `mask` says.
+    Decay and trust ratio apply to matrices and to the attentive pool's query, not to biases and norms.
     """
 
     def matrices(params):

@@ -4,10 +4,11 @@ import functools
 from typing import NamedTuple
 
 import jax
-import ml_collections
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from mae_jax.data.resolutions import Stage, make_stages
+from mae_jax.data.sources import describe_sources
 from mae_jax.objectives.objective import Objective, Variables, batch_unit
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import batch_parts, replicated
@@ -30,7 +31,7 @@ class Plan(NamedTuple):
     step_fn: TrainStep  # not compiled
 
 
-def make_plan(config: ml_collections.ConfigDict, objective: Objective, mesh: Mesh) -> Plan:
+def make_plan(config: ConfigDict, objective: Objective, mesh: Mesh) -> Plan:
     """The plan of a run on a mesh, whose devices need not be here.
 
     Raises:
@@ -54,7 +55,7 @@ def make_plan(config: ml_collections.ConfigDict, objective: Objective, mesh: Mes
     return Plan(total_steps, warmup_steps, stages, init, abstract_state(init, mesh), step_fn)
 
 
-def check_batch_size(config: ml_collections.ConfigDict, objective: Objective, mesh: Mesh) -> None:
+def check_batch_size(config: ConfigDict, objective: Objective, mesh: Mesh) -> None:
     """Raises UserError unless the data fill a batch, and its parts can be split evenly over the devices."""
     size, unit = config.data.batch_size, batch_unit(config, mesh, objective.mixes_pairs)
     if size % unit:
@@ -70,13 +71,14 @@ def check_batch_size(config: ml_collections.ConfigDict, objective: Objective, me
         )
 
 
-def describe_plan(config: ml_collections.ConfigDict, objective: Objective, mesh: Mesh, plan: Plan) -> list[str]:
+def describe_plan(config: ConfigDict, objective: Objective, mesh: Mesh, plan: Plan) -> list[str]:
     """What will run, a line each: the objective's own rows, then batch, stages if there are several, schedule, mesh."""
     data, train, optimizer, steps = config.data, config.train, config.optimizer, plan.total_steps
     state, devices = plan.abstract, mesh.devices.flat
     parts = f" in {train.accumulate_steps} parts" if train.accumulate_steps > 1 else ""
     passes = steps * data.batch_size / objective.num_train
     rows = objective.describe(Variables(state.params, state.frozen, state.statistics))
+    rows["data"] = "\n".join(describe_sources(data.name, objective.train_source, objective.eval_source))
     rows["batch"] = f"{data.batch_size}{parts}, {steps:,} steps = {passes:,.1f} passes over the data"
     if len(plan.stages) > 1:
         ends = [*(stage.first_step for stage in plan.stages[1:]), steps]

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import ml_collections
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from mae_jax.data.resolutions import size_at
 from mae_jax.objectives.objective import Objective
@@ -29,7 +29,7 @@ from mae_jax.workdir.writing import finite_or_null, read_object, write_json
 
 
 def run_training(
-    config: ml_collections.ConfigDict,
+    config: ConfigDict,
     workdir: Path,
     stop: StopSignal,
     objective: Objective,
@@ -82,10 +82,11 @@ def run_training(
             state = create_state(plan.init, make_key(config.seed, "init"), mesh)
         state = start_from(state, starting_values) if starting_values else state
         del starting_values
+    flops = {stage.image_size: objective.train_flops(stage.image_size) for stage in plan.stages}
     reporter = Reporter(
         workdir, Writers(workdir, config.to_dict(), start_step), start_step=start_step, total_steps=total_steps,
         batch_size=config.data.batch_size,
-        flops_per_image=lambda step: objective.train_flops(size_at(plan.stages, step)),
+        flops_per_image=lambda step: flops[size_at(plan.stages, step)],
     )  # fmt: skip
     profiler = Profiler(workdir / "profile", config.train.profile_steps, start_step)
     with contextlib.closing(checkpoints), contextlib.closing(reporter), contextlib.closing(profiler):
