@@ -30,11 +30,7 @@ SHOWN_CLASSES = 20  # rows of the class table that are printed
 
 
 def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
-    """Measures `config.init_from` on the evaluation split, every image once; writes result.json.
-
-    Raises:
-      UserError: without a checkpoint, or for data that do not fit it.
-    """
+    """Measures `config.init_from` on the evaluation split, every image once; writes result.json."""
     weights, config = open_checkpoint(config, workdir)
     names = config.evaluate.evaluators
     train, evaluation = find_sources(weights, config, to_train=bool(names))
@@ -72,11 +68,8 @@ def write_classes(workdir: Path, found: Predictions, class_names: list[str], tit
 def match_to_classifier(source: Source, weights: Weights, config: ConfigDict) -> tuple[Source, list[str]]:
     """The source with the classifier's labels, and a name for each of the classifier's classes.
 
-    Classes are matched by their names. The classes of a file of others may go by other names (words, not folders);
-    then their order counts.
-
-    Raises:
-      UserError: if the pictures' classes are not the classifier's.
+    Classes are matched by their names. Those of a file of another program may be called otherwise (words, not folders);
+    then their order counts. Other classes are a UserError.
     """
     num_classes, known, found = config.classifier.num_classes, weights.config.get("class_names"), source.class_names
     foreign = weights.config["data"]["name"] is None

@@ -19,12 +19,7 @@ NOTE = "export.json"  # tells a folder that an export may write to again
 
 
 def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
-    """Writes `config.init_from` into the workdir in `config.format`; result.json says what was written.
-
-    Raises:
-      UserError: without a checkpoint, for a format that is none, a model that the format cannot hold, or a workdir
-        with something else in it.
-    """
+    """Writes `config.init_from` into the workdir in `config.format`; result.json says what was written."""
     if config.format not in FORMATS:
         raise UserError(f"format={config.format!r} is not one of {', '.join(FORMATS)}: --config.format={FORMATS[0]}")
     weights, config = open_checkpoint(config, workdir, needs_data=False, computes=False)

@@ -20,9 +20,6 @@ def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
 
     A folder without training images gives `eval` files alone; `train` files of an earlier measurement are removed.
     Features go to the disk as they are computed, and get their names when all are complete.
-
-    Raises:
-      UserError: without a checkpoint.
     """
     data, state = open_encoder(config, workdir, labelled=False)
     result, written = {"step": state.step}, []

@@ -22,14 +22,7 @@ from mae_jax.tasks.measuring import open_checkpoint, open_data, write_config
 
 
 def open_encoder(config: ConfigDict, workdir: Path, *, labelled: bool = True) -> tuple[EvaluationData, Trained]:
-    """The images that a checkpoint is measured on, and its values.
-
-    Args:
-      labelled: whether the images must have labels, and some of them are to learn from.
-
-    Raises:
-      UserError: without a checkpoint, or without the labels or the training images that are needed.
-    """
+    """The images that a checkpoint is measured on, and its values; `labelled` as in `find_sources`."""
     weights, config = open_checkpoint(config, workdir)
     data, state = open_data(weights, config, *find_sources(weights, config, labelled=labelled))
     write_config(workdir, config)
@@ -50,8 +43,8 @@ def find_sources(
     """Training and evaluation images.
 
     Args:
-      to_train: whether there should be training images. Some data have none; None stands for them.
-      labelled: whether both must have labels.
+      to_train: look for training images; None stands for them if there are none.
+      labelled: there must be training images, and both must have labels.
     """
     model, data = config.model, config.data
     size = MAEConfig(**model).image_size

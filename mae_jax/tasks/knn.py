@@ -14,11 +14,7 @@ from mae_jax.tasks.measuring import write_measurement
 
 
 def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
-    """Prints a table of top-1 accuracies and writes result.json.
-
-    Raises:
-      UserError: without a checkpoint, or for pictures without labels.
-    """
+    """Prints a table of top-1 accuracies and writes result.json."""
     data, state = open_encoder(config, workdir)
     settings = data.config.evaluate
     usual = settings.knn_k, settings.knn_temperature

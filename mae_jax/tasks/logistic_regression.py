@@ -14,11 +14,7 @@ NAME = "logistic_regression"
 
 
 def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
-    """Prints the accuracies and writes result.json.
-
-    Raises:
-      UserError: without a checkpoint, or for pictures without labels.
-    """
+    """Prints the accuracies and writes result.json."""
     data, state = open_encoder(config, workdir)
     settings = data.config.evaluate
     sweep = LinearProbe(data.config, data).sweep(state, sorted({settings.probe_c, *settings.probe_sweep_c}))

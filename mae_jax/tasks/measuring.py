@@ -46,11 +46,8 @@ def open_checkpoint(
     changes the table of positions.
 
     Args:
-      computes: whether the model runs here, and its values are not only read.
-
-    Raises:
-      UserError: without a checkpoint, in the workdir of a training run, for a setting that would be ignored, or if
-        `needs_data` and nothing says which pictures.
+      needs_data: something must say which pictures.
+      computes: the model runs here; otherwise its values are only read.
     """
     if not config.init_from:
         raise UserError("init_from is not set: which model? For example --config.init_from=runs/digits")

@@ -20,11 +20,7 @@ NAMES = ("loss", "reconstructions")  # evaluators, unless `evaluate.evaluators` 
 
 
 def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
-    """Draws the pictures of `data.path`, if it is set, otherwise evaluation images of the checkpoint's own data.
-
-    Raises:
-      UserError: without a checkpoint of an autoencoder, or without pictures.
-    """
+    """Draws the pictures of `data.path`, if it is set, otherwise evaluation images of the checkpoint's own data."""
     pictures = config.data.path
     config.data.path = None
     weights, config = open_checkpoint(config, workdir, needs_data=not pictures)
@@ -39,11 +35,7 @@ def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
 
 
 def reconstruct(weights: Weights, config: ConfigDict, workdir: Path, train: Source | None, evaluation: Source) -> None:
-    """Measures an autoencoder: its masked loss, and pictures.
-
-    Raises:
-      UserError: for a model without the decoder that is needed, or masks that do not fit.
-    """
+    """Measures an autoencoder: its masked loss, and pictures."""
     names = config.evaluate.evaluators or NAMES
     if not has_decoder(weights) and not set(names).isdisjoint(NAMES):
         raise UserError(

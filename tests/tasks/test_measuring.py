@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from mae_jax.data.augment import normalize
 from mae_jax.data.sources import Digits
 from mae_jax.runtime.errors import UserError
 from tests.runs import mistake, read_json, run, run_task
+from tests.tasks.test_meshes import run_on
 
 pytestmark = pytest.mark.slow
 
@@ -116,12 +118,9 @@ def test_evaluating_a_classifier_gives_the_numbers_that_its_run_reported(evaluat
     assert found["eval/loss"] == pytest.approx(expected["eval/loss"], rel=1e-5)
 
 
-def test_counts_are_the_same_on_one_device_and_are_those_of_the_python_api(evaluated, finetuned, tmp_path):
-    code, out, err = run(
-        "--config=configs/evaluate.py", f"--config.init_from={finetuned}", f"--workdir={tmp_path}",
-        "--config.evaluate.batch_size=64",
-    )  # fmt: skip
-    assert code == 0, err
+def test_counts_are_the_same_on_one_device_and_are_those_of_the_python_api(evaluated, finetuned, tmp_path, capsys):
+    run_on(None, "evaluate", tmp_path, init_from=str(finetuned), evaluate__batch_size=64)
+    out = capsys.readouterr().out
     ours, theirs = read_json(tmp_path / "result.json"), read_json(evaluated / "result.json")
     assert (ours["correct"], ours["images"], ours["eval/top5"]) == (
         theirs["correct"], theirs["images"], theirs["eval/top5"],
@@ -283,9 +282,13 @@ def test_pre_training_is_watched(pretrained):
     assert b"eval/rankme" in events and b"eval/knn/top1" in events
 
 
-def test_what_was_trained_with_a_value_range_is_measured_with_it(tmp_path):
-    short = dict(train__steps=2, evaluate__linear_probe=False, evaluate__random_encoder=False)
-    workdir = run_task("digits", tmp_path / "scaled", data__value_range=(0, 128), **short)
+def test_what_was_trained_with_a_value_range_is_measured_with_it(pretrained, tmp_path):
+    workdir = tmp_path / "scaled"  # as if it had been trained so
+    step = shutil.copytree(pretrained / "checkpoints" / "40", workdir / "checkpoints" / "40")
+    about = read_json(step / "about" / "metadata")
+    about["config"]["data"]["value_range"] = (0, 128)
+    (step / "about" / "metadata").write_text(json.dumps(about))
+    (step / "SHA256SUMS").unlink()
     measured = run_task("features", tmp_path / "features", init_from=str(workdir))
     model, source = mae_jax.load(workdir), Digits("eval")
     images = model.processor([source[i]["image"] for i in range(8)])
