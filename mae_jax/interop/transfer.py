@@ -79,18 +79,14 @@ def resolve_pictures(config: ConfigDict, trained: dict[str, Any]) -> list[str]:
     changed = []
     for key in PICTURES:
         group, name = key.split(".")
-        if key in config.given or name not in trained[group]:  # files of others do not say all, nor do earlier versions
+        if key in config.given or name not in trained[group]:  # other programs and earlier versions leave some out
             continue
         asked, own = config[group][name], trained[group][name]
-        if _as_pair(asked) != _as_pair(own):
+        pairs = [(size, size) if isinstance(size, int) else size for size in (asked, own)]  # (height, width)
+        if pairs[0] != pairs[1]:
             changed.append(f"{key} is {own!r}, the checkpoint's, not {asked!r}")
             config[group][name] = own
     return changed
-
-
-def _as_pair(value: Any) -> Any:
-    """A size as (height, width); other values as they are."""
-    return (value, value) if isinstance(value, int) else value
 
 
 def starting_params(weights: Weights, model: ClassifierConfig, class_names: list[str] | None = None) -> dict[str, Any]:
@@ -105,14 +101,11 @@ def starting_params(weights: Weights, model: ClassifierConfig, class_names: list
     encoder = params["encoder"] | {"positions": np.asarray(resize_positions(table, old.grid, model.encoder.grid))}
     if keeps_head(weights, model, class_names):
         return {"encoder": encoder, "head": params["head"]}
-    if model.pool == "mean_norm" and not _pooled_before_norm(weights):  # this norm belongs to the head, and is new
+    pooled_before_norm = is_classifier(weights.config) and weights.config["classifier"]["pool"] == "mean_norm"
+    if model.pool == "mean_norm" and not pooled_before_norm:  # this norm belongs to the head, and is new
         norm = encoder["norm"]
         encoder["norm"] = {"scale": np.ones_like(norm["scale"]), "bias": np.zeros_like(norm["bias"])}
     return {"encoder": encoder}
-
-
-def _pooled_before_norm(weights: Weights) -> bool:
-    return is_classifier(weights.config) and weights.config["classifier"]["pool"] == "mean_norm"
 
 
 def keeps_head(weights: Weights, model: ClassifierConfig, class_names: list[str] | None = None) -> bool:
