@@ -9,22 +9,12 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import (  # importing a plugin registers its format
-    AvifImagePlugin,  # noqa: F401
-    BmpImagePlugin,  # noqa: F401
-    GifImagePlugin,  # noqa: F401
-    Image,
-    JpegImagePlugin,  # noqa: F401
-    MpoImagePlugin,  # noqa: F401
-    PngImagePlugin,  # noqa: F401
-    PpmImagePlugin,  # noqa: F401
-    TiffImagePlugin,  # noqa: F401
-    WebPImagePlugin,  # noqa: F401
-)
+from PIL import Image
 
 from mae_jax.runtime.errors import UserError, reason
 from mae_jax.runtime.retry import with_patience
 
+Image.init()  # registers all formats
 with contextlib.suppress(ImportError):  # optional: phones write HEIF
     from pillow_heif import register_heif_opener
 

@@ -19,6 +19,7 @@ from mae_jax.data.augment import (
     random_flip,
 )
 
+erase = jax.jit(random_erasing)
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 5, 6, 3), np.uint8)
 
 
@@ -63,7 +64,8 @@ def test_each_image_is_flipped_by_its_own_key_alone():
     keys = jax.random.split(jax.random.key(2), 32)
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (32, 4, 4, 3), np.uint8))
     together = random_flip(keys, images)
-    apart = jnp.concatenate([random_flip(keys[i : i + 1], images[i : i + 1]) for i in range(32)])
+    flip = jax.jit(random_flip)
+    apart = jnp.concatenate([flip(keys[i : i + 1], images[i : i + 1]) for i in range(32)])
     np.testing.assert_array_equal(together, apart)
 
 
@@ -143,15 +145,13 @@ def test_erasing_boxes_lie_in_the_picture_with_an_area_and_an_aspect_within_the_
 
 def test_a_picture_of_one_pixel_has_no_box_to_erase():
     keys = jax.random.split(jax.random.key(0), 4)
-    assert not erasing_boxes(keys, 1, 1)[-1].any()
-    np.testing.assert_array_equal(random_erasing(keys, jnp.full((4, 1, 1, 3), 9.0), 1.0), 9)
+    np.testing.assert_array_equal(erase(keys, jnp.full((4, 1, 1, 3), 9.0), 1.0), 9)
 
 
-@pytest.mark.parametrize("height, width", [(8, 8), (24, 32)])
-def test_erasing_puts_unit_noise_into_one_box_and_leaves_the_rest(height, width):
+def test_erasing_puts_unit_noise_into_one_box_and_leaves_the_rest():
     keys = jax.random.split(jax.random.key(0), 500)
-    images = jnp.full((500, height, width, 3), 50.0)  # no value of the noise
-    erased = np.asarray(random_erasing(keys, images, 1.0))
+    images = jnp.full((500, 24, 32, 3), 50.0)  # no value of the noise
+    erased = np.asarray(erase(keys, images, 1.0))
     changed = erased != 50
     np.testing.assert_array_equal(changed, np.broadcast_to(changed[..., :1], changed.shape))
     for i in range(500):
@@ -165,7 +165,7 @@ def test_erasing_puts_unit_noise_into_one_box_and_leaves_the_rest(height, width)
 @pytest.mark.parametrize("probability", [0.0, 0.25, 1.0])
 def test_the_share_of_the_images_erased_is_the_probability(probability):
     keys = jax.random.split(jax.random.key(3), 4000)
-    erased = np.asarray(random_erasing(keys, jnp.full((4000, 8, 8, 1), 50.0), probability))
+    erased = np.asarray(erase(keys, jnp.full((4000, 8, 8, 1), 50.0), probability))
     share = (erased != 50).any((1, 2, 3)).mean()
     assert abs(share - probability) <= 4 * np.sqrt(probability * (1 - probability) / 4000)
 
