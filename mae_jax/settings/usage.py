@@ -38,7 +38,7 @@ READS = {
     "features": MEASURES + FEATURES,
     "evaluate": MEASURES + NO_LABELS + HIDES + "evaluate.evaluators",
     "evaluate a classifier": MEASURES + NO_LABELS + "evaluate.evaluators",
-    "reconstruct": MEASURES + NO_LABELS + HIDES,
+    "reconstruct": MEASURES + NO_LABELS + HIDES + "evaluate.evaluators",
     "export": EVERY + NO_LABELS + NO_MIXING + NO_TRAINING + "-logging.* format encoder_only",
 }  # fmt: skip
 READS["ablate"] = READS["pretrain"] + " ablate.* shard"

@@ -211,7 +211,7 @@ def protocol_settings(name: str) -> ConfigDict:
 
 def check_scores(setting: str, scores: tuple[str, ...], runs: list[Run]) -> None:
     """Raises UserError for a score that no run has; `setting` of `ablate` names it."""
-    if any(":" in name for run in runs for name in run.config.evaluate.get("evaluators") or ()):
+    if any(":" in name for run in runs for name in run.config.evaluate.evaluators):
         return  # an evaluator of your own names its scores itself
     known = set(SCORES["pretrain"])
     known |= {f"{run.name}/{score}" for run in runs if run.after for score in SCORES[run.config.task]}
