@@ -1,10 +1,9 @@
 """Every setting of mae_jax, exactly once: its value, its unit, and where the value comes from.
 
 The values are the paper's pre-training recipe (He et al. 2021, arXiv 2111.06377, Table 8) for ViT-B/16 on ImageNet-1k;
-what pre-training does not use is off, or what its own source has.
-Other configs start from here and state only what differs. Any setting can be changed on the command line:
-`--config.train.epochs=100`. `None` stands for "not set", there too. Which settings a task reads is told in
-mae_jax/settings/usage.py; others are refused.
+what pre-training does not use is off, or follows its own source. Other configs start from here and state only what
+differs. Any setting can be changed on the command line, as in `--config.train.epochs=100`; `None` means "not set".
+mae_jax/settings/usage.py lists what each task reads; other settings are refused.
 """
 
 import ml_collections
@@ -24,22 +23,21 @@ def get_config() -> ml_collections.ConfigDict:
     config.format = placeholder(str)  # export: huggingface | facebook | timm
     config.encoder_only = False  # export: leave the decoder, or the head, out
 
-    config.given = ()  # main.py: which settings the command line gave
-    config.file = placeholder(str)  # main.py: where the settings come from, FILE or FILE:ARGUMENT; for the task ablate
+    config.given = ()  # set by main.py: keys of the settings on the command line
+    config.file = placeholder(str)  # set by main.py for the task ablate: its config, FILE or FILE:ARGUMENT
 
-    # Part of an ablation: "i/n" makes every n-th run, those whose number is i modulo n (i from 0 to n); None: all.
-    config.shard = placeholder(str)
+    config.shard = placeholder(str)  # part of an ablation: "i/n" makes every n-th run (i from 0 to n); None: all
     ablate = config.ablate = ml_collections.ConfigDict()  # pre-trains and measures once for each cell of a grid
-    # Axes, whose product are the cells: (key, values) or (key, values, names of the values); several keys that change
-    # together are a tuple, and so is then each value. NAME.key is a setting of the protocol NAME of `measure`.
+    # Axes, whose product is the grid: (key, values) or (key, values, names of the values). Keys that change together
+    # are a tuple, and so is each of their values. NAME.key is a setting of the protocol NAME of `measure`.
     ablate.grid = ()
     ablate.seeds = (0,)  # each makes a run of its own, as seed and data.seed
-    # Protocols that measure what was pre-trained: (name, config, overrides), as ("finetune", "finetune_digits",
-    # (("train.epochs", 20.0),)). Pre-training measures k-NN and a logistic regression by itself.
+    # Protocols that measure the pre-trained encoder: (name, config, overrides), for example ("finetune",
+    # "finetune_digits", (("train.epochs", 20.0),)). Pre-training measures k-NN and a logistic regression by itself.
     ablate.measure = ()
     ablate.scores = ("eval/loss",)  # columns of the table: pre-training's results, and NAME/top1 of the protocols
-    ablate.plot = ()  # those of them that are drawn
-    ablate.paper = ()  # curves that are drawn beside them: (name, ((x or a row's name, y), ...))
+    ablate.plot = ()  # those of them to draw
+    ablate.paper = ()  # curves to draw beside them: (name, ((x or a row's name, y), ...))
     ablate.title = ""  # of the picture
     ablate.source = ""  # of the paper's curves
 
@@ -129,8 +127,8 @@ def get_config() -> ml_collections.ConfigDict:
     data.cutmix = 0.0  # classify: alpha of cutmix (arXiv 1905.04899); 0: off
     data.mix_probability = 1.0  # share of the pairs of pictures that are mixed
     data.mix_switch_probability = 0.5  # share of them that cutmix takes, if both are on
-    # (low, high): the values that become black and white, of every picture alike, of 8-bit ones too; those beyond are
-    # clipped. None: pictures have 8 bits; others (16-bit, float, signed) are refused, since nothing says their range.
+    # (low, high): the values that become black and white in all pictures, 8-bit ones too; values beyond are clipped.
+    # None: pictures have 8 bits; others (16-bit, float, signed) are refused, since their range is unknown.
     data.value_range = placeholder(object)
     data.mean = (0.485, 0.456, 0.406)  # of each channel on [0, 1]; ImageNet's; one value serves all channels
     data.std = (0.229, 0.224, 0.225)
@@ -145,8 +143,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     classifier = config.classifier = ml_collections.ConfigDict()  # what the task classify adds to the encoder
     classifier.num_classes = placeholder(int)  # None: the data's
-    # An encoder of the size of that in init_from, with random weights: what pre-training is compared with.
-    classifier.random_encoder = False
+    classifier.random_encoder = False  # random weights, in an encoder of the size of that in init_from
     # What the head sees: mean_norm (the norm of the patch tokens' mean) | mean (of the normed patch tokens) |
     # class (the normed class token) | attentive (a learned query attends to the normed patch tokens).
     classifier.pool = "mean_norm"
@@ -165,10 +162,10 @@ def get_config() -> ml_collections.ConfigDict:
     # pixels, an int or (height, width), such as ((0.5, 128), (0.75, 160)); then model.image_size. Evaluation has that.
     train.resolutions = ()
     train.log_every_steps = 50
-    train.skip_nonfinite = 0  # updates at most that are left out where something is not finite, before it stops
+    train.skip_nonfinite = 0  # updates that may be skipped since they are not finite, before the run stops
     train.profile_steps = 0  # steps that are profiled, into profile/ (for TensorBoard or Perfetto); 0: none
     train.accumulate_steps = 1  # parts that a batch is cut into, to save memory; the update is the whole batch's
-    train.ema_decay = placeholder(float)  # if set, a moving average of the weights is kept, evaluated and handed on
+    train.ema_decay = placeholder(float)  # if set, a moving average of the weights is kept, evaluated and exported
 
     optimizer = config.optimizer = ml_collections.ConfigDict()
     # adamw | lars (linear and attentive probes) | muon: for the matrices of the blocks, adamw for the rest (Jordan et
@@ -228,7 +225,7 @@ def get_config() -> ml_collections.ConfigDict:
     mesh.data = -1  # devices along each axis; -1: all that are left
     mesh.fsdp = 1
     mesh.tensor = 1
-    mesh.cpu_devices = 1  # devices that a process counts its CPU's cores as, if it runs on a CPU
+    mesh.cpu_devices = 1  # devices that a process makes of its CPU's cores
     return config.lock()  # a config that sets an unknown key is refused
 
 
