@@ -63,7 +63,7 @@ def failures(workdir):
 FAILURES = {
     "print('error: the loss is nan'); print('more'); sys.exit(1)": "the loss is nan",
     "os.kill(os.getpid(), signal.SIGKILL)": "killed by signal 9 (out of memory?)",
-    "print('jaxlib: RESOURCE_EXHAUSTED: Out of memory, 12 GiB'); sys.exit(1)": "out of memory: RESOURCE_EXHAUSTED",
+    "print('jaxlib: RESOURCE_EXHAUSTED: 12 GiB'); sys.exit(1)": "exit code 1: jaxlib: RESOURCE_EXHAUSTED: 12 GiB",
     "raise KeyError('unforeseen')": "exit code 1: KeyError: 'unforeseen'",
     "os._exit(0)": "it ended without a result",
 }

@@ -10,8 +10,6 @@ import sys
 import time
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
-
 from mae_jax.interop.transfer import PICTURES
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.signals import StopSignal
@@ -28,6 +26,7 @@ FREE = (
     "data.prefetch_batches", "data.path", "data.max_pixels", "train.log_every_steps", "train.profile_steps",
     "train.accumulate_steps", "model.remat", "model.scan_unroll", "evaluate.pictures", "evaluate.every_steps",
 )  # fmt: skip
+THEIRS = {"pretrain": (), "classify": ("model.", "classifier.num_classes")}
 SETTLED = ("model.dtype", "data.batch_size")  # if they are None, the run chooses them, and notes its choice
 
 
@@ -65,25 +64,18 @@ def check_same_settings(run: Run) -> None:
     old = flatten(read_object(run.folder / "config.json") or {})
     new = flatten(json.loads(json.dumps(run.config.to_dict())))
     given = {argument.split("=", 1)[0].removeprefix("--config.") for argument in run.arguments}
+    # Settings that the checkpoint or the data decide, unless the command gives them.
+    theirs = PICTURES if run.config.init_from else ()
+    theirs += THEIRS.get(run.config.task, ("model.", "data.", "classifier."))
     for key, value in new.items():
         settled = (value is None and key in SETTLED) or (run.after and key == "init_from")
         if old.get(key, value) == value or settled or key.startswith(FREE):
             continue
-        if key in given or _decides(run.config, key):
+        if key in given or not key.startswith(theirs):
             raise UserError(
                 f"{run.folder} was made with {key}={old[key]!r}, now it is {value!r}: one table cannot have both; "
                 "choose another --workdir"
             )
-
-
-def _decides(config: ConfigDict, key: str) -> bool:
-    """Whether a setting that the command does not give is the run's own, and not the checkpoint's or the data's."""
-    if key in PICTURES and config.init_from:
-        return False
-    if config.task == "pretrain":
-        return True
-    theirs = ("model.", "classifier.num_classes") if config.task == "classify" else ("model.", "data.", "classifier.")
-    return not key.startswith(theirs)
 
 
 def execute(run: Run, stop: StopSignal) -> Outcome:
@@ -139,8 +131,6 @@ def explain(code: int, said: list[str]) -> str:
     """Why a process ended that did not finish, in one line, from its exit code and its output."""
     if errors := [line for line in said if line.startswith("error: ")]:
         return errors[-1].removeprefix("error: ")
-    if full := next((line for line in said if "RESOURCE_EXHAUSTED" in line), None):
-        return f"out of memory: {full[full.index('RESOURCE_EXHAUSTED') :].strip()}"[:300]
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
         return f"stopped by signal {code - 128}, which was not for the ablation; it goes on when that is started again"
     if code < 0:
