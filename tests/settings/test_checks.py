@@ -8,7 +8,7 @@ from ml_collections.config_dict import FieldReference
 
 from configs import common, digits, finetune_vit_base
 from mae_jax.runtime.errors import UserError
-from mae_jax.settings.checks import expand_paths
+from mae_jax.settings.checks import CHOICES, RANGES, expand_paths
 from mae_jax.settings.command_line import (
     asks_for_help,
     check_command_line,
@@ -80,6 +80,11 @@ BAD_VALUES = {
     "evaluate.knn_sweep_k": (1, 10**6), "evaluate.probe_sweep_c": (1e300,), "data.seed ": None,
     "evaluate.mask_ratio": 1.5, "checkpoint.every_steps": 0, "train.log_every_steps": 0, "evaluate.every_steps": 0,
 }  # fmt: skip
+
+
+def test_each_setting_with_a_range_exists_and_has_one():
+    keys = [key for keys in RANGES.values() for key in keys.split()] + list(CHOICES)
+    assert len(keys) == len(set(keys)) and set(keys) <= flatten(common.get_config().to_dict()).keys()
 
 
 @pytest.mark.parametrize("key", BAD_VALUES)

@@ -120,3 +120,9 @@ def test_a_setting_of_another_version_that_a_checkpoint_brings_along_is_no_mista
     with config.unlocked():
         config.data.of_old = 3
     check_read(config)
+
+
+def test_an_objective_of_ones_own_may_use_what_both_of_ours_use_and_no_more():
+    for key in ("model.mask_ratio", "classifier.pool", "train.steps"):
+        assert reads("mine:Objective", key)
+    assert not reads("mine:Objective", "format")
