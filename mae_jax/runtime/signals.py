@@ -1,8 +1,9 @@
 """SIGTERM and Ctrl-C: a run that is asked to stop saves first.
 
-Work that has to be saved stands in `deferred()`: there a signal is only noted, and the work looks for it at every step
-and every batch. Elsewhere a signal raises `Stopped` at once. No signal is lost with an exception that is lost, as in a
-callback of the garbage collector: a timer follows.
+A signal raises nothing where it happens to arrive: an exception there can be lost, as in a callback of the garbage
+collector, or abort the process, as in code that C++ calls. Work that has to be saved stands in `deferred()`, where a
+signal is noted and looked for at every step and every batch. Elsewhere it ends the process at once, which is as safe as
+any other end: files are replaced as a whole.
 """
 
 import contextlib
@@ -16,7 +17,6 @@ from jax.experimental import multihost_utils
 from mae_jax.runtime import processes
 
 PATIENCE_SECONDS = 0.5  # for data that are waited for when a signal comes
-LEAVE_SECONDS = 10  # for `Stopped` to end the program
 
 
 class Stopped(BaseException):
@@ -38,7 +38,7 @@ class StopSignal:
 
     def __enter__(self) -> "StopSignal":
         global _current
-        handlers = dict.fromkeys(self._numbers, self._handle) | {signal.SIGALRM: self._follow}
+        handlers = dict.fromkeys(self._numbers, self._handle) | {signal.SIGALRM: self._interrupt_wait}
         self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         _current = self
         return self
@@ -91,17 +91,14 @@ class StopSignal:
         again, self.received = self.received is not None, number
         if again and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if self._waiting:
-            signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS, PATIENCE_SECONDS)
-        elif not self._deferred and not again:
-            signal.setitimer(signal.ITIMER_REAL, LEAVE_SECONDS)
-            raise Stopped
-
-    def _follow(self, *_):
-        if self._waiting:
-            raise Stopped
         if not self._deferred:
             self.leave()
+        if self._waiting:  # and again, in case the exception is lost
+            signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS, PATIENCE_SECONDS)
+
+    def _interrupt_wait(self, *_):
+        if self._waiting:
+            raise Stopped
 
 
 class SharedStopSignal(StopSignal):

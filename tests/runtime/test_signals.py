@@ -27,22 +27,9 @@ def end(monkeypatch):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_where_nothing_has_to_be_saved_a_signal_raises_stopped_and_gives_the_shells_exit_code(number, code):
-    with StopSignal() as stop:
-        with pytest.raises(Stopped):
-            send(number)
-        send(signal.SIGTERM)  # while the program leaves
-        with pytest.raises(Ended, match=str(code if number == signal.SIGTERM else 143)):
-            stop.leave()
-
-
-def test_a_stop_that_is_lost_on_its_way_ends_the_process_all_the_same(monkeypatch):
-    monkeypatch.setattr(signals, "LEAVE_SECONDS", 0.1)
-    with StopSignal(), pytest.raises(Ended, match="143"):
-        try:
-            send(signal.SIGTERM)
-        except Stopped:
-            time.sleep(60)
+def test_where_nothing_has_to_be_saved_a_signal_ends_the_process_at_once_with_the_shells_exit_code(number, code):
+    with StopSignal(), pytest.raises(Ended, match=str(code)):
+        send(number)
 
 
 def test_a_deferred_signal_waits_for_a_look():
@@ -56,11 +43,11 @@ def test_a_deferred_signal_waits_for_a_look():
     look()  # of a program that does not care for signals
 
 
-def test_after_a_deferred_part_signals_stop_at_once_again():
+def test_after_a_deferred_part_signals_end_the_process_at_once_again():
     with StopSignal() as stop:
         with stop.deferred(), stop.deferred():
             pass
-        with pytest.raises(Stopped):
+        with pytest.raises(Ended):
             send(signal.SIGTERM)
 
 
