@@ -1,7 +1,7 @@
 """Checkpoints of whole training states, by Orbax: written in the background, complete or not there at all.
 
-Each gets checksums, so that one that is damaged later is found; the one before it is used then. A save that fails, most
-often on a full disk, ends the run.
+Each has checksums: if one was damaged later, the one before it is used. A save that fails, most often on a full disk,
+ends the run.
 """
 
 import contextlib
@@ -43,8 +43,8 @@ State = Any  # a NamedTuple of pytrees, with the int32 scalars `step` and `skipp
 class Checkpoints:
     """The checkpoints/ folder of a workdir: a folder for each saved step.
 
-    In it lie the state's trees (params, opt_state, and what is not empty of frozen, statistics, average), `about` (the
-    step and the config), and the checksums.
+    It holds the state's trees that are not empty (params, opt_state, frozen, ...), `about` (step and config), and the
+    checksums.
     """
 
     def __init__(self, workdir: Path, settings: ConfigDict, config: dict[str, Any]):
@@ -53,7 +53,7 @@ class Checkpoints:
         self._folder = Path(workdir).absolute() / "checkpoints"
         self._background = ThreadPoolExecutor(1)
         self._saving: Future | None = None
-        self._seconds: list[float] = []  # that each save has kept the loop waiting
+        self._seconds: list[float] = []  # for which each save kept the loop waiting
         options = ocp.CheckpointManagerOptions(
             max_to_keep=settings.keep,
             keep_period=settings.keep_every_steps,
@@ -95,7 +95,7 @@ class Checkpoints:
         return None
 
     def _examine(self, step: int) -> tuple[str | None, dict[str, Any] | None]:
-        """What is wrong with a step's files, if anything, and what is noted about it."""
+        """The damage to a step's files, if any, and the content of its `about`."""
         about = self._read_about(step)
         described = about is not None and isinstance(about.get("config"), dict)
         return find_damage(self._folder / str(step)) or (None if described else "about/metadata cannot be read"), about
@@ -108,7 +108,7 @@ class Checkpoints:
         """Starts saving; returns when the state has been copied and may change. A step that is saved is left alone.
 
         Returns:
-          For how many seconds the caller waited; None for a step that is saved.
+          The seconds that the caller waited; None for a step that is saved.
 
         Raises:
           NotSaved: if this save or the one before it fails.
@@ -128,7 +128,7 @@ class Checkpoints:
         return self._seconds[-1]
 
     def _check_room(self, state: State) -> None:
-        """Raises OSError if the disk is too full: Orbax would find that out too, and print a thousand lines of it."""
+        """Raises OSError on a full disk, before Orbax finds out and prints a thousand lines about it."""
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(_items(state))) + FILES_BYTES
         free = from_main(shutil.disk_usage(self._folder).free)
         if free < needed:

@@ -17,7 +17,7 @@ PANELS = {
         "eval/knn/top1": "k-NN",
     },
 }
-EARLY = 0.1  # share of the steps in which the loss falls from so high that the rest would be flat
+EARLY = 0.1  # share of the steps whose losses are not considered for the axis
 
 Curves = dict[str, list[tuple[int, float]]]  # name in the legend -> (step, value)
 
@@ -64,7 +64,7 @@ def draw(panels: dict[str, Curves]) -> np.ndarray:
 
 
 def _loss_limits(curves: Curves) -> tuple[float, float]:
-    """Where the axis of the loss begins and ends: a curve may come from above in the run's first steps."""
+    """The range of the loss's axis: without the high losses of the first steps, beside which the rest would be flat."""
     points = [point for points in curves.values() for point in points]
     begin = EARLY * max(step for step, _ in points)
     values = [value for step, value in points if step >= begin]

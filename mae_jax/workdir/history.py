@@ -1,4 +1,4 @@
-"""What a workdir holds before a run: whether it is ours, and what of an earlier run is kept."""
+"""What a workdir holds before a run: whose it is, and which files of an earlier run are kept."""
 
 import json
 from pathlib import Path
@@ -20,12 +20,12 @@ MAY_BE_LINKED = ("checkpoints",)  # to a larger disk
 
 
 def check_folder(workdir: Path, task: str) -> None:
-    """Checks, before a task begins, that nothing is in the way of its files, and that it overwrites no one else's.
+    """Checks, before a task begins, that its files have room and that it overwrites no other program's files.
 
     Raises:
       UserError: for a file where a folder must be or the other way round, for links, and for another program's folder.
     """
-    if task == "export":  # it needs a folder of its own, and checks it itself
+    if task == "export":  # checks its folder itself
         return
     check_paths(workdir)
     if task == "ablate" or _is_ours(workdir):  # an ablation's own folder has no config.json

@@ -27,10 +27,10 @@ IMPOSSIBLE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOSPC, errno.
 def locked(workdir: Path, name: str = NAME, wait: bool = False) -> Iterator[None]:
     """A context in which no other run can use the workdir. Of several processes of a run, process 0 holds the lock.
 
-    The system gives it back when the process ends, however it ends; reader processes do not inherit it.
+    The system releases it when the process ends, however it ends; reader processes do not inherit it.
 
     Args:
-      name: of the lock's file, for runs that share the folder and only exclude their like.
+      name: of the lock's file; runs with different names may share the folder.
       wait: whether to wait for a run that holds it.
 
     Raises:
@@ -56,7 +56,7 @@ def locked(workdir: Path, name: str = NAME, wait: bool = False) -> Iterator[None
 
 
 def _lock(path: Path, how: int) -> int:
-    """Locks a file, writes into it whose it is, and returns it open."""
+    """Locks a file, writes its owner into it, and returns it open."""
     while True:
         with contextlib.ExitStack() as stack:
             try:

@@ -71,7 +71,7 @@ class Writers:
 
     def close(self) -> None:
         for writer in self._writers:
-            with contextlib.suppress(OSError):  # of what has been raised when it was to be written
+            with contextlib.suppress(OSError):  # it was raised already when the data were written
                 writer.close()
 
 
@@ -85,7 +85,7 @@ def write_once(workdir: Path, config: dict[str, Any], step: int, result: dict[st
 
 @WRITERS.register("jsonl")
 class JsonLines:
-    """metrics.jsonl: an object a line, on disk at once. A run that goes on keeps the lines up to its checkpoint."""
+    """metrics.jsonl: one object a line, written at once. A run that goes on keeps the lines up to its checkpoint."""
 
     def __init__(self, workdir: Path, config: dict[str, Any], start_step: int | None):
         if start_step is not None:
@@ -115,7 +115,7 @@ def _parse_line(text: bytes) -> dict[str, Any] | None:
 
 
 def cut_metrics(path: Path, step: int) -> None:
-    """Leaves in a metrics.jsonl the whole lines up to a step; those after it are of steps that are made again."""
+    """Removes damaged lines from a metrics.jsonl, and those after a step, since these steps are made again."""
     before = path.read_bytes() if path.is_file() else b""
     lines = [(text, _parse_line(text)) for text in before.splitlines()]
     if damaged := sum(line is None for _, line in lines[:-1]):  # the last one may only be cut short

@@ -1,4 +1,4 @@
-"""A run's progress on the console, and what it hands to the metric writers; where its numbers come from."""
+"""A run's progress, on the console and to the metric writers; and the versions that its numbers come from."""
 
 import importlib.metadata
 import subprocess
@@ -23,10 +23,10 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tens
 
 
 class Reporter:
-    """Tells how a run goes: lines or a progress bar, the writers, metrics.png, pictures. Process 0 does so alone.
+    """Reports a run in process 0: on the console, to the metric writers, as metrics.png and as picture files.
 
     Args:
-      flops_per_image: step, from 0 -> operations of one of its images, forward and backward.
+      flops_per_image: step (from 0) -> FLOPs of one of its images, forward and backward.
     """
 
     line = staticmethod(say)
@@ -104,7 +104,7 @@ class Reporter:
             save_picture(self._workdir / "metrics.png", draw(panels))
 
     def saved(self, step: int, seconds: float) -> None:
-        """Reports for how long the run stood still to save a step."""
+        """Reports how long the loop waited for a step to be saved."""
         self._writers.scalars(step, {"save_seconds": seconds})
 
     def picture(self, step: int, folder: str, picture: np.ndarray) -> Path:
