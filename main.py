@@ -36,16 +36,9 @@ from mae_jax.runtime.errors import NotSaved, UserError, out_of_memory
 from mae_jax.runtime.mesh import prepare_cpu
 from mae_jax.runtime.signals import Stopped, StopSignal, make_stop_signal
 from mae_jax.runtime.startup import Startup, use_compilation_cache
+from mae_jax.settings import command_line
 from mae_jax.settings.agreement import check_agreement
 from mae_jax.settings.checks import expand_paths
-from mae_jax.settings.command_line import (
-    asks_for_help,
-    check_command_line,
-    config_file,
-    describe_configs,
-    describe_unknown_flag,
-    given_settings,
-)
 from mae_jax.settings.fields import use_defaults
 from mae_jax.tasks import check_task, trains
 from mae_jax.training.loop import NonFiniteLoss
@@ -68,18 +61,18 @@ TOPOLOGY = flags.DEFINE_string("topology", None, "with --dry_run: devices that n
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line; mistakes in it end the program with one line and exit code 2."""
-    if asks_for_help(argv[1:]):
+    if command_line.asks_for_help(argv[1:]):
         every_flag = {"--helpfull", "-helpfull"} & set(argv)
         found = flags.FLAGS.get_help() if every_flag else flags.FLAGS.main_module_help()
-        say(*"\n".join((__doc__, found, describe_configs(argv[1:]))).split("\n"))
+        say(*"\n".join((__doc__, found, command_line.describe_configs(argv[1:]))).split("\n"))
         sys.exit(0)
     try:
-        check_command_line(argv[1:])
+        command_line.check_command_line(argv[1:])
         return flags.FLAGS(argv)
     except UserError as error:
         processes.fail(error, 2)
     except flags.UnrecognizedFlagError as error:
-        processes.fail(describe_unknown_flag(error.flagname, argv[1:]), 2)
+        processes.fail(command_line.describe_unknown_flag(error.flagname, argv[1:]), 2)
     except (flags.Error, TypeError, ValueError) as error:  # a value of the wrong type
         processes.fail(str(error).splitlines()[0], 2)
 
@@ -124,27 +117,26 @@ def run(argv: list[str], stop: StopSignal, startup: Startup) -> None:
     if argv[1:]:
         raise UserError(f"unexpected argument {argv[1]!r}; settings are given as --config.KEY=VALUE")
     config = CONFIG.value
-    config.given = given_settings(sys.argv[1:])
+    config.given = command_line.given_settings(sys.argv[1:])
     with startup.phase("imports"):
         task = check_task(config)
     check_writers(config.logging.writers)
     expand_paths(config)
-    path, argument = config_file(sys.argv[1:])
-    workdir = Path(WORKDIR.value or "_".join(["runs/" + path.stem, *([argument] if argument else [])]))
+    path, argument = command_line.config_file(sys.argv[1:])
+    arguments = [argument] if argument else []
+    workdir = Path(WORKDIR.value or "_".join([f"runs/{path.stem}", *arguments]))
     if config.task == "ablate":
-        config.file = ":".join([str(path.absolute()), *([argument] if argument else [])])
+        config.file = ":".join([str(path.absolute()), *arguments])
         plan = task.make_plan(config, workdir)  # before a folder is made, in case that something is wrong
     else:
         config.ablate = common.get_config().ablate  # one run of an ablation is a run like any other
 
+    if DRY_RUN.value and config.task == "ablate":
+        return say(*task.describe_plan(plan).split("\n"))
+    if DRY_RUN.value and trains(config.task):
+        return say(*task.dry_run(config, TOPOLOGY.value))
     if DRY_RUN.value:
-        if config.task == "ablate":
-            lines = task.describe_plan(plan).split("\n")
-        elif trains(config.task):
-            lines = task.dry_run(config, TOPOLOGY.value)
-        else:
-            raise UserError(f"--dry_run compiles a training step, but config.task={config.task} trains nothing")
-        return say(*lines)
+        raise UserError(f"--dry_run compiles a training step, but config.task={config.task} trains nothing")
     if TOPOLOGY.value is not None:
         raise UserError(f"--topology={TOPOLOGY.value} is for --dry_run; a run takes the devices that are there")
 

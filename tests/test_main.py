@@ -45,12 +45,12 @@ def test_a_variable_of_jax_that_it_cannot_read_is_a_mistake_too():
 
 WITHOUT_MEMORY = """
 from configs.digits import get_config
-from mae_jax.objectives import pretrain
+from mae_jax.tasks import train
 
 def run(*_):
     raise MemoryError("Unable to allocate 8.00 PiB")
 
-pretrain.run = run
+train.run = run
 """
 
 
