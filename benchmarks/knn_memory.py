@@ -1,7 +1,7 @@
 """Memory and time of the k-NN search: `python -m benchmarks.knn_memory [--train=1281167] [--test=1000] ...`.
 
-The defaults are ImageNet's training set and a ViT-B's features. Prints the peak resident memory of the process, in
-which on a CPU the host's features and the devices' copy of them both lie.
+The defaults are ImageNet's training set and a ViT-B's features. Prints the peak resident memory of the process, the
+features among it.
 """
 
 import argparse

@@ -91,21 +91,19 @@ def confusion_matrix(found: Predictions, num_classes: int) -> np.ndarray:
 
 def class_table(confusions: np.ndarray, class_names: list[str]) -> list[dict]:
     """A row for each class: {"class", "images", "recall", "precision", "often_taken_for"}; None where 0 / 0."""
-    rows = []
-    for index, name in enumerate(class_names):
-        hits, images = int(confusions[index, index]), int(confusions[index].sum())
-        predicted = int(confusions[:, index].sum())
-        others = np.where(np.arange(len(confusions)) == index, 0, confusions[index])
-        rows.append(
-            {
-                "class": name,
-                "images": images,
-                "recall": hits / images if images else None,
-                "precision": hits / predicted if predicted else None,
-                "often_taken_for": class_names[int(np.argmax(others))] if others.any() else None,
-            }
-        )
-    return rows
+    others = confusions.copy()
+    np.fill_diagonal(others, 0)
+    counts = (x.tolist() for x in (np.diag(confusions), confusions.sum(axis=1), confusions.sum(axis=0)))
+    return [
+        {
+            "class": name,
+            "images": images,
+            "recall": right / images if images else None,
+            "precision": right / predicted if predicted else None,
+            "often_taken_for": class_names[np.argmax(wrong)] if wrong.any() else None,
+        }
+        for name, right, images, predicted, wrong in zip(class_names, *counts, others, strict=True)
+    ]
 
 
 def draw_confusion_matrix(confusions: np.ndarray, class_names: list[str], title: list[str]) -> np.ndarray:

@@ -55,7 +55,7 @@ def find_neighbours(train: np.ndarray, test: np.ndarray, k: int, mesh: Mesh) -> 
     Returns:
       Cosines [M, k] float32, and rows of `train` [M, k] int32.
     """
-    k, parts, block = min(k, len(train)), batch_parts(mesh), min(TRAIN_BLOCK, len(train))
+    k, parts = min(k, len(train)), batch_parts(mesh)
     size = min(QUERY_BLOCK, -(-len(test) // parts)) * parts
     shape = -(-len(test) // size), size
     queries = np.zeros((shape[0] * size, test.shape[1]), np.float32)
@@ -63,11 +63,9 @@ def find_neighbours(train: np.ndarray, test: np.ndarray, k: int, mesh: Mesh) -> 
     layout = NamedSharding(mesh, QUERIES)
     queries = put(queries.reshape(*shape, -1), layout)
     best = put((np.full((*shape, k), -np.inf, np.float32), np.zeros((*shape, k), np.int32)), layout)
-    for start in range(0, len(train), block):
-        rows = np.zeros((block, train.shape[1]), np.float32)
-        part = train[start : start + block]
-        rows[: len(part)] = part
-        best = _search(best, queries, put(rows, replicated(mesh)), start, len(train), mesh)
+    for start in range(0, len(train), TRAIN_BLOCK):
+        rows = put(train[start : start + TRAIN_BLOCK], replicated(mesh))
+        best = _search(best, queries, rows, start, mesh)
     cosine, ids = (np.asarray(found).reshape(-1, k)[: len(test)] for found in whole(best))
     return cosine, ids
 
@@ -81,9 +79,15 @@ def vote(
     (Wu et al. 2018, arXiv 1805.01978, section 3.4). Of classes with equal votes the lowest wins; with fewer than k
     neighbours all vote.
     """
-    blocks = range(0, len(cosine), VOTE_BLOCK)
-    near = ((cosine[at : at + VOTE_BLOCK, :k], neighbour_labels[at : at + VOTE_BLOCK, :k]) for at in blocks)
-    return np.concatenate([_vote(*pair, num_classes, temperature) for pair in near])
+    # The constant factor exp(-nearest / temperature) prevents overflow, and underflow of all votes at once.
+    weights = np.exp((cosine[:, :k] - cosine[:, :1]).astype(np.float64) / temperature)
+    predicted = []
+    for block in (slice(at, at + VOTE_BLOCK) for at in range(0, len(cosine), VOTE_BLOCK)):
+        labels = neighbour_labels[block, :k]
+        places = np.arange(len(labels))[:, None] * num_classes + labels
+        votes = np.bincount(places.ravel(), weights[block].ravel(), minlength=len(labels) * num_classes)
+        predicted.append(votes.reshape(len(labels), num_classes).argmax(axis=1))
+    return np.concatenate(predicted)
 
 
 def _unit(x: jax.Array) -> jax.Array:
@@ -91,17 +95,13 @@ def _unit(x: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="mesh", donate_argnums=0)
-def _search(best, queries, rows, start, count, mesh):
-    """The best (cosine, row) [blocks, Q, k] of the queries [blocks, Q, D] so far and among rows [n, D].
-
-    The first of the rows is number `start` of `count`; those after the last one are padding.
-    """
+def _search(best, queries, rows, start, mesh):
+    """The best (cosine, row) [blocks, Q, k] of queries [blocks, Q, D] so far and among rows [n, D] from `start` on."""
     ids, rows, k = start + jnp.arange(len(rows)), _unit(rows), best[0].shape[-1]
 
     def search_block(block):
         (cosine, known), queries = block
         found = jnp.matmul(_unit(queries), rows.T, precision="highest")
-        found = jnp.where(ids < count, found, -jnp.inf)
         # top_k takes the earlier of equals: the best so far stand first, since their rows do.
         cosine, places = jax.lax.top_k(jnp.concatenate([cosine, found], axis=1), k)
         known = jnp.concatenate([known, jnp.broadcast_to(ids, found.shape)], axis=1)
@@ -110,11 +110,3 @@ def _search(best, queries, rows, start, count, mesh):
     # Left to itself, XLA would gather the queries of all devices for top_k.
     search = functools.partial(jax.lax.map, search_block)
     return jax.shard_map(search, mesh=mesh, in_specs=QUERIES, out_specs=QUERIES, check_vma=False)((best, queries))
-
-
-def _vote(cosine, labels, num_classes, temperature):
-    # The constant factor exp(-nearest / temperature) prevents overflow, and underflow of all votes at once.
-    weights = np.exp((cosine - cosine[:, :1]).astype(np.float64) / temperature)
-    places = np.arange(len(labels))[:, None] * num_classes + labels
-    votes = np.bincount(places.ravel(), weights.ravel(), minlength=len(labels) * num_classes)
-    return votes.reshape(len(labels), num_classes).argmax(axis=1)
