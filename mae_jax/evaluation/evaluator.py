@@ -35,7 +35,7 @@ class Trained(NamedTuple):
     """A model that no longer trains, such as a checkpoint's."""
 
     step: int
-    values: dict  # on the mesh
+    values: dict  # as those of `State.variables`
     name: str  # what a picture's caption calls it
 
     def variables(self) -> dict:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from mae_jax.evaluation.classification import rank_of_label
 from mae_jax.evaluation.evaluator import EVALUATORS, Evaluator, State
-from mae_jax.runtime.mesh import batch_parts, batch_sharding, replicated
+from mae_jax.runtime.mesh import batch_parts, batch_sharding, put, replicated
 
 ROW_BLOCK = 8192  # examples whose logits, a number for each class, a device holds at a time
 MAX_ITERATIONS = 1000
@@ -92,15 +92,9 @@ def _put_blocks(rows: np.ndarray, mesh: Mesh) -> jax.Array:
     share = -(-len(rows) // parts)
     blocks = -(-share // ROW_BLOCK)
     block = -(-share // blocks)
-
-    def part_of(index: tuple) -> np.ndarray:
-        first, stop, _ = (size * blocks * block for size in index[0].indices(parts))
-        found = np.zeros((stop - first, *rows.shape[1:]), rows.dtype)
-        found[: max(0, len(rows) - first)] = rows[first:stop]
-        return found.reshape(-1, blocks, block, *rows.shape[1:])
-
-    shape = (parts, blocks, block, *rows.shape[1:])
-    return jax.make_array_from_callback(shape, batch_sharding(mesh), part_of)
+    filled = np.zeros((parts * blocks * block, *rows.shape[1:]), rows.dtype)
+    filled[: len(rows)] = rows
+    return put(filled.reshape(parts, blocks, block, *rows.shape[1:]), batch_sharding(mesh))
 
 
 @functools.partial(jax.jit, static_argnames=("num_classes", "mesh"))
