@@ -1,7 +1,7 @@
 """Small pictures on the device against reading them: `python -m benchmarks.resident --path=TFDS_DIR [--json=FILE]`.
 
 Images a second of ready uint8 batches on the device, of CIFAR-10 as configs/cifar10.py has it (whole pictures) and with
-random crops: cut out on the device (mae_jax/data/resident.py), or read by Grain's threads. They take turns; medians.
+random crops: cut out on the device (mae_jax/data/resident.py), or read by threads. They take turns; medians.
 """
 
 import argparse
@@ -33,10 +33,10 @@ def main() -> None:
     print(
         f"{jax.devices()[0].device_kind}, batches of 512 of CIFAR-10, images/s, medians of {arguments.rounds} turns\n"
     )
-    print("| pictures | read by Grain | on the device | ratio | read at the start |")
+    print("| pictures | read one by one | on the device | ratio | read at the start |")
     print("|---|---|---|---|---|")
     for name, row in found.items():
-        rates = f"{row['grain']:,.0f} | {row['device']:,.0f} | {row['ratio']:.1f}"
+        rates = f"{row['read']:,.0f} | {row['device']:,.0f} | {row['ratio']:.1f}"
         print(f"| {name} | {rates} | {row['start_seconds']:.1f} s |")
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
@@ -49,7 +49,7 @@ def measure(arguments: argparse.Namespace, scale: tuple, ratio: tuple) -> dict[s
     config.data.name = "cifar10" if arguments.path else "synthetic"
     source, mesh = make_source(config.data, "train", (32, 32), 3), make_mesh(config.mesh)
     stages, batches = make_stages((), (32, 32), 1), {}
-    for name, on_device in (("grain", False), ("device", True)):
+    for name, on_device in (("read", False), ("device", True)):
         config.data.on_device = on_device
         start = time.perf_counter()
         batches[name] = training_batches(
@@ -62,7 +62,7 @@ def measure(arguments: argparse.Namespace, scale: tuple, ratio: tuple) -> dict[s
     for _, name in itertools.product(range(arguments.rounds), batches):
         turns[name].append(images_per_second(batches[name], arguments.seconds))
     medians = {name: statistics.median(values) for name, values in turns.items()}
-    return medians | {"ratio": medians["device"] / medians["grain"], "start_seconds": start_seconds}
+    return medians | {"ratio": medians["device"] / medians["read"], "start_seconds": start_seconds}
 
 
 def images_per_second(batches, seconds: float) -> float:

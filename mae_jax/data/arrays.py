@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from mae_jax.data.reading import Shuffled
+from mae_jax.data.reading import Order
 
 
 class ArrayBatches(Iterator[dict[str, np.ndarray]]):
@@ -23,7 +23,7 @@ class ArrayBatches(Iterator[dict[str, np.ndarray]]):
         self.bad_images: dict[int, str] = {}
         self._arrays, self._batch_size, self._step = arrays, batch_size, start_step
         self._own = own_rows(batch_size, process_index, process_count)
-        self._order = Shuffled(len(next(iter(arrays.values()))), seed)
+        self._order = Order(len(next(iter(arrays.values()))), seed)
 
     def __next__(self) -> dict[str, np.ndarray]:
         places = range(self._step * self._batch_size, (self._step + 1) * self._batch_size)[self._own]

@@ -67,8 +67,8 @@ def training_batches(
     if can_be_resident(source, data, channels, sizes, len(steps) * data.batch_size):
         if not source.in_memory:
             say(f"  data      reads {len(source):,} pictures, which will live on the device (data.on_device)")
-        pictures = read_all(source, data, channels)
-        batches = ResidentBatches(pictures, data, mesh, names=tuple(names), size_at=size_of, start_step=steps.start)
+        found = read_all(source, data, channels)
+        batches = ResidentBatches(*found, data, mesh, names=tuple(names), size_at=size_of, start_step=steps.start)
         return DeviceBatches(batches, prefetch_to_device(batches, lambda batch: batch, data.prefetch_batches))
     index, count = process_share(mesh)
     batches = make_train_batches(

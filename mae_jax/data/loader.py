@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mae_jax.data.rand_augment import make_augmentation
-from mae_jax.data.reading import InOrder, PictureReader, PieceReader, Shuffled
+from mae_jax.data.reading import Order, PictureReader, PieceReader
 from mae_jax.data.sources import Source
 from mae_jax.data.transforms import Augmented, CentreCrop, RandomCrop, Transform
 from mae_jax.data.workers import call_ahead
@@ -61,7 +61,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         piece_size = max(size for size in range(1, min(rows, MAX_PIECE) + 1) if rows % size == 0)
         self._per_batch = rows // piece_size
         reader = PictureReader(source, channels, data.max_pixels, data.on_bad_image, data.value_range)
-        order = Shuffled(len(source), data.seed) if steps is None else InOrder(len(source))
+        order = Order(len(source), data.seed if steps is None else None)
         read_piece = PieceReader(
             reader, order, transform, size_at, batch_size, process_index * rows, piece_size, self._per_batch, start_step
         )

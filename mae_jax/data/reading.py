@@ -22,13 +22,19 @@ REPLACEMENT_TRIES = 20  # pictures tried in the place of a bad one
 
 
 @dataclasses.dataclass(frozen=True)
-class Shuffled:
-    """The order of training: place -> index. Every `length` places are an epoch, each in an order of its own."""
+class Order:
+    """The global order of `length` pictures: place -> index.
+
+    With a seed, for training, every `length` places are an epoch, each in an order of its own. Without, for evaluation,
+    each index comes once, then -1, which stands for padding.
+    """
 
     length: int
-    seed: int
+    seed: int | None = None
 
     def __call__(self, place: int) -> int:
+        if self.seed is None:
+            return place if place < self.length else -1
         epoch, place_in_epoch = divmod(place, self.length)
         return index_shuffle(place_in_epoch, max_index=self.length - 1, seed=_epoch_seed(self.seed, epoch), rounds=4)
 
@@ -36,16 +42,6 @@ class Shuffled:
 @functools.lru_cache(maxsize=16)
 def _epoch_seed(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
-
-
-@dataclasses.dataclass(frozen=True)
-class InOrder:
-    """The order of evaluation: each index once, then -1, which stands for padding."""
-
-    length: int
-
-    def __call__(self, place: int) -> int:
-        return place if place < self.length else -1
 
 
 def candidates(index: int, length: int) -> Iterator[int]:
@@ -107,7 +103,7 @@ class PieceReader:
     """
 
     reader: PictureReader
-    order: Callable[[int], int]  # place in the global order -> index in the source, -1 for padding
+    order: Order
     transform: Transform
     size_at: Callable[[int], tuple[int, int]]  # step -> (height, width)
     batch_size: int  # of all processes

@@ -8,7 +8,6 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from ml_collections import ConfigDict
 from mae_jax.data.arrays import own_rows
 from mae_jax.data.loader import MAX_PIECE, make_eval_batches
 from mae_jax.data.rand_augment import make_augmentation
-from mae_jax.data.reading import Shuffled
+from mae_jax.data.reading import Order
 from mae_jax.data.sources import Source
 from mae_jax.data.transforms import crop_draws, sample_crops
 from mae_jax.runtime.errors import UserError
@@ -70,29 +69,24 @@ def _obstacle(source: Source, data: ConfigDict, channels: int, sizes: list[tuple
     return None
 
 
-class Pictures(NamedTuple):
-    """All N pictures of a source, unchanged."""
+def read_all(source: Source, data: ConfigDict, channels: int) -> tuple[dict[str, np.ndarray], dict[int, str]]:
+    """Reads and decodes all N pictures, as training would one by one.
 
-    image: np.ndarray  # uint8 [N, h, w, c]
-    label: np.ndarray  # int32 [N]
-    index: np.ndarray  # int64 [N], of the picture shown, also where it replaces a bad one
-    bad_images: dict[int, str]
-
-
-def read_all(source: Source, data: ConfigDict, channels: int) -> Pictures:
-    """Reads and decodes all pictures, as training would one by one; raises UserError if they cannot be used."""
+    Returns:
+      {"image": uint8 [N, h, w, c], "label": int32 [N], "index": int64 [N]}, and bad pictures as `Batches` has them.
+    """
     batches = make_eval_batches(source, data, MAX_PIECE, source.picture_size, channels, eval_crop=1.0)
     parts = [{name: rows[batch["weight"] > 0] for name, rows in batch.items()} for batch in batches]
-    arrays = (np.concatenate([part[name] for part in parts]) for name in ("image", "label", "index"))
-    return Pictures(*arrays, batches.bad_images)
+    return {name: np.concatenate([p[name] for p in parts]) for name in ("image", "label", "index")}, batches.bad_images
 
 
 class ResidentBatches(Iterator[dict[str, jax.Array]]):
-    """Endless batches {name: array} of pictures on the devices: those of `make_train_batches`, bit by bit."""
+    """Endless batches {name: array} of the pictures of `read_all`, on the devices: those of `make_train_batches`."""
 
     def __init__(
         self,
-        pictures: Pictures,
+        pictures: dict[str, np.ndarray],
+        bad_images: dict[int, str],
         data: ConfigDict,
         mesh: Mesh,
         *,
@@ -100,14 +94,14 @@ class ResidentBatches(Iterator[dict[str, jax.Array]]):
         size_at: Callable[[int], tuple[int, int]],
         start_step: int = 0,
     ):
-        self.bad_images = pictures.bad_images
+        self.bad_images = bad_images
         self._data, self._mesh, self._names = data, mesh, names
         self._size_at, self._step = size_at, start_step
         self._own = own_rows(data.batch_size, *process_share(mesh))
-        self._order = Shuffled(len(pictures.image), data.seed)
-        self._picture_size = pictures.image.shape[1:3]
-        self._facts = {name: getattr(pictures, name) for name in names if name != "image"}
-        self._images = put(pictures.image, replicated(mesh))
+        self._order = Order(len(pictures["image"]), data.seed)
+        self._picture_size = pictures["image"].shape[1:3]
+        self._facts = {name: pictures[name] for name in names if name != "image"}
+        self._images = put(pictures["image"], replicated(mesh))
         self._cutter = functools.cache(self._make_cutter)
         self._thread = ThreadPoolExecutor(1)  # one step ahead: the order takes a while, place by place
         self._coming = self._thread.submit(self._choose, start_step)

@@ -234,7 +234,7 @@ def test_a_data_set_of_such_files_ends_in_one_line_that_names_one_of_them_and_th
 def test_training_resident_pictures_and_evaluation_are_scaled_alike(make_config):
     source, config = Files([tiff(twelve)] * 8), make_config(batch_size=4, value_range=(0, 4095))
     whole = expected(twelve, 0, 4095)
-    np.testing.assert_array_equal(read_all(source, config, 3).image[5], whole)
+    np.testing.assert_array_equal(read_all(source, config, 3)[0]["image"][5], whole)
     reader = PictureReader(source, 3, LIMIT, "raise", config.value_range)
     image, _ = reader.read(0, lambda picture: resize_and_centre_crop(picture, (6, 9), 1.0))
     np.testing.assert_array_equal(image, whole)
