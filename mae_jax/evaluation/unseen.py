@@ -147,7 +147,8 @@ def _is_own(path: str | None, trained: dict[str, Any]) -> bool:
     if not path or os.path.isdir(own["path"]):
         return _same_folder(own["path"], path)
     try:
-        source = ImageFolder(path, "train", **{name: own.get(name, False) for name in SPLITTING})
+        data = ConfigDict({"path": path} | {name: own.get(name, False) for name in SPLITTING})
+        source = ImageFolder("train", data, (1, 1), 1)
         if own.get("label_fraction") is not None:
             source = StratifiedSubset(source, own["label_fraction"], own["seed"])
         return len(source) == trained.get("num_train_examples")
