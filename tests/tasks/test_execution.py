@@ -249,9 +249,7 @@ PARENT = """
 import pathlib, sys
 from mae_jax.runtime.signals import StopSignal
 from mae_jax.tasks.ablation import execution as runs
-import tests.conftest  # the defaults
-from tests.tasks.test_grid import plan_of
-run = plan_of(grid=(("model.mask_ratio", (0.5,)),)).runs[0]._replace(folder=pathlib.Path(sys.argv[1]))
+run = runs.Run("pretrain", "a cell", 0, pathlib.Path(sys.argv[1]), None, (), None)
 runs.full_command = lambda run: [sys.executable, "-c", sys.argv[2], str(run.folder / "saved")]
 runs.execute(run, StopSignal())
 """
