@@ -29,11 +29,11 @@ from ml_collections import config_flags
 
 from configs import common
 from mae_jax.runtime import processes
-from mae_jax.runtime.allocator import keep_freed_memory
 from mae_jax.runtime.cluster import find_place
 from mae_jax.runtime.console import keep_streams, say
 from mae_jax.runtime.errors import NotSaved, UserError, out_of_memory
 from mae_jax.runtime.mesh import prepare_cpu
+from mae_jax.runtime.platform import keep_freed_memory
 from mae_jax.runtime.signals import Stopped, StopSignal, make_stop_signal
 from mae_jax.runtime.startup import Startup, use_compilation_cache
 from mae_jax.settings import command_line

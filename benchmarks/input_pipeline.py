@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 from benchmarks.input_programs import BACKENDS, Job, our_crop, programs, quality
 from benchmarks.turns import Worker
-from mae_jax.runtime.allocator import keep_freed_memory
 from mae_jax.runtime.errors import UserError
+from mae_jax.runtime.platform import keep_freed_memory
 
 READY = 8  # batches that may have been read ahead, a worker: ours were 6, 2 in each stage of the pipeline
 PACKAGES = ("pillow", "simplejpeg", "opencv-python-headless", "torch", "tensorflow-cpu", "tensorflow", "grain")

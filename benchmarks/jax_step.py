@@ -66,7 +66,7 @@ class CompiledStep:
 
 def _compile(model: str, overrides: dict[str, Any]) -> tuple:
     """(config, mesh, what is trained, plan, key, compiled step, facts) of a config's pre-training."""
-    from mae_jax.runtime.allocator import keep_freed_memory
+    from mae_jax.runtime.platform import keep_freed_memory
 
     keep_freed_memory()  # as main.py does
     import jax

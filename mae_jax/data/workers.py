@@ -10,8 +10,8 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-from mae_jax.runtime.allocator import keep_freed_memory
 from mae_jax.runtime.errors import UserError, reason
+from mae_jax.runtime.platform import keep_freed_memory
 
 T = TypeVar("T")
 _STOPS = (signal.SIGINT, signal.SIGTERM)

@@ -6,7 +6,7 @@ from flax import nnx
 
 from mae_jax.models.config import MAEConfig
 from mae_jax.models.encoder import position_table
-from mae_jax.models.layers import LayerNorm, Linear
+from mae_jax.models.layers import Linear, PreNorm
 from mae_jax.models.masking import take_patches
 from mae_jax.models.positions import sincos_table
 from mae_jax.models.targets import PatchBasis
@@ -32,7 +32,7 @@ class Decoder(nnx.Module):
         learned = config.positions == "learned"
         self.positions = nnx.Param(jnp.array(sincos_table(config.grid, width))) if learned else None
         self.blocks = create_blocks(config.decoder_depth, config.decoder_blocks, rngs=rngs)
-        self.norm = LayerNorm(width, config.norm_epsilon, rngs=rngs)
+        self.norm = PreNorm(width, config.norm_epsilon, rngs=rngs)
         self.predict = Linear(width, config.target_dim, dtype=dtype, rngs=rngs)
         self.basis = None if config.pca_targets is None else PatchBasis(config.patch_dim, config.pca_targets)
 
@@ -56,7 +56,7 @@ class Decoder(nnx.Module):
         x, recorded = scan_blocks(
             self.blocks, x, remat=self.config.remat, unroll=self.config.scan_unroll, memory=memory, record=record
         )
-        return self.predict(x[:, first:], self.norm), recorded
+        return self.predict(self.norm(x[:, first:])), recorded
 
     def to_patches(self, prediction: jax.Array) -> jax.Array:
         """Predictions [B, L, target_dim] as patches [B, L, p*p*C], which are normalised if the targets are."""

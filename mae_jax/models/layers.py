@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mae_jax.runtime.products import matmul
-from mae_jax.runtime.sharding import from_rows, to_columns
+from mae_jax.runtime.platform import Normed, linear
 
 xavier_uniform = nnx.initializers.xavier_uniform()
 
@@ -49,7 +48,7 @@ class BlockConfig:
     attention: str = "xla"
     dtype: str = "float32"  # of the matrix products
     qk_norm: bool = False  # LayerNorm of each head's queries and keys
-    memory_width: int | None = None  # if set, the tokens attend to others of this width, and not to one another
+    memory_width: int | None = None  # if set: cross-attention to tokens of this width
 
 
 class LayerNorm(nnx.Module):
@@ -61,11 +60,14 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(nnx.initializers.zeros(rngs.params(), (width,), jnp.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:  # [..., d] -> [..., d] float32
-        return self.normalize(x) * self.scale[...] + self.bias[...]
+        return _normalize(x, self.epsilon) * self.scale[...] + self.bias[...]
 
-    def normalize(self, x: jax.Array) -> jax.Array:
-        """[..., d] to [..., d] float32 of mean 0 and variance 1: what `scale` and `bias` are applied to."""
-        return _normalize(x, self.epsilon)
+
+class PreNorm(LayerNorm):
+    """A LayerNorm whose result goes to linear layers only, which apply its scale and bias (`platform.linear`)."""
+
+    def __call__(self, x: jax.Array) -> Normed:
+        return Normed(_normalize(x, self.epsilon), self.scale[...], self.bias[...])
 
 
 @functools.partial(jax.checkpoint, static_argnums=1)  # keeps x alone for the backward pass
@@ -76,13 +78,9 @@ def _normalize(x: jax.Array, epsilon: float) -> jax.Array:
 
 
 class Linear(nnx.Module):
-    """A linear layer with Xavier-uniform kernel, as all of MAE's; the product in `dtype`, the bias and result float32.
+    """A linear layer [inputs, *outputs] with a Xavier-uniform kernel, as all of MAE's: products in `dtype`.
 
-    (nnx.Linear adds the bias in `dtype`: its gradient, a sum over all tokens of a batch, would be a bfloat16 sum.)
-
-    Args:
-      outputs: several numbers give the result several axes; the initial kernel is that of one matrix.
-      split: by what the kernel is split where a mesh's tensor axis splits it: "columns", "rows", or None: it is whole.
+    The initial kernel is that of one matrix, also if the result has several axes.
     """
 
     def __init__(
@@ -93,45 +91,14 @@ class Linear(nnx.Module):
         rngs: nnx.Rngs,
         bias_init=nnx.initializers.zeros,
         use_bias: bool = True,
-        split: str | None = None,
     ):
-        self.dtype, self.split = dtype, split
+        self.dtype = dtype
         kernel = xavier_uniform(rngs.params(), (inputs, math.prod(outputs)), jnp.float32)
         self.kernel = nnx.Param(kernel.reshape(inputs, *outputs))
         self.bias = nnx.Param(bias_init(rngs.params(), outputs, jnp.float32)) if use_bias else None
 
-    def __call__(self, x: jax.Array, norm: LayerNorm | None = None) -> jax.Array:
-        """Maps x [..., inputs] to [..., *outputs].
-
-        Args:
-          norm: what x is normed by before. Its scale and bias are taken into the kernel and the bias: so their
-            gradients are sums over the kernel's numbers, instead of sums over all tokens of a batch.
-        """
-        return self._project(x) if norm is None else _scale_and_project(norm.normalize(x), norm, self)
-
-    def _project(self, x: jax.Array, norm: LayerNorm | None = None) -> jax.Array:  # x is normalised already
-        kernel = self.kernel[...].reshape(self.kernel.shape[0], -1)
-        bias = None if self.bias is None else self.bias[...].reshape(-1)
-        if norm is not None:
-            scale, shift = norm.scale[...], norm.bias[...]
-            if self.split == "columns":
-                scale, shift = to_columns(scale), to_columns(shift)
-            shift = jnp.dot(shift, kernel, precision="highest")
-            bias = shift if bias is None else bias + shift
-            kernel = scale[:, None] * kernel
-        if self.split == "columns":
-            x = to_columns(x)
-        product = matmul(x.astype(self.dtype), kernel.astype(self.dtype)).astype(jnp.float32)
-        if self.split == "rows":
-            product = from_rows(product)
-        if bias is not None:
-            product = product + bias
-        return product.reshape(*x.shape[:-1], *self.kernel.shape[1:])
-
-
-@jax.checkpoint  # the kernel times the norm's scale is made again: a loop would keep one of each block
-def _scale_and_project(x: jax.Array, norm: LayerNorm, project: Linear) -> jax.Array:
-    return project._project(x, norm)
+    def __call__(self, x: jax.Array | Normed) -> jax.Array:  # [..., inputs] -> [..., *outputs] float32
+        return linear(x, self.kernel[...], None if self.bias is None else self.bias[...], self.dtype)
 
 
 class Mlp(nnx.Module):
@@ -139,12 +106,11 @@ class Mlp(nnx.Module):
 
     def __init__(self, config: BlockConfig, *, rngs: nnx.Rngs):
         self.activation, dtype = config.activation, jnp.dtype(config.dtype)
-        self.fc1 = Linear(config.width, config.mlp_width, dtype=dtype, split="columns", rngs=rngs)
-        self.fc2 = Linear(config.mlp_width, config.width, dtype=dtype, split="rows", rngs=rngs)
+        self.fc1 = Linear(config.width, config.mlp_width, dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(config.mlp_width, config.width, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, norm: LayerNorm) -> jax.Array:
-        """Maps x [b, n, d], which is normed first, to [b, n, d]."""
-        return _activate_and_project(ACTIVATIONS[self.activation], self.fc1(x, norm), self.fc2)
+    def __call__(self, x: Normed) -> jax.Array:  # [b, n, d] -> [b, n, d]
+        return _activate_and_project(ACTIVATIONS[self.activation], self.fc1(x), self.fc2)
 
 
 @functools.partial(jax.checkpoint, static_argnums=0)  # the activation's result is computed again, not kept

@@ -8,8 +8,8 @@ import numpy as np
 from flax import nnx
 
 from mae_jax.models.attention import Attention
-from mae_jax.models.layers import BlockConfig, LayerNorm, Mlp
-from mae_jax.runtime.sharding import gather, gathers_again, splits
+from mae_jax.models.layers import BlockConfig, Mlp, PreNorm
+from mae_jax.runtime.sharding import checkpoint_policy, gather
 
 
 class Record(NamedTuple):
@@ -36,9 +36,9 @@ class Block(nnx.Module):
     """
 
     def __init__(self, config: BlockConfig, *, rngs: nnx.Rngs):
-        self.norm1 = LayerNorm(config.width, config.epsilon, rngs=rngs)
+        self.norm1 = PreNorm(config.width, config.epsilon, rngs=rngs)
         self.attention = Attention(config, rngs=rngs)
-        self.norm2 = LayerNorm(config.width, config.epsilon, rngs=rngs)
+        self.norm2 = PreNorm(config.width, config.epsilon, rngs=rngs)
         self.mlp = Mlp(config, rngs=rngs)
 
     def __call__(
@@ -54,9 +54,9 @@ class Block(nnx.Module):
         what cross-attention attends to.
         """
         attention_scale, mlp_scale = (1, 1) if branch_scales is None else branch_scales[:, :, None, None]
-        update, attention = self.attention(x, self.norm1, memory, weights)
+        update, attention = self.attention(self.norm1(x), memory, weights)
         x = x + attention_scale * update
-        return x + mlp_scale * self.mlp(x, self.norm2), attention
+        return x + mlp_scale * self.mlp(self.norm2(x)), attention
 
 
 def create_blocks(depth: int, config: BlockConfig, *, rngs: nnx.Rngs) -> Block:
@@ -103,11 +103,10 @@ def scan_blocks(
         x, attention = nnx.merge(graphdef, gather(parameters, dtype))(x, scales, memory, record.attentions)
         return x, (x if record.hidden_states else None, attention)
 
-    prevent_cse = unroll >= depth  # without a loop, the compiler takes what is computed again for what is there already
-    if remat:
-        apply_block = jax.checkpoint(apply_block, prevent_cse=prevent_cse)
-    elif splits("fsdp"):
-        apply_block = jax.checkpoint(apply_block, prevent_cse=prevent_cse, policy=gathers_again)
+    policy = checkpoint_policy()
+    if remat or policy:
+        # Without a loop, the compiler would take what is computed again for what is there already.
+        apply_block = jax.checkpoint(apply_block, prevent_cse=unroll >= depth, policy=None if remat else policy)
 
     def part(first: int, last: int):
         return jax.tree.map(lambda leaf: leaf[first:last], (stacked, branch_scales))
