@@ -17,7 +17,11 @@ from mae_jax.runtime.errors import UserError
 from mae_jax.workdir.writing import write_json
 
 # Format -> the pools whose heads it can hold.
-POOLS = {"huggingface": ("class",), "facebook": ("class", "mean_norm"), "timm": ("class", "mean", "mean_norm")}
+POOLS = {
+    "huggingface": ("class", "mean_norm"),
+    "facebook": ("class", "mean_norm"),
+    "timm": ("class", "mean", "mean_norm"),
+}
 FORMATS = tuple(POOLS)
 # Settings of models that no other program has, unless they are the usual ones.
 OURS_ALONE = ("class_tokens", "registers", "qk_norm")
@@ -46,6 +50,9 @@ def fit(weights: Weights, format: str, *, encoder_only: bool = False) -> Weights
             notes.append("the BatchNorm before the linear layer is worked into it")
             config = config | {"classifier": config["classifier"] | {"batch_norm": False}}
             weights = weights._replace(config=config, params=fold_batch_norm(weights.params))
+    beit = format == "huggingface" and is_classifier(config) and config["classifier"]["pool"] == "mean_norm"
+    if beit:
+        notes.append("written as BeitForImageClassification: transformers' ViT has no such pool")
     for name in OURS_ALONE + has_decoder * DECODERS_OURS_ALONE:
         if (value := getattr(model, name)) != getattr(MAEConfig(), name):
             remedy = f"; {ENCODER_ONLY}" if name in DECODERS_OURS_ALONE else ""
@@ -57,9 +64,10 @@ def fit(weights: Weights, format: str, *, encoder_only: bool = False) -> Weights
         notes += timm.check(model)
     if format == "huggingface":
         height, width = model.image_size
-        if height != width and has_decoder:
+        if height != width and (has_decoder or beit):
+            kind, remedy = ("BEiT", "format=timm or facebook") if beit else ("ViTMAE", "format=facebook")
             size = f"square images only, not {height} x {width}"
-            raise UserError(f"transformers' ViTMAE takes {size}: export format=facebook, or {ENCODER_ONLY}")
+            raise UserError(f"transformers' {kind} takes {size}: export {remedy}, or {ENCODER_ONLY}")
         notes += preprocessor.left_unsaid(model)
     return weights._replace(notes=tuple(notes))
 
@@ -90,7 +98,8 @@ def export(weights: Weights, folder: Path, format: str, *, encoder_only: bool = 
     """Writes a model, or the part of it that `fit`s, into a folder; returns the files in the order of writing.
 
     huggingface: config.json, preprocessor_config.json and model.safetensors, for ViTMAEForPreTraining; of an encoder
-    for ViTModel, of a classifier for ViTForImageClassification. facebook: model.pth. timm: config.json and
+    for ViTModel, of a classifier for ViTForImageClassification (BeitForImageClassification with pool mean_norm).
+    facebook: model.pth. timm: config.json and
     model.safetensors, for `timm.create_model("local-dir:FOLDER")`.
 
     Args:
@@ -120,6 +129,8 @@ def export(weights: Weights, folder: Path, format: str, *, encoder_only: bool = 
     else:
         kinds = {"decoder": "ViTMAEForPreTraining", "head": "ViTForImageClassification"}
         architecture = next((kind for part, kind in kinds.items() if part in params), "ViTModel")
+        if classifier and classifier.pool == "mean_norm":
+            architecture = huggingface.BEIT
         classes = classifier and classifier.num_classes
         state = huggingface.from_state(state, architecture)
         files = {

@@ -1,7 +1,8 @@
 """Hugging Face's spelling: names of tensors, and config.json.
 
 Read: ViTMAEForPreTraining, ViTMAEModel, ViTModel and ViTForImageClassification, as transformers 4 and 5 write them; and
-BeitForImageClassification without relative positions and layer scale, which is a plain ViT with `pool=mean_norm`.
+BeitForImageClassification without relative positions and layer scale, which is a plain ViT with `pool=mean_norm`; such
+classifiers are written as one too, since transformers' ViT has none of the patch tokens' mean.
 Written: the spelling of transformers 4 and of the files on the hub, which both versions read.
 """
 
@@ -65,6 +66,7 @@ MODULES = {
     "classifier": "head",
     "pooler.layernorm": "fc_norm",  # BEiT's
 }
+BEIT = "BeitForImageClassification"
 STACKS = {"encoder.layer": "blocks", "decoder.decoder_layers": "decoder_blocks"}
 IN_BLOCK = {
     "layernorm_before": "norm1",
@@ -121,7 +123,12 @@ def from_state(state: dict[str, np.ndarray], architecture: str) -> dict[str, np.
         parts = np.split(values, 3) if ".attn.qkv." in name else [values]
         split |= {name.replace(".qkv.", f".{letter}."): part for letter, part in zip("qkv", parts, strict=False)}
     tensors = {_translated(name, modules, stacks, in_block): values for name, values in split.items()}
-    prefix = "" if architecture == "ViTModel" else "vit."
+    prefix = {"ViTModel": "", BEIT: "beit."}.get(architecture, "vit.")
+    if architecture == BEIT:  # it has biases of queries and values, and none of keys, which would change nothing
+        zeros = np.zeros_like(state["cls_token"][0, 0])
+        for name in [name for name in tensors if name.endswith(("attention.query.weight", "attention.value.weight"))]:
+            tensors.setdefault(name.replace(".weight", ".bias"), zeros)
+        tensors = {name: values for name, values in tensors.items() if not name.endswith("attention.key.bias")}
     outside = ("decoder.", "classifier.")
     return {name if name.startswith(outside) else prefix + name: values for name, values in tensors.items()}
 
@@ -169,12 +176,18 @@ def make_config(model: MAEConfig, architecture: str, class_names: list[str] | No
         "image_size": height if height == width else [height, width],
         "hidden_act": "gelu_pytorch_tanh" if model.activation == "gelu_tanh" else model.activation,
         "architectures": [architecture],
-        "model_type": "vit_mae" if autoencoder else "vit",
+        "model_type": "vit_mae" if autoencoder else "beit" if architecture == BEIT else "vit",
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         "initializer_range": 0.02,
         "dtype": "float32",
     }
+    if architecture == BEIT:  # without what makes it differ from a ViT
+        config |= {
+            "use_mean_pooling": True, "use_absolute_position_embeddings": True, "use_relative_position_bias": False,
+            "use_shared_relative_position_bias": False, "use_mask_token": False, "layer_scale_init_value": 0.0,
+            "drop_path_rate": 0.0,
+        }  # fmt: skip
     if autoencoder:
         config["decoder_intermediate_size"] = model.decoder_blocks.mlp_width
     if num_classes is not None:
