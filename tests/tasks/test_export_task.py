@@ -14,7 +14,7 @@ from mae_jax.interop.workdirs import find_checkpoint, read_config
 from mae_jax.models.positions import sincos_table
 from mae_jax.runtime.errors import UserError
 from tests.interop.others import check_same_params, facebook_state, save_safetensors
-from tests.runs import mistake, read_json, run_task
+from tests.runs import mistake, one_device, read_json, run_task
 
 pytestmark = pytest.mark.slow
 
@@ -150,7 +150,8 @@ def test_an_export_into_the_workdir_of_a_training_run_is_refused(pretrained):
 
 def test_fine_tuning_from_an_export_ends_as_from_the_run_itself(pretrained, finetuned, exported, tmp_path):
     folder = exported(pretrained, "huggingface")
-    workdir = run_task("finetune_digits", tmp_path, init_from=str(folder), train__ema_decay=0.5)
+    with one_device():  # as the run that it is compared with
+        workdir = run_task("finetune_digits", tmp_path, init_from=str(folder), train__ema_decay=0.5)
     assert read_json(workdir / "result.json") == read_json(finetuned / "result.json")
     check_same_params(read_weights(workdir).params, read_weights(finetuned).params)
 
