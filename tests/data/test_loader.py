@@ -102,7 +102,7 @@ def test_worker_processes_change_neither_training_nor_evaluation(batches, make_c
     monkeypatch.setattr(loader, "MAX_PIECE", 4)  # so that workers share each batch
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(4))  # two threads in each
     assert_same(batches(6, num_workers=2, **settings), expected)
-    config.num_workers = 2  # for five pieces
+    config.num_workers = 1  # for five pieces
     assert_same(list(make_eval_batches(source, config, 8, SIZE, 3)), evaluation)
 
 
@@ -292,7 +292,7 @@ def main(argv):
     signal.signal(signal.SIGTERM, lambda *_: None)
     print("starts", flush=True)
     data = get_config().data
-    data.name, data.num_examples, data.batch_size, data.num_workers = "synthetic", 128, 32, 2
+    data.name, data.num_examples, data.batch_size, data.num_workers = "synthetic", 128, 32, 1
     source = make_source(data, "train", (96, 96), 3)  # pieces large enough to be shared
     batches = make_train_batches(source, data, (96, 96), 3)
     next(batches)
