@@ -147,8 +147,9 @@ def run_evaluators(
     for name, picture in pictures.items():
         save_picture(workdir / name / f"{state.step}.png", picture)
         say(f"see {workdir}/{name}/{state.step}.png")
-    for name in numbers.keys() - {"loss", "top1", "top5"}:  # which tasks print themselves
-        say(f"{name} {numbers[name]:.4f}")
+    for name, value in numbers.items():
+        if name not in ("loss", "top1", "top5"):  # which the tasks print
+            say(f"{name} {value:.4f}")
     numbers = {f"eval/{name}": value for name, value in numbers.items()}
     return suite, {"step": state.step} | numbers | {"images": len(data.evaluation)}
 
