@@ -16,6 +16,7 @@ while os.open(os.devnull, os.O_RDWR) <= 2:  # a closed output's descriptor would
 
 import errno
 import functools
+import logging
 import tempfile
 from pathlib import Path
 
@@ -24,7 +25,8 @@ try:
 except ValueError as error:  # of an environment variable that it reads
     os.write(2, b"error: %s; unset it or mend it\n" % str(error).encode("unicode_escape"))
     sys.exit(2)
-from absl import app, flags, logging
+from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from configs import common
@@ -78,7 +80,8 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def main(argv: list[str], startup: Startup) -> None:
-    logging.set_verbosity(logging.FATAL)  # what the libraries log as an error they raise too
+    absl_logging.set_verbosity(absl_logging.FATAL)  # what the libraries log as an error they raise too
+    logging.getLogger("mae_jax").setLevel(logging.WARNING)
     keep_freed_memory()
     use_compilation_cache()
     saves = trains(CONFIG.value.task)
