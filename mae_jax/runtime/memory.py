@@ -43,11 +43,9 @@ def device_memory(device: jax.Device, count: int = 1) -> int | None:
 def host_memory(root: Path = Path("/")) -> int:
     """Bytes that a process can have here, with swap: the machine's memory, or what its container is allowed.
 
-    Args:
-      root: where proc and sys are.
+    `root` is where proc and sys are.
     """
-    found = [int(line.split()[1]) * 1024 for line in _lines(root / "proc/meminfo") if line.startswith("SwapTotal:")]
-    swap = sum(found)
+    swap = sum(int(line.split()[1]) * 1024 for line in _lines(root / "proc/meminfo") if line.startswith("SwapTotal:"))
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([machine + swap, *_limits_of_groups(root, swap)])
 

@@ -18,10 +18,7 @@ from mae_jax.training.step import TrainStep, compile_train_step, memory_in_bytes
 def compile_plan(
     plan: Plan, objective: Objective, start_step: int, key: jax.Array, mesh: Mesh
 ) -> tuple[TrainStep, list[str]]:
-    """Compiles the step for every size that images have from `start_step` on.
-
-    Returns:
-      The step, which a batch's images tell their size, and a line about each compilation: time and memory.
+    """The step, compiled for every size that images have from `start_step` on, and a line about each compilation.
 
     Raises:
       UserError: if a step needs more memory than a device has.

@@ -85,11 +85,7 @@ def _tpus(topology: str, sides: list[int]) -> list[jax.Device]:
 
 
 def try_step(step_fn, state: TrainState, batch: dict, key: jax.Array, mesh: Mesh) -> StepCost:
-    """Compiles a step for an abstract state (with its layout) and batch; makes no array.
-
-    Raises:
-      UserError: if the step needs more memory than a device has. TPUs' compiler finds out, CPUs' does not.
-    """
+    """Compiles a step for an abstract state (with its layout) and batch; makes no array."""
     start = time.perf_counter()
     compiled = compile_fitting_step(step_fn, state, batch, jax.ShapeDtypeStruct(key.shape, key.dtype), mesh)
     seconds = time.perf_counter() - start
@@ -103,11 +99,7 @@ def try_step(step_fn, state: TrainState, batch: dict, key: jax.Array, mesh: Mesh
 
 
 def describe_cost(cost: StepCost, mesh: Mesh, step_flops: int) -> list[str]:
-    """Memory and compute of one device, a line each.
-
-    Args:
-      step_flops: of one step by our own count, over all devices.
-    """
+    """Memory and compute of one device, a line each; `step_flops` of one step by our own count, over all devices."""
     names = ("parameters", "optimizer", "batch and rest", "temporaries")
     memory = ", ".join(f"{name} {size / MIB:,.1f}" for name, size in zip(names, cost, strict=False))
     count, kind = mesh.devices.size, mesh.devices.flat[0].device_kind

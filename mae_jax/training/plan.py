@@ -32,11 +32,7 @@ class Plan(NamedTuple):
 
 
 def make_plan(config: ConfigDict, objective: Objective, mesh: Mesh) -> Plan:
-    """The plan of a run on a mesh, whose devices need not be here.
-
-    Raises:
-      UserError: for a batch that the data or the mesh does not allow, or a mesh that does not divide the model.
-    """
+    """The plan of a run on a mesh, whose devices may be of other machines; UserError if the batch does not fit them."""
     check_batch_size(config, objective, mesh)
     train, batch_size = config.train, config.data.batch_size
     steps_per_epoch = max(1, objective.num_train // batch_size)

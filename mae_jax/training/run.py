@@ -1,8 +1,7 @@
 """A run, from its settings or its newest checkpoint to its result. What is trained is the objective's affair."""
 
 import contextlib
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -29,21 +28,14 @@ from mae_jax.workdir.writing import finite_or_null, read_object, write_json
 
 
 def run_training(
-    config: ConfigDict,
-    workdir: Path,
-    stop: StopSignal,
-    objective: Objective,
-    mesh: Mesh,
-    startup: Startup,
+    config: ConfigDict, workdir: Path, stop: StopSignal, objective: Objective, mesh: Mesh, startup: Startup
 ) -> None:
     """Trains as `config` says; goes on from the newest checkpoint in `workdir`, does nothing if it is finished.
 
     Raises:
       UserError: for settings or checkpoints that do not fit, before anything is compiled.
-      NonFiniteLoss: where the loss stops being a number.
-      Stopped: after a signal, when everything is saved.
-      NotSaved: if a checkpoint cannot be written.
-      OSError: if another file cannot be written.
+      NonFiniteLoss, Stopped: as `train`.
+      NotSaved, OSError: if a checkpoint, or another file, cannot be written.
     """
     plan = make_plan(config, objective, mesh)
     total_steps = plan.total_steps
@@ -73,7 +65,9 @@ def run_training(
     # Make the state and the first batches while the step compiles, which leaves a core free.
     check_memory(bytes_on_a_device(plan.abstract), mesh)
     key = make_train_key(config.seed, mesh)
-    compiling = _in_background(compile_plan, plan, objective, start_step, key, mesh)
+    compiler = ThreadPoolExecutor(1)
+    compiling = compiler.submit(compile_plan, plan, objective, start_step, key, mesh)
+    compiler.shutdown(wait=False)
     if saved_step is not None:
         state = checkpoints.restore(saved_step, plan.abstract)
         say(f"going on from checkpoint {saved_step}")
@@ -116,17 +110,9 @@ def run_training(
 
 
 def measure(
-    objective: Objective,
-    state: TrainState,
-    workdir: Path,
-    reporter: Reporter,
-    checkpoints: Checkpoints,
+    objective: Objective, state: TrainState, workdir: Path, reporter: Reporter, checkpoints: Checkpoints
 ) -> list[str]:
-    """Evaluates the last state and writes result.json; returns what a person should read of it.
-
-    Raises:
-      NonFiniteLoss: the loss is no number; the checkpoint is set aside.
-    """
+    """Evaluates the last state and writes result.json; returns lines about it."""
     step = int(state.step)
     scores = objective.evaluate(state, reporter)
     check_evaluation(scores, step, step, checkpoints)
@@ -137,11 +123,3 @@ def measure(
     result, lines = objective.result(state, scores)
     write_json(workdir / "result.json", finite_or_null({"step": step} | result))
     return lines
-
-
-def _in_background(function: Callable, *arguments) -> Future:
-    """Calls a function in a thread of its own."""
-    thread = ThreadPoolExecutor(1)
-    future = thread.submit(function, *arguments)
-    thread.shutdown(wait=False)
-    return future
