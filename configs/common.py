@@ -63,11 +63,14 @@ def get_config() -> ml_collections.ConfigDict:
     model.decoder_depth = 8
     model.decoder_num_heads = 16
     model.mask_ratio = 0.75  # share of the patches hidden from the encoder; int(L * (1 - ratio)) stay visible
-    model.mask_sampling = "random"  # random | block (arXiv 2106.08254) | grid (one patch of each 2 x 2 stays visible)
+    model.mask_sampling = "random"  # random | block (arXiv 2106.08254) | grid (of each 2 x 2 one is seen) | module:name
     model.mask_cell = 1  # random: patches are hidden in cells of this side (2, 4: Pixio, arXiv 2512.15715)
     model.encoder_mask_tokens = False  # the encoder sees all places, a mask token at the hidden ones (paper, Table 1c)
     model.loss_patches = "hidden"  # patches that the loss is the mean of: hidden | all
     model.pca_targets = placeholder(int)  # principal components of the patches as targets, as many (paper: 96), or None
+    # What the decoder predicts: pixels | normalized_pixels | principal_components, or a "module:Class" of yours, which
+    # counts instead of normalize_targets; None: as normalize_targets and pca_targets say.
+    model.target = placeholder(str)
     # What came after the paper; all of it is off.
     model.class_tokens = 1  # in front of the patches' tokens; a class feature is the mean of theirs (arXiv 2512.15715)
     model.registers = 0  # further tokens that the encoder works with and then drops (arXiv 2309.16588)

@@ -4,11 +4,13 @@ The NumPy side is written with loops, from reference facts and not from the libr
 """
 
 import math
+import types
 
 import jax
 import numpy as np
 
 from mae_jax.models.mae import MAEConfig, init_params
+from mae_jax.models.masking import Mask, draw_masks
 
 # ---------------------------------------------------------------------------------------------------------- weights
 
@@ -29,6 +31,11 @@ def random_like(shapes: dict, seed: int = 0) -> dict:
         return normal * np.float32(0.2) + np.float32(name == "scale")
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def drawn_masks(keys: jax.Array, grid: tuple[int, int], ratio: float, sampling: str = "random", cell: int = 1) -> Mask:
+    """Masks of keys [B] as `model.mask_sampling` and `model.mask_cell` draw them, without patches to look at."""
+    return draw_masks(keys, None, grid, ratio, types.SimpleNamespace(mask_sampling=sampling, mask_cell=cell))
 
 
 def random_batch(config: MAEConfig, batch: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

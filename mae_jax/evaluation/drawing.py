@@ -15,6 +15,7 @@ from mae_jax.data.loader import make_eval_batches
 from mae_jax.data.subset import RandomSubset
 from mae_jax.evaluation.evaluator import EVALUATORS, EvaluationData, Evaluator, State
 from mae_jax.models.rendering import Reconstructions, reconstruct
+from mae_jax.models.targets import TARGETS
 from mae_jax.runtime.errors import escaped
 from mae_jax.runtime.mesh import put, replicated
 from mae_jax.runtime.sharding import on_rows
@@ -43,7 +44,7 @@ class ReconstructionSheet(Evaluator):
         rows = [batch["image"], batch["index"], shown.indices[batch["index"]]]
         found = self._reconstruct_all(state.variables(), *put(rows, replicated(data.mesh)))
         caption = [getattr(state, "name", f"step {int(state.step):,}"), self._hidden.description]
-        caption += [TRUE_STATISTICS] if model.normalize_targets else []
+        caption += [TRUE_STATISTICS] if TARGETS.find(model.target_name).normalized else []
         caption += [UNTRAINED] if model.loss_patches == "hidden" else []
         yield "reconstructions", draw_reconstructions(*jax.device_get(found), "; ".join(caption))
 
@@ -52,7 +53,8 @@ class ReconstructionSheet(Evaluator):
     ) -> tuple[jax.Array, Reconstructions]:
         images, model = self.data.normalize(images), self.data.model
         output = self._hidden.apply(self.data.bind(variables), images, index, number)
-        found = reconstruct(images, output.prediction, output.mask, model.patch_size, model.normalize_targets)
+        normalized = TARGETS.find(model.target_name).normalized
+        found = reconstruct(images, output.prediction, output.mask, model.patch_size, normalized)
         to_display = functools.partial(denormalize, mean=self.config.data.mean, std=self.config.data.std)
         found = found._replace(prediction=to_display(found.prediction), pasted=to_display(found.pasted))
         return to_display(images), found

@@ -25,7 +25,7 @@ POOLS = {
 FORMATS = tuple(POOLS)
 # Settings of models that no other program has, unless they are the usual ones.
 OURS_ALONE = ("class_tokens", "registers", "qk_norm")
-DECODERS_OURS_ALONE = ("decoder_attention", "encoder_mask_tokens", "pca_targets")
+DECODERS_OURS_ALONE = ("decoder_attention", "encoder_mask_tokens", "pca_targets", "target")
 ENCODER_ONLY = "export the encoder: --config.encoder_only=True"
 
 

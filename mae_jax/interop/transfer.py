@@ -27,6 +27,7 @@ ENCODER_STRUCTURE = (
 )  # fmt: skip
 DECODER_STRUCTURE = (
     "decoder_width", "decoder_depth", "decoder_num_heads", "decoder_attention", "encoder_mask_tokens", "pca_targets",
+    "target",
 )  # fmt: skip
 ENCODER_SETTINGS = (*ENCODER_STRUCTURE, "mlp_ratio", "mlp_width", "norm_epsilon")
 

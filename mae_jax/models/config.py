@@ -5,8 +5,9 @@ import dataclasses
 from jax.sharding import Mesh
 
 from mae_jax.models.layers import ACTIVATIONS, ATTENTION_BACKENDS, BlockConfig
-from mae_jax.models.masking import GRID_RATIO, MASK_SAMPLINGS, check_mask_ratio
+from mae_jax.models.masking import GRID_RATIO, SAMPLERS, check_mask_ratio
 from mae_jax.models.patches import grid_size
+from mae_jax.models.targets import TARGETS
 from mae_jax.runtime.errors import UserError
 
 # The named encoders. tiny, small: DeiT (arXiv 2012.12877); base, large, huge: ViT (arXiv 2010.11929), as in the paper.
@@ -23,7 +24,6 @@ CHOICES = {
     "activation": tuple(ACTIVATIONS),
     "positions": ("sincos", "learned"),
     "attention": ATTENTION_BACKENDS,
-    "mask_sampling": MASK_SAMPLINGS,
     "loss_patches": ("hidden", "all"),
     "decoder_attention": ("self", "cross"),
 }
@@ -90,6 +90,7 @@ class MAEConfig:
     prediction_ratio: float | None = None
     masks_per_image: int = 1
     uniformity: float = 0.0
+    target: str | None = None
 
     def __post_init__(self):
         size = self.image_size
@@ -119,6 +120,9 @@ class MAEConfig:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise UserError(f"model.{name}={getattr(self, name)!r} is not one of {', '.join(map(str, choices))}")
+        for name, registry in ((self.mask_sampling, SAMPLERS), (self.target_name, TARGETS)):
+            if ":" not in name:  # a user's own is imported where it is needed: an encoder alone does without
+                registry.find(name)
         if self.attention == "cudnn" and self.dtype == "float32":
             raise UserError("model.attention=cudnn works in half precision: set model.dtype=bfloat16 too")
         if not self.norm_epsilon > 0:
@@ -133,7 +137,7 @@ class MAEConfig:
                     f"model.mlp_ratio={self.mlp_ratio}, model.{name}={getattr(self, name)}: an MLP of "
                     f"{blocks.mlp_width:,} hidden units; {MOST_HIDDEN_UNITS:,} at most"
                 )
-        if self.normalize_targets and self.patch_dim == 1:
+        if self.target_name == "normalized_pixels" and self.patch_dim == 1:
             raise UserError(
                 "model.normalize_targets needs patches of more than one value (one value has no variance); "
                 "set model.normalize_targets=False or a larger model.patch_size"
@@ -147,8 +151,13 @@ class MAEConfig:
             raise UserError(
                 f"model.pca_targets={self.pca_targets} is outside [1, {self.patch_dim}], the values of a patch"
             )
-        if self.pca_targets is not None and self.normalize_targets:
+        if self.pca_targets is not None and self.target is None and self.normalize_targets:
             raise UserError("model.pca_targets are components of the pixels: set model.normalize_targets=False")
+        if (self.pca_targets is None) == (self.target_name == "principal_components"):
+            raise UserError(
+                f"model.target={self.target}, model.pca_targets={self.pca_targets}: target=principal_components and a "
+                "number of pca_targets go together; set both or neither"
+            )
         cross, ratio = self.decoder_attention == "cross", self.prediction_ratio
         if cross and self.encoder_mask_tokens:
             raise UserError(
@@ -235,9 +244,18 @@ class MAEConfig:
         return self.patch_size**2 * self.channels
 
     @property
+    def target_name(self) -> str:
+        """The name of what the decoder predicts: `target`, or what `pca_targets` and `normalize_targets` say."""
+        if self.target is not None:
+            return self.target
+        if self.pca_targets is not None:
+            return "principal_components"
+        return "normalized_pixels" if self.normalize_targets else "pixels"
+
+    @property
     def target_dim(self) -> int:
         """Values that are predicted of a patch."""
-        return self.patch_dim if self.pca_targets is None else self.pca_targets
+        return TARGETS.find(self.target_name).dim(self)
 
 
 def unroll_on_cpu(config: MAEConfig, mesh: Mesh) -> MAEConfig:

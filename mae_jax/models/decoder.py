@@ -9,7 +9,7 @@ from mae_jax.models.encoder import position_table
 from mae_jax.models.layers import Linear, PreNorm
 from mae_jax.models.masking import take_patches
 from mae_jax.models.positions import sincos_table
-from mae_jax.models.targets import PatchBasis
+from mae_jax.models.targets import TARGETS
 from mae_jax.models.transformer import NOTHING, Record, Recorded, create_blocks, scan_blocks
 
 
@@ -34,7 +34,7 @@ class Decoder(nnx.Module):
         self.blocks = create_blocks(config.decoder_depth, config.decoder_blocks, rngs=rngs)
         self.norm = PreNorm(width, config.norm_epsilon, rngs=rngs)
         self.predict = Linear(width, config.target_dim, dtype=dtype, rngs=rngs)
-        self.basis = None if config.pca_targets is None else PatchBasis(config.patch_dim, config.pca_targets)
+        self.basis = TARGETS.find(config.target_name)(config)  # the target; checkpoints have it by this name
 
     def __call__(
         self,
@@ -57,10 +57,6 @@ class Decoder(nnx.Module):
             self.blocks, x, remat=self.config.remat, unroll=self.config.scan_unroll, memory=memory, record=record
         )
         return self.predict(self.norm(x[:, first:])), recorded
-
-    def to_patches(self, prediction: jax.Array) -> jax.Array:
-        """Predictions [B, L, target_dim] as patches [B, L, p*p*C], which are normalised if the targets are."""
-        return prediction if self.basis is None else self.basis.to_patches(prediction)
 
     def _queries(self, batch: int, grid: tuple[int, int], ids: jax.Array | None) -> jax.Array:
         positions = position_table(self.positions, self.config.grid, grid, self.config.decoder_width)[1:]

@@ -5,13 +5,14 @@ paper leaves open are those of the released weights, so that these can be loaded
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mae_jax.models.config import MAEConfig
 from mae_jax.models.decoder import Decoder
@@ -30,7 +31,7 @@ from mae_jax.models.masking import (
 from mae_jax.models.parameters import gather_outside_blocks
 from mae_jax.models.patches import grid_size, patchify, unpatchify
 from mae_jax.models.rendering import reconstruct
-from mae_jax.models.targets import make_targets
+from mae_jax.models.targets import TARGETS
 from mae_jax.models.transformer import NOTHING, Record, Recorded
 from mae_jax.models.uniformity import uniformity
 from mae_jax.runtime.errors import UserError
@@ -108,13 +109,13 @@ class MaskedAutoencoder(nnx.Module):
                 "or mae_visualize_vit_*)"
             )
         patches, grid = patches_of(images, self.config)
-        masks = self._masks(len(patches), grid, key, noise, mask, mask_ratio)
+        masks = self._masks(patches, grid, key, noise, mask, mask_ratio)
         record = Record(output_hidden_states, output_attentions)
         tokens, encoder = self._encode(patches, grid, masks, record)
         prediction, decoder = self.decoder(tokens, grid, masks.ids_restore, record)
-        targets = make_targets(patches, self.config, self.decoder.basis)
+        targets = self.decoder.basis(patches)
         example_loss = self._example_loss(prediction, targets, masks)
-        prediction = self.decoder.to_patches(prediction)
+        prediction = self.decoder.basis.to_patches(prediction)
         loss = jnp.mean(example_loss)
         return MAEOutput(loss, prediction, masks.mask, masks.ids_restore, example_loss, *encoder, *decoder)
 
@@ -130,13 +131,12 @@ class MaskedAutoencoder(nnx.Module):
         """
         config = self.config
         patches, grid = patches_of(images, config)
+        targets, repeated = self.decoder.basis(patches), patches
         if config.masks_per_image > 1:
             keys = jax.vmap(lambda key: jax.random.split(key, config.masks_per_image))(keys).reshape(-1)
-        masks = self._masks(len(keys), grid, keys)
+            targets, repeated = (jnp.repeat(x, config.masks_per_image, axis=0) for x in (targets, patches))
+        masks = self._masks(repeated, grid, keys)
         tokens, _ = self._encode(patches, grid, masks)
-        targets = make_targets(patches, config, self.decoder.basis)
-        if config.masks_per_image > 1:
-            targets = jnp.repeat(targets, config.masks_per_image, axis=0)
         ids = self._predicted(keys, masks, grid)
         prediction, _ = self.decoder(tokens, grid, masks.ids_restore, ids=ids)
         if ids is None:
@@ -203,7 +203,7 @@ class MaskedAutoencoder(nnx.Module):
         patches, grid = patches_of(images, self.config)
         masks = None
         if any(given is not None for given in (key, noise, mask, mask_ratio)) or output_masks:
-            masks = self._masks(len(patches), grid, key, noise, mask, mask_ratio)
+            masks = self._masks(patches, grid, key, noise, mask, mask_ratio)
         record = Record(output_hidden_states, output_attentions)
         features, recorded = self.encoder(patches, grid, masks and masks.ids_keep, record=record)
         if not (any(record) or output_masks):
@@ -254,13 +254,21 @@ class MaskedAutoencoder(nnx.Module):
         if key is None and noise is None and mask is None:
             key = jax.random.key(0)
         output = self(images, key=key, noise=noise, mask=mask, mask_ratio=mask_ratio)
-        images, normalized = jnp.asarray(images, jnp.float32), self.config.normalize_targets
+        images, normalized = jnp.asarray(images, jnp.float32), self.decoder.basis.normalized
         found = reconstruct(images, output.prediction, output.mask, self.config.patch_size, normalized)
         return self.processor.to_pictures(found.pasted if paste_visible else found.prediction)
 
     def _masks(
-        self, batch: int, grid: tuple[int, int], key=None, noise=None, mask=None, mask_ratio: float | None = None
+        self,
+        patches: jax.Array,
+        grid: tuple[int, int],
+        key=None,
+        noise=None,
+        mask=None,
+        mask_ratio: float | None = None,
     ) -> Mask:
+        """The masks of patches [B, L, p*p*C] from the one source that is given."""
+        batch, num_patches = patches.shape[:2]
         if sum(given is not None for given in (key, noise, mask)) != 1:
             raise ValueError("give one of key=, noise= and mask=: the masks need one source")
         if mask is not None and mask_ratio is not None:
@@ -270,7 +278,6 @@ class MaskedAutoencoder(nnx.Module):
         if mask is not None:
             hidden, visible = check_given_mask(mask, batch, grid)
             return given_masks(jnp.asarray(hidden), visible)
-        num_patches = grid[0] * grid[1]
         ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
         if noise is not None:
             check_mask_ratio(ratio, grid)
@@ -284,7 +291,7 @@ class MaskedAutoencoder(nnx.Module):
         keys = jax.random.split(key, batch) if key.ndim == 0 else key
         if keys.shape != (batch,):
             raise ValueError(f"keys of shape {keys.shape}: one key, or one for each of {batch} images, is needed")
-        return draw_masks(keys, grid, ratio, self.config.mask_sampling, self.config.mask_cell)
+        return draw_masks(keys, patches, grid, ratio, self.config)
 
 
 def init_params(config: MAEConfig, key: jax.Array) -> dict:
@@ -292,18 +299,23 @@ def init_params(config: MAEConfig, key: jax.Array) -> dict:
     return nnx.to_pure_dict(nnx.state(MaskedAutoencoder(config, rngs=nnx.Rngs(key))))
 
 
-def split_fixed(variables: dict) -> tuple[dict, dict]:
-    """A model's variables as (parameters, those that are fitted to the data and never trained)."""
-    decoder = dict(variables.get("decoder", {}))
-    if "basis" not in decoder:
-        return variables, {}
-    basis = decoder.pop("basis")
-    return variables | {"decoder": decoder}, {"decoder": {"basis": basis}}
-
-
 @functools.lru_cache(maxsize=16)  # tracing a model takes longer than loading it
 def _split(config: MAEConfig, decoder: bool) -> tuple[nnx.GraphDef, nnx.State]:
     return nnx.split(nnx.eval_shape(lambda: MaskedAutoencoder(config, rngs=nnx.Rngs(0), decoder=decoder)))
+
+
+def split_fixed(config: MAEConfig, variables: dict) -> tuple[dict, dict]:
+    """A model's variables as (parameters, those that are fitted to the data and never trained)."""
+    fixed = flatten_dict(nnx.to_pure_dict(nnx.filter_state(_split(config, True)[1], nnx.Not(nnx.Param))))
+    trees: tuple[dict, dict] = {}, {}
+    for path, leaf in flatten_dict(variables).items():
+        trees[path in fixed][path] = leaf
+    return unflatten_dict(trees[0]), unflatten_dict(trees[1])
+
+
+def fit_fixed(config: MAEConfig, batches: Iterable[np.ndarray]) -> dict:
+    """The variables that are fitted to data, batches of normalised images [b, H, W, C], as a nested dict."""
+    return {"decoder": {"basis": TARGETS.find(config.target_name)(config).fit(batches)}}
 
 
 def abstract_params(config: MAEConfig, *, decoder: bool = True) -> dict:

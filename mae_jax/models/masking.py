@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,8 @@ import numpy as np
 from einops import rearrange
 
 from mae_jax.runtime.errors import UserError
+from mae_jax.settings.registry import Registry
 
-MASK_SAMPLINGS = ("random", "block", "grid")
 GRID_RATIO = 0.75  # of the masks that keep one patch of each 2 x 2
 # Blocks are drawn as BEiT does (arXiv 2106.08254, algorithm 1), whose smallest is 16 of 14 x 14 patches.
 LEAST_BLOCK = 16 / 196  # share of the patches
@@ -29,6 +29,12 @@ class Mask(NamedTuple):
 
 
 MaskFn = Callable[[int, tuple[int, int]], np.ndarray]  # (number of the image, grid) -> 1 where a patch is hidden
+
+# (keys [B], patches [B, L, p*p*C], (rows, columns), mask ratio, MAEConfig) -> masks with `config.num_visible` patches.
+# An example's mask must depend on its own key and patches alone, so that it is the same in every batch.
+Sampler = Callable[[jax.Array, jax.Array, tuple[int, int], float, Any], Mask]
+
+SAMPLERS: Registry[Sampler] = Registry("model.mask_sampling")
 
 
 def num_visible(num_patches: int, mask_ratio: float) -> int:
@@ -51,15 +57,37 @@ def check_mask_ratio(mask_ratio: float, grid: tuple[int, int], cell: int = 1, na
     return visible
 
 
-def draw_masks(
-    keys: jax.Array, grid: tuple[int, int], mask_ratio: float, sampling: str = "random", cell: int = 1
-) -> Mask:
-    """Masks for a batch. keys: [B], one key an example, which alone decides its mask (paper, section 3, Table 1f)."""
-    if sampling == "block":
-        return block_masks(keys, grid, mask_ratio)
-    if sampling == "grid":
-        return grid_masks(keys, grid)
-    return cell_masks(keys, grid, mask_ratio, cell) if cell > 1 else random_masks(keys, grid[0] * grid[1], mask_ratio)
+def draw_masks(keys: jax.Array, patches: jax.Array, grid: tuple[int, int], mask_ratio: float, config: Any) -> Mask:
+    """Masks of patches [B, L, p*p*C], drawn by `config.mask_sampling` from one key an example (paper, section 3).
+
+    Raises:
+      UserError: if a sampler leaves another number of patches visible than `config.num_visible`.
+    """
+    masks = SAMPLERS.find(config.mask_sampling)(keys, patches, grid, mask_ratio, config)
+    expected = count_visible(grid, mask_ratio, config.mask_cell)
+    if masks.ids_keep.shape != (len(keys), expected):
+        raise UserError(
+            f"model.mask_sampling={config.mask_sampling}: ids_keep of shape {masks.ids_keep.shape}, but "
+            f"{(len(keys), expected)} is needed: int({grid[0] * grid[1]} * (1 - {mask_ratio})) patches stay visible"
+        )
+    return masks
+
+
+@SAMPLERS.register("random")
+def _random(keys, patches, grid, mask_ratio, config) -> Mask:
+    if config.mask_cell > 1:
+        return cell_masks(keys, grid, mask_ratio, config.mask_cell)
+    return random_masks(keys, grid[0] * grid[1], mask_ratio)
+
+
+@SAMPLERS.register("block")
+def _block(keys, patches, grid, mask_ratio, config) -> Mask:
+    return block_masks(keys, grid, mask_ratio)
+
+
+@SAMPLERS.register("grid")
+def _grid(keys, patches, grid, mask_ratio, config) -> Mask:
+    return grid_masks(keys, grid)
 
 
 def random_masks(keys: jax.Array, num_patches: int, mask_ratio: float) -> Mask:

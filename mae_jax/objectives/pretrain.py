@@ -23,9 +23,15 @@ from mae_jax.interop.transfer import fitting_params, resolve_pictures
 from mae_jax.interop.workdirs import Weights
 from mae_jax.models.config import MAEConfig, unroll_on_cpu
 from mae_jax.models.flops import decoder_tokens, encoder_tokens, forward_flops, train_flops
-from mae_jax.models.mae import MaskedAutoencoder, init_params, make_bind, split_fixed
+from mae_jax.models.mae import (
+    MaskedAutoencoder,
+    abstract_params,
+    fit_fixed,
+    init_params,
+    make_bind,
+    split_fixed,
+)
 from mae_jax.models.parameters import count_parameters, join
-from mae_jax.models.targets import fit_patch_basis
 from mae_jax.objectives.objective import LossDetails, LossFn, Objective, State, Variables, check_model
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import create
@@ -34,11 +40,11 @@ from mae_jax.runtime.seeds import make_key
 from mae_jax.runtime.text import si
 from mae_jax.settings.fields import defaults
 
-BASIS_IMAGES = 10_000  # at most, that principal components of patches are fitted to
+FITTED_IMAGES = 10_000  # at most, that a target is fitted to
 # Settings of the model that the summary names where they are not the usual ones.
 CHOICES = (
-    "mask_sampling", "mask_cell", "encoder_mask_tokens", "loss_patches", "pca_targets", "class_tokens", "registers",
-    "qk_norm", "decoder_attention", "prediction_ratio", "masks_per_image", "uniformity",
+    "mask_sampling", "mask_cell", "encoder_mask_tokens", "loss_patches", "pca_targets", "target", "class_tokens",
+    "registers", "qk_norm", "decoder_attention", "prediction_ratio", "masks_per_image", "uniformity",
 )  # fmt: skip
 
 
@@ -75,29 +81,29 @@ class Pretraining(Objective):
         return make_bind(self.model)
 
     def init(self, key: jax.Array) -> Variables:
-        return Variables(*split_fixed(init_params(self.model, key)))
+        return Variables(*split_fixed(self.model, init_params(self.model, key)))
 
     def start_from(self, weights: Weights | None) -> Variables | None:
         if weights is not None:
             params, self._start_notes = fitting_params(weights, self.config)
-            params, fixed = split_fixed(params)
+            params, fixed = split_fixed(self.model, params)
         else:
             params, fixed = {}, {}
-        if self.model.pca_targets is not None and not fixed:
-            fixed = {"decoder": {"basis": self._fit_patch_basis()}}
+        if not fixed and split_fixed(self.model, abstract_params(self.model))[1]:
+            fixed = self._fit_fixed()
         return Variables(params, fixed) if params or fixed else None
 
-    def _fit_patch_basis(self) -> dict[str, np.ndarray]:
-        """Principal components of the training images' patches, the same in all processes."""
+    def _fit_fixed(self) -> dict:
+        """What the target fits to training images, such as principal components; the same in all processes."""
         data, model = self.config.data, self.model
-        source = RandomSubset(self.train_source, BASIS_IMAGES)
+        source = RandomSubset(self.train_source, FITTED_IMAGES)
         batches = make_eval_batches(source, data, min(len(source), 256), model.image_size, model.channels)
         with contextlib.closing(batches):
             images = (normalize(batch["image"][batch["weight"] > 0], data.mean, data.std) for batch in batches)
-            basis = fit_patch_basis(images, model)
+            fitted = fit_fixed(model, images)
         # Other hosts may round otherwise, and axes of nearly the same variance then differ.
-        found = from_main({name: values.tolist() for name, values in basis.items()})
-        return {name: np.asarray(values, np.float32) for name, values in found.items()}
+        found = from_main(jax.tree.map(np.ndarray.tolist, fitted))
+        return jax.tree.map(lambda values: np.asarray(values, np.float32), found, is_leaf=lambda x: isinstance(x, list))
 
     def describe(self, variables: Variables) -> dict[str, str]:
         model, usual, rows = self.model, defaults().model, {}

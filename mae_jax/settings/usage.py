@@ -31,8 +31,8 @@ READS = {
     "pretrain": TRAINS + NO_LABELS + NO_MIXING + FEATURES + HIDES + KNN + PROBE
     + "evaluate.random_encoder evaluate.linear_probe",
     "classify": TRAINS + "classifier.* -model.decoder_* -model.mask_* -model.encoder_mask_tokens -model.loss_patches "
-    "-model.pca_targets -model.prediction_ratio -model.masks_per_image -model.uniformity -model.normalize_targets "
-    "-model.positions",
+    "-model.pca_targets -model.target -model.prediction_ratio -model.masks_per_image -model.uniformity "
+    "-model.normalize_targets -model.positions",
     "knn": MEASURES + FEATURES + KNN + "evaluate.knn_sweep_* evaluate.random_encoder",
     "logistic_regression": MEASURES + FEATURES + PROBE + "evaluate.probe_sweep_c evaluate.random_encoder",
     "features": MEASURES + FEATURES,

@@ -106,7 +106,8 @@ def config_of(task="pretrain", **model):
 
 
 def save(path, config, step=5):
-    params, fixed = split_fixed(random_params(MAEConfig(**config.model)))
+    model = MAEConfig(**config.model)
+    params, fixed = split_fixed(model, random_params(model))
     checkpoints = Checkpoints(path, config.checkpoint, config.to_dict())
     checkpoints.save(step, TrainState(np.int32(step), params, {"count": np.int32(step)}, fixed))
     checkpoints.close()

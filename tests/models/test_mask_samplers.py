@@ -9,7 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mae_jax.models.masking import BLOCK_DRAWS, Mask, _draw_block, count_visible, draw_masks, random_masks, some_hidden
+from mae_jax.models.masking import BLOCK_DRAWS, Mask, _draw_block, count_visible, random_masks, some_hidden
+from tests.reference import drawn_masks
 
 GRID = 4, 8  # rows, columns
 SAMPLERS = {  # on GRID, 24 of 32 patches hidden
@@ -26,7 +27,7 @@ each_sampler = pytest.mark.parametrize("name", SAMPLERS)
 @functools.cache
 def sampler(grid, ratio, sampling, cell):
     """keys [B] -> Mask, compiled."""
-    return jax.jit(lambda keys: draw_masks(keys, grid, ratio, sampling, cell))
+    return jax.jit(lambda keys: drawn_masks(keys, grid, ratio, sampling, cell))
 
 
 def keys_of(count: int, seed: int = 0) -> jax.Array:
@@ -198,7 +199,7 @@ def test_a_mask_is_a_function_of_its_key_alone_compiled_or_not(name):
     for found, expected in zip(draw(keys[order]), masks, strict=True):
         np.testing.assert_array_equal(found, np.asarray(expected)[order])
     sampling, cell = SAMPLERS[name]
-    alone = draw_masks(keys[5:6], GRID, RATIOS.get(name, 0.75), sampling, cell)  # op by op
+    alone = drawn_masks(keys[5:6], GRID, RATIOS.get(name, 0.75), sampling, cell)  # op by op
     for found, expected in zip(alone, masks, strict=True):
         np.testing.assert_array_equal(found[0], expected[5])
 

@@ -12,10 +12,10 @@ import pytest
 from mae_jax.evaluation.extraction import pool
 from mae_jax.models.classifier import ClassifierConfig, init_classifier, make_bind_classifier
 from mae_jax.models.mae import PREDICTED, MAEConfig, init_params, make_bind
-from mae_jax.models.masking import BLOCK_DRAWS, draw_masks, some_hidden
+from mae_jax.models.masking import BLOCK_DRAWS, some_hidden
 from mae_jax.models.patches import patchify
 from mae_jax.runtime.errors import UserError
-from tests.reference import max_relative, random_batch, random_like, random_params
+from tests.reference import drawn_masks, max_relative, random_batch, random_like, random_params
 
 PLAIN = MAEConfig((12, 16), 4, 1, 16, 2, 2, 2.0, 12, 2, 3, 0.5, False)  # 3 x 4 patches, 6 of them hidden
 GRID = 3, 4
@@ -180,7 +180,7 @@ def test_the_loss_of_some_hidden_patches_is_in_the_mean_that_of_all_of_them():
 def test_a_training_step_predicts_the_stated_share_of_all_patches_all_of_them_hidden():
     config = config_of(decoder_attention="cross", prediction_ratio=0.3)
     model, keys = make_bind(config)(random_params(config)), jax.random.split(jax.random.key(0), 5)
-    masks = draw_masks(keys, GRID, 0.5)
+    masks = drawn_masks(keys, GRID, 0.5)
     ids = model._predicted(keys, masks, GRID)
     assert ids.shape == (5, int(12 * 0.3)) and np.take_along_axis(masks.mask, ids, 1).all()
 
@@ -194,7 +194,7 @@ def test_the_patches_that_are_predicted_have_nothing_to_do_with_how_the_mask_was
     assert not (data == np.asarray(own)).all(1).any()
 
     def draw(keys):
-        masks = draw_masks(keys, (6, 6), 0.5, sampling)
+        masks = drawn_masks(keys, (6, 6), 0.5, sampling)
         ids = some_hidden(jax.vmap(jax.random.fold_in, (0, None))(keys, PREDICTED), masks, 6)
         second = jax.vmap(lambda key: jax.random.uniform(jax.random.split(jax.random.fold_in(key, 1), 4)[1]))(keys)
         return jnp.any(ids == masks.ids_hidden[:, :1], axis=1), second

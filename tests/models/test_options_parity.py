@@ -9,8 +9,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from mae_jax.models.mae import PREDICTED, MAEConfig, make_bind
-from mae_jax.models.masking import draw_masks, some_hidden
-from tests.reference import random_batch, random_params
+from mae_jax.models.masking import some_hidden
+from tests.reference import drawn_masks, random_batch, random_params
 
 torch = pytest.importorskip("torch")
 
@@ -49,7 +49,7 @@ def case(name):
         each = keys
         if config.masks_per_image > 1:
             each = jax.vmap(lambda key: jax.random.split(key, config.masks_per_image))(keys).reshape(-1)
-        masks = draw_masks(each, config.grid, config.mask_ratio, config.mask_sampling, config.mask_cell)
+        masks = drawn_masks(each, config.grid, config.mask_ratio, config.mask_sampling, config.mask_cell)
         ids = masks.ids_hidden
         if config.prediction_ratio is not None:
             count = int(config.num_patches * config.prediction_ratio)

@@ -40,7 +40,7 @@ def one_step(name, sizes, parts=1):
         loss, scalars = make_bind(config)(join(params, frozen)).training_loss(batch["image"], keys)
         return loss, LossDetails(scalars)
 
-    init = make_init(lambda key: Variables(*split_fixed(init_params(config, key))), optimizer)
+    init = make_init(lambda key: Variables(*split_fixed(config, init_params(config, key))), optimizer)
     step_fn = make_train_step(loss_fn, optimizer, lambda _: 1.0, mesh, parts)
     batch = {"image": jax.ShapeDtypeStruct(images.shape, images.dtype)}
     compiled = compile_train_step(step_fn, abstract_state(init, mesh), batch, key, mesh)
