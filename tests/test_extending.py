@@ -20,7 +20,7 @@ def examples(tmp_path_factory):
         title = section.split("\n", 1)[0]
         (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
         (folder / code.split("\n", 1)[0].removeprefix("# ")).write_text(code)
-        (command,) = re.findall(r"\n    (python main\.py [^\n]*(?:\\\n[^\n]*)*)", section)
+        (command,) = re.findall(r"\n    (python main\.py (?:[^\\\n]|\\\n)*)", section)
         words = shlex.split(command.replace("\\\n", ""))
         settings[title] = [word for word in words if word.startswith("--config.")]
     return folder, settings
