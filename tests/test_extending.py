@@ -28,7 +28,7 @@ def examples(tmp_path_factory):
 
 def run_with(folder, settings):
     path = f"{folder}:{WITHOUT_TORCH}:{ROOT}"
-    code, out, err = run(*TINY, *FEW, *settings, f"--workdir={folder}/run", PYTHONPATH=path)
+    code, out, err = run(*TINY, *FEW, f"--workdir={folder}/run", *settings, PYTHONPATH=path)
     assert code == 0, out + err
 
 
