@@ -26,9 +26,9 @@ def examples(tmp_path_factory):
     return folder, settings
 
 
-def run_with(folder, settings):
+def run_with(folder, settings, workdir):
     path = f"{folder}:{WITHOUT_TORCH}:{ROOT}"
-    code, out, err = run(*TINY, *FEW, f"--workdir={folder}/run", *settings, PYTHONPATH=path)
+    code, out, err = run(*TINY, *FEW, *settings, f"--workdir={workdir}", PYTHONPATH=path)
     assert code == 0, out + err
 
 
@@ -36,7 +36,7 @@ def run_with(folder, settings):
 def test_every_example_but_the_objective_works_and_all_of_them_together(examples):
     folder, settings = examples
     own = [setting for title, several in settings.items() if title != "An objective" for setting in several]
-    run_with(folder, own)
+    run_with(folder, own, folder / "run")
     config = read_json(folder / "run" / "config.json")
     for setting in own:
         key, value = setting.removeprefix("--config.").split("=", 1)
@@ -50,7 +50,7 @@ def test_every_example_but_the_objective_works_and_all_of_them_together(examples
 @pytest.mark.slow
 def test_the_example_of_an_objective_trains_it(examples, tmp_path):
     folder, settings = examples
-    run_with(folder, [*settings["An objective"], f"--workdir={tmp_path}"])
+    run_with(folder, settings["An objective"], tmp_path)
     assert read_json(tmp_path / "result.json")["eval/loss"] > 0
 
 

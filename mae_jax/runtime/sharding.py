@@ -93,9 +93,10 @@ def _vary_over_batch(x: jax.Array) -> jax.Array:
     return vary(x, axes_of(BATCH_AXES))
 
 
-def varying(x) -> frozenset[str]:
-    """The axes over which (abstract) x may differ from device to device; none outside of `on_shards`."""
-    return jax.typeof(x).manual_axis_type.varying
+def varying(x: jax.Array | jax.ShapeDtypeStruct) -> frozenset[str]:
+    """The axes along which x may differ from device to device; none outside of `on_shards`."""
+    kind = (x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x)).manual_axis_type
+    return kind.varying if kind else frozenset()
 
 
 def vary(x: jax.Array, axes: Iterable[str]) -> jax.Array:

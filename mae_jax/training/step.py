@@ -11,7 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from mae_jax.objectives.objective import LossFn
 from mae_jax.runtime.mesh import BATCH_AXES, batch_sharding, compiler_options, parameter_specs, replicated
-from mae_jax.runtime.sharding import ROWS, axes_of, batch_devices, mean_over_batch, on_shards, vary
+from mae_jax.runtime.sharding import ROWS, axes_of, batch_devices, mean_over_batch, on_shards, vary, varying
 from mae_jax.training.state import TrainState, shardings_of
 
 STATISTICS_MOMENTUM = 0.1  # share of a batch in the running statistics of BatchNorm
@@ -131,7 +131,7 @@ def _accumulate(grad_fn, params: dict, frozen: dict, rows, parts: Parts):
 
     cut_rows = jax.tree.map(cut, rows)
     shapes = jax.eval_shape(grad_fn, params, frozen, *jax.tree.map(lambda x: x[0], cut_rows))
-    zeros = jax.tree.map(lambda s: vary(jnp.zeros(s.shape, s.dtype), s.manual_axis_type.varying), shapes)
+    zeros = jax.tree.map(lambda s: vary(jnp.zeros(s.shape, s.dtype), varying(s)), shapes)
     total, _ = jax.lax.scan(add_part, zeros, cut_rows)
     return jax.tree.map(lambda x: x / parts.count, total)
 
