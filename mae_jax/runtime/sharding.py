@@ -159,10 +159,17 @@ def sum_of_parts(product: jax.Array, x: jax.Array) -> jax.Array:
     return jax.lax.psum(product, "tensor") if "tensor" in varying(x) else product
 
 
-def mean_over_batch(x):
-    """The mean over the devices that hold a batch's rows, of values that are means over equally many rows."""
-    axes = axes_of(BATCH_AXES)
-    return jax.lax.pmean(x, axes) if axes else x
+def mean_over_batch(tree):
+    """The mean over the devices that hold a batch's rows of values that are means over equally many rows.
+
+    What is the same on all of them is left as it is.
+    """
+
+    def mean(x):
+        axes = tuple(axis for axis in BATCH_AXES if axis in varying(x))
+        return jax.lax.pmean(x, axes) if axes else x
+
+    return jax.tree.map(mean, tree)
 
 
 def all_rows(x: jax.Array) -> jax.Array:

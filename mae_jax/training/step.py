@@ -113,8 +113,7 @@ def _mean_gradients(
         axes = axes_of(("data",) if "fsdp" in spec else BATCH_AXES)
         return (jax.lax.psum(gradient, axes) if axes else gradient) / batch_devices()
 
-    loss, scalars = mean_over_batch((loss, details.scalars))
-    return (loss, details._replace(scalars=scalars)), jax.tree.map(mean, grads, specs)
+    return mean_over_batch((loss, details)), jax.tree.map(mean, grads, specs)
 
 
 def _accumulate(grad_fn, params: dict, frozen: dict, rows, parts: Parts):
