@@ -141,8 +141,8 @@ def block_masks(keys: jax.Array, grid: tuple[int, int], mask_ratio: float) -> Ma
         return key, hidden | new.reshape(grid), n + 1
 
     def order(key):
-        start = key, jnp.zeros(grid, bool), 0
-        _, hidden, _ = jax.lax.while_loop(lambda state: jnp.sum(state[1]) < hide, draw, start)
+        first = draw((key, jnp.zeros(grid, bool), 0))  # as on a mesh a loop begins with what varies over its devices
+        _, hidden, _ = jax.lax.while_loop(lambda state: jnp.sum(state[1]) < hide, draw, first)
         return jnp.argsort(hidden.reshape(-1), stable=True)
 
     return _mask_from_order(jax.vmap(order)(keys), keep)
