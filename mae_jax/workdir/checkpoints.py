@@ -173,8 +173,9 @@ class Checkpoints:
         return f"saved {count} checkpoints; the loop waited {total:.2f} s for them, {total / count:.3f} s each"
 
     def changed_settings(self, step: int) -> dict[str, tuple[Any, Any]]:
-        """Settings that differ from those of a saved step: {key: (then, now)}."""
-        return changed_settings(from_main(self._read_about(step))["config"], self._config)
+        """Settings that differ from those of a saved step: {key: (then, now)}; not those that are gone."""
+        changed = changed_settings(from_main(self._read_about(step))["config"], self._config)
+        return {key: changed[key] for key in flatten(self._config) if key in changed}
 
     def _read_about(self, step: int) -> dict[str, Any] | None:
         return read_object(self._folder / str(step) / "about" / "metadata")
