@@ -9,12 +9,12 @@ import pytest
 from einops import rearrange
 from flax import nnx
 
-from mae_jax.models.attention import attend
 from mae_jax.models.mae import MAEConfig, make_bind
 from mae_jax.models.masking import random_masks, take_patches
 from mae_jax.models.patches import patchify
 from mae_jax.models.positions import sincos_table
 from mae_jax.models.rendering import normalize_patches
+from mae_jax.runtime.platform import attention
 from tests.reference import random_batch, random_params
 
 CONFIG = MAEConfig((12, 16), 4, 3, 16, 3, 2, 4.0, 12, 2, 3)
@@ -25,12 +25,12 @@ def plain_blocks(blocks, x, heads, dtype):
 
     def apply(x, parameters):
         block = nnx.merge(graphdef, parameters)
-        queries, keys, values = jnp.split(block.attention.qkv(x, block.norm1), 3, axis=2)
+        queries, keys, values = jnp.split(block.attention.qkv(block.norm1(x)), 3, axis=2)
         queries = queries * (queries.shape[-1] // heads) ** -0.5
         qkv = (queries, keys, values)
-        q, k, v = (rearrange(part.astype(dtype), "b n 1 (h d) -> (b h) n d", h=heads) for part in qkv)
-        x = x + block.attention.out(rearrange(attend(q, k, v), "(b h) n d -> b n (h d)", h=heads))
-        return x + block.mlp(x, block.norm2), None
+        q, k, v = (rearrange(part.astype(dtype), "b n 1 (h d) -> b n h d", h=heads) for part in qkv)
+        x = x + block.attention.out(rearrange(attention(q, k, v), "b n h d -> b n (h d)"))
+        return x + block.mlp(block.norm2(x)), None
 
     return jax.lax.scan(apply, x, stacked)[0]
 
@@ -49,7 +49,7 @@ def plain_loss(config, params, images, keys):
     tokens = take_patches(jnp.concatenate([x[:, 1:], hidden], axis=1), masks.ids_restore)
     x = jnp.concatenate([x[:, :1], tokens], axis=1) + jnp.asarray(sincos_table(config.grid, config.decoder_width))
     x = plain_blocks(decoder.blocks, x, config.decoder_num_heads, config.dtype)
-    prediction = decoder.predict(x[:, 1:], decoder.norm)
+    prediction = decoder.predict(decoder.norm(x[:, 1:]))
     error = jnp.mean((prediction - normalize_patches(patches)) ** 2, axis=-1)
     return jnp.mean(jnp.sum(error * masks.mask, axis=1) / jnp.sum(masks.mask, axis=1))
 
