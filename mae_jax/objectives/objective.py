@@ -50,7 +50,7 @@ class LossDetails(NamedTuple):
     """What a loss function returns besides the mean loss."""
 
     scalars: dict[str, jax.Array] = {}  # further means over the batch, to report
-    statistics: dict[str, Any] = {}  # the batch's statistics, for the running ones
+    statistics: dict[str, Any] = {}  # of the whole batch (runtime.sharding.mean_over_batch), for the running ones
 
 
 # (params, frozen params, batch, keys [B]) -> (mean loss over the batch, details)

@@ -8,6 +8,7 @@ import pytest
 
 from mae_jax.objectives.objective import LossDetails, Variables
 from mae_jax.runtime.mesh import batch_sharding, put_batch
+from mae_jax.runtime.sharding import mean_over_batch
 from mae_jax.training.state import abstract_state, create_state, make_init
 from mae_jax.training.step import compile_train_step, make_train_step
 from tests.meshes import device_mesh
@@ -16,7 +17,7 @@ RATE = 0.1
 
 
 def loss_fn(params, frozen, batch, keys):
-    statistics = {"mean": jnp.mean(batch["x"])}
+    statistics = {"mean": mean_over_batch(jnp.mean(batch["x"]))}
     return jnp.mean(params["w"] * batch["x"]), LossDetails(statistics=statistics)
 
 
