@@ -38,7 +38,7 @@ class ArrayBatches(Iterator[dict[str, np.ndarray]]):
 def eval_array_batches(
     arrays: Mapping[str, np.ndarray], batch_size: int, *, process_index: int = 0, process_count: int = 1
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Every row once, in order, and "weight" float32 [b], 0 for the padding of the last batch: this process's share."""
+    """Every row once, in order, and "weight" float32 [b], 0 for the last batch's padding: one process's share."""
     own = own_rows(batch_size, process_index, process_count)
     total = len(next(iter(arrays.values())))
     for first in range(0, total, batch_size):
@@ -49,6 +49,6 @@ def eval_array_batches(
 
 
 def own_rows(batch_size: int, process_index: int, process_count: int) -> slice:
-    """The rows of a global batch that one process has."""
+    """One process's rows of a global batch."""
     rows = batch_size // process_count
     return slice(process_index * rows, (process_index + 1) * rows)

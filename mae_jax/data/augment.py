@@ -1,7 +1,7 @@
 """Augmentation of whole batches on the device, inside the compiled step: normalising, flipping, colours, erasing.
 
-All randomness of an example comes from its own key, so that it is the same on any number of devices. A key serves one
-function: split it for several. Keys are typed JAX keys [b].
+Each example's randomness comes from its own key, so it is the same on any number of devices. Use a key for one function
+only: split it for several. Keys are typed JAX keys [b].
 """
 
 import math
@@ -23,7 +23,7 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
 
 
 def denormalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """Inverse of `normalize`, to float32 [b, h, w, c] where 0 is black and 1 is white; not clipped."""
+    """Inverse of `normalize`: float32 [b, h, w, c] with 0 as black and 1 as white, not clipped."""
     mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
     return images.astype(jnp.float32) * std + mean
 
@@ -37,12 +37,8 @@ def random_flip(keys: jax.Array, images: jax.Array) -> jax.Array:
 def color_jitter(keys: jax.Array, images: jax.Array, strength: float) -> jax.Array:
     """Scales brightness, contrast and saturation, in this order, by random factors (Howard 2013, arXiv 1312.5402).
 
-    Args:
-      images: [b, h, w, c] on 0..255, uint8 or float: before they are normalised.
-      strength: the factors are uniform in [1 - strength, 1 + strength]; at most 1.
-
-    Returns:
-      float32 [b, h, w, c] on 0..255, clipped after each change. Only images of 3 channels have a saturation.
+    Factors are uniform in [1 - strength, 1 + strength], strength <= 1. Images [b, h, w, c] are on 0..255, not yet
+    normalised; the result is float32, clipped to 0..255 after each change. Only 3 channels have a saturation.
     """
 
     def draw(key):
@@ -55,17 +51,17 @@ def color_jitter(keys: jax.Array, images: jax.Array, strength: float) -> jax.Arr
 
 
 def adjust_brightness(images: jax.Array, factors: jax.Array) -> jax.Array:
-    """Blends each image [b, h, w, c] (0..255) with black: its factor [b] is the image's weight. float32, clipped."""
+    """Blends images [b, h, w, c] (0..255) with black, the images weighted by `factors` [b]. float32, clipped."""
     return _blend(images, 0.0, factors)
 
 
 def adjust_contrast(images: jax.Array, factors: jax.Array) -> jax.Array:
-    """The same with the mean of its grey picture."""
+    """As `adjust_brightness`, but blends with the mean of the grey image."""
     return _blend(images, _grey(images).mean((1, 2), keepdims=True), factors)
 
 
 def adjust_saturation(images: jax.Array, factors: jax.Array) -> jax.Array:
-    """The same with its grey picture."""
+    """As `adjust_brightness`, but blends with the grey image."""
     return _blend(images, _grey(images), factors)
 
 
@@ -75,21 +71,16 @@ def _blend(images: jax.Array, others: jax.Array | float, factors: jax.Array) -> 
 
 
 def _grey(images: jax.Array) -> jax.Array:
-    """[b, h, w, c] -> float32 [b, h, w, 1]: the luma of 3 channels, the mean of other numbers of them."""
+    """[b, h, w, c] -> float32 [b, h, w, 1]: the luma of 3 channels, else the mean of the channels."""
     images = images.astype(jnp.float32)
     if images.shape[-1] != 3:
         return images.mean(-1, keepdims=True)
-    # A sum and no matrix product, which accelerators may compute with fewer bits.
+    # A sum, not a matrix product, which accelerators may compute with fewer bits.
     return (images * jnp.asarray(LUMA, jnp.float32)).sum(-1, keepdims=True)
 
 
 def random_erasing(keys: jax.Array, images: jax.Array, probability: float) -> jax.Array:
-    """Replaces a random box (see `erasing_boxes`) by noise of mean 0 and deviation 1 (Zhong et al., arXiv 1708.04896).
-
-    Args:
-      images: float32 [b, h, w, c], normalised.
-      probability: of an image to get a box.
-    """
+    """Fills a box of some normalised images [b, h, w, c] with N(0, 1) noise (Zhong et al., arXiv 1708.04896)."""
     _, height, width, channels = images.shape
     keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
     chosen = jax.vmap(lambda key: jax.random.bernoulli(key, probability))(keys[:, 0])
@@ -100,13 +91,11 @@ def random_erasing(keys: jax.Array, images: jax.Array, probability: float) -> ja
 
 
 def erasing_boxes(keys: jax.Array, height: int, width: int) -> tuple[jax.Array, ...]:
-    """Draws the boxes of random erasing in pictures of `height` x `width` pixels.
+    """Draws the boxes of random erasing in images of `height` x `width` pixels.
 
-    Area uniform in ERASED_AREA, aspect log-uniform in ERASED_ASPECT, drawn until the box has a pixel and is both less
-    high and less wide than the picture, ERASING_TRIES times at most; the place is uniform.
-
-    Returns:
-      (top, left, height, width), int32 [b] each, pixels, and found: bool [b], False where no draw fitted.
+    The area is uniform in ERASED_AREA, the aspect log-uniform in ERASED_ASPECT. Up to ERASING_TRIES draws are made,
+    until the box has a pixel and both sides are smaller than the image's; its place is uniform. Returns (top, left,
+    height, width), int32 [b] each, pixels, and found: bool [b], False where no draw fitted.
     """
 
     def draw(key):
@@ -130,7 +119,7 @@ def erasing_boxes(keys: jax.Array, height: int, width: int) -> tuple[jax.Array, 
 def inside_boxes(
     top: jax.Array, left: jax.Array, box_height: jax.Array, box_width: jax.Array, height: int, width: int
 ) -> jax.Array:
-    """Boxes in pixels, int32 [b] each, -> bool [b, height, width, 1], True inside."""
+    """Masks bool [b, height, width, 1], True inside boxes given in pixels, int32 [b] each."""
     rows, columns = jnp.arange(height), jnp.arange(width)
     in_rows = (rows >= top[:, None]) & (rows < (top + box_height)[:, None])
     in_columns = (columns >= left[:, None]) & (columns < (left + box_width)[:, None])

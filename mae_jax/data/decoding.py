@@ -1,4 +1,4 @@
-"""From encoded bytes or arrays to uint8 pictures: colour modes, orientation, transparency, and what is refused."""
+"""Decodes encoded bytes and arrays to uint8 pictures: colour modes, orientation, transparency, and refusals."""
 
 import contextlib
 import io
@@ -22,8 +22,8 @@ from mae_jax.data.values import (
 )
 from mae_jax.runtime.errors import UserError
 
-# How much larger than the wanted size a box must still be when the decoder has shrunk it. At 1 nothing would be left
-# for the bicubic filter to do, and the decoder's filter, which is sharper, would show.
+# How much larger than the wanted size a box must stay after the decoder shrinks it. At 1, the decoder's sharper filter
+# would do all of the resizing.
 SPARE = 1.5
 
 _ORIENTATION_TAG = 0x0112  # EXIF 2.3, section 4.6.4
@@ -40,26 +40,26 @@ _SWAPS_SIDES = {_TRANSPOSE[orientation] for orientation in (5, 6, 7, 8)}
 
 
 def decode(data: bytes | np.ndarray, channels: int, max_pixels: int, value_range: Range | None = None) -> np.ndarray:
-    """All of a picture as uint8 [h, w, channels]; see `open_picture`."""
+    """The whole picture as uint8 [h, w, channels]; see `open_picture`."""
     return open_picture(data, channels, max_pixels, value_range).whole()
 
 
 def open_picture(data: bytes | np.ndarray, channels: int, max_pixels: int, value_range: Range | None = None) -> Picture:
-    """Opens a picture: its size is known, its pixels are decoded when they are asked for.
+    """Opens a picture; its pixels are decoded on demand.
 
-    Encoded bytes become what a viewer shows on white paper: turned as the EXIF orientation says, transparency
-    over white, the first frame of an animation; `channels` 1 gives the luminance (ITU-R 601). Arrays are taken as they
-    are; grey is repeated to 3 channels, and 3 become 1. Values that do not have 8 bits need `value_range`.
+    Encoded bytes become what a viewer shows on white paper: turned by the EXIF orientation, transparency over white,
+    the first frame of an animation; 1 channel is the luminance (ITU-R 601). Arrays stay as they are, except that grey
+    is repeated to 3 channels and 3 become 1. Values other than unsigned 8-bit need `value_range`.
 
     Args:
       data: an encoded picture, or uint8 [h, w] or [h, w, c].
-      channels: wanted; 1 or 3 for encoded pictures, any number for arrays.
-      max_pixels: width x height above which an encoded picture is refused, before it is decoded. Pillow itself refuses
-        those above 178,956,970.
-      value_range: (low, high), the values that become 0 and 255, of 8-bit pictures and arrays too, clipped.
+      channels: 1 or 3 for encoded pictures, any number for arrays.
+      max_pixels: larger encoded pictures are refused before decoding; Pillow's own limit is 178,956,970.
+      value_range: (low, high), the values that become 0 and 255, for 8-bit pictures and arrays too; those beyond are
+        clipped.
 
     Raises:
-      BadImage: empty, truncated, unknown or too large, or of unusable values; perhaps only when pixels are asked for.
+      BadImage: empty, truncated, unknown or too large, or unusable values; perhaps only when pixels are read.
       UserError: the channels of the data set cannot become `channels`.
     """
     if isinstance(data, np.ndarray):
@@ -77,7 +77,7 @@ def open_picture(data: bytes | np.ndarray, channels: int, max_pixels: int, value
 
 
 def to_array(picture: Image.Image, channels: int, value_range: Range | None = None) -> np.ndarray:
-    """uint8 [h, w, channels] of a picture of any mode, upright; see `open_picture`."""
+    """uint8 [h, w, channels] of a Pillow picture of any mode, upright; see `open_picture`."""
     deep = deep_type(picture)
     if deep and picture.mode == "RGB":
         raise BadImage(f"{deep[0]}, of which Pillow keeps 8 bits: give its path, or an array of its values")
@@ -85,17 +85,13 @@ def to_array(picture: Image.Image, channels: int, value_range: Range | None = No
 
 
 class Encoded:
-    """A picture of Pillow, of a JPEG only its header. It is decoded once: take one part, or the whole.
-
-    Attributes:
-      height, width: of the upright picture, pixels.
-    """
+    """A Pillow picture, upright `height` x `width` pixels. It can be decoded once: call `whole` or `part`, not both."""
 
     def __init__(self, picture: Image.Image, channels: int, value_range: Range | None, data: bytes = b""):
         self._picture, self._channels, self._value_range = picture, channels, value_range
         check_bands(picture)
-        deep = deep_type(picture)  # which shows only before it is loaded
-        if picture.format != "JPEG":  # others may have their orientation behind the pixels
+        deep = deep_type(picture)  # known only before loading
+        if picture.format != "JPEG":  # other formats may store the orientation after the pixels
             picture.load()
         self._transpose = _transpose_of(picture)
         if deep:
@@ -104,21 +100,20 @@ class Encoded:
         self.width, self.height = picture.size[::-1] if self._transpose in _SWAPS_SIDES else picture.size
 
     def whole(self) -> np.ndarray:
-        """uint8 [h, w, channels]."""
         return _from_array(np.asarray(self._load()), self._channels)
 
     def part(self, box: Box, size: tuple[int, int], exact: bool = True) -> np.ndarray:
         """The box resized to uint8 [*size, channels]; see `Picture`.
 
-        Unless it must be `exact`, the decoder of a JPEG may shrink the picture by 2, 4 or 8 first, if the box is then
-        still larger than `size` by SPARE: several times as fast, and as near to the exact part as another good filter
-        (40 dB and more; tests/data/test_parts.py).
+        If not `exact`, the JPEG decoder may first shrink the picture by 2, 4 or 8, as long as the box stays larger than
+        `size` by SPARE: several times as fast, and as close to the exact part as another good filter (40 dB and more;
+        tests/data/test_parts.py).
         """
         top, left, height, width = box
         scale = 1 if exact else self._scale_for(min(height / size[0], width / size[1]))
         picture = self._load(scale)
-        # The decoder rounds the sides up, so that the corners of the box are just divided. The pixels of the box are
-        # cut out first: what lies beyond them has no influence, as at full size.
+        # The decoder rounds sides up, so the box's corners are simply divided. Crop before resizing: pixels outside the
+        # box must have no influence, as at full size.
         top, left, bottom, right = top / scale, left / scale, (top + height) / scale, (left + width) / scale
         outer_top, outer_left = math.floor(top), math.floor(left)
         picture = picture.crop((outer_left, outer_top, math.ceil(right), math.ceil(bottom)))
@@ -126,16 +121,16 @@ class Encoded:
         return _from_array(np.asarray(picture.resize(size[::-1], Image.Resampling.BICUBIC, inner)), self._channels)
 
     def _scale_for(self, reduction: float) -> int:
-        """By how much the decoder may shrink the picture if a box of it is reduced by a factor."""
+        """The factor by which the decoder may shrink the picture if its box is then reduced by `reduction`."""
         if self._picture.format != "JPEG":
             return 1
-        # Turning a picture whose sides were rounded up would move its corner.
+        # If sides were rounded up, turning the picture would move its corner.
         sides = (0,) if self._transpose is None else self._picture.size
         fits = (s for s in (8, 4, 2) if reduction >= SPARE * s and all(side % s == 0 for side in sides))
         return next(fits, 1)
 
     def _load(self, scale: int = 1) -> Image.Image:
-        """The picture upright, of mode L or RGB, its values scaled."""
+        """The upright picture in mode L or RGB, its values scaled."""
         picture = self._picture
         with _naming_the_damage():
             if scale > 1:
@@ -152,7 +147,7 @@ class Encoded:
 
 @contextlib.contextmanager
 def _naming_the_damage(data: bytes = b"") -> Iterator[None]:
-    """Turns whatever is wrong with a picture, whose file is `data`, into a BadImage."""
+    """Turns any error from a picture (`data` is its file) into a BadImage."""
     try:
         yield
     except BadImage:
@@ -194,7 +189,6 @@ def _from_array(image: np.ndarray, channels: int, value_range: Range | None = No
 
 
 def _transpose_of(picture: Image.Image) -> Image.Transpose | None:
-    """What turns a picture upright."""
     try:
         return _TRANSPOSE.get(picture.getexif().get(_ORIENTATION_TAG))
     except Exception:  # a damaged EXIF block does not spoil the picture
@@ -202,7 +196,7 @@ def _transpose_of(picture: Image.Image) -> Image.Transpose | None:
 
 
 def _to_grey_or_rgb(picture: Image.Image) -> Image.Image:
-    """A picture of any 8-bit mode -> mode L (grey) or RGB."""
+    """Converts a picture of any 8-bit mode to mode L (grey) or RGB."""
     if picture.has_transparency_data:
         white = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
@@ -210,4 +204,4 @@ def _to_grey_or_rgb(picture: Image.Image) -> Image.Image:
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         return ImageCms.profileToProfile(picture, lab, srgb, outputMode="RGB")
     wanted = "L" if picture.mode in ("1", "L") else "RGB"
-    return picture if picture.mode == wanted else picture.convert(wanted)  # to convert always copies
+    return picture if picture.mode == wanted else picture.convert(wanted)  # convert() always copies

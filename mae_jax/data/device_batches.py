@@ -1,4 +1,4 @@
-"""Batches on the devices: read, or cut out of pictures that live there."""
+"""Batches on the devices: read on the host, or cut out of pictures that live on the devices."""
 
 import collections
 import functools
@@ -18,21 +18,20 @@ from mae_jax.runtime.signals import look
 
 
 class DeviceBatches(Iterator[dict[str, jax.Array]]):
-    """Endless batches on the devices: `batches`, which has `bad_images` and `close()`, sent there `ahead`."""
+    """Endless batches on the devices from `ahead`; `batches` is their source, with `bad_images` and `close()`."""
 
     def __init__(self, batches: Iterator[dict], ahead: Iterator[dict]):
         self._batches, self._ahead = batches, ahead
 
     @property
     def bad_images(self) -> dict[int, str]:
-        """Index in the source -> name, of the bad pictures that this process has found so far."""
+        """Indices in the source -> names, for the bad pictures that this process has found so far."""
         return self._batches.bad_images
 
     def __next__(self) -> dict[str, jax.Array]:
         return next(self._ahead)
 
     def close(self) -> None:
-        """Stops reading ahead."""
         self._batches.close()
 
 
@@ -58,11 +57,7 @@ def training_batches(
     stages: tuple[Stage, ...],
     steps: range,
 ) -> DeviceBatches:
-    """The batches of `make_train_batches` for the steps of a run, read or cut out of small pictures on the devices.
-
-    Args:
-      names: of the arrays wanted: image, label, index.
-    """
+    """The `names` of `make_train_batches` for a run's steps, read on the host or cut out of pictures on the devices."""
     sizes, size_of = sizes_from(stages, steps.start), functools.partial(size_at, stages)
     if can_be_resident(source, data, channels, sizes, len(steps) * data.batch_size):
         if not source.in_memory:
@@ -91,18 +86,16 @@ def evaluation_batches(
 
 
 def evaluation_batch_size(batch_size: int, pictures: int, mesh: Mesh) -> int:
-    """`batch_size`, or `pictures` if there are no more, rounded up to fill all parts that a batch is split into."""
+    """`batch_size`, at most `pictures`, rounded up to fill all parts that a batch is split into."""
     parts = batch_parts(mesh)
     return -(-min(batch_size, pictures) // parts) * parts
 
 
 def prefetch_to_device(batches: Iterator, put_fn: Callable, size: int) -> Iterator:
-    """Yields put_fn(batch) in order, with up to `size` further batches already handed to the device.
+    """Yields put_fn(batch) in order, with up to `size` further batches already sent to the device.
 
-    `put_fn` must return before the copy is complete, as `jax.device_put` does.
-
-    Raises:
-      Stopped: instead of a batch, if the program was asked to stop and has something to save.
+    `put_fn` must return before the copy is complete, as `jax.device_put` does. Raises Stopped instead of yielding if
+    the program was asked to stop and has something to save.
     """
     queue = collections.deque()
     for batch in batches:

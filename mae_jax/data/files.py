@@ -1,4 +1,4 @@
-"""Files of pictures: their formats, finding them below a folder, and reading one."""
+"""Picture files: their formats, finding them below a folder, and reading one."""
 
 import contextlib
 import errno
@@ -20,7 +20,7 @@ with contextlib.suppress(ImportError):  # optional: phones write HEIF
 
     register_heif_opener()
 
-# Pillow knows more formats, some of which start other programs (EPS).
+# Not all that Pillow knows: some formats start other programs (EPS).
 FORMATS = tuple(
     name for name in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "DIB", "PPM", "AVIF", "HEIF") if name in Image.OPEN
 )
@@ -28,15 +28,13 @@ _NAMES = {*FORMATS, "MPO"}  # MPO holds several JPEGs in one file, and opens as 
 EXTENSIONS = tuple(sorted(extension for extension, name in Image.EXTENSION.items() if name in _NAMES))
 _HEIF = {".heic", ".heif", ".hif"}
 
-MAX_BYTES = 2**30  # of a file: 6 for each of the most pixels that Pillow decodes
-# Skipped, as are names with a leading dot: folders of disks, file servers and archives.
+MAX_BYTES = 2**30  # of a file: 6 per pixel of the largest picture that Pillow decodes
+# Skipped like names with a leading dot: made by disks, file servers and archives.
 HIDDEN = ("lost+found", "@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information")
-SHOWN = 5  # names in a line at most
+SHOWN = 5  # most names in a line
 
 
 class Listing(NamedTuple):
-    """The content of a folder."""
-
     files: list[str]  # pictures, sorted, relative to the folder
     empty: list[str]  # direct sub-folders without a picture, sorted
     unread: Counter[str]  # other files by type: extension, or pipe, socket, device
@@ -45,13 +43,11 @@ class Listing(NamedTuple):
 def list_pictures(folder: Path, skip: Collection[str] = ()) -> Listing:
     """Lists the pictures at any depth below `folder`, except in its sub-folders named in `skip`.
 
-    Links are followed. Only regular files are pictures. Hidden files and folders are left out.
-
-    Raises:
-      UserError: for unreadable folders and broken links, whose pictures would be missing silently.
+    Links are followed; hidden names, and all but regular files, are left out. Raises UserError for unreadable folders
+    and broken links, whose pictures would be missing silently.
     """
     files, unread, top = [], Counter(), []
-    waiting = [(str(folder), "", frozenset())]  # path, the same relative to `folder`, real paths of its parents
+    waiting = [(str(folder), "", frozenset())]  # path, path relative to `folder`, real paths of its parents
     while waiting:
         path, prefix, parents = waiting.pop()
         here = os.path.realpath(path)
@@ -74,7 +70,7 @@ def list_pictures(folder: Path, skip: Collection[str] = ()) -> Listing:
 
 
 def folder_of(file: str) -> str:
-    """The first folder of a relative path: the class of its picture."""
+    """The first folder of a relative path: its picture's class."""
     return file.split(os.sep, 1)[0]
 
 
@@ -109,17 +105,12 @@ def describe_unread(unread: Counter[str]) -> str:
 
 
 def first_few(names: list[str]) -> str:
-    """The first names of a list, for a line."""
     more = len(names) - SHOWN
     return ", ".join(names[:SHOWN]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def find_folder(path: str | None) -> Path:
-    """The folder `data.path`.
-
-    Raises:
-      UserError: if it is not set, or not a folder.
-    """
+    """The folder `data.path`; raises UserError if it is unset or no folder."""
     if not path:
         raise UserError("data.path is not set: an image folder needs it, e.g. --config.data.path=/data/pictures")
     check_exists(path)
@@ -132,7 +123,7 @@ def find_folder(path: str | None) -> Path:
 
 
 def check_exists(path: str) -> None:
-    """Raises UserError, with the cause, unless the file or folder `data.path` is there."""
+    """Raises UserError, with the cause, if the file or folder `data.path` is missing or unreadable."""
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -147,11 +138,7 @@ def check_exists(path: str) -> None:
 
 
 def read_picture_file(path: str | Path) -> bytes:
-    """The content of a file.
-
-    Raises:
-      OSError: it cannot be read, is a FIFO or a device, or has more than MAX_BYTES.
-    """
+    """A file's content; raises OSError if it is unreadable, no regular file, or larger than MAX_BYTES."""
     with open(path, "rb", opener=_open_without_waiting) as stream:
         status = os.fstat(stream.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -180,7 +167,7 @@ def _visible(folder: str | Path) -> list[os.DirEntry]:
 
 def _kind(entry: os.DirEntry) -> str:
     """file, folder, pipe, socket or device."""
-    if entry.is_file(follow_symlinks=False):  # these two need no further call of the system
+    if entry.is_file(follow_symlinks=False):  # these two need no further system call
         return "file"
     if entry.is_dir(follow_symlinks=False):
         return "folder"

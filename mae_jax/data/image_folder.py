@@ -1,4 +1,4 @@
-"""Folders of pictures as sources: with class folders, or flat and unlabelled; and pictures without any split."""
+"""Image folders as sources, with class folders or flat and unlabelled; and picture files without any split."""
 
 import bisect
 import os
@@ -31,8 +31,6 @@ class NothingToTrainOn(UserError):
 
 
 class _Found(NamedTuple):
-    """The pictures of both splits."""
-
     splits: Splits
     training: Listing  # of splits.train; some may be held out
     evaluation: Listing | None  # of splits.evaluation
@@ -59,14 +57,11 @@ def _find_pictures(data: ConfigDict) -> _Found:
 class ImageFolder(Source):
     """Pictures below `data.path`, as encoded bytes.
 
-    `find_splits` finds the folders for training and for evaluation. If there is none for evaluation, the share
-    `data.eval_fraction` of the training pictures is held out (see `hold_out`). Folders of pictures are classes, in the
-    order of their names; a picture may be at any depth below its class folder. A folder that holds the pictures
-    themselves is unlabelled. Evaluation pictures have the labels of training, unless that lacks one of their classes.
-
-    Raises:
-      UserError: no path, no folder, no pictures, or what `find_splits` and `list_pictures` refuse. NothingToTrainOn:
-        all pictures are for evaluation.
+    `find_splits` finds the folders for training and evaluation. Without one for evaluation, the share
+    `data.eval_fraction` of the training pictures is held out (`hold_out`). Folders of pictures are classes, numbered in
+    the order of their names; their pictures may be at any depth. A folder that holds pictures directly is unlabelled.
+    Evaluation pictures have the labels of training, unless that lacks one of their classes. Raises UserError if nothing
+    is found, or as `find_splits` and `list_pictures` do; NothingToTrainOn if all pictures are for evaluation.
     """
 
     def __init__(
@@ -112,11 +107,7 @@ class ImageFolder(Source):
 
 
 class PictureFiles(Source):
-    """One picture file, or all below a folder in the order of their names, without labels.
-
-    Raises:
-      UserError: if there is no such file or folder, or no picture in it.
-    """
+    """One picture file, or all below a folder in the order of their names, unlabelled; UserError if there is none."""
 
     def __init__(self, path: str | Path):
         check_exists(str(path))
@@ -168,7 +159,7 @@ def _check_trainable(found: _Found, eval_fraction: float) -> None:
 
 
 def _overlap(splits: Splits) -> bool:
-    """Whether the folder for training contains that for evaluation without leaving it out, or the reverse."""
+    """Whether the training folder contains the evaluation folder without leaving it out, or the reverse."""
     train, evaluation = splits.train.resolve(), splits.evaluation.resolve()
     if train.is_relative_to(evaluation):
         return True
@@ -176,7 +167,7 @@ def _overlap(splits: Splits) -> bool:
 
 
 def _notes(listings: dict[Path, Listing], unused: list[str]) -> list[str]:
-    """Lines about what the folders hold and nobody reads."""
+    """Lines about what is in the folders but not used."""
     notes = [
         f"no picture in {len(found.empty):,} of the folders in {folder}: {first_few(found.empty)}"
         for folder, found in listings.items()
@@ -188,7 +179,7 @@ def _notes(listings: dict[Path, Listing], unused: list[str]) -> list[str]:
 
 
 def _lacking(classes: list[str] | None, train_files: list[str], eval_files: list[str]) -> list[str]:
-    """A line for each split in which classes have no picture; nothing if a split is empty."""
+    """A line for each split that has no picture of some classes; nothing if a split is empty."""
     notes = []
     if train_files and eval_files:
         for files, purpose in ((train_files, "learn from"), (eval_files, "evaluate on")):

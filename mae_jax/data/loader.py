@@ -1,6 +1,6 @@
-"""Batches on the host: each process's rows of the global order, read ahead, and an account of bad pictures.
+"""Batches on the host: each process's rows of the global order, read ahead, and a record of bad pictures.
 
-The batch of step s is a pure function of (data.seed, s): neither threads, processes nor restarts can change it.
+The batch of step s is a pure function of (data.seed, s): no thread, process or restart can change it.
 """
 
 import functools
@@ -20,19 +20,18 @@ from mae_jax.data.transforms import Augmented, CentreCrop, RandomCrop, Transform
 from mae_jax.data.workers import call_ahead
 from mae_jax.runtime.errors import UserError, escaped
 
-MAX_PIECE = 64  # pictures that one thread reads before it hands them over
+MAX_PIECE = 64  # pictures that a thread reads before handing them over
 ENDLESS = 2**40  # pieces
-BAD_SHARE = 0.01  # share of bad pictures above which the data are at fault, not a few pictures
-BAD_SHARE_SAMPLE = 10_000  # pictures that the share refers to at the start, when few have been read
+BAD_SHARE = 0.01  # above this share of bad pictures, the data are at fault
+BAD_SHARE_SAMPLE = 10_000  # the share refers to at least this many pictures, even if fewer have been read
 
 _logger = logging.getLogger("mae_jax")
 
 
 class Batches(Iterator[dict[str, np.ndarray]]):
-    """Batches of a source; close them when done before the end, or the program waits for what is read ahead.
+    """Batches of a source. Close them if you stop early, or the program waits for what is read ahead.
 
-    Attributes:
-      bad_images: index in the source -> name, of the bad pictures that this process has found so far.
+    `bad_images` maps indices in the source to names, for the bad pictures that this process has found so far.
     """
 
     def __init__(
@@ -50,7 +49,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         process_index: int = 0,
         process_count: int = 1,
     ):
-        """`setting` names the batch size; `steps` None: endless and shuffled, else in order, with weights."""
+        """`setting` names the batch size in errors; `steps` None: endless and shuffled, else in order, with weights."""
         if batch_size < 1 or batch_size % process_count:
             raise UserError(
                 f"{setting}={batch_size} must be a positive multiple of the number of processes ({process_count})"
@@ -67,8 +66,8 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         )
         count = ENDLESS if steps is None else steps * self._per_batch
         workers = data.num_workers
-        # More threads than cores only contend for Python's lock (two for each took 1.2 to 1.4 times as long as one);
-        # pictures in memory need no waiting, so that one thread does it all.
+        # More threads than cores only contend for Python's lock (two per core took 1.2 to 1.4 times as long as one).
+        # Pictures in memory never wait: one thread is enough.
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         threads = max(1, min(data.num_threads, 1 if source.in_memory else cores // max(1, workers)))
         ahead = data.prefetch_batches * self._per_batch
@@ -116,19 +115,14 @@ def make_train_batches(
 ) -> Batches:
     """Endless batches of shuffled, cropped and augmented pictures.
 
-    Every epoch shows each picture once, in a new order; a batch may extend over two epochs.
-
-    Args:
-      size_at: step -> (height, width) of its pictures, where steps differ; None: all have `image_size`.
-      share: start_step, process_index and process_count.
+    Every epoch shows each picture once, in a new order; a batch may span two epochs. `size_at` maps a step to the
+    (height, width) of its images (None: always `image_size`); `share` is start_step, process_index and process_count.
+    Raises UserError: at once for impossible settings, on `next` for unusable pictures.
 
     Returns:
       {"image": uint8 [b, h, w, c], "label": int32 [b], "index": int64 [b]} with b = data.batch_size / process_count:
-      rows [process_index * b, (process_index + 1) * b) of the step's global batch. Label and index are those of the
-      picture shown, also where it replaces a bad one.
-
-    Raises:
-      UserError: at once, for impossible settings; on `next`, for pictures that cannot be used.
+      rows [process_index * b, (process_index + 1) * b) of the global batch. Label and index are those of the picture
+      shown, even if it replaces a bad one.
     """
     if len(source) < data.batch_size:
         raise UserError(
@@ -157,15 +151,11 @@ def make_eval_batches(
     eval_crop: float | None = None,
     **share: int,
 ) -> Batches:
-    """Every picture exactly once, in order, its centre cropped; `batch_size` counts over all processes.
+    """Every picture exactly once, in order, centre-cropped; `batch_size` counts over all processes.
 
-    Args:
-      eval_crop: in place of `data.eval_crop`.
-      share: process_index and process_count.
-
-    Returns:
-      As `make_train_batches`, and "weight": float32 [b], 0 for the padding (black, label and index -1) that fills the
-      last batch, else 1. All processes get the same number of batches.
+    The batches are those of `make_train_batches`, and "weight": float32 [b], 0 for the padding (black, label and index
+    -1) of the last one, else 1. All processes get the same number of batches. `eval_crop` replaces `data.eval_crop`;
+    `share` is process_index and process_count.
     """
     transform = CentreCrop(data.eval_crop if eval_crop is None else eval_crop)
     steps = math.ceil(len(source) / max(batch_size, 1))

@@ -1,4 +1,4 @@
-"""Mixing the examples of a batch on the device, and the soft targets that go with it: mixup and cutmix."""
+"""Mixes the examples of a batch on the device, by mixup and cutmix, with the soft targets that they need."""
 
 import jax
 import jax.numpy as jnp
@@ -7,9 +7,9 @@ from mae_jax.data.augment import inside_boxes
 
 
 def soft_targets(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
-    """Labels int [b] as distributions float32 [b, k] (Szegedy et al. 2016, arXiv 1512.00567, section 7).
+    """Labels int [b] as smoothed distributions float32 [b, k] (Szegedy et al. 2016, arXiv 1512.00567, section 7).
 
-    The share `smoothing` s of the probability is spread evenly: 1 - s + s / k for the label, s / k for other classes.
+    The share `smoothing` s is spread evenly: the label gets 1 - s + s / k, every other class s / k.
     """
     return jax.nn.one_hot(labels, num_classes) * (1 - smoothing) + smoothing / num_classes
 
@@ -24,27 +24,19 @@ def mix(
     probability: float,
     switch_probability: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """Mixes each example with its partner: mixup (arXiv 1710.09412) or cutmix (arXiv 1905.04899).
+    """Mixes each example with its partner, by mixup (arXiv 1710.09412) or cutmix (arXiv 1905.04899; `cutmix_boxes`).
 
-    Rows 2i and 2i + 1 are partners. Both keep the same share lambda ~ Beta(alpha, alpha) of themselves, and the key of
-    row 2i decides everything. (The recipe's reference code draws one lambda for the batch and pairs row i with row
-    b - 1 - i. Here lambda differs between pairs, and results do not depend on the devices; the pairs are random either
-    way, because the order of the data is.)
+    Rows 2i and 2i + 1 are partners. Both keep the same share lambda ~ Beta(alpha, alpha) of themselves; the key of row
+    2i decides everything. (The recipe's reference code draws one lambda per batch and pairs row i with row b - 1 - i.
+    One per pair of neighbours keeps results independent of the devices; shuffling makes the pairs random either way.)
 
     Args:
-      keys: typed JAX keys [b].
+      keys: typed JAX keys [b]; b must be even.
       images: float [b, h, w, c], normalised.
-      targets: float [b, k], as from `soft_targets`.
-      mixup, cutmix: their alphas; 0: off.
-      probability: of a pair to be mixed at all.
-      switch_probability: of a pair to get cutmix and not mixup, if both are on.
-
-    Returns:
-      Images and targets: mixup weighs both images by lambda and 1 - lambda; cutmix pastes a box of the partner (see
-      `cutmix_boxes`).
-
-    Raises:
-      ValueError: b is odd.
+      targets: float [b, k]; see `soft_targets`.
+      mixup, cutmix: their alphas; 0 means off.
+      probability: that a pair is mixed at all.
+      switch_probability: that a pair gets cutmix rather than mixup, if both are on.
     """
     if not mixup and not cutmix:
         return images, targets
@@ -59,7 +51,7 @@ def mix(
         alpha = jnp.where(cut, cutmix or mixup, mixup or cutmix)
         return mixed, cut, jax.random.beta(beta_key, alpha, alpha), box_key
 
-    # One draw a pair, then one value a row.
+    # One draw per pair, then one value per row.
     mixed, cut, lam, box_keys = jax.vmap(draw)(keys.reshape(b // 2, 2)[:, 0])
     *boxes, kept = cutmix_boxes(box_keys, lam, height, width)
     lam = jnp.where(mixed, jnp.where(cut, kept, lam), 1.0)
@@ -73,13 +65,11 @@ def mix(
 
 
 def cutmix_boxes(keys: jax.Array, lam: jax.Array, height: int, width: int) -> tuple[jax.Array, ...]:
-    """Draws the boxes of cutmix in pictures of `height` x `width` pixels, by keys [n] and lambdas float [n].
+    """Draws cutmix boxes by keys [n] and lambdas float [n], in images of `height` x `width` pixels.
 
-    Each side is sqrt(1 - lambda) of the picture's, in whole pixels; the centre is uniform over the picture; what lies
-    beyond the border is cut off.
-
-    Returns:
-      (top, left, height, width), int32 [n] each, pixels, and float32 [n]: the share that is kept, counted in pixels.
+    Each side is sqrt(1 - lambda) of the image's, in whole pixels. The centre is uniform over the image, and the border
+    clips the box. Returns (top, left, height, width), int32 [n] each, pixels, and float32 [n]: the share of pixels
+    outside the box.
     """
 
     def draw(key, lam):
@@ -96,6 +86,6 @@ def cutmix_boxes(keys: jax.Array, lam: jax.Array, height: int, width: int) -> tu
 
 
 def _partners(rows: jax.Array) -> jax.Array:
-    """Swaps rows 2i and 2i + 1 of [b, ...]; within a device where it holds an even number of rows."""
+    """Swaps rows 2i and 2i + 1 of [b, ...]; within each device that holds an even number of rows."""
     pairs = rows.reshape(rows.shape[0] // 2, 2, *rows.shape[1:])
     return pairs[:, ::-1].reshape(rows.shape)

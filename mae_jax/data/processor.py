@@ -1,4 +1,4 @@
-"""Between people's pictures and the images of a model."""
+"""Converts users' pictures to a model's images and back."""
 
 import dataclasses
 from pathlib import Path
@@ -22,11 +22,11 @@ MAX_PIXELS = 178_956_970  # Pillow's own limit
 
 @dataclasses.dataclass(frozen=True)
 class Processor:
-    """Prepares pictures as a model's evaluation images were: resized, the centre cut out, normalised."""
+    """Prepares pictures like a model's evaluation images: resized, centre-cropped, normalised."""
 
     image_size: int | tuple[int, int] = 224  # pixels: one int, or (height, width)
     channels: int = 3
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of each channel on [0, 1]; one value serves all
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # per channel, on [0, 1]; one value serves all
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     eval_crop: float = 0.875  # side of the centre crop / shorter side of the resized picture
     value_range: Range | None = None  # (low, high): black and white of every picture; None: pictures have 8 bits
@@ -53,14 +53,11 @@ class Processor:
             raise UserError(f"std={self.std} must be above 0")
 
     def __call__(self, pictures: Any) -> jax.Array:
-        """Images [B, H, W, C], float32 and normalised, of one picture or of a list of them.
+        """Normalised float32 images [B, H, W, C] of one picture or several.
 
-        Args:
-          pictures: each a PIL image, an array [h, w] or [h, w, c] (uint8, or float on [0, 1]; any numbers if there is a
-            `value_range`), or the path of a file; or all as one array [b, h, w, c].
-
-        Raises:
-          UserError: for what is not a picture, or has another number of channels.
+        A picture is a PIL image, the path of a file, or an array [h, w] or [h, w, c]: uint8, or float on [0, 1], or any
+        numbers if there is a `value_range`. Several are a list, or one array [b, h, w, c]. Raises UserError for
+        anything else, and for another number of channels.
         """
         several = isinstance(pictures, list | tuple) or getattr(pictures, "ndim", 0) == 4
         arrays = [self._prepare(picture) for picture in (pictures if several else [pictures])]
@@ -69,7 +66,7 @@ class Processor:
         return normalize(jnp.asarray(np.stack(arrays)), self.mean, self.std)
 
     def to_pictures(self, images: jax.Array) -> jax.Array:
-        """Pictures uint8 [B, H, W, C] of images [B, H, W, C]; values beyond black and white are clipped."""
+        """Pictures uint8 [B, H, W, C] of images [B, H, W, C], clipped at black and white."""
         return jnp.round(jnp.clip(denormalize(images, self.mean, self.std), 0, 1) * 255).astype(jnp.uint8)
 
     def _prepare(self, picture: Any) -> np.ndarray:
@@ -90,7 +87,7 @@ class Processor:
         return resize_and_centre_crop(Pixels(picture), self.image_size, self.eval_crop)
 
     def _to_bytes(self, picture: np.ndarray) -> np.ndarray:
-        """uint8 of an array of numbers, of uint8, or of floats on [0, 1]."""
+        """uint8 of an array of uint8, of floats on [0, 1], or with a `value_range` of any numbers."""
         floats = np.issubdtype(picture.dtype, np.floating)
         if floats and not np.isfinite(picture).all():
             raise UserError("a float array with values that are not finite")

@@ -1,7 +1,7 @@
-"""RandAugment on the host: a few random operations of Pillow on each picture (Cubuk et al. 2019, arXiv 1909.13719).
+"""RandAugment on the host: random Pillow operations on each picture (Cubuk et al. 2019, arXiv 1909.13719).
 
-The variant is `rand-m9-mstd0.5-inc1`, of the paper's fine-tuning recipe: 15 operations whose effect grows with the
-magnitude, which varies a little from operation to operation.
+The variant is `rand-m9-mstd0.5-inc1` of MAE's fine-tuning recipe: 15 operations whose effect grows with the magnitude,
+which varies a little between operations.
 """
 
 import dataclasses
@@ -14,21 +14,20 @@ from PIL import Image, ImageEnhance, ImageOps
 from mae_jax.runtime.errors import UserError
 
 MAX_MAGNITUDE = 10.0
-APPLY_PROBABILITY = 0.5  # of an operation that was drawn
-MAX_DEGREES = 30.0  # at magnitude 10, here and below
-MAX_SHEAR = 0.3  # pixels a pixel
+APPLY_PROBABILITY = 0.5  # of a drawn operation
+MAX_DEGREES = 30.0  # at magnitude 10, like those below
+MAX_SHEAR = 0.3  # pixels per pixel
 MAX_TRANSLATION = 0.45  # of the side
 MAX_ENHANCEMENT = 0.9  # distance of the factor from 1
 MAX_ADDED = 110  # grey levels
 
-Fill = int | tuple[int, ...]  # the colour of what comes in from outside the picture
-# (picture, strength in [-1, 1], fill) -> picture; the sign gives the direction of a movement, or more or less of a
-# colour, where there is such a thing.
+Fill = int | tuple[int, ...]  # the colour of areas from outside the picture
+# (picture, strength in [-1, 1], fill) -> picture; the sign, if it matters, is a direction, or more or less colour.
 Operation = Callable[[Image.Image, float, Fill], Image.Image]
 
 
 def _posterize(picture: Image.Image, strength: float, fill: Fill) -> Image.Image:
-    # 4 bits of a value are kept, down to none, where all is black; ImageOps.posterize refuses to keep none.
+    # Keeps 4 bits of a value down to none (all black), which ImageOps.posterize refuses.
     dropped = 4 + int(abs(strength) * 4)
     return picture.point([value >> dropped << dropped for value in range(256)] * len(picture.getbands()))
 
@@ -44,7 +43,7 @@ def _enhance(enhancer: type) -> Operation:
 
 
 def _affine(picture: Image.Image, matrix: tuple[float, ...], fill: Fill) -> Image.Image:
-    """Row-wise `matrix` maps a place of the result to the place of `picture` that is shown there, corner to corner."""
+    """`matrix`, row by row, maps coordinates in the result to those in `picture`, both from the top left corner."""
     return picture.transform(
         picture.size, Image.Transform.AFFINE, matrix, resample=Image.Resampling.BICUBIC, fillcolor=fill
     )
@@ -58,7 +57,7 @@ OPERATIONS: dict[str, Operation] = {
         strength * MAX_DEGREES, Image.Resampling.BICUBIC, fillcolor=fill
     ),
     "posterize": _posterize,
-    # Values from the threshold on are inverted.
+    # Inverts values from the threshold up.
     "solarize": lambda picture, strength, fill: ImageOps.solarize(picture, 256 - int(abs(strength) * 256)),
     "solarize_add": _solarize_add,
     "color": _enhance(ImageEnhance.Color),
@@ -78,13 +77,7 @@ _NAMES = tuple(OPERATIONS)
 
 
 def apply_operation(name: str, image: np.ndarray, level: float, sign: int, fill: tuple[int, ...]) -> np.ndarray:
-    """Applies one of OPERATIONS to uint8 [h, w, c], c 1 or 3.
-
-    Args:
-      level: in [0, 1]; some operations have none.
-      sign: 1 or -1; some have none.
-      fill: c grey levels.
-    """
+    """Applies one of OPERATIONS to uint8 [h, w, c], c 1 or 3: level in [0, 1], sign 1 or -1, fill of c grey levels."""
     grey = image.shape[2] == 1
     picture = Image.fromarray(image[:, :, 0] if grey else image)
     picture = OPERATIONS[name](picture, sign * level, fill[0] if grey else fill)
@@ -93,16 +86,12 @@ def apply_operation(name: str, image: np.ndarray, level: float, sign: int, fill:
 
 @dataclasses.dataclass(frozen=True)
 class RandAugment:
-    """Applies random operations to a picture: (uint8 [h, w, c], generator) -> uint8 [h, w, c].
+    """Random operations on a picture: (uint8 [h, w, c], generator) -> uint8 [h, w, c]. UserError unless c is 1 or 3."""
 
-    Raises:
-      UserError: another number of channels than 1 or 3.
-    """
-
-    ops: int  # operations drawn for a picture, with replacement; each is applied with APPLY_PROBABILITY
+    ops: int  # operations drawn per picture, with replacement; each is applied with APPLY_PROBABILITY
     magnitude: float  # mean of an operation's strength, in [0, MAX_MAGNITUDE]
     magnitude_std: float  # its standard deviation; clipped to the same range
-    fill: tuple[int, ...]  # c grey levels (0..255) for what comes in from outside the picture
+    fill: tuple[int, ...]  # c grey levels (0..255) for areas from outside the picture
 
     def __post_init__(self):
         if len(self.fill) not in (1, 3):
@@ -113,7 +102,7 @@ class RandAugment:
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         for _ in range(self.ops):
-            # Always all of the draws, so that one operation's do not depend on what came before.
+            # Always draws everything, so an operation's draws do not depend on those before it.
             name = _NAMES[rng.integers(len(_NAMES))]
             applied = rng.random() < APPLY_PROBABILITY
             magnitude = min(max(rng.normal(self.magnitude, self.magnitude_std), 0.0), MAX_MAGNITUDE)
@@ -124,11 +113,7 @@ class RandAugment:
 
 
 def make_augmentation(data: ConfigDict, channels: int) -> RandAugment | None:
-    """What the settings do to each cropped picture of `channels`; None: nothing.
-
-    Raises:
-      UserError: as RandAugment; ValueError: an unknown data.augmentation.
-    """
+    """The augmentation of cropped pictures, if any. UserError as RandAugment; ValueError for an unknown name."""
     if data.augmentation not in ("none", "rand_augment"):
         raise ValueError(f"data.augmentation={data.augmentation!r} is not one of none, rand_augment")
     if data.augmentation == "none":

@@ -1,6 +1,6 @@
-"""Reading pictures: the order of a run, one picture with a replacement if it is bad, and rows of a batch.
+"""Reads pictures: the order of a run, one picture or its replacement, and pieces of batches.
 
-Everything here is a function of the place in the order alone, and can be pickled for reader processes.
+Everything here depends on the place in the order alone, and can be pickled for reader processes.
 """
 
 import dataclasses
@@ -18,16 +18,12 @@ from mae_jax.data.values import Range
 from mae_jax.runtime.errors import UserError, reason
 from mae_jax.runtime.retry import with_patience
 
-REPLACEMENT_TRIES = 20  # pictures tried in the place of a bad one
+REPLACEMENT_TRIES = 20  # pictures tried in place of a bad one
 
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """The global order of `length` pictures: place -> index.
-
-    With a seed, for training, every `length` places are an epoch, each in an order of its own. Without, for evaluation,
-    each index comes once, then -1, which stands for padding.
-    """
+    """The global order, place -> index: with a seed, shuffled in each epoch; else each once, then -1 (padding)."""
 
     length: int
     seed: int | None = None
@@ -54,7 +50,7 @@ def candidates(index: int, length: int) -> Iterator[int]:
 
 @dataclasses.dataclass(frozen=True)
 class PictureReader:
-    """Reads and transforms one picture, or another in its place; see `open_picture` for the settings."""
+    """Reads and transforms a picture or its replacement; see `open_picture` for the settings."""
 
     source: Source
     channels: int
@@ -63,10 +59,10 @@ class PictureReader:
     value_range: Range | None = None
 
     def read(self, index: int, take: Callable[[Picture], np.ndarray]) -> tuple[np.ndarray, int]:
-        """(take(picture), its label); raises BadImage, for a failing disk after two seconds of further tries."""
+        """(take(picture), its label). Raises BadImage; on a failing disk, only after two seconds of retries."""
         try:
             record = with_patience(lambda: self.source[index])
-        except OSError as error:  # the file is gone, may not be read, or is on a faulty disk
+        except OSError as error:  # the file is gone, unreadable, or on a faulty disk
             raise BadImage(reason(error)) from error
         try:
             picture = open_picture(record["image"], self.channels, self.max_pixels, self.value_range)
@@ -77,7 +73,7 @@ class PictureReader:
     def read_or_replace(
         self, index: int, take: Callable[[Picture], np.ndarray]
     ) -> tuple[np.ndarray, int, int, dict[int, str]]:
-        """(take(picture), label, index of the picture read, bad ones before it: index -> reason)."""
+        """(take(picture), label, index of the picture read, {index: reason} of bad ones before it)."""
         bad: dict[int, str] = {}
         for candidate in candidates(index, len(self.source)):
             try:
@@ -97,23 +93,20 @@ class PictureReader:
 
 @dataclasses.dataclass(frozen=True)
 class PieceReader:
-    """Reads piece k of the rows of the batches that this process has; a piece is read by one thread.
-
-    Pieces rather than batches: so all threads work on the next batch, and little is held in memory.
-    """
+    """Reads piece k of this process's rows. One thread reads a piece, so all threads work on the next batch."""
 
     reader: PictureReader
     order: Order
     transform: Transform
     size_at: Callable[[int], tuple[int, int]]  # step -> (height, width)
-    batch_size: int  # of all processes
-    first_row: int  # of the global batch that this process reads
+    batch_size: int  # over all processes
+    first_row: int  # this process's first row of the global batch
     piece_size: int
     pieces_per_batch: int
     start_step: int
 
     def __call__(self, piece: int) -> dict[str, Any]:
-        """The rows "image", "label" and "index", and "bad": index -> reason of bad pictures."""
+        """The rows "image", "label" and "index", and "bad": {index: reason} of bad pictures."""
         step, part = divmod(piece, self.pieces_per_batch)
         step += self.start_step
         first = step * self.batch_size + self.first_row + part * self.piece_size

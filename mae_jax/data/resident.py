@@ -1,7 +1,7 @@
-"""Small data sets on the devices, where each batch is cut out of them: no device waits for Python.
+"""Small data sets that live on the devices, where each batch is cut out of them: no device waits for Python.
 
-The batch of a step has the same bits as that of `make_train_batches`: order and boxes are the same, and Pillow's
-bicubic filter works in whole numbers.
+A step's batch equals that of `make_train_batches` bit for bit: order and boxes are the same, and Pillow's bicubic
+filter computes in integers.
 """
 
 import functools
@@ -24,10 +24,10 @@ from mae_jax.data.transforms import crop_draws, sample_crops
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import batch_sharding, process_share, put, put_batch, replicated
 
-LIMIT = 2 * 2**30  # bytes of all pictures, on each device
-LARGEST_SIDE = 128  # pixels; a filter's table has the cube of it, 8 MiB
+LIMIT = 2 * 2**30  # bytes of all pictures, per device
+LARGEST_SIDE = 128  # pixels; a filter table has the cube of this in entries, 8 MiB
 
-# As in Pillow: Keys's parameter, and bits of a coefficient behind the point.
+# As in Pillow: Keys's parameter, and the fractional bits of a coefficient.
 _BICUBIC = -0.5
 _PRECISION = 22
 
@@ -35,14 +35,10 @@ _PRECISION = 22
 def can_be_resident(
     source: Source, data: ConfigDict, channels: int, sizes: list[tuple[int, int]], examples: int
 ) -> bool:
-    """Whether the pictures of a run go to the devices: as `data.on_device` says, or if it pays.
+    """Whether a run's pictures go to the devices: as `data.on_device` says; if unset, where possible and worthwhile.
 
-    Args:
-      sizes: (height, width) of the pictures that the run trains on.
-      examples: that it still has to train on; with fewer than there are, reading all would not pay.
-
-    Raises:
-      UserError: if `data.on_device` asks for the impossible.
+    `sizes` are all (height, width) of the training images. With fewer `examples` left to train on than pictures,
+    reading all would not pay. Raises UserError if `data.on_device=True` is impossible.
     """
     if data.on_device is False:
         return False
@@ -72,8 +68,7 @@ def _obstacle(source: Source, data: ConfigDict, channels: int, sizes: list[tuple
 def read_all(source: Source, data: ConfigDict, channels: int) -> tuple[dict[str, np.ndarray], dict[int, str]]:
     """Reads and decodes all N pictures, as training would one by one.
 
-    Returns:
-      {"image": uint8 [N, h, w, c], "label": int32 [N], "index": int64 [N]}, and bad pictures as `Batches` has them.
+    Returns {"image": uint8 [N, h, w, c], "label": int32 [N], "index": int64 [N]}, and `Batches.bad_images`.
     """
     batches = make_eval_batches(source, data, MAX_PIECE, source.picture_size, channels, eval_crop=1.0)
     parts = [{name: rows[batch["weight"] > 0] for name, rows in batch.items()} for batch in batches]
@@ -81,7 +76,7 @@ def read_all(source: Source, data: ConfigDict, channels: int) -> tuple[dict[str,
 
 
 class ResidentBatches(Iterator[dict[str, jax.Array]]):
-    """Endless batches {name: array} of the pictures of `read_all`, on the devices: those of `make_train_batches`."""
+    """The endless batches of `make_train_batches`, cut on the devices out of the pictures of `read_all`."""
 
     def __init__(
         self,
@@ -103,7 +98,7 @@ class ResidentBatches(Iterator[dict[str, jax.Array]]):
         self._facts = {name: pictures[name] for name in names if name != "image"}
         self._images = put(pictures["image"], replicated(mesh))
         self._cutter = functools.cache(self._make_cutter)
-        self._thread = ThreadPoolExecutor(1)  # one step ahead: the order takes a while, place by place
+        self._thread = ThreadPoolExecutor(1)  # works one step ahead, since the order takes a while
         self._coming = self._thread.submit(self._choose, start_step)
 
     def __next__(self) -> dict[str, jax.Array]:
@@ -116,11 +111,10 @@ class ResidentBatches(Iterator[dict[str, jax.Array]]):
         return {name: images if name == "image" else batch[name] for name in self._names}
 
     def close(self) -> None:
-        """Stops the thread that works ahead."""
         self._thread.shutdown(cancel_futures=True)
 
     def _choose(self, step: int) -> dict[str, np.ndarray]:
-        """This process's share of a step: "row" int32 [b], "box" int32 [b, 4] of crops, labels and indices."""
+        """This process's rows of a step: "row" int32 [b], crops "box" int32 [b, 4], labels and indices."""
         data, (height, width) = self._data, self._picture_size
         places = range(step * data.batch_size, (step + 1) * data.batch_size)[self._own]
         rows = np.fromiter((self._order(place) for place in places), np.int32, len(places))
@@ -133,12 +127,12 @@ class ResidentBatches(Iterator[dict[str, jax.Array]]):
         return chosen | {"box": boxes.astype(np.int32)}
 
     def _takes_all(self, size: tuple[int, int]) -> bool:
-        """Whether the only possible crop is all of a picture, at its own size."""
+        """Whether the only possible crop is the whole picture at its own size."""
         height, width = self._picture_size
         return {*self._data.crop_scale, *self._data.crop_ratio} == {1} and height == width == size[0] == size[1]
 
     def _make_cutter(self, size: tuple[int, int]) -> Callable[..., jax.Array]:
-        """(images [N, h, w, c], rows [b], boxes [b, 4] or nothing) -> uint8 [b, *size, c], compiled."""
+        """Compiles (images [N, h, w, c], rows [b], boxes [b, 4] or nothing) -> uint8 [b, *size, c]."""
         compile_fn = functools.partial(jax.jit, out_shardings=batch_sharding(self._mesh))
         if self._takes_all(size):
             return compile_fn(lambda images, rows: images[rows])
@@ -153,20 +147,14 @@ class ResidentBatches(Iterator[dict[str, jax.Array]]):
 def cut_and_resize(
     images: jax.Array, rows: jax.Array, boxes: jax.Array, table_of_rows: jax.Array, table_of_columns: jax.Array
 ) -> jax.Array:
-    """Boxes of pictures, resized to no fewer pixels by Pillow's bicubic filter: columns first, rounded, then rows.
+    """Boxes of pictures, enlarged bit for bit as by Pillow's bicubic filter: columns first, rounded, then rows.
 
-    Args:
-      images: uint8 [N, h, w, c].
-      rows: int32 [b], of the images.
-      boxes: int32 [b, 4]: top, left, height, width.
-      table_of_rows, table_of_columns: `bicubic_table` of both directions.
-
-    Returns:
-      uint8 [b, H, W, c], with the bits that Pillow gives.
+    Takes images uint8 [N, h, w, c], rows int32 [b] of them, boxes int32 [b, 4] (top, left, height, width), and the
+    `bicubic_table` of each direction. Returns uint8 [b, H, W, c].
     """
     top, left, height, width = boxes.T
     _, image_height, image_width, _ = images.shape
-    # From the corner of the box on; the tables are 0 for what comes after it.
+    # Starting at the box's corner; beyond the box the tables are 0.
     ys = jnp.minimum(top[:, None] + jnp.arange(image_height), image_height - 1)
     xs = jnp.minimum(left[:, None] + jnp.arange(image_width), image_width - 1)
     x = images[rows[:, None, None], ys[:, :, None], xs[:, None, :]].astype(jnp.int32)
@@ -180,16 +168,16 @@ def _rounded(x: jax.Array) -> jax.Array:
 
 
 def bicubic_table(longest: int, out: int) -> np.ndarray:
-    """Coefficients that resize n numbers to `out`, for every n up to `longest`: int32 [longest + 1, out, longest].
+    """Coefficients that enlarge n values to `out`, for every n up to `longest`: int32 [longest + 1, out, longest].
 
-    Result o is the sum over k of table[n, o, k] times number k, in units of 2^-22. The filter is that of Keys (1981,
-    IEEE TASSP 29, eq. 15) with a = -1/2, rounded as in Pillow. n <= out: for smaller results Pillow stretches the
-    filter and chooses the order of the directions.
+    Result o is the sum over k of table[n, o, k] times value k, in units of 2^-22: the filter of Keys (1981, IEEE TASSP
+    29, eq. 15) with a = -1/2, rounded as in Pillow. Only for n <= out: otherwise Pillow stretches the filter and
+    chooses the order of the directions.
     """
     table = np.zeros((longest + 1, out, longest), np.int32)
     for n in range(1, longest + 1):
         centres = (np.arange(out) + 0.5) * (n / out)
-        weights = _keys(np.arange(n) - centres[:, None] + 0.5)  # 0 beyond two places
+        weights = _keys(np.arange(n) - centres[:, None] + 0.5)  # 0 beyond a distance of 2
         weights = weights / weights.sum(1, keepdims=True) * (1 << _PRECISION)
         table[n, :, :n] = np.trunc(weights + np.copysign(0.5, weights))
     return table

@@ -1,4 +1,4 @@
-"""Progressive resolution: training images that are smaller in the first stages of a run (`train.resolutions`).
+"""Progressive resolution: smaller training images in the first stages of a run (`train.resolutions`).
 
 For pre-training: FastMIM-P (Guo et al. 2022, arXiv 2212.06593) and DailyMAE (Wu et al. 2024, arXiv 2404.00509).
 Positions are a formula, or a table that the forward pass resizes: a model takes every size that its patches divide.
@@ -16,7 +16,7 @@ EXAMPLE = "--config.train.resolutions='((0.5, 128), (0.75, 160))'"
 
 
 class Stage(NamedTuple):
-    """Steps whose images have one size."""
+    """A stretch of steps with one image size."""
 
     first_step: int
     image_size: tuple[int, int]  # height and width in pixels
@@ -25,7 +25,7 @@ class Stage(NamedTuple):
 def make_stages(
     resolutions: Sequence[tuple[float, Any]], image_size: tuple[int, int], total_steps: int
 ) -> tuple[Stage, ...]:
-    """The stages of a run, without those that have no step; the last has `image_size`, and at least one step."""
+    """The stages of a run, without empty ones; the last has `image_size` and at least one step."""
     ends = [min(round(share * total_steps), total_steps - 1) for share, _ in resolutions]
     sizes = [*(_pair(size) for _, size in resolutions), tuple(image_size)]
     begins = zip([0, *ends], [*ends, total_steps], sizes, strict=True)
@@ -38,20 +38,16 @@ def size_at(stages: Sequence[Stage], step: int) -> tuple[int, int]:
 
 
 def sizes_from(stages: Sequence[Stage], step: int) -> tuple[tuple[int, int], ...]:
-    """The distinct sizes of a step and of later ones, in their order."""
+    """The distinct sizes of a step and all later ones, in order."""
     current = size_at(stages, step)
     later = (stage.image_size for stage in stages if stage.first_step > step)
     return tuple(dict.fromkeys((current, *later)))
 
 
 def check_resolutions(resolutions: Any, model: MAEConfig | None = None) -> None:
-    """Checks `train.resolutions`: pairs (share of the run at whose end the stage ends, pixels or (height, width)).
+    """Checks `train.resolutions`: pairs (share of the run at which the stage ends, pixels or (height, width)).
 
-    Args:
-      model: that must take images of these sizes, none larger than its own; None: it is not known yet.
-
-    Raises:
-      UserError: names the value and what it must be.
+    A `model`, if known already, must take images of these sizes, none larger than its own. Raises UserError.
     """
     text = f"train.resolutions={resolutions}"
     if not isinstance(resolutions, tuple | list) or not all(_is_pair(pair) for pair in resolutions):

@@ -1,4 +1,4 @@
-"""Sources: what a set of pictures must offer, the registry of data sets, and two that need no files."""
+"""Sources: the interface of a data set, the registry of data sets, and two that need no files."""
 
 import functools
 from collections.abc import Sequence
@@ -14,17 +14,17 @@ SOURCES: Registry[type["Source"]] = Registry("data.name")
 
 
 class Source:
-    """Pictures and labels of one split, by index: what a data set implements, `__len__` and `__getitem__` at least.
+    """Pictures and labels of one split, by index. A data set implements `__len__` and `__getitem__` at least.
 
     It is made by `Class(split, data, image_size, channels)`: "train" or "eval"; the settings `data.*`; the model's
     (height, width) and channels, which pictures need not have. Reader processes get a pickled copy.
     """
 
-    class_names: Sequence[str] | None = None  # of the labels 0, 1, ...; None: there are no labels
+    class_names: Sequence[str] | None = None  # of the labels 0, 1, ...; None: no labels
     picture_size: tuple[int, int] | None = None  # (height, width) in pixels, if all pictures have one size
     in_memory = False  # whether reading never waits
     place = ""  # where the pictures are: "in FOLDER/validation", "in cifar10 test"
-    notes: Sequence[str] = ()  # what users should know, a line each; the evaluation split has those of both
+    notes: Sequence[str] = ()  # lines for users; the evaluation split has those of both splits
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -35,11 +35,11 @@ class Source:
 
     @functools.cached_property
     def num_classes(self) -> int:
-        """0: there are no labels."""
+        """0 without labels."""
         return len(self.class_names or ())
 
     def labels(self) -> np.ndarray:
-        """The labels of all pictures, int64 [n], -1: none. Override it where they are known without the pictures."""
+        """Labels of all pictures, int64 [n], -1: none. Override it if they are known without reading the pictures."""
         found = (self[index]["label"] if self.num_classes else -1 for index in range(len(self)))
         return np.fromiter(found, np.int64, len(self))
 
@@ -54,17 +54,12 @@ class Source:
 
 
 def describe_sources(name: str, train: Source | None, evaluation: Source) -> list[str]:
-    """Lines for users: the numbers of pictures, where they are, and notes.
-
-    Args:
-      name: data.name.
-      train: None: no training pictures are used.
-    """
+    """Lines for users: the numbers of pictures, where they are, and notes. Without training, `train` is None."""
     return [escaped(line) for line in (f"{name}: {count_images(train, evaluation)}", *evaluation.notes)]
 
 
 def count_images(train: Source | None, evaluation: Source) -> str:
-    """Numbers of pictures and their splits: "9 training images in F/train, 1 evaluation image in F/val"."""
+    """Numbers of pictures per split: "9 training images in F/train, 1 evaluation image in F/val", for example."""
     parts = [(source, kind) for source, kind in ((train, "training"), (evaluation, "evaluation")) if source]
     told = [f"{len(source):,} {kind} image{'s' * (len(source) != 1)} {source.place}".rstrip() for source, kind in parts]
     return escaped(", ".join(told))
@@ -81,7 +76,7 @@ class Digits(Source):
     def __init__(
         self, split: str, data: ConfigDict | None = None, image_size: tuple[int, int] = (8, 8), channels: int = 1
     ):
-        from sklearn.datasets import load_digits  # here, since it takes a second
+        from sklearn.datasets import load_digits  # imported here, since it takes a second
         from sklearn.model_selection import train_test_split
 
         digits = load_digits()
@@ -100,7 +95,7 @@ class Digits(Source):
 
 @SOURCES.register("synthetic")
 class Synthetic(Source):
-    """`data.num_examples` noisy gratings, whose orientation is the class; each follows from its index alone."""
+    """`data.num_examples` noisy gratings, with the orientation as the class; each depends on its index alone."""
 
     class_names = [f"grating_{18 * label}_degrees" for label in range(10)]
     _NOISE = 24.0  # standard deviation, grey levels

@@ -1,4 +1,4 @@
-"""Which pictures of an image folder are for training and which for evaluation: by sub-folders, or held out."""
+"""Splits an image folder into training and evaluation pictures: by its sub-folders, or by holding some out."""
 
 import hashlib
 import itertools
@@ -11,17 +11,15 @@ from typing import NamedTuple
 from mae_jax.data.files import first_few, folder_of, folders_of, holds_pictures, list_pictures, sub_folders
 from mae_jax.runtime.errors import UserError
 
-# Usual names of these folders, in any case.
+# Usual folder names, ignoring case.
 TRAIN = ("train", "training")
 VALIDATION = ("validation", "val", "valid", "eval")
 TEST = ("test", "testing")
-MAX_SPLITS = 20  # more folders with the same content are classes
+MAX_SPLITS = 20  # if more folders than this have the same content, they are classes
 USUAL = {"data.train_split": "train", "data.eval_split": "validation"}  # the defaults of these settings
 
 
 class Splits(NamedTuple):
-    """The folders of an image folder."""
-
     train: Path  # the root itself, if no sub-folder is for training
     evaluation: Path | None  # None: no folder is for evaluation
     beside: frozenset[str]  # sub-folders of `train` that are splits, not classes
@@ -29,14 +27,12 @@ class Splits(NamedTuple):
 
 
 def find_splits(root: Path, train_split: str, eval_split: str) -> Splits:
-    """Finds the folders for training and for evaluation in `root`.
+    """Finds the folders for training and evaluation in `root`.
 
-    The settings name sub-folders: exactly, in another case, or in another usual spelling (`train`, `Training`;
-    `val`, `valid`, `validation`, `eval`; `test`, `testing`). With the default "validation" the test folder serves
-    if there is no validation folder. An empty setting means no folder.
-
-    Raises:
-      UserError: if two folders fit, if a split is missing though others exist, or if a folder could also be a class.
+    A setting names a sub-folder: exactly, in another case, or in another usual spelling (`train`, `Training`; `val`,
+    `valid`, `validation`, `eval`; `test`, `testing`). The default "validation" falls back on the test folder. An empty
+    setting means no folder. Raises UserError if two folders fit, if a split is missing though others exist, or if a
+    folder could also be a class.
     """
     folders = sub_folders(root)
     train = _find(root, folders, "data.train_split", train_split)
@@ -56,12 +52,7 @@ def find_splits(root: Path, train_split: str, eval_split: str) -> Splits:
 
 
 def check_no_hidden_splits(root: Path, files: list[str], splits: Splits) -> None:
-    """Refuses sub-folders that look like splits but would be taken for classes.
-
-    Args:
-      root: an image folder without a sub-folder for training.
-      files: its training pictures, relative to it.
-    """
+    """Refuses sub-folders of a root without a training folder that look like splits but would be taken for classes."""
     inner: dict[str, set[str]] = {name: set(sub_folders(root / name)) for name in splits.beside}
     for file in files:
         if file.count(os.sep) > 1:
@@ -92,16 +83,16 @@ def check_no_hidden_splits(root: Path, files: list[str], splits: Splits) -> None
 
 
 def _has_word(name: str, words: tuple[str, ...]) -> bool:
-    """Whether a name contains one of the words as a word of its own, as in train2017 and images-val."""
+    """Whether a name contains one of the words, as train2017 and images-val do."""
     return any(word in words for word in re.split(r"[\W\d_]+", name.lower()))
 
 
 def _find(root: Path, folders: list[str], setting: str, name: str) -> Path | None:
-    """The sub-folder that a setting names; None if it is empty, or if there are no splits at all."""
+    """The sub-folder that a setting names; None if the setting is empty, or if there are no splits at all."""
     if not name:
         return None
     usual = name == USUAL[setting]
-    if not usual and (root / name).is_dir():  # also a nested one
+    if not usual and (root / name).is_dir():  # may be nested
         return root / name
     roles = [role for role in (TRAIN, VALIDATION, TEST) if name.lower() in role]
     spellings = roles + [TEST] * (roles == [VALIDATION]) if usual else [(name.lower(),), *roles]
@@ -119,7 +110,7 @@ def _find(root: Path, folders: list[str], setting: str, name: str) -> Path | Non
 
 
 def _check_no_other_pictures(root: Path, train: Path, others: list[str]) -> None:
-    """Refuses a training folder that could be a class (trains) beside other classes (cars)."""
+    """Refuses a training folder that could be a class (trains) next to other classes (cars)."""
     for name in others:
         if list_pictures(root / name).files:
             raise UserError(
@@ -130,7 +121,7 @@ def _check_no_other_pictures(root: Path, train: Path, others: list[str]) -> None
 
 
 def _check_not_classes(root: Path, splits: list[str], others: list[str]) -> None:
-    """Refuses an evaluation folder that could be a class (tests) beside other classes (cars)."""
+    """Refuses an evaluation folder that could be a class (tests) next to other classes (cars)."""
     for name in splits:
         if holds_pictures(root / name) and any(holds_pictures(root / other) for other in others):
             setting = f"data.eval_split={'./' * (name == USUAL['data.eval_split'])}{name}"
@@ -141,11 +132,7 @@ def _check_not_classes(root: Path, splits: list[str], others: list[str]) -> None
 
 
 def class_folders(folder: Path, files: list[str]) -> list[str] | None:
-    """The class folders of the pictures in `folder`, sorted; None if the pictures lie in it directly.
-
-    Raises:
-      UserError: for pictures of both kinds.
-    """
+    """Class folders of the pictures in `folder`, sorted; None if they lie directly in it; UserError if both."""
     classes = folders_of(files)
     loose = next((file for file in files if os.sep not in file), None)
     if classes and loose:
@@ -157,19 +144,13 @@ def class_folders(folder: Path, files: list[str]) -> list[str] | None:
 
 
 def hold_out(files: list[str], fraction: float, folder: Path, by_class: bool) -> tuple[list[str], list[str]]:
-    """Splits the pictures of `folder` into training and evaluation: of each class if `by_class`, else of all together.
+    """Splits the pictures of `folder` into (training, evaluation): class by class if `by_class`, else all together.
 
-    Each class of two or more pictures is on both sides; a single picture is for training (if all classes have only
-    one, they count as one class: pre-training needs no labels). A hash of the name decides, not data.seed. So the
-    split is the same on every host and in every run: no run is evaluated on pictures that an earlier one learned
-    from, and new pictures hardly change it.
-
-    Args:
-      files: paths relative to `folder`; the first folder of each is its class.
-      fraction: share for evaluation, in (0, 1]; 1: all.
-
-    Raises:
-      UserError: if there are too few pictures for two sides.
+    `files` are relative to `folder`; the first folder of each is its class. `fraction`, in (0, 1], is the share for
+    evaluation. Each class of two or more pictures is on both sides; a single picture is for training. (If all classes
+    have only one, they count as one class: pre-training needs no labels.) A hash of the name decides, not data.seed. So
+    the split is the same on every host and in every run: no run is evaluated on pictures that an earlier one learned
+    from, and new pictures hardly change it. Raises UserError for fewer than 2 pictures, unless all are for evaluation.
     """
     if fraction == 1:
         return [], files

@@ -1,4 +1,4 @@
-"""Parts of a source, a source with the labels of another, and one whose labels are checked."""
+"""Subsets of a source, and sources with renumbered or checked labels."""
 
 import contextlib
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from mae_jax.runtime.errors import UserError
 
 
 class Wrapper(Source):
-    """A source that offers what another one does, or the pictures at `indices` (int [n]) alone, in its order."""
+    """A source with the properties of another; its pictures, or those at `indices` (int [n]), in its order."""
 
     def __init__(self, source: Source, indices: np.ndarray | None = None):
         self._source = source
@@ -34,21 +34,14 @@ class Wrapper(Source):
 
 
 class RandomSubset(Wrapper):
-    """`count` random pictures, the same ones each time; all if there are no more."""
+    """At most `count` random pictures; the same seed gives the same ones."""
 
     def __init__(self, source: Source, count: int, seed: int = 0):
         super().__init__(source, np.random.default_rng(seed).permutation(len(source))[:count])
 
 
 class StratifiedSubset(Wrapper):
-    """A random share of each class, the same pictures each time.
-
-    Args:
-      fraction: share in (0, 1] of each class; its count is rounded, but at least 1.
-
-    Raises:
-      UserError: the source has no labels.
-    """
+    """A random share of each class, at least 1 picture; the same for the same seed. UserError without labels."""
 
     def __init__(self, source: Source, fraction: float, seed: int = 0):
         if source.num_classes < 2:
@@ -58,14 +51,14 @@ class StratifiedSubset(Wrapper):
             )
         labels, rng = source.labels(), np.random.default_rng(seed)
         chosen = []
-        for label in np.unique(labels):  # also -1, which `Labelled` refuses
+        for label in np.unique(labels):  # including -1, which `Labelled` refuses
             members = np.flatnonzero(labels == label)
             chosen.append(rng.permutation(members)[: max(1, round(fraction * len(members)))])
         super().__init__(source, np.concatenate(chosen))
 
 
 class MatchedClasses(Wrapper):
-    """A source whose labels count in `class_names`, which contain its own."""
+    """A source with its labels renumbered to index `class_names`, which contain its own."""
 
     def __init__(self, source: Source, class_names: Sequence[str]):
         super().__init__(source)
@@ -81,10 +74,9 @@ class MatchedClasses(Wrapper):
 
 
 def match_classes(source: Source, class_names: Sequence[str], whose: str) -> Source:
-    """The source with labels that count in `class_names`, matched by name; unchanged if its classes have no names.
+    """The source, its labels renumbered by name to index `class_names`; unchanged if its classes have no names.
 
-    Raises:
-      UserError: for a class that is not among `class_names`, those of `whose`.
+    Raises UserError for a class that is not among `class_names`, which the message says are those of `whose`.
     """
     found = source.class_names
     if not found or list(found) == list(class_names):
@@ -99,21 +91,16 @@ def match_classes(source: Source, class_names: Sequence[str], whose: str) -> Sou
 
 
 class Labelled(Wrapper):
-    """A source for tasks that need labels: each label is checked as it is read.
+    """A source that checks labels on reading. UserError for fewer than 2 classes or a label outside [0, num_classes).
 
-    Args:
-      data_config: the settings `data.*`, for messages.
-
-    Raises:
-      UserError: at once, if there are fewer than 2 classes; on reading, for a label outside [0, num_classes). The first
-        picture is read at once: a split may have no labels at all.
+    The first picture is read at once: a split may have no labels at all.
     """
 
     def __init__(self, source: Source, data_config: ConfigDict):
         if source.num_classes < 2:
             raise UserError(_no_labels(source, data_config))
         super().__init__(source)
-        with contextlib.suppress(OSError):  # a bad picture, which is the loader's affair
+        with contextlib.suppress(OSError):  # the loader deals with bad pictures
             self[0]
 
     def __getitem__(self, index: int) -> dict:

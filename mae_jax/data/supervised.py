@@ -1,4 +1,4 @@
-"""The augmentation of a classifier's batches on the device, as the settings `data.*` ask for it."""
+"""Augmentation of a classifier's batches on the device, as the settings `data.*` say."""
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,7 @@ from mae_jax.data.mixing import mix
 def augment(
     data_config: ConfigDict, keys: jax.Array, images: jax.Array, targets: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Flip, colour, normalisation, erasing and mixing of uint8 images [B, H, W, C] and targets [B, K]; keys [B].
-
-    Returns:
-      Normalised float32 images, and the mixed targets.
-    """
+    """Augments uint8 images [B, H, W, C] and targets [B, K] by keys [B]; images become float32, normalised."""
     flip_keys, color_keys, erase_keys, mix_keys = jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, 4))(keys), 1, 0)
     images = random_flip(flip_keys, images) if data_config.flip else images
     images = color_jitter(color_keys, images, data_config.color_jitter) if data_config.color_jitter else images
@@ -29,7 +25,7 @@ def augment(
 
 
 def augmentations(data_config: ConfigDict, *, of_classifier: bool) -> list[str]:
-    """Names of the random changes of a training picture, on the host or the device; empty: it is always the same."""
+    """Names of the random changes to a training picture, on the host or the device; empty: it is always the same."""
     names = [f"random crop {data_config.crop_scale}"] if data_config.crop_rule != "centre" else []
     names += ["flip"] if data_config.flip else []
     names += ["RandAugment"] if data_config.augmentation == "rand_augment" else []

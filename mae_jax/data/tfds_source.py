@@ -25,18 +25,17 @@ class TfdsSource(Source):
     """One split of a TFDS data set that was prepared as ArrayRecord; pictures stay encoded.
 
     Settings: `data.name`, such as "cifar10" or "imagenet2012:5.1.0"; `data.path`, TFDS's data_dir; `data.train_split`
-    or `data.eval_split`, also a slice such as "train[:10%]". The types of the features say which are picture and
-    label. Of several, TFDS's own choice (`supervised_keys`) counts, then the names "image" and "label", then the order.
-
-    Raises:
-      UserError: unknown name, data not prepared (with the command that does it), unknown split, no pictures.
+    or `data.eval_split`, also a slice such as "train[:10%]". The features' types tell picture and label. Among several,
+    TFDS's own choice (`supervised_keys`) comes first, then the names "image" and "label", then the order. Raises
+    UserError for unknown names and splits, without pictures, and for data not prepared (with the command that prepares
+    them).
     """
 
     def __init__(self, split: str, data: ConfigDict, image_size: tuple[int, int], channels: int):
         name, data_dir, setting = data.name, data.path, f"data.{split}_split"
         split = data[f"{split}_split"]
         with _quiet():
-            import tensorflow_datasets as tfds  # here, since most runs on other data need not wait for it
+            import tensorflow_datasets as tfds  # imported here: runs on other data need not wait for it
 
             builder = _make_builder(tfds, name, data_dir)
             features = builder.info.features
@@ -68,12 +67,12 @@ class TfdsSource(Source):
 
     def __getitem__(self, index: int) -> dict:
         record = self._read(lambda records: records[index])
-        if record[self._image_key] is None:  # what a file that was cut short gives
+        if record[self._image_key] is None:  # from a truncated file
             raise OSError(errno.EBADMSG, "the record is empty; its file may be cut short")
         return {"image": record[self._image_key], "label": int(record[self._label_key]) if self._label_key else -1}
 
     def _read(self, read: Callable[[Any], Any]) -> Any:
-        """read(the records), or an OSError; then the next call opens them anew: a failed reader never recovers."""
+        """read(the records). After an OSError the next call reopens them: a failed reader never recovers."""
         try:
             return read(self._records)
         except RuntimeError as error:
@@ -85,18 +84,18 @@ class TfdsSource(Source):
         labels = np.full(len(self), -1, np.int64)
         for first in range(0, len(self) if self.num_classes else 0, _LABELS_AT_ONCE):
             indices = range(first, min(first + _LABELS_AT_ONCE, len(self)))
-            # Together, since record by record takes three times as long.
+            # Together: record by record takes three times as long.
             read = functools.partial(self._read, lambda records, some=list(indices): records.__getitems__(some))
             try:
                 labels[indices] = [record[self._label_key] for record in with_patience(read)]
-            except (OSError, TypeError) as error:  # no label at all, in a file that was cut short
+            except (OSError, TypeError) as error:  # a truncated file has no label
                 why = reason(error) if isinstance(error, OSError) else "records are empty"
                 raise UserError(f"the labels {self.place} cannot be read: {why}; prepare the data set again") from error
         return labels
 
 
 def _as_os_error(error: RuntimeError) -> OSError:
-    """The system's error that ArrayRecord names, or else EBADMSG: a damaged file."""
+    """The system error that ArrayRecord names, else EBADMSG: a damaged file."""
     what = str(error).split("; ")[0]
     code = next((code for code in errno.errorcode if what.endswith(f"() failed: {os.strerror(code)}")), errno.EBADMSG)
     return OSError(code, what)
@@ -121,7 +120,7 @@ def _last_line(error: Exception) -> str:
 
 
 def _choose(features, feature_type: type, preferred: tuple[str, ...]) -> str | None:
-    """The key of the feature of a type: the first preferred one that has this type, or else the first of all."""
+    """The key of a feature of this type: the first preferred one, else the first of all."""
     keys = [key for key, feature in features.items() if isinstance(feature, feature_type)]
     return next((key for key in preferred if key in keys), keys[0] if keys else None)
 
@@ -150,7 +149,7 @@ def _how_to_convert(builder, name: str) -> str:
 
 @contextlib.contextmanager
 def _quiet():
-    """Keeps TFDS's progress notes and warnings out of the log; what matters reaches the user as an error."""
+    """Keeps TFDS's progress notes and warnings out of the log; errors still reach the user."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Geometry on the host, on uint8 pictures: the random crop of training and the centre crop of evaluation."""
+"""Geometry of uint8 pictures on the host: the random crops of training and the centre crops of evaluation."""
 
 import dataclasses
 import functools
@@ -11,14 +11,14 @@ from PIL import Image
 
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 
-CROP_TRIES = 10  # boxes drawn before the central one is taken, as in torchvision's RandomResizedCrop
-LONGEST = 8  # times the side that the aspect asks for: longer pictures are cut to their middle before they are resized
-DRAWS_AT_ONCE = 64  # places whose crops are drawn together (20 KB), since it takes long to make a generator
-_NUMBERS = 4  # of a try: for area, aspect, top, left; as many as Philox makes from one value of its counter
+CROP_TRIES = 10  # boxes drawn before falling back on the central one, as in torchvision's RandomResizedCrop
+LONGEST = 8  # times the length that the aspect asks for; of longer pictures only the middle is resized
+DRAWS_AT_ONCE = 64  # places whose crops are drawn together (20 KB), since making a generator is slow
+_NUMBERS = 4  # per try: area, aspect, top, left; as many as Philox makes from one counter value
 
 
 class Picture(Protocol):
-    """What crops are taken of: pixels, or an encoded picture."""
+    """What crops are taken from: an array or an encoded picture."""
 
     height: int
     width: int
@@ -27,11 +27,11 @@ class Picture(Protocol):
         """uint8 [h, w, c]."""
 
     def part(self, box: Box, size: tuple[int, int], exact: bool = True) -> np.ndarray:
-        """The box, resized to uint8 [*size, c] by Pillow's antialiasing bicubic filter; not `exact`: nearly so."""
+        """The box, resized to uint8 [*size, c] by Pillow's antialiasing bicubic filter; if not `exact`, nearly so."""
 
 
 class Pixels:
-    """A picture that is an array, uint8 [h, w, c]."""
+    """A picture in memory, uint8 [h, w, c]."""
 
     def __init__(self, image: np.ndarray):
         self._image = image
@@ -51,7 +51,7 @@ Transform = Callable[[Picture, int, tuple[int, int]], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class RandomCrop:
-    """The transform of training: `random_resized_crop` by draws that follow from seed and place alone."""
+    """The transform of training: `random_resized_crop` by draws that depend only on seed and place."""
 
     scale: tuple[float, float]
     ratio: tuple[float, float]
@@ -76,31 +76,29 @@ class CentreCrop:
 
 @dataclasses.dataclass(frozen=True)
 class Augmented:
-    """A transform and then a random change of the crop, keyed by the place."""
+    """A transform followed by a random change of the crop; the place seeds it."""
 
     transform: Transform
     augment: Callable[[np.ndarray, np.random.Generator], np.ndarray]  # of uint8 [h, w, c]
     seed: int
 
     def __call__(self, picture: Picture, place: int, size: tuple[int, int]) -> np.ndarray:
-        # The third number sets it apart from `crop_draws`, whose counters are below 2^128.
+        # The 1 keeps this stream apart from that of `crop_draws`, whose counters are below 2^128.
         rng = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 1, place]))
         return self.augment(self.transform(picture, place, size), rng)
 
 
 def crop_draws(seed: int, first: int, count: int) -> np.ndarray:
-    """Uniform numbers on [0, 1) for the crops of the places first, ..., first + count - 1 of the global order.
+    """Uniform numbers on [0, 1) for the crops of `count` places from `first` on: float64 [count, CROP_TRIES, 4].
 
-    Counter-based (Philox, Salmon et al. 2011): `crop_draws(s, p, n)[i] == crop_draws(s, p + i, 1)[0]`.
-
-    Returns:
-      float64 [count, CROP_TRIES, 4], the four for a try's area, aspect, top and left.
+    The four are for a try's area, aspect, top and left. They are counter-based (Philox, Salmon et al. 2011):
+    `crop_draws(s, p, n)[i] == crop_draws(s, p + i, 1)[0]`.
     """
     generator = np.random.Generator(np.random.Philox(key=seed, counter=int(first) * CROP_TRIES))
     return generator.random((count, CROP_TRIES, _NUMBERS))
 
 
-@functools.lru_cache(maxsize=64)  # more than threads that read at a time
+@functools.lru_cache(maxsize=64)  # more than the reading threads
 def _draws_of_run(seed: int, run: int) -> np.ndarray:
     return crop_draws(seed, run * DRAWS_AT_ONCE, DRAWS_AT_ONCE)
 
@@ -113,18 +111,16 @@ def sample_crops(
     ratio: tuple[float, float],
     rule: str = "retry",
 ) -> np.ndarray:
-    """The boxes of random resized crops (Szegedy et al. 2015, arXiv 1409.4842, section 6) of n pictures.
+    """Boxes int64 [n, 4] (top, left, height, width) of random resized crops, inside n pictures.
 
     Args:
       heights, widths: of the pictures, int [n], pixels.
-      draws: [n, CROP_TRIES, 4], as `crop_draws` makes them.
-      scale: least and greatest area of a box / area of its picture; uniform.
+      draws: [n, CROP_TRIES, 4]; see `crop_draws`.
+      scale: least and greatest area of a box / area of its picture; uniform (Szegedy et al. 2015, arXiv 1409.4842,
+        section 6).
       ratio: least and greatest width / height of a box; log-uniform.
-      rule: retry: the first try that fits, or else the largest central box with an allowed ratio; clip: the first try,
-        its sides clipped to the picture's, with which the authors of MAE train their linear probe.
-
-    Returns:
-      int64 [n, 4]: top, left, height and width of boxes inside the pictures.
+      rule: retry: the first try that fits, else the largest central box with an allowed ratio; clip: the first try, its
+        sides clipped to the picture's, as in the linear probe of MAE's authors.
     """
     if rule == "clip":
         first = draws[:, 0]
@@ -142,7 +138,7 @@ def sample_crops(
 
 
 def _box_sides(heights, widths, draws, scale, ratio) -> tuple[np.ndarray, np.ndarray]:
-    """Heights and widths, float64 of whole pixels, of the boxes that draws [..., 4] ask for, fitting or not."""
+    """Heights and widths (float64, whole pixels) of the boxes of draws [..., 4], whether or not they fit."""
     areas = heights * widths * (scale[0] + (scale[1] - scale[0]) * draws[..., 0])
     low, high = math.log(ratio[0]), math.log(ratio[1])
     aspects = np.exp(low + (high - low) * draws[..., 1])
@@ -150,8 +146,8 @@ def _box_sides(heights, widths, draws, scale, ratio) -> tuple[np.ndarray, np.nda
 
 
 def _place(heights, widths, box_heights, box_widths, draws) -> np.ndarray:
-    """int64 [n, 4]: boxes with these sides, uniformly placed; draws [n, 4]."""
-    boxes = np.empty((len(draws), 4), np.int64)  # which drops the fractions
+    """Boxes int64 [n, 4] with these sides, placed uniformly by draws [n, 4]."""
+    boxes = np.empty((len(draws), 4), np.int64)  # drops the fractions
     boxes[:, 0] = draws[:, 2] * (heights - box_heights + 1)
     boxes[:, 1] = draws[:, 3] * (widths - box_widths + 1)
     boxes[:, 2], boxes[:, 3] = box_heights, box_widths
@@ -174,7 +170,7 @@ def random_resized_crop(
     ratio: tuple[float, float],
     rule: str = "retry",
 ) -> np.ndarray:
-    """Cuts the box of `sample_crops` for draws [CROP_TRIES, 4] out of a picture and resizes it to uint8 [*size, c]."""
+    """Cuts the box of `sample_crops` for draws [CROP_TRIES, 4] out of a picture, resized to uint8 [*size, c]."""
     height, width = picture.height, picture.width
     if scale[0] == scale[1] == 1 and ratio[0] == ratio[1] == 1 and (height, width) == tuple(size) and height == width:
         return picture.whole()  # the only possible box
@@ -183,15 +179,15 @@ def random_resized_crop(
 
 
 def resize_and_centre_crop(picture: Picture, size: tuple[int, int], eval_crop: float) -> np.ndarray:
-    """Resizes a picture and cuts out its centre, uint8 [*size, c].
+    """Resizes a picture, keeping its aspect, and cuts out the centre: uint8 [*size, c].
 
-    The picture is resized, keeping its aspect, to the smallest size that covers `size / eval_crop` (224 pixels and
-    0.875: the shorter side becomes 256). Of a picture more than LONGEST times as long as the aspect asks for, only the
-    middle is resized: 30,000 x 1 pixels would become 7,680,000 x 256.
+    The resized picture just covers `size / eval_crop` (224 pixels and 0.875: the shorter side becomes 256). If it is
+    more than LONGEST times as long as the aspect asks for, only its middle is resized: 30,000 x 1 pixels would make
+    7,680,000 x 256.
     """
     top, left, height, width = _middle(picture.height, picture.width, size)
     least_height, least_width = round(size[0] / eval_crop), round(size[1] / eval_crop)
-    # In integers, since a float scale can fall one pixel short. The longer side is truncated, as in torchvision.
+    # In integers: a float scale can fall one pixel short. The longer side is truncated, as in torchvision.
     if least_height * width >= least_width * height:
         resized = least_height, max(least_width, width * least_height // height)
     else:
@@ -202,7 +198,7 @@ def resize_and_centre_crop(picture: Picture, size: tuple[int, int], eval_crop: f
 
 
 def _middle(height: int, width: int, size: tuple[int, int]) -> Box:
-    """All of a picture, or the middle of one more than LONGEST times as long as `size` asks for."""
+    """The whole picture, or the middle of one more than LONGEST times as long as `size` asks for."""
     most_height = max(1, LONGEST * width * size[0] // size[1])
     most_width = max(1, LONGEST * height * size[1] // size[0])
     kept_height, kept_width = min(height, most_height), min(width, most_width)
@@ -210,13 +206,13 @@ def _middle(height: int, width: int, size: tuple[int, int]) -> Box:
 
 
 def resize_by_pillow(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes uint8 [h, w, c] to uint8 [*size, c] by Pillow's bicubic filter, which antialiases."""
+    """Resizes uint8 [h, w, c] to uint8 [*size, c] by Pillow's antialiasing bicubic filter."""
     if image.shape[:2] == tuple(size):
         return image
     channels = image.shape[2]
     if channels == 3:
         return _resize_plane(image, size)
-    # Channel by channel: Pillow has no mode for most counts, and would take a fourth one for alpha.
+    # Channel by channel: Pillow has no mode for most numbers of channels, and takes a fourth one for alpha.
     return np.stack([_resize_plane(image[:, :, c], size) for c in range(channels)], axis=2)
 
 

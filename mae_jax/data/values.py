@@ -1,4 +1,4 @@
-"""Values other than 8-bit grey and RGB: what a picture holds, and how `data.value_range` scales it."""
+"""Pixel values other than 8-bit grey and RGB: their type, and their scaling by `data.value_range`."""
 
 import io
 import sys
@@ -11,10 +11,10 @@ Range = tuple[float, float]  # the values that become black and white
 
 
 class BadImage(ValueError):
-    """A picture that cannot be used. The message says why; the caller knows the name."""
+    """A picture that cannot be used. The message says why; the caller adds the name."""
 
 
-# Pillow's raw modes that keep all bits: their names for people, and their type.
+# Pillow's raw modes that keep all bits -> name for messages, NumPy type.
 _DEEP = {
     "I;12": ("12-bit grey", np.uint16),
     **dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N", "I;16R"), ("16-bit grey", np.uint16)),
@@ -24,8 +24,8 @@ _DEEP = {
     **dict.fromkeys(("F", "F;32F", "F;32BF"), ("32-bit float grey", np.float32)),
     **dict.fromkeys(("RGB;16L", "RGB;16B", "RGB;16N"), ("16-bit RGB", np.uint16)),
 }
-_SWAPPED = ("I;16BS", "I;32BS", "F;32BF")  # which Pillow 13 swaps once more after libtiff did
-# Of 16-bit colours Pillow keeps the high byte; asked for the other order of bytes, it keeps the low one.
+_SWAPPED = ("I;16BS", "I;32BS", "F;32BF")  # Pillow 13 swaps their bytes again after libtiff did
+# Of 16-bit colours Pillow keeps the high byte; with the byte order reversed, it keeps the low one.
 _LOW_BYTE = {
     "RGB;16L": "RGB;16B",
     "RGB;16B": "RGB;16L",
@@ -33,20 +33,20 @@ _LOW_BYTE = {
 }
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF's
 _NOT_READ = "which is not read: save it as 8- or 16-bit grey or RGB, as PNG or uncompressed TIFF"
-# TIFF 6.0's tags, and what their values mean.
+# Tags of TIFF 6.0 and their values.
 _SUBFILE, _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _EXTRA, _SAMPLE_FORMAT = 254, 258, 262, 277, 284, 338, 339
-_COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # photometric interpretation -> samples of a colour
-_ALPHA = (1, 2, 999)  # extra samples; the last is Corel Draw's
-_NO_PAGE = 1 | 4  # a smaller copy, or a mask
+_COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # photometric interpretation -> colour samples per pixel
+_ALPHA = (1, 2, 999)  # types of extra samples; 999 is Corel Draw's
+_NO_PAGE = 1 | 4  # a reduced copy, or a mask
 _KINDS = {2: "signed ", 3: "float ", 5: "complex ", 6: "complex "}
 
 
 def scaled(values: np.ndarray, value_range: Range) -> np.ndarray:
-    """uint8 of numbers: `low` and below become 0, `high` and above 255; linear in between, rounded."""
+    """Values as uint8: `low` and below become 0, `high` and above 255; linear in between, rounded."""
     low, high = value_range
     if values.dtype.kind == "u" and values.dtype.itemsize <= 2:
         return _scaled(np.arange(2 ** (8 * values.dtype.itemsize)), low, high)[values]
-    parts = np.array_split(values, -(-values.size // 2**22) or 1)  # float64 of all would take several times the memory
+    parts = np.array_split(values, -(-values.size // 2**22) or 1)  # all at once would take several times the memory
     return np.concatenate([_scaled(part, low, high) for part in parts])
 
 
@@ -77,19 +77,17 @@ def check_pages(picture: Image.Image) -> None:
 
 
 def deep_type(picture: Image.Image) -> tuple[str, type] | None:
-    """Name and NumPy type of values that are not 8-bit grey or colours, else None.
+    """Name and NumPy type of values that are not unsigned 8-bit grey or colours, else None.
 
-    Call it before a file is loaded: its header tells more than the mode, which alone is left afterwards.
-
-    Raises:
-      BadImage: Pillow does not give the values unchanged.
+    Call it before the file is loaded: afterwards only the mode is left, which says less than the header. Raises
+    BadImage if Pillow changes the values.
     """
     tags, tile = getattr(picture, "tag_v2", {}), next(iter(getattr(picture, "tile", ())), None)
     codec, args = (tile.codec_name, tile.args) if tile else ("", picture.mode)
     args = args if isinstance(args, tuple) else (args,)
     raw = str(args[0] if args else "")
     bits = max(tags.get(_BITS, (1,))) if tags else 16 if picture.format == "PNG" and ";16" in raw else 8
-    if codec.startswith("ppm") and len(args) > 1:  # which scales by the header's value of white
+    if codec.startswith("ppm") and len(args) > 1:  # scaled by the header's white value
         bits = args[-1].bit_length()
     garbled = codec == "libtiff" and raw in _SWAPPED
     garbled |= bits > 8 and tags.get(_PLANAR) == 2 and tags.get(_SAMPLES, 1) > 1
@@ -102,16 +100,12 @@ def deep_type(picture: Image.Image) -> tuple[str, type] | None:
 
 
 def to_eight_bits(picture: Image.Image, deep: tuple[str, type], value_range: Range | None, data: bytes) -> np.ndarray:
-    """uint8 [h, w] or [h, w, 3] of a picture of a deep type; 16-bit colours are read again, from the file `data`.
-
-    Raises:
-      BadImage: no `value_range` says which numbers are black and white, or they are not finite.
-    """
+    """uint8 [h, w] or [h, w, 3] of a `deep_type`; 16-bit colours are read again from `data`. May raise BadImage."""
     name, dtype = deep
     values = np.asarray(picture)
     if picture.mode == "RGB":
         values = values.astype(dtype) << 8 | _low_bytes(data)
-    elif dtype in (np.int8, np.uint32):  # which Pillow takes for uint8 and int32
+    elif dtype in (np.int8, np.uint32):  # Pillow takes these for uint8 and int32
         values = values.view(dtype)
     if not np.isfinite(values).all():
         raise BadImage(f"{name} with values that are not finite")
@@ -136,7 +130,7 @@ def _low_bytes(data: bytes) -> np.ndarray:
 
 
 def describe_unknown(data: bytes) -> str | None:
-    """What a TIFF that Pillow cannot open holds; None for other files, and if its tags cannot be read either."""
+    """What a TIFF that Pillow cannot open holds; None for other files, or if its tags are unreadable."""
     if data[:4] not in _TIFF:
         return None
     stream = io.BytesIO(data)

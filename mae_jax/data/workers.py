@@ -1,4 +1,4 @@
-"""Calling a function ahead of time, in order, by threads of this process or by processes of their own."""
+"""Calls a function ahead of time and in order, in threads of this process or in processes of their own."""
 
 import collections
 import multiprocessing
@@ -15,22 +15,15 @@ from mae_jax.runtime.platform import keep_freed_memory
 
 T = TypeVar("T")
 _STOPS = (signal.SIGINT, signal.SIGTERM)
-_in_process: dict[str, Any] = {}  # of a worker process: its function and its threads
+_in_process: dict[str, Any] = {}  # in a worker process: its function and threads
 
 
 def call_ahead(fn: Callable[[int], T], count: int, *, workers: int, threads: int, ahead: int) -> Iterator[T]:
-    """Yields fn(0), ..., fn(count - 1), each called before it is asked for.
+    """Yields fn(0), ..., fn(count - 1), with up to `ahead` calls made or in progress ahead of time.
 
-    When the iterator is closed, calls that have begun go on, but nothing waits for them before the program ends.
-
-    Args:
-      fn: can be pickled, if there are `workers`.
-      workers: processes that call `fn`; 0: threads of this process do.
-      threads: in each process.
-      ahead: calls that may have been made, or be in progress, in all.
-
-    Raises:
-      UserError: the system refuses the processes, or one of them has been killed.
+    `workers` processes call `fn`, which must be picklable (0: this process calls it), each with `threads` threads. When
+    the iterator is closed, running calls go on, but nothing waits for them before the program ends. Raises UserError if
+    the system refuses the processes, or one of them is killed.
     """
     if not workers:
         pool = ThreadPoolExecutor(threads, thread_name_prefix="reader")
@@ -44,8 +37,8 @@ def _from_processes(fn: Callable, runs: Iterable[range], workers: int, threads: 
     remedy = "set data.num_workers=0 to read in threads"
 
     def submit(fn: Callable, *arguments: Any) -> Future:
-        # The first call starts the processes. They inherit that signals to stop are blocked: a terminal, Slurm and
-        # `timeout` send these to all processes, but a run that stops still needs its data to come to a good place.
+        # The first call starts the processes, which inherit the blocked stop signals. A terminal, Slurm and `timeout`
+        # send these to all processes, but a run that stops still needs data until it reaches a safe point.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
         try:
             return pool.submit(fn, *arguments)
@@ -62,7 +55,7 @@ def _from_processes(fn: Callable, runs: Iterable[range], workers: int, threads: 
         raise UserError(
             f"data.num_workers={workers}: a reader process has died, perhaps for lack of memory; use fewer, or {remedy}"
         ) from error
-    except OSError as error:  # those of reading pictures never come here
+    except OSError as error:  # errors from reading pictures never get here
         raise UserError(f"data.num_workers={workers} processes cannot be started: {reason(error)}; {remedy}") from error
 
 
@@ -83,7 +76,7 @@ def _start_worker(fn: Callable[[int], Any], threads: int) -> None:
     keep_freed_memory()
     _in_process.update(fn=fn, pool=ThreadPoolExecutor(threads))
 
-    def end_with_parent():  # also when that is killed
+    def end_with_parent():  # even if the parent is killed
         multiprocessing.parent_process().join()
         os._exit(1)
 
