@@ -1,4 +1,4 @@
-"""What a file of another program says of its model and its pictures, outside of its tensors."""
+"""What another program's file says about its model and its pictures, apart from the tensors."""
 
 import dataclasses
 from pathlib import Path
@@ -13,7 +13,7 @@ from mae_jax.runtime.errors import UserError
 from mae_jax.settings.fields import from_dict
 
 PICTURES = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "eval_crop": 0.875}  # ImageNet's
-LEAST_STD = 1e-6  # below, values overflow
+LEAST_STD = 1e-6  # below this, values overflow
 MOST_STEPS = 2**63
 # Ours -> facebookresearch's arguments, and their type.
 ARGUMENTS = {
@@ -27,12 +27,10 @@ State = dict[str, Tensor]  # by facebookresearch's names
 
 @dataclasses.dataclass
 class Description:
-    """What a file says of its model."""
-
     state: State
     origin: str  # for people
     is_huggingface: bool = False
-    norm_epsilon: float = 1e-6  # of the program that wrote it, if `model` does not say
+    norm_epsilon: float = 1e-6  # the writing program's, if `model` does not say
     model: dict[str, Any] = dataclasses.field(default_factory=dict)  # settings `model.*`
     data: dict[str, Any] = dataclasses.field(default_factory=dict)  # settings `data.*`
     pool: str = "class"
@@ -51,7 +49,7 @@ class Description:
 
 
 def describe(folder: Path, tensors: State, others: dict[str, Any]) -> Description:
-    """What tensors, the JSON files in their folder, and the rest of a PyTorch file say."""
+    """Reads what tensors, the JSON files in their folder, and the rest of a PyTorch file say."""
     config, preprocessor = (
         read_json(folder / name) if (folder / name).is_file() else {}
         for name in ("config.json", "preprocessor_config.json")
@@ -88,7 +86,7 @@ def describe(folder: Path, tensors: State, others: dict[str, Any]) -> Descriptio
 
 
 def data_settings(found: Description, model: MAEConfig) -> dict[str, Any]:
-    """The settings of `data.*` that a file states or that are usual; it does not say which pictures."""
+    """The settings `data.*`, without the data set's name: those that a file states, else the usual ones."""
     data = {"name": None, **PICTURES, **({} if model.channels == 3 else {"mean": (0.5,), "std": (0.5,)}), **found.data}
     if "mean" not in found.data and model.channels != 3:
         found.notes.append("mean and std of its pictures are not in it: both are taken as 0.5")
@@ -102,5 +100,5 @@ def data_settings(found: Description, model: MAEConfig) -> dict[str, Any]:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a number that float32 holds, and no truth value."""
+    """Whether a value is a number, not a bool, that float32 can hold."""
     return type(value) in (int, float) and abs(value) < 3e38

@@ -1,7 +1,7 @@
-"""Models in files of other programs: facebookresearch/mae, Hugging Face and timm. The file shows which one it is.
+"""Models in files of other programs: facebookresearch/mae, Hugging Face and timm. The content tells which one wrote it.
 
 Settings come from what the file says (`description`), else from the shapes of its tensors, else they are the usual
-ones. What is assumed, missing or left over is noted; what would change the model's results is refused.
+ones. Notes list what is assumed, missing or left over. What would change the model's results is refused.
 """
 
 import dataclasses
@@ -23,19 +23,19 @@ from mae_jax.models.positions import sincos_table
 from mae_jax.runtime.errors import UserError, first_line
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pth", "*.pt")
-WRAPPERS = re.compile(r"^((module|_orig_mod|model|backbone|base_model)\.)+")  # put in front of names by other programs
+WRAPPERS = re.compile(r"^((module|_orig_mod|model|backbone|base_model)\.)+")  # added to names by other programs
 ESSENTIAL = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.norm1.weight", "blocks.0.mlp.fc1.weight")
 DECODER_ESSENTIAL = ("decoder_embed.weight", "decoder_pos_embed", "decoder_blocks.0.mlp.fc1.weight")
 TABLES = (("pos_embed", "width"), ("decoder_pos_embed", "decoder_width"))
 STACKS = (("blocks", "depth"), ("decoder_blocks", "decoder_depth"))
-# Names without a counterpart, without which a ViT gives other results: extra tokens, layer scale, qk-norm, ...
+# Tensors without a counterpart that change a ViT's results: extra tokens, layer scale, qk-norm, ...
 CHANGES_RESULTS = re.compile(
     r"(decoder_)?blocks\.|encoder\.|decoder\.|layers\.|patch_embed\.|.*(pre_logits|reg_token|dist_token|distillation|"
     r"register|storage_token|norm_pre|rope|relative_position|attn_pool)"
 )
 HEADS_OF_WIDTH = {size["width"]: size["num_heads"] for size in SIZES.values()} | {1408: 16, 1664: 16}  # ViT-g, ViT-G
 DECODER_HEADS = 16  # of all released autoencoders
-# Settings that the user may give where a file does not say them.
+# Settings that the user may give if a file does not state them.
 GUESSABLE = ("num_heads", "decoder_num_heads", "normalize_targets", "norm_epsilon", "activation", "image_size")
 
 
@@ -48,14 +48,12 @@ def is_foreign(path: Path) -> bool:
 
 
 def read_foreign(path: Path, asked: dict[str, Any] | None = None) -> Weights:
-    """Reads a file, or a folder of files; `asked` stands in for what they do not say (`GUESSABLE`).
+    """Reads a file, or a folder of files; `asked` gives settings that they do not state (`GUESSABLE`).
 
-    Raises:
-      UserError: for a file that is damaged, would run code, or holds no ViT or one that differs from ours; or for an
-        asked setting that the file contradicts.
+    Raises UserError if a file is damaged, would run code, holds no ViT like ours, or contradicts `asked`.
     """
     tensors, others = read_tensors(path)
-    try:  # whatever stands in these files, of whatever type
+    try:  # the files may hold anything, of any type
         found = describe(path if path.is_dir() else path.parent, _unwrapped(tensors), others)
         return _read(found, asked or {}, path.name)
     except UserError as error:
@@ -103,7 +101,7 @@ def _check_whole(found: Description) -> None:
 
 
 def _model_config(found: Description, asked: dict[str, Any], file_name: str) -> MAEConfig:
-    """The settings that the file states, else those asked for, else those of the shapes, else the usual ones."""
+    """Settings come from the file, else from the user, else from the shapes, else they are the usual ones."""
     size, asked = asked.get("image_size"), {k: v for k, v in asked.items() if k != "image_size"}
     for name, value in asked.items():
         if found.model.get(name, value) != value:
@@ -150,12 +148,12 @@ def _block_numbers(state: State, stack: str) -> set[int]:
 
 
 def _assume(settings: dict[str, Any], found: Description, file_name: str) -> None:
-    """Fills in, and notes, what neither file nor user says."""
+    """Fills in, and notes, what neither the file nor the user says."""
     width = settings["width"]
     usual = {"norm_epsilon": found.norm_epsilon}
     usual["num_heads"] = HEADS_OF_WIDTH.get(width, 0 if width % 64 else width // 64)
     if found.has_decoder:
-        # The released files with "visualize" in their names predict plain pixels, the others normalised ones.
+        # Released files with "visualize" in their names predict plain pixels, all others normalised ones.
         usual |= {"decoder_num_heads": DECODER_HEADS, "normalize_targets": "visualize" not in file_name}
     assumed = {name: value for name, value in usual.items() if name not in settings}
     for name, width in (("num_heads", "width"), ("decoder_num_heads", "decoder_width")):
@@ -165,7 +163,7 @@ def _assume(settings: dict[str, Any], found: Description, file_name: str) -> Non
                 f"by mae_jax.load(path, {name}=...) or --config.assume.{name}=..."
             )
     settings |= assumed
-    if found.norm_epsilon == 1e-6:  # all but Hugging Face's files have this one
+    if found.norm_epsilon == 1e-6:  # the usual one, except in Hugging Face's files
         assumed.pop("norm_epsilon", None)
     if assumed:
         text = ", ".join(f"{name}={value}" for name, value in assumed.items())
@@ -173,7 +171,7 @@ def _assume(settings: dict[str, Any], found: Description, file_name: str) -> Non
 
 
 def _image_size(found: Description, patch_size: int, asked: int | tuple[int, int] | None) -> int | tuple[int, int]:
-    """The size that the table of positions is of: that asked for if it has as many patches, else a square."""
+    """The image size of the position table: `asked` if it has as many patches, else a square."""
     table = found.state["pos_embed"]
     patches = table.shape[-2] - 1
     side = math.isqrt(patches)
@@ -201,7 +199,7 @@ def _check_types(settings: dict[str, Any]) -> None:
 
 
 def _tables_are_fixed(found: Description, model: MAEConfig) -> bool:
-    """Whether the file's tables of positions are the formula's."""
+    """Whether the file's position tables are those of the sine-cosine formula."""
     for name, width in TABLES[: 1 + found.has_decoder]:
         shape, expected = found.state[name].shape, (1, 1 + model.num_patches, getattr(model, width))
         if shape != expected:
@@ -218,17 +216,17 @@ def _is_formula(tensor: Tensor, grid: tuple[int, int]) -> bool:
 
 
 def _left_over(found: Description, used: set[str]) -> list[str]:
-    """A note on tensors that no parameter takes. Raises UserError if the model would give other results without."""
+    """A note on tensors that no parameter uses. Raises UserError if the results would differ without them."""
     left = sorted(found.state.keys() - used - {name for name, _ in TABLES})
     left = [name for name in left if not name.endswith("num_batches_tracked")]
-    unused_decoder = "decoder" if found.has_head else "-"  # a classifier computes without it
+    unused_decoder = "decoder" if found.has_head else "-"  # a classifier does not use it
     if serious := [name for name in left if CHANGES_RESULTS.match(name) and not name.startswith(unused_decoder)]:
         raise UserError(f"it is not a plain ViT: {listed(serious)} have no place in this model")
     return [f"left over: {', '.join(left)}"] if left else []
 
 
 def _as_settings(model: MAEConfig) -> dict[str, Any]:
-    """The settings `model.*` that make this model, with the ratio of the MLPs where it is the usual one."""
+    """The settings `model.*` of this model; MLP widths that follow from `mlp_ratio` are None."""
     settings = dataclasses.asdict(model)
     for name, width in (("mlp_width", model.width), ("decoder_mlp_width", model.decoder_width)):
         settings[name] = None if settings[name] == int(model.mlp_ratio * width) else settings[name]

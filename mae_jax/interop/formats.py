@@ -1,4 +1,4 @@
-"""Trained models as files of other programs: facebookresearch/mae, Hugging Face and timm."""
+"""Writes trained models as files of other programs: facebookresearch/mae, Hugging Face and timm."""
 
 import json
 from pathlib import Path
@@ -16,25 +16,21 @@ from mae_jax.models.positions import sincos_table
 from mae_jax.runtime.errors import UserError
 from mae_jax.workdir.writing import write_json
 
-# Format -> the pools whose heads it can hold.
+# Format -> pools whose heads it can hold.
 POOLS = {
     "huggingface": ("class", "mean_norm"),
     "facebook": ("class", "mean_norm"),
     "timm": ("class", "mean", "mean_norm"),
 }
 FORMATS = tuple(POOLS)
-# Settings of models that no other program has, unless they are the usual ones.
+# Model settings for which no other program has values but the defaults.
 OURS_ALONE = ("class_tokens", "registers", "qk_norm")
 DECODERS_OURS_ALONE = ("decoder_attention", "encoder_mask_tokens", "pca_targets", "target")
 ENCODER_ONLY = "export the encoder: --config.encoder_only=True"
 
 
 def fit(weights: Weights, format: str, *, encoder_only: bool = False) -> Weights:
-    """The part of a model that a format can hold; the notes tell what had to change.
-
-    Raises:
-      UserError: if it cannot hold the model.
-    """
+    """The part of a model that a format can hold, with notes on what had to change. UserError if it cannot hold it."""
     config, notes = weights.config, []
     if encoder_only or (format == "timm" and "decoder" in weights.params):
         if not encoder_only:
@@ -58,7 +54,7 @@ def fit(weights: Weights, format: str, *, encoder_only: bool = False) -> Weights
             remedy = f"; {ENCODER_ONLY}" if name in DECODERS_OURS_ALONE else ""
             raise UserError(f"model.{name}={value}: no other program has such models{remedy}")
     value_range = config["data"].get("value_range")
-    if value_range and format != "facebook":  # in whose file our own settings stand
+    if value_range and format != "facebook":  # its file holds our own settings
         notes.append(f"data.value_range={value_range} is left out, which {format} does not know: scale pictures by it")
     if format == "timm":
         notes += timm.check(model)
@@ -84,7 +80,7 @@ def _check_pool(pool: str, format: str) -> None:
 
 
 def fold_batch_norm(params: dict[str, Any]) -> dict[str, Any]:
-    """A classifier's parameters with the BatchNorm before its linear layer worked into that layer."""
+    """A classifier's parameters with the BatchNorm before its linear layer folded into that layer."""
     head = dict(params["head"])
     norm, linear = head.pop("batch_norm"), head["linear"]
     scale = 1 / np.sqrt(np.asarray(norm["variance"], np.float64) + BATCH_NORM_EPSILON)
@@ -95,18 +91,13 @@ def fold_batch_norm(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def export(weights: Weights, folder: Path, format: str, *, encoder_only: bool = False) -> list[Path]:
-    """Writes a model, or the part of it that `fit`s, into a folder; returns the files in the order of writing.
+    """Writes the part of a model that `fit`s into a folder; returns the files in the order of writing.
 
     huggingface: config.json, preprocessor_config.json and model.safetensors, for ViTMAEForPreTraining; of an encoder
     for ViTModel, of a classifier for ViTForImageClassification (BeitForImageClassification with pool mean_norm).
-    facebook: model.pth. timm: config.json and
-    model.safetensors, for `timm.create_model("local-dir:FOLDER")`.
+    facebook: model.pth. timm: config.json and model.safetensors, for `timm.create_model("local-dir:FOLDER")`.
 
-    Args:
-      encoder_only: leave decoder or head out.
-
-    Raises:
-      UserError: for a model that the format cannot hold; nothing is written then.
+    `encoder_only` leaves out decoder and head. Raises UserError, before writing, if the format cannot hold the model.
     """
     weights = fit(weights, format, encoder_only=encoder_only)
     config, step = weights.config, weights.step
@@ -115,12 +106,12 @@ def export(weights: Weights, folder: Path, format: str, *, encoder_only: bool = 
     data = {name: config["data"].get(name) for name in ("mean", "std", "eval_crop", "value_range")}
     params = dict(weights.params)
     for part, width in (("encoder", model.width), ("decoder", model.decoder_width)):
-        if part in params:  # tables of positions are tensors in the files, even if they are a formula
+        if part in params:  # files hold position tables as tensors, even if a formula gives them
             params[part] = {"positions": sincos_table(model.grid, width)} | params[part]
     state = write_state(params, classifier, model.patch_size)
     folder.mkdir(parents=True, exist_ok=True)
     if format == "facebook":
-        # There is no config.json: what the tensors do not say stands beside them, where other programs do not look.
+        # Without a config.json, what the tensors do not say is stored beside them; other programs ignore it.
         own = {"model": config["model"], "data": data, "step": step} | ({"class_names": names} if classifier else {})
         write_torch(folder / "model.pth", state, {"mae_jax": json.loads(json.dumps(own))})  # without tuples
         return [folder / "model.pth"]

@@ -8,16 +8,15 @@ from mae_jax.runtime.errors import UserError, first_line
 SETTINGS = ("config.json", "preprocessor_config.json")
 SAFETENSORS = ("*.safetensors", "*.safetensors.index.json")
 PYTORCH = ("pytorch_model*.bin", "pytorch_model.bin.index.json", "*.pth")  # fetched if there are no safetensors
-TIMEOUT = 20  # seconds until the hub must have answered
+TIMEOUT = 20  # seconds to wait for the hub's answer
 
 
 def is_hub(path: str | Path) -> bool:
-    """Whether a path names a model on the hub."""
     return str(path).startswith("hf:/")  # as a Path it loses one of its slashes
 
 
 def fetch(address: str) -> Path:
-    """The folder with a model's files, downloaded into huggingface_hub's cache unless they are there."""
+    """Downloads a model's files, unless huggingface_hub has them in its cache; returns their folder."""
     found = re.fullmatch(r"hf:/+([\w.-]+/[\w.-]+)(?:@(\S+))?", address)
     if not found:
         raise UserError(f"{address} is not of the form hf://owner/name or hf://owner/name@revision")

@@ -1,9 +1,9 @@
-"""Hugging Face's spelling: names of tensors, and config.json.
+"""Hugging Face's names of tensors, and its config.json.
 
-Read: ViTMAEForPreTraining, ViTMAEModel, ViTModel and ViTForImageClassification, as transformers 4 and 5 write them; and
-BeitForImageClassification without relative positions and layer scale, which is a plain ViT with `pool=mean_norm`; such
-classifiers are written as one too, since transformers' ViT has none of the patch tokens' mean.
-Written: the spelling of transformers 4 and of the files on the hub, which both versions read.
+Reads ViTMAEForPreTraining, ViTMAEModel, ViTModel and ViTForImageClassification of transformers 4 and 5, and
+BeitForImageClassification without relative positions and layer scale, which is a plain ViT with `pool=mean_norm`. Such
+classifiers are written as BEiT too: transformers' ViT cannot average patch tokens. Names are written as in transformers
+4 and on the hub, which both versions read.
 """
 
 import re
@@ -16,7 +16,7 @@ from mae_jax.interop.tensors import Tensor
 from mae_jax.models.config import MAEConfig
 from mae_jax.runtime.errors import UserError
 
-# Ours -> theirs, and the value that transformers takes if config.json lacks the key.
+# Ours -> theirs, and transformers' default if config.json lacks the key.
 SETTINGS = {
     "image_size": ("image_size", 224),
     "patch_size": ("patch_size", 16),
@@ -52,7 +52,7 @@ OLDER_SPELLING = (
     (r"\.mlp\.fc1\.", ".intermediate.dense."),
     (r"\.mlp\.fc2\.", ".output.dense."),
 )
-# transformers 4 -> facebookresearch: modules, and what is in a block.
+# transformers 4 -> facebookresearch: modules, stacks, and modules in a block.
 MODULES = {
     "embeddings.cls_token": "cls_token",
     "embeddings.position_embeddings": "pos_embed",
@@ -82,12 +82,11 @@ NUMBERED = re.compile(r"(.+?)\.(\d+)\.(.+)")  # a tensor in a block of a stack
 
 
 def is_huggingface(names: Iterable[str]) -> bool:
-    """Whether tensors with these names are Hugging Face's."""
     return any("embeddings.patch_embeddings.projection" in name for name in names)
 
 
 def to_state(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Their tensors by facebookresearch's names; those that have no counterpart keep their own."""
+    """Their tensors under facebookresearch's names; those without a counterpart keep their own."""
     state, split = {}, {}
     for name, tensor in tensors.items():
         name = re.sub(r"^(vit|beit)\.", "", name)
@@ -103,7 +102,7 @@ def to_state(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _joined(name: str, parts: dict[str, Tensor]) -> Tensor:
-    """Queries, keys and values one below the other."""
+    """Queries, keys and values, concatenated along the first axis."""
     first, shapes = next(iter(parts.values())), [part.shape for part in parts.values()]
     if name.endswith(".bias") and parts.keys() == {"q", "v"}:  # BEiT's keys have none
         parts["k"] = first._replace(read=lambda: np.zeros(first.shape, np.float32))
@@ -116,7 +115,7 @@ def _joined(name: str, parts: dict[str, Tensor]) -> Tensor:
 
 
 def from_state(state: dict[str, np.ndarray], architecture: str) -> dict[str, np.ndarray]:
-    """Arrays by the names that transformers reads for an architecture, from facebookresearch's."""
+    """facebookresearch's arrays under the names that transformers reads for an architecture."""
     modules, stacks, in_block = ({ours: theirs for theirs, ours in t.items()} for t in (MODULES, STACKS, IN_BLOCK))
     split = {}
     for name, values in state.items():
@@ -124,7 +123,7 @@ def from_state(state: dict[str, np.ndarray], architecture: str) -> dict[str, np.
         split |= {name.replace(".qkv.", f".{letter}."): part for letter, part in zip("qkv", parts, strict=False)}
     tensors = {_translated(name, modules, stacks, in_block): values for name, values in split.items()}
     prefix = {"ViTModel": "", BEIT: "beit."}.get(architecture, "vit.")
-    if architecture == BEIT:  # it has biases of queries and values, and none of keys, which would change nothing
+    if architecture == BEIT:  # it has biases of queries and values; those of keys would change nothing
         zeros = np.zeros_like(state["cls_token"][0, 0])
         for name in [name for name in tensors if name.endswith(("attention.query.weight", "attention.value.weight"))]:
             tensors.setdefault(name.replace(".weight", ".bias"), zeros)
@@ -142,7 +141,7 @@ def _translated(name: str, modules: dict[str, str], stacks: dict[str, str], in_b
 
 
 def read_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of `model.*` that a config.json states, or transformers' values for those that it leaves out."""
+    """The settings `model.*` in a config.json, with transformers' defaults for those that it leaves out."""
     kind = config.get("model_type")
     if kind not in ("vit_mae", "vit", "beit"):
         raise UserError(
@@ -160,13 +159,13 @@ def read_settings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def unused_settings(config: dict[str, Any]) -> list[str]:
-    """Notes on settings of a config.json that make no difference here, but would elsewhere."""
+    """Notes on settings of a config.json that have no effect here, but do elsewhere."""
     names = [name for name in ("hidden_dropout_prob", "attention_probs_dropout_prob") if config.get(name)]
     return [f"{name}={config[name]!r} is not used: there is no dropout here" for name in names]
 
 
 def make_config(model: MAEConfig, architecture: str, class_names: list[str] | None, num_classes: int | None) -> dict:
-    """The config.json of a model that transformers' `architecture` (ViTMAEForPreTraining, ViTModel, ...) loads."""
+    """The config.json from which transformers' `architecture` (ViTMAEForPreTraining, ViTModel, ...) loads a model."""
     autoencoder = architecture.startswith("ViTMAE")
     known = SETTINGS | (AUTOENCODER_SETTINGS if autoencoder else {})
     config = {theirs: getattr(model, ours) for ours, (theirs, _) in known.items()}
@@ -182,7 +181,7 @@ def make_config(model: MAEConfig, architecture: str, class_names: list[str] | No
         "initializer_range": 0.02,
         "dtype": "float32",
     }
-    if architecture == BEIT:  # without what makes it differ from a ViT
+    if architecture == BEIT:  # all that distinguishes it from a ViT is off
         config |= {
             "use_mean_pooling": True, "use_absolute_position_embeddings": True, "use_relative_position_bias": False,
             "use_shared_relative_position_bias": False, "use_mask_token": False, "layer_scale_init_value": 0.0,
@@ -199,7 +198,7 @@ def make_config(model: MAEConfig, architecture: str, class_names: list[str] | No
 
 
 def class_names(config: dict[str, Any]) -> list[str] | None:
-    """Names of the classes in a config.json; None if there are none but transformers' LABEL_0, LABEL_1, ..."""
+    """Class names in a config.json; None if there are only transformers' LABEL_0, LABEL_1, ..."""
     labels = {int(number): name for number, name in (config.get("id2label") or {}).items()}
     names = [labels[number] for number in sorted(labels)]
     return None if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names

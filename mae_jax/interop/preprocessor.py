@@ -11,7 +11,7 @@ BICUBIC = 3  # Pillow's number for the filter
 
 
 def read_preprocessor(preprocessor: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Settings of `data.*` that a preprocessor_config.json states, and notes on what is done otherwise here."""
+    """The settings `data.*` in a preprocessor_config.json, and notes on what is done differently here."""
     names = {"mean": "image_mean", "std": "image_std"}
     stated = {ours: preprocessor[theirs] for ours, theirs in names.items() if preprocessor.get(theirs) is not None}
     data = {name: tuple(np.atleast_1d(values).tolist()) for name, values in stated.items()}
@@ -20,14 +20,14 @@ def read_preprocessor(preprocessor: dict[str, Any]) -> tuple[dict[str, Any], lis
     scale = preprocessor.get("rescale_factor", 1 / 255) if preprocessor.get("do_rescale", True) else 1.0
     if not 0 < scale < math.inf:
         raise ValueError(f"rescale_factor={scale!r}")
-    if not math.isclose(scale, 1 / 255, rel_tol=1e-3):  # pictures are on 0..1 here before mean and std
+    if not math.isclose(scale, 1 / 255, rel_tol=1e-3):  # here, pictures are on 0..1 before mean and std
         ratio = 1 / 255 / scale
         data = {name: tuple(value * ratio for value in values) for name, values in data.items()}
 
     size, kept = preprocessor.get("size"), _shorter_side(preprocessor.get("crop_size"))
     crops = preprocessor.get("crop_pct") or preprocessor.get("do_center_crop", "crop_size" in preprocessor)
     resized = _shorter_side(size)
-    if preprocessor.get("crop_pct"):  # timm's name, which our exports have too
+    if preprocessor.get("crop_pct"):  # timm's name, which our exports use too
         data["eval_crop"] = preprocessor["crop_pct"]
     elif preprocessor:
         data["eval_crop"] = min(1.0, kept / resized) if resized and kept and crops else 1.0
@@ -46,9 +46,9 @@ def _shorter_side(size: int | list | dict[str, int] | None) -> int | None:
 
 
 def make_preprocessor(model: MAEConfig, data: dict[str, Any]) -> dict[str, Any]:
-    """The preprocessor_config.json with which transformers gives our pixels, from the settings of `data.*`.
+    """The preprocessor_config.json with which transformers makes our pixels, from the settings `data.*`.
 
-    Its BitImageProcessor resizes the shorter side and crops the centre. It has no resize that covers a rectangle: for
+    Its BitImageProcessor resizes the shorter side and crops the centre. It cannot resize to cover a rectangle: for
     images that are not square it gets the size before the crop, which stretches pictures of another aspect.
     """
     height, width = model.image_size
@@ -72,7 +72,7 @@ def make_preprocessor(model: MAEConfig, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def left_unsaid(model: MAEConfig) -> list[str]:
-    """Notes on how transformers prepares pictures otherwise, which its file cannot say."""
+    """Notes on how transformers prepares pictures differently, which its file cannot express."""
     (height, width), notes = model.image_size, []
     if height != width:
         notes.append(f"transformers' processor stretches pictures whose aspect is not that of {height} x {width}")

@@ -1,4 +1,4 @@
-"""Files of tensors, safetensors and PyTorch: read without trusting them, written whole. Models are unknown here."""
+"""Reads safetensors and PyTorch files without trusting them, and writes them whole. It knows nothing of models."""
 
 import argparse
 import contextlib
@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from mae_jax.runtime.errors import NotSaved, UserError, first_line, reason
 from mae_jax.workdir.writing import replacing
 
-# The types that are read: their names in a safetensors file, and those that PyTorch and NumPy share.
+# Types that can be read: safetensors' names -> those that PyTorch and NumPy share.
 DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
@@ -28,12 +28,12 @@ DTYPES = {
 ACCEPTED = "give a safetensors file, a PyTorch file (.pth, .pt, .bin), or a folder with one"
 AGAIN = "download it again"
 UNKNOWN_TYPE = "{}: tensor {!r} is of type {}; convert it to one of " + ", ".join(DTYPES.values())
-LARGEST_JSON = 2**24  # bytes; config.json of a classifier of 20,000 classes has 2^20
-TORCH_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how a file before PyTorch 1.6 begins, after its protocol
-# Where a PyTorch file's state dict may be: the first that holds tensors is taken, else the top level itself.
+LARGEST_JSON = 2**24  # bytes; the config.json of a classifier of 20,000 classes has 2^20
+TORCH_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the start of a file before PyTorch 1.6, after its protocol
+# Where a PyTorch file's state dict may be: the first one that holds tensors, else the top level.
 STATE_DICTS = ("model", "state_dict", "model_state_dict", "module", "net", "model_ema", "state_dict_ema", "ema")
-# What checkpoints of training hold beside tensors: a Namespace of arguments, and in it, if submitit ran it, paths. Pure
-# paths touch no file and may be of another system. NumPy's values are skipped: numpy.dtype trusts a pickle.
+# Training checkpoints also hold a Namespace of arguments, with paths if submitit ran them. Pure paths touch no file and
+# may be another system's. NumPy's values are skipped: numpy.dtype trusts a pickle.
 _Skipped = type("_Skipped", (), dict.fromkeys(("__init__", "__setstate__"), lambda *_: None))
 PLAIN_GLOBALS = [(argparse.Namespace, "argparse.Namespace"), (_Skipped, "numpy.dtype"), (_Skipped, "numpy.ndarray")]
 for _numpy, _pathlib in (("core", "pathlib"), ("_core", "pathlib._local")):  # since NumPy 2, Python 3.13
@@ -42,14 +42,14 @@ for _numpy, _pathlib in (("core", "pathlib"), ("_core", "pathlib._local")):  # s
 
 
 class Tensor(NamedTuple):
-    """A tensor of a file, by its name there; `read` gives its values, in the file's precision."""
+    """A tensor of a file; `read` gives its values in the file's precision."""
 
     name: str
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
 
     def values(self) -> np.ndarray:
-        """Its values in float32. Raises UserError if they are not finite."""
+        """The values in float32. Raises UserError if they are not finite."""
         with np.errstate(over="ignore"):
             values = self.read().astype(np.float32, copy=False)
         if not np.isfinite((values.min(initial=0), values.max(initial=0))).all():
@@ -63,13 +63,9 @@ Content = tuple[dict[str, Tensor], dict[str, Any]]
 def read_tensors(path: Path) -> Content:
     """Opens a safetensors or PyTorch file, or a folder with one or with the shards of one, running no code from it.
 
-    The content tells what a file is, not its name. Tensors of shards that the index does not name are left out.
-
-    Returns:
-      The tensors by name, and what stands beside them in a PyTorch file: epoch, args, ...; see `plain`.
-
-    Raises:
-      UserError: if there is no such file, a folder has several, or the file is damaged or may be harmful.
+    The content tells a file's type, not its name. Tensors of shards that the index does not name are left out. Returns
+    the tensors by name, and what else a PyTorch file holds (epoch, args, ...; see `plain`). Raises UserError if there
+    is no file or several, or if one is damaged or may be harmful.
     """
     try:
         file = _find_weights(path) if path.is_dir() else path
@@ -80,7 +76,7 @@ def read_tensors(path: Path) -> Content:
 
 def _find_weights(folder: Path) -> Path:
     names = [name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json")]
-    # The first of transformers' names, even if it is a broken link: to take another file would be a surprise.
+    # The first of transformers' names, even if a broken link: silently taking another file would be a surprise.
     found = [folder / name for name in names if os.path.lexists(folder / name)][:1]
     found = found or sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".pth", ".pt", ".bin"))
     if len(found) == 1:
@@ -110,7 +106,7 @@ def _read_shards(index: Path) -> Content:
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(places.values())):
         bare = name == PurePosixPath(name).name == PureWindowsPath(name).name != ".." and name.isprintable()
-        if not bare:  # or an index could have any file of this machine read
+        if not bare:  # or an index could name any file on this machine
             raise UserError(f"{index} names the file {name!r}, not one of its own folder; do not trust it, {AGAIN}")
         shard = index.parent / name
         if not shard.is_file():
@@ -126,7 +122,7 @@ def _read_shards(index: Path) -> Content:
 def _read_safetensors(path: Path) -> Content:
     tensors = {}
     try:
-        file = safe_open(str(path), "np")  # refuses a header whose lengths, shapes and offsets do not fit together
+        file = safe_open(str(path), "np")  # refuses a header with inconsistent lengths, shapes and offsets
         for name in file.keys():  # noqa: SIM118 (it is no dict)
             header = file.get_slice(name)
             if header.get_dtype() not in DTYPES:
@@ -139,7 +135,7 @@ def _read_safetensors(path: Path) -> Content:
 
 def _read_torch(path: Path, zipped: bool) -> Content:
     torch = _import_torch(f"reading {path}", "give a .safetensors file")
-    # Earlier releases could be made to run code all the same: CVE-2025-32434 (2.6), CVE-2026-24747 (2.10).
+    # Even with weights_only, earlier releases can be made to run code: CVE-2025-32434 (2.6), CVE-2026-24747 (2.10).
     if torch.__version__ < (2, 10):
         raise UserError(f"reading {path} safely needs PyTorch 2.10 or newer, not {torch.__version__}; upgrade torch")
     try:
@@ -166,7 +162,7 @@ def _read_torch(path: Path, zipped: bool) -> Content:
 
 
 def _check_archive(path: Path) -> None:
-    """Refuses a zip file that PyTorch did not write, or whose checksums show damage; PyTorch compares none."""
+    """Refuses a zip file that PyTorch did not write or that fails its checksums, which PyTorch ignores."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         names = {entry.filename.partition("/")[2] for entry in entries}
@@ -175,7 +171,7 @@ def _check_archive(path: Path) -> None:
             raise UserError(f"{path} is {kind}; {ACCEPTED}")
         if len(names) < len(entries):
             raise UserError(f"{path} is damaged (two of its records have the same name); {AGAIN}")
-        # All checksums are 0 if their writer had turned them off (torch.serialization.set_crc32_options).
+        # All checksums are 0 if the writer turned them off (torch.serialization.set_crc32_options).
         if any(entry.CRC for entry in entries) and (record := archive.testzip()):
             raise UserError(f"{path} is damaged (record {record} has another checksum); {AGAIN}")
 
@@ -221,7 +217,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def plain(value: Any) -> dict[str, Any]:
-    """One of a file's `others` as JSON could hold it; empty if it is no object, or a huge or endless one."""
+    """One of a file's other entries as JSON could hold it; empty if it is no object, or a huge or endless one."""
 
     def simplify(part: Any) -> Any:
         return vars(part) if isinstance(part, argparse.Namespace) else type(part).__name__
@@ -239,14 +235,14 @@ def plain(value: Any) -> dict[str, Any]:
 
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    """Writes a safetensors file, whole or not at all. Raises NotSaved if it cannot be written."""
+    """Writes a safetensors file, whole or not at all. Raises NotSaved if that fails."""
     with _writing(path) as temporary:
         dense = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-        save_file(dense, temporary, {"format": "pt"})  # which transformers asks for
+        save_file(dense, temporary, {"format": "pt"})  # transformers requires this
 
 
 def write_torch(path: Path, tensors: dict[str, np.ndarray], others: dict[str, Any]) -> None:
-    """Writes a PyTorch file {"model": tensors, **others}, whole or not at all. Raises NotSaved as well."""
+    """Writes a PyTorch file {"model": tensors, **others}, whole or not at all. Raises NotSaved if that fails."""
     torch = _import_torch(f"writing {path}", "write a .safetensors file")
     with _writing(path) as temporary, temporary.open("wb") as file:
         torch.save({"model": {name: torch.tensor(array) for name, array in tensors.items()}, **others}, file)

@@ -1,4 +1,4 @@
-"""timm's Vision Transformers: the config.json beside their tensors, whose names are facebookresearch's."""
+"""timm's Vision Transformers: their config.json. Their tensors have facebookresearch's names."""
 
 import re
 from typing import Any
@@ -7,7 +7,7 @@ from mae_jax.models.classifier import ClassifierConfig
 from mae_jax.models.config import SIZES, MAEConfig
 from mae_jax.runtime.errors import UserError
 
-# Ours -> the argument of timm's VisionTransformer.
+# Ours -> arguments of timm's VisionTransformer.
 ARGUMENTS = {
     "image_size": "img_size",
     "patch_size": "patch_size",
@@ -20,16 +20,15 @@ ARGUMENTS = {
 }
 EPSILON = 1e-6  # of its norms
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu", "quick_gelu")  # of the same name in both
-POOLS = {"class": "token", "mean": "avg", "mean_norm": "avg"}  # what a norm of its own tells apart
+POOLS = {"class": "token", "mean": "avg", "mean_norm": "avg"}  # the last two differ in `fc_norm`
 
 
 def is_timm(config: dict[str, Any]) -> bool:
-    """Whether a config.json is timm's."""
     return "architecture" in config and ("pretrained_cfg" in config or "num_features" in config)
 
 
 def read_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Settings of `model.*` that timm's config.json states; the shapes of the tensors tell the rest."""
+    """The settings `model.*` in timm's config.json; the shapes of the tensors give the rest."""
     arguments = config.get("model_args") or {}
     size = (config.get("pretrained_cfg") or {}).get("input_size")
     settings = heads_of_name(config["architecture"]) | ({"image_size": size[1:]} if size else {})
@@ -37,7 +36,7 @@ def read_settings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_data(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Settings of `data.*` that timm's config.json states, and notes on what is done otherwise here."""
+    """The settings `data.*` in timm's config.json, and notes on what is done differently here."""
     pretrained = config.get("pretrained_cfg") or {}
     names = {"mean": "mean", "std": "std", "eval_crop": "crop_pct"}
     data = {ours: pretrained[theirs] for ours, theirs in names.items() if pretrained.get(theirs) is not None}
@@ -48,13 +47,13 @@ def read_data(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def heads_of_name(name: str) -> dict[str, int]:
-    """The setting num_heads that a model's name states, such as vit_base_patch16_224 or mae_vit_large_patch16."""
+    """num_heads by a model's name, such as vit_base_patch16_224 or mae_vit_large_patch16; empty if unknown."""
     size = re.match(r"(?:mae_)?vit_(\w+?)_patch\d+", name)
     return {"num_heads": SIZES[size[1]]["num_heads"]} if size and size[1] in SIZES else {}
 
 
 def read_pool(config: dict[str, Any]) -> str:
-    """classifier.pool of a config.json; a norm of its own (mean_norm) shows in the tensors."""
+    """classifier.pool in a config.json; whether it is mean_norm shows only in the tensors."""
     pool = (config.get("model_args") or {}).get("global_pool") or config.get("global_pool") or "token"
     if pool not in ("token", "avg"):
         raise UserError(f"timm's global_pool={pool!r} has no counterpart here (token and avg have)")
@@ -62,7 +61,7 @@ def read_pool(config: dict[str, Any]) -> str:
 
 
 def check(model: MAEConfig) -> list[str]:
-    """Notes on what differs in timm's VisionTransformer. Raises UserError for what makes another model of it."""
+    """Notes on what differs in timm's VisionTransformer. Raises UserError if it would be another model."""
     remedy = "export format=huggingface or facebook"
     if model.activation not in ACTIVATIONS:
         raise UserError(f"timm has no activation {model.activation}; {remedy}")
@@ -82,7 +81,7 @@ def crop_share(image_size: tuple[int, int], eval_crop: float) -> float:
     resized = round(height / eval_crop)
     if height != width or int(height / eval_crop) == resized:
         return eval_crop
-    return height / (resized + 0.25)  # which we round back
+    return height / (resized + 0.25)  # we round it to ours
 
 
 def make_config(
@@ -121,7 +120,7 @@ def make_config(
 
 
 def _nearest_architecture(model: MAEConfig) -> str:
-    """timm's name of it; model_args say in what ours differs."""
+    """timm's nearest name; model_args say how ours differs."""
     for name, size in SIZES.items():
         if all(getattr(model, key) == size[key] for key in ("width", "depth", "patch_size")):
             return f"vit_{name}_patch{model.patch_size}_224"

@@ -1,6 +1,6 @@
-"""Our parameters as the tensors of PyTorch models, by the names of facebookresearch/mae (timm's too), and back.
+"""Converts our parameters to and from PyTorch's tensors, under the names of facebookresearch/mae and timm.
 
-Our blocks are stacked along depth, and our kernels are [inputs, outputs]; theirs stand one by one, [outputs, inputs].
+Our blocks are stacked along depth, and our kernels are [inputs, outputs]; their blocks are separate, [outputs, inputs].
 """
 
 import math
@@ -29,8 +29,7 @@ MODULES = {  # ours -> theirs
     "decoder/predict": "decoder_pred",
     "head/linear": "head",
 }
-# Where a classifier differs: the norm of the patch tokens' mean has another name, and a linear probe's head has two
-# parts, BatchNorm and the linear layer.
+# In a classifier, the norm of the patch tokens' mean has another name, and a linear probe's head begins with BatchNorm.
 POOLED_NORM = {"encoder/norm": "fc_norm"}
 PROBE_HEAD = {"head/linear": "head.1", "head/batch_norm": "head.0"}
 IN_BLOCK = {"attention/qkv": "attn.qkv", "attention/out": "attn.proj", "mlp/fc1": "mlp.fc1", "mlp/fc2": "mlp.fc2"}
@@ -41,10 +40,7 @@ LEAVES = {
 
 
 def their_names(shapes: dict, classifier: ClassifierConfig | None) -> Iterator[tuple[tuple[str, ...], list[str]]]:
-    """Each of our parameters' paths, with the names of its tensors: one for each block of a stack, else one.
-
-    `shapes` is a nested dict of arrays or of their abstract shapes: a classifier's, or an autoencoder's.
-    """
+    """Each path in the nested dict `shapes`, with its tensors' names: one for each block of a stack, else one."""
     modules = dict(MODULES)
     if classifier:
         modules |= POOLED_NORM if classifier.pool == "mean_norm" else {}
@@ -59,18 +55,18 @@ def their_names(shapes: dict, classifier: ClassifierConfig | None) -> Iterator[t
 
 
 def to_theirs(path: tuple[str, ...], values: np.ndarray, patch_size: int) -> np.ndarray:
-    """One of their tensors, of our parameter at `path` (of one block of it)."""
+    """Our parameter at `path`, or one block of it, as one of their tensors."""
     if path[-1] == "positions":
         return values[None]
     if path[-2:] == ("patch_embed", "kernel"):
         return rearrange(values, "(h w c) d -> d c h w", h=patch_size, w=patch_size)
-    if path[-2] == "qkv":  # ours apart, theirs one below the other
+    if path[-2] == "qkv":  # ours are separate, theirs concatenated
         values = values.reshape(*values.shape[:-2], -1)
     return values.T if path[-1] == "kernel" else values
 
 
 def to_ours(path: tuple[str, ...], values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Our parameter at `path` (of one block of it), of the given shape; inverts `to_theirs`."""
+    """Inverts `to_theirs`: our parameter at `path`, or one block of it, of the given shape."""
     if path[-2:] == ("patch_embed", "kernel"):
         return rearrange(values, "d c h w -> (h w c) d")
     return (values.T if path[-1] == "kernel" else values).reshape(shape)
@@ -79,10 +75,7 @@ def to_ours(path: tuple[str, ...], values: np.ndarray, shape: tuple[int, ...]) -
 def read_params(
     state: dict[str, Tensor], shapes: dict, classifier: ClassifierConfig | None, patch_size: int
 ) -> dict[str, Any]:
-    """Our parameters, of the given shapes, as a nested dict of float32 NumPy arrays.
-
-    Nothing is read if any tensor is missing or has another shape.
-    """
+    """Our parameters as a nested dict of float32 arrays; checks all names and shapes before reading any values."""
     flat, names = flatten_dict(shapes), dict(their_names(shapes, classifier))
     if missing := [name for of_one in names.values() for name in of_one if name not in state]:
         raise UserError(f"it lacks {listed(missing)}: it is not whole, or not a masked autoencoder's")
@@ -99,13 +92,13 @@ def read_params(
         parts = params[path] if path[1] == "blocks" else params[path][None]
         for part, name in zip(parts, names[path], strict=True):
             values = to_ours(path, state[name].values(), part.shape)
-            for first in range(0, part.shape[-1], 16):  # columns at a time: twice as fast as all for what is transposed
+            for first in range(0, part.shape[-1], 16):  # 16 columns at a time: twice as fast if transposed
                 part[..., first : first + 16] = values[..., first : first + 16]
     return unflatten_dict(params)
 
 
 def _empty(shape: tuple[int, ...]) -> np.ndarray:
-    """A float32 array that begins at a multiple of 64 bytes, which JAX takes over on a CPU without a copy."""
+    """A float32 array aligned to 64 bytes, which JAX takes over on a CPU without a copy."""
     size = math.prod(shape)
     memory = np.empty(size + 16, np.float32)
     start = -memory.ctypes.data % 64 // 4
@@ -113,7 +106,7 @@ def _empty(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def write_state(params: dict, classifier: ClassifierConfig | None, patch_size: int) -> dict[str, np.ndarray]:
-    """Tensors by their names of a nested dict of our parameters; inverts `read_params`."""
+    """Inverts `read_params`: our nested dict as their tensors by name."""
     flat, state = flatten_dict(params), {}
     for path, names in their_names(params, classifier):
         values = np.asarray(flat[path], np.float32)
@@ -123,5 +116,4 @@ def write_state(params: dict, classifier: ClassifierConfig | None, patch_size: i
 
 
 def listed(names: list[str], most: int = 4) -> str:
-    """Some of many names, for people."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,4 +1,4 @@
-"""Weights and settings of one run as the beginning of another."""
+"""Starts a run from the weights and settings of another."""
 
 import contextlib
 import dataclasses
@@ -16,9 +16,9 @@ from mae_jax.models.config import USUAL_MASKS, MAEConfig
 from mae_jax.models.positions import resize_positions, sincos_table
 from mae_jax.runtime.errors import UserError
 
-# What an encoder is used to: its pictures' size and values are the checkpoint's, unless the command line gives others.
+# Size and values of the pictures that an encoder knows: the checkpoint's, unless the command line gives others.
 PICTURES = ("model.image_size", "data.mean", "data.std", "data.value_range")
-# Settings of `model` that a run chooses for itself; the others are the checkpoint's.
+# Settings of `model` that a run chooses for itself; the rest come from the checkpoint.
 OWN_MODEL_SETTINGS = ("image_size", "dtype", "attention", "remat", "scan_unroll")
 # Settings that define the parameters of an encoder and a decoder.
 ENCODER_STRUCTURE = (
@@ -35,12 +35,9 @@ ENCODER_SETTINGS = (*ENCODER_STRUCTURE, "mlp_ratio", "mlp_width", "norm_epsilon"
 def find_start(config: ConfigDict, workdir: Path) -> tuple[dict[str, Any] | None, Weights | None]:
     """The config that a run takes its model from, and the weights that it begins with.
 
-    Its own checkpoint's config, and no weights, if it goes on; those of `init_from` if it begins; else both None.
-
-    Raises:
-      UserError: if what `init_from` names cannot be read, or holds no encoder.
+    Resumed: its own checkpoint's config, no weights. New: those of `init_from`, else both None. May raise UserError.
     """
-    with contextlib.suppress(UserError):  # what is wrong with them is said when the run sets them aside
+    with contextlib.suppress(UserError):  # the run reports bad checkpoints when it sets them aside
         if trained := read_own_config(workdir):
             return trained, None
     weights = read_start(config, workdir)
@@ -48,20 +45,18 @@ def find_start(config: ConfigDict, workdir: Path) -> tuple[dict[str, Any] | None
 
 
 def read_start(config: ConfigDict, workdir: Path) -> Weights | None:
-    """The weights that `init_from` names, the same ones when the run in the workdir is started again; None without."""
+    """The weights of `init_from`, if set; the same ones when a run in this workdir is started again."""
     if not config.init_from:
         return None
     return read_weights(find_same_weights(config.init_from, workdir), assumed(config))
 
 
 def resolve_model(config: ConfigDict, trained: dict[str, Any]) -> list[str]:
-    """Sets the encoder's sizes in `config` to those of a checkpoint's config, and what it knows of pictures.
+    """Sets the encoder's sizes and pictures in `config` to a checkpoint's; returns a line for each change.
 
-    Returns a line for each setting that was changed. Raises UserError if the command line gives the encoder another
-    size.
+    Raises UserError if the command line gives the encoder another size.
     """
-    # Newer settings, which a checkpoint of an earlier version lacks, are as they were; and since a classifier hides
-    # nothing, masks that do not fit its size are no obstacle.
+    # Settings that an older checkpoint lacks get their defaults. A classifier masks nothing, so masks need not fit.
     model = dataclasses.asdict(MAEConfig(**trained["model"])) | USUAL_MASKS
     sizes = {name: value for name, value in model.items() if name not in OWN_MODEL_SETTINGS}
     changed = []
@@ -76,7 +71,7 @@ def resolve_model(config: ConfigDict, trained: dict[str, Any]) -> list[str]:
 
 
 def resolve_pictures(config: ConfigDict, trained: dict[str, Any]) -> list[str]:
-    """Sets `PICTURES` in `config` to those of a checkpoint's config; returns a line for each that was changed."""
+    """Sets `PICTURES` in `config` to a checkpoint's; returns a line for each change."""
     changed = []
     for key in PICTURES:
         group, name = key.split(".")
@@ -93,8 +88,7 @@ def resolve_pictures(config: ConfigDict, trained: dict[str, Any]) -> list[str]:
 def starting_params(weights: Weights, model: ClassifierConfig, class_names: list[str] | None = None) -> dict[str, Any]:
     """What a classifier takes over from a checkpoint, as one nested dict: the encoder, and a head of the same kind.
 
-    A position table for another grid is resized in 2-D: of a pre-trained model the sine-cosine table that it was
-    trained with, since the formula's values beyond its edge are new to the encoder.
+    A position table of another grid is resized in 2-D, even a formula's: values beyond its edge are new to the encoder.
     """
     params, old = weights.params, MAEConfig(**weights.config["model"])
     table = params["encoder"].get("positions")
@@ -110,7 +104,7 @@ def starting_params(weights: Weights, model: ClassifierConfig, class_names: list
 
 
 def keeps_head(weights: Weights, model: ClassifierConfig, class_names: list[str] | None = None) -> bool:
-    """Whether the checkpoint has a head of the kind that `model` has, for classes of the same names (if known)."""
+    """Whether the checkpoint's head is of `model`'s kind and for the same class names, if both are known."""
     trained = weights.config
     if not is_classifier(trained):
         return False
@@ -124,7 +118,7 @@ def keeps_head(weights: Weights, model: ClassifierConfig, class_names: list[str]
 def describe_start(
     weights: Weights, model: ClassifierConfig, config: ConfigDict, class_names: list[str] | None = None
 ) -> str:
-    """What a classifier begins with, and what differs from the run that trained it, for people."""
+    """For people: what a classifier begins with, and what differs from the run that trained it."""
     old = weights.config
     parts = [f"{config.init_from}, {weights.origin}"]
     if keeps_head(weights, model, class_names):
@@ -146,7 +140,7 @@ def describe_start(
 
 
 def pictures_differ(weights: Weights, data: Mapping) -> list[str]:
-    """Notes on ranges and normalisations other than those that the weights were trained with."""
+    """Notes on value ranges and normalisations that differ from those that the weights were trained with."""
     notes = []
     for name in ("mean", "std", "value_range"):
         old, new = (settings.get(name) and tuple(settings[name]) for settings in (weights.config["data"], data))
@@ -156,19 +150,15 @@ def pictures_differ(weights: Weights, data: Mapping) -> list[str]:
 
 
 def fitting_params(weights: Weights, config: Mapping) -> tuple[dict, list[str]]:
-    """The parameters of a trained autoencoder, to go on from in a pre-training run with the given config.
+    """The parameters of a trained autoencoder from which a pre-training run starts, and notes.
 
-    Returns:
-      The parameters, without a decoder if there was none; and notes on what differs or was assumed.
-
-    Raises:
-      UserError: if the two models differ; it names the settings in which they do.
+    Without a decoder if there was none. Notes say what differs or was assumed. UserError if the models differ.
     """
     path = config["init_from"]
     if is_classifier(weights.config):
         raise UserError(f"init_from={path} is a classifier without a decoder; pre-training needs an autoencoder")
     old, new, whole = MAEConfig(**weights.config["model"]), MAEConfig(**config["model"]), has_decoder(weights)
-    if new.positions == "learned" and old.positions == "sincos":  # the tables begin as they are
+    if new.positions == "learned" and old.positions == "sincos":  # the tables start with the formula's values
         weights = choose(weights, {"positions": "learned"})
         old = dataclasses.replace(old, positions="learned")
     names = (*ENCODER_STRUCTURE, "positions", *(DECODER_STRUCTURE if whole else ()))

@@ -1,4 +1,4 @@
-"""Trained models, wherever they come from: our workdirs, facebookresearch/mae, Hugging Face and timm."""
+"""Loads trained models, wherever they come from: our workdirs, facebookresearch/mae, Hugging Face and timm."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -22,18 +22,12 @@ from mae_jax.runtime.processes import from_main, is_main
 from mae_jax.settings.suggestions import nearest
 from mae_jax.workdir.writing import read_object, write_json
 
-# Settings of `model.*` that are the user's choice, whatever the file.
+# Settings of `model.*` that the user may choose for any file.
 CHOOSABLE = ("dtype", "attention", "remat", "scan_unroll", "mask_ratio", "image_size", "positions")
 
 
 def find_weights(path: str | Path) -> Path:
-    """The file, folder or checkpoint that a path means: of a workdir the newest checkpoint.
-
-    `hf://owner/name` (and `@revision`) is downloaded, or found where it was downloaded before.
-
-    Raises:
-      UserError: if there is none.
-    """
+    """The file, folder or newest checkpoint that a path means; fetches `hf://...` once. UserError if there is none."""
     if is_hub(path):
         return fetch(str(path))
     path = Path(path).expanduser().absolute()
@@ -41,13 +35,9 @@ def find_weights(path: str | Path) -> Path:
 
 
 def read_weights(path: str | Path, asked: dict[str, Any] | None = None) -> Weights:
-    """Reads config and parameters of whatever `find_weights` finds.
+    """Reads what `find_weights` finds; `asked` gives settings `model.*` that another program's file does not state.
 
-    Args:
-      asked: settings of `model.*` that stand in for what another program's file does not say.
-
-    Raises:
-      UserError: if there is nothing, it cannot be read, or it holds no encoder.
+    Raises UserError if there is nothing, it cannot be read, or it holds no encoder.
     """
     path = find_weights(path)
     if is_foreign(path):
@@ -63,11 +53,10 @@ def assumed(config: Mapping) -> dict[str, Any]:
 
 
 def find_same_weights(init_from: str, workdir: Path | None = None) -> Path:
-    """`find_weights`, with one answer for all processes, though another run may write its next checkpoint just now.
+    """`find_weights`, the same in all processes, even if another run writes its next checkpoint just now.
 
-    Args:
-      workdir: of a run that begins with these weights: it gets the same ones when it is started again before its own
-        first checkpoint. They are noted in its init_from.json.
+    A run in `workdir` notes the answer in init_from.json, and gets it again if restarted before its own first
+    checkpoint.
     """
 
     def find() -> str:
@@ -90,7 +79,7 @@ def _pinned(init_from: str, workdir: Path) -> Path:
 
 
 def check_workdir(workdir: Path) -> None:
-    """Raises UserError if a folder holds weights, whose config.json a run would replace by its own."""
+    """Raises UserError if a folder holds weights, whose config.json a run would overwrite."""
     if is_foreign(workdir):
         raise UserError(f"--workdir={workdir} holds weights, with a config.json of their own; choose another folder")
 
@@ -101,7 +90,7 @@ def has_decoder(weights: Weights) -> bool:
 
 
 def make_bind_of(weights: Weights) -> Callable[[dict], MaskedAutoencoder | Classifier]:
-    """The pure function from variables to a model of the kind that the weights are of."""
+    """The pure function from variables to a model of the weights' kind."""
     config = weights.config
     if is_classifier(config):
         return make_bind_classifier(make_classifier_config(config["model"], config["classifier"]))
@@ -109,25 +98,21 @@ def make_bind_of(weights: Weights) -> Callable[[dict], MaskedAutoencoder | Class
 
 
 def load(path: str | Path, **settings) -> MaskedAutoencoder | Classifier:
-    """A trained model.
+    """Loads a trained model.
+
+    Warns (UserWarning) of all that a file leaves open, lacks or has too much. UserError if there is no readable model.
 
     Args:
       path: a workdir (its newest checkpoint) or one checkpoint; a facebookresearch/mae `.pth`; a Hugging Face or timm
-        folder or file (safetensors or PyTorch); `hf://owner/name[@revision]`. The file shows which it is.
-      settings: of `model.*`: your choice (dtype="bfloat16", attention, remat, scan_unroll, mask_ratio; image_size:
-        positions are computed, learned ones resized for it; positions="learned": fixed tables become parameters, and
-        are resized too, which suits images much larger than those of training), and what another program's file may
-        leave open (num_heads, decoder_num_heads, normalize_targets, norm_epsilon, activation).
+        folder or file (safetensors or PyTorch); `hf://owner/name[@revision]`. The content tells which it is.
+      settings: `model.*` of your choice: dtype="bfloat16", attention, remat, scan_unroll, mask_ratio; image_size
+        (positions are computed, learned ones resized); positions="learned" (fixed tables become parameters, and are
+        resized too, which suits images much larger than in training). Also what another program's file may leave open:
+        num_heads, decoder_num_heads, normalize_targets, norm_epsilon, activation.
 
     Returns:
-      An autoencoder: `model(images, key=key)` reconstructs; or a classifier: `model(images)` gives logits.
-      `model.encode(images)` gives the features of both; `model.processor(pictures)` makes images.
-
-    Warns:
-      UserWarning: for each thing that a file leaves open, lacks, or has too much.
-
-    Raises:
-      UserError: if there is no readable model.
+      An autoencoder: `model(images, key=key)` reconstructs; or a classifier: `model(images)` gives logits. For both,
+      `model.encode(images)` gives features, and `model.processor(pictures)` makes images.
     """
     known = tuple(dict.fromkeys((*CHOOSABLE, *GUESSABLE)))
     if unknown := [name for name in settings if name not in known]:
@@ -148,7 +133,7 @@ def load(path: str | Path, **settings) -> MaskedAutoencoder | Classifier:
 
 
 def choose(weights: Weights, settings: dict[str, Any]) -> Weights:
-    """The same weights with other settings (`CHOOSABLE`); tables of positions are made to fit."""
+    """The same weights with other settings (`CHOOSABLE`); position tables are adapted."""
     old = MAEConfig(**weights.config["model"])
     settings, notes = _with_masks_that_fit(weights.config["model"], settings)
     new = MAEConfig(**weights.config["model"] | settings)
@@ -168,14 +153,14 @@ def choose(weights: Weights, settings: dict[str, Any]) -> Weights:
 
 
 def _with_masks_that_fit(model: Mapping, settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The settings, with the usual masks if another size or mask ratio rules the model's own out; and notes."""
+    """The settings, with the usual masks if a new size or mask ratio rules out the model's own; and notes."""
     if not settings.keys() & {"image_size", "mask_ratio"}:
         return settings, []
-    settings = {"prediction_ratio": None} | settings  # of the training steps, which are over
+    settings = {"prediction_ratio": None} | settings  # used only in training, which is over
     try:
         MAEConfig(**model | settings)
         return settings, []
     except UserError as error:
         settings = USUAL_MASKS | settings
-        MAEConfig(**model | settings)  # raises if it was something else
+        MAEConfig(**model | settings)  # raises if the cause was another
         return settings, [f"{error}; masks are of single random patches instead"]

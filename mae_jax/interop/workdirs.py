@@ -1,4 +1,4 @@
-"""Models in our own workdirs and checkpoints."""
+"""Reads models from our own workdirs and checkpoints."""
 
 import json
 import re
@@ -16,15 +16,15 @@ from mae_jax.runtime.processes import from_main, is_main
 from mae_jax.settings.fields import from_dict
 from mae_jax.workdir.checksums import find_damage
 
-ITEMS = ("frozen", "params", "average", "statistics")  # of a checkpoint, that make up a model
+ITEMS = ("frozen", "params", "average", "statistics")  # parts of a checkpoint that make up a model
 
 
 class Weights(NamedTuple):
     """A trained model at rest."""
 
-    # The resolved config of the run that trained it; of another program's file: task, model, classifier, data.
+    # The training run's resolved config; for another program's file: task, model, classifier, data.
     config: dict[str, Any]
-    # Nested dict of NumPy arrays (the moving average if there is one), without a decoder if the file has none.
+    # Nested dict of NumPy arrays (the moving average if there is one); no decoder if the file has none.
     params: dict[str, Any]
     step: int  # updates that made them; 0 if the file does not say
     origin: str  # for people
@@ -32,11 +32,7 @@ class Weights(NamedTuple):
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint folder that a path means: itself, or the newest complete one of a workdir.
-
-    Raises:
-      UserError: if there is none.
-    """
+    """The checkpoint folder that a path means: itself, or a workdir's newest complete one. UserError if none."""
     path = Path(path).absolute()
     if not path.exists():
         raise UserError(
@@ -55,17 +51,13 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def _steps(folder: Path) -> list[int]:
-    """The steps of the checkpoints in a folder; Orbax renames one to its bare number when it is complete."""
+    """Steps of the complete checkpoints in a folder, which Orbax has renamed to their bare numbers."""
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
     return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
 
 def read_own_config(workdir: Path) -> dict[str, Any] | None:
-    """The config of a workdir's newest undamaged checkpoint, process 0's answer in all; None without checkpoints.
-
-    Raises:
-      UserError: if none can be read.
-    """
+    """The newest undamaged checkpoint's config, for all processes; None without any, UserError if all are bad."""
     return from_dict(found) if (found := from_main(_own_config(workdir) if is_main() else None)) else None
 
 
@@ -95,11 +87,7 @@ def _another(checkpoint: Path) -> str:
 
 
 def read_config(checkpoint: Path) -> tuple[dict[str, Any], int]:
-    """The resolved config of the run that wrote a checkpoint, with tuples as they were, and the checkpoint's step.
-
-    Raises:
-      UserError: if it cannot be read, or lies in a folder with another number.
-    """
+    """A checkpoint's config, with tuples restored, and step. UserError if unreadable or in another step's folder."""
     try:
         about = json.loads((checkpoint / "about" / "metadata").read_text())
         config, step = from_dict(about["config"]), about["step"]
@@ -115,11 +103,10 @@ def read_config(checkpoint: Path) -> tuple[dict[str, Any], int]:
 def read_workdir(path: str | Path) -> Weights:
     """Reads config and parameters of a workdir's newest checkpoint, or of one checkpoint.
 
-    Raises:
-      UserError: if there is none, it cannot be read or is damaged, or it holds no encoder, or NaN or infinity.
+    Raises UserError if there is none, it is damaged or unreadable, or it holds no encoder, or NaN or infinity.
     """
     checkpoint = find_checkpoint(path)
-    _check_undamaged(checkpoint, "about", *ITEMS)  # not the optimizer's state, most of a checkpoint
+    _check_undamaged(checkpoint, "about", *ITEMS)  # not the optimizer's state, which is most of a checkpoint
     config, step = read_config(checkpoint)
     trees = {name: _read_tree(checkpoint / name) for name in ITEMS if (checkpoint / name).is_dir()}
     if "average" in trees:
@@ -133,14 +120,14 @@ def read_workdir(path: str | Path) -> Weights:
             remedy = f"its training had failed; take {_another(checkpoint)}"
             raise UserError(f"checkpoint {checkpoint}: {'/'.join(names)} holds NaN or infinity; {remedy}")
         if names[-2:] == ("qkv", "kernel") and leaf.ndim == 3 or names[-2:] == ("qkv", "bias") and leaf.ndim == 2:
-            flat[names] = leaf.reshape(*leaf.shape[:-1], 3, -1)  # an earlier version had them side by side
+            flat[names] = leaf.reshape(*leaf.shape[:-1], 3, -1)  # an earlier version concatenated them
     return Weights(config, unflatten_dict(flat), step, f"step {step:,} ({config['task']})")
 
 
 def _read_tree(folder: Path) -> dict[str, Any]:
     try:
         handler = ocp.PyTreeCheckpointHandler()
-        # As NumPy arrays, since the devices that wrote it may not be here.
+        # As NumPy arrays, since the devices that wrote it may be absent.
         names = handler.metadata(folder).tree
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), names)
         return handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
