@@ -55,8 +55,7 @@ def open_picture(data: bytes | np.ndarray, channels: int, max_pixels: int, value
       data: an encoded picture, or uint8 [h, w] or [h, w, c].
       channels: 1 or 3 for encoded pictures, any number for arrays.
       max_pixels: larger encoded pictures are refused before decoding; Pillow's own limit is 178,956,970.
-      value_range: (low, high), the values that become 0 and 255, for 8-bit pictures and arrays too; those beyond are
-        clipped.
+      value_range: (low, high), the values that become 0 and 255, for 8-bit pictures and arrays too; clipped beyond.
 
     Raises:
       BadImage: empty, truncated, unknown or too large, or unusable values; perhaps only when pixels are read.

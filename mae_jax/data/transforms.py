@@ -116,8 +116,7 @@ def sample_crops(
     Args:
       heights, widths: of the pictures, int [n], pixels.
       draws: [n, CROP_TRIES, 4]; see `crop_draws`.
-      scale: least and greatest area of a box / area of its picture; uniform (Szegedy et al. 2015, arXiv 1409.4842,
-        section 6).
+      scale: least and greatest share of a picture's area; uniform (Szegedy et al. 2015, arXiv 1409.4842, section 6).
       ratio: least and greatest width / height of a box; log-uniform.
       rule: retry: the first try that fits, else the largest central box with an allowed ratio; clip: the first try, its
         sides clipped to the picture's, as in the linear probe of MAE's authors.
