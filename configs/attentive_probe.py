@@ -1,8 +1,6 @@
-"""Attentive probe of any checkpoint's encoder on any labelled pictures.
+"""Attentive probe of any checkpoint's encoder on any labelled pictures: a learned query pools the frozen patch tokens.
 
-    python main.py --config=configs/attentive_probe.py --config.init_from=runs/mine [--config.data.path=FOLDER]
-
-As linear_probe.py, but a learned query pools the frozen encoder's patch tokens.
+python main.py --config=configs/attentive_probe.py --config.init_from=runs/mine [--config.data.path=FOLDER]
 """
 
 from configs import linear_probe

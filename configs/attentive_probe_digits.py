@@ -1,8 +1,6 @@
-"""Attentive probe of the quickstart's encoder on the digits' labels.
+"""Attentive probe of the quickstart's encoder on the digits' labels: a learned query pools the frozen patch tokens.
 
-    python main.py --config=configs/attentive_probe_digits.py --config.init_from=runs/digits
-
-As linear_probe_digits.py, but a learned query pools the frozen encoder's patch tokens.
+python main.py --config=configs/attentive_probe_digits.py --config.init_from=runs/digits
 """
 
 from configs import linear_probe_digits

@@ -1,10 +1,8 @@
-"""Attentive probe of ViT-B/16 on ImageNet-1k: a learned query pools the patch tokens.
+"""Attentive probe of ViT-B/16 on ImageNet-1k: a learned query pools the patch tokens. Not run here.
 
-    python main.py --config=configs/attentive_probe_vit_base.py --config.init_from=runs/vit_base \\
-        --config.data.path=DATA_DIR
+    python main.py --config=configs/attentive_probe_vit_base.py --config.init_from=runs/vit_base --config.data.path=DATA
 
-The pool is that of CAE (arXiv 2202.03026) and AIM (arXiv 2401.08541), the optimizer's values are this project's choice.
-For accelerators; not run here.
+The pool is that of CAE (arXiv 2202.03026) and AIM (arXiv 2401.08541); the optimizer's values are this project's.
 """
 
 from configs import linear_probe_vit_base

@@ -2,9 +2,9 @@
 
     python main.py --config=configs/cifar10.py --config.data.path=DATA_DIR [--config.model.patch_size=4]
 
-Patches of 4 pixels make a quarter of the tokens: take them for a first look, or on a CPU. Sizes, mask ratio and targets
-are those of github.com/IcarusWizard/MAE, which reports 89.8 % fine-tuned (74.1 % from scratch) after 2,000 epochs at
-batch 4096; the base rate is higher, since the batch is small. docs/results.md has what was measured here.
+Patches of 4 pixels make a quarter of the tokens: use them for a first look, or on a CPU. Sizes, mask ratio and targets
+follow github.com/IcarusWizard/MAE, which reports 89.8 % fine-tuned (74.1 % from scratch) after 2,000 epochs at batch
+4096; the base rate is higher because the batch is small. docs/results.md has the results measured here.
 """
 
 from configs import common

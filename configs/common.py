@@ -17,31 +17,31 @@ def get_config() -> ml_collections.ConfigDict:
     # pretrain | classify | knn | logistic_regression | features | evaluate | reconstruct | export | ablate
     config.task = "pretrain"
     config.seed = 0  # of the initial weights, and of masks, mixing and drop path
-    # Weights to begin with: a workdir (its newest checkpoint) or one checkpoint step; a facebookresearch/mae .pth; a
-    # Hugging Face or timm folder or file; hf://owner/name.
+    # Initial weights: a workdir (its newest checkpoint), one checkpoint step, a facebookresearch/mae .pth, a Hugging
+    # Face or timm folder or file, or hf://owner/name.
     config.init_from = placeholder(str)
     config.format = placeholder(str)  # export: huggingface | facebook | timm
-    config.encoder_only = False  # export: leave the decoder, or the head, out
+    config.encoder_only = False  # export: leave out the decoder or the head
 
     config.given = ()  # set by main.py: keys of the settings on the command line
     config.file = placeholder(str)  # set by main.py for the task ablate: its config, FILE or FILE:ARGUMENT
 
-    config.shard = placeholder(str)  # part of an ablation: "i/n" makes every n-th run (i from 0 to n); None: all
+    config.shard = placeholder(str)  # part of an ablation: "i/n" makes every n-th run (i from 0 to n - 1); None: all
     ablate = config.ablate = ml_collections.ConfigDict()  # pre-trains and measures once for each cell of a grid
     # Axes, whose product is the grid: (key, values) or (key, values, names of the values). Keys that change together
-    # are a tuple, and so is each of their values. NAME.key is a setting of the protocol NAME of `measure`.
+    # form a tuple, as do their values. NAME.key is a setting of the protocol NAME of `measure`.
     ablate.grid = ()
-    ablate.seeds = (0,)  # each makes a run of its own, as seed and data.seed
+    ablate.seeds = (0,)  # each makes a separate run, as seed and data.seed
     # Protocols that measure the pre-trained encoder: (name, config, overrides), for example ("finetune",
-    # "finetune_digits", (("train.epochs", 20.0),)). Pre-training measures k-NN and a logistic regression by itself.
+    # "finetune_digits", (("train.epochs", 20.0),)). Pre-training itself measures k-NN and a logistic regression.
     ablate.measure = ()
     ablate.scores = ("eval/loss",)  # columns of the table: pre-training's results, and NAME/top1 of the protocols
-    ablate.plot = ()  # those of them to draw
-    ablate.paper = ()  # curves to draw beside them: (name, ((x or a row's name, y), ...))
+    ablate.plot = ()  # the scores to draw
+    ablate.paper = ()  # the paper's curves, drawn beside them: (name, ((x or a row's name, y), ...))
     ablate.title = ""  # of the picture
     ablate.source = ""  # of the paper's curves
 
-    assume = config.assume = ml_collections.ConfigDict()  # what a file of another program in init_from leaves open
+    assume = config.assume = ml_collections.ConfigDict()  # what a file of another program in init_from does not say
     assume.num_heads = placeholder(int)
     assume.decoder_num_heads = placeholder(int)
     assume.normalize_targets = placeholder(bool)
@@ -53,7 +53,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.image_size = FieldReference(224, field_type=object)  # pixels: one int, or (height, width)
     model.patch_size = 16  # pixels; must divide height and width
     model.channels = 3
-    model.width = 768  # of the encoder's tokens (ViT-B; models/mae.py lists the named sizes)
+    model.width = 768  # of the encoder's tokens (ViT-B; models/config.py lists the named sizes)
     model.depth = 12  # encoder blocks
     model.num_heads = 12
     model.mlp_ratio = 4.0  # hidden width of the MLPs / token width, encoder and decoder
@@ -65,57 +65,55 @@ def get_config() -> ml_collections.ConfigDict:
     model.mask_ratio = 0.75  # share of the patches hidden from the encoder; int(L * (1 - ratio)) stay visible
     model.mask_sampling = "random"  # random | block (arXiv 2106.08254) | grid (of each 2 x 2 one is seen) | module:name
     model.mask_cell = 1  # random: patches are hidden in cells of this side (2, 4: Pixio, arXiv 2512.15715)
-    model.encoder_mask_tokens = False  # the encoder sees all places, a mask token at the hidden ones (paper, Table 1c)
-    model.loss_patches = "hidden"  # patches that the loss is the mean of: hidden | all
-    model.pca_targets = placeholder(int)  # principal components of the patches as targets, as many (paper: 96), or None
-    # What the decoder predicts: pixels | normalized_pixels | principal_components, or a "module:Class" of yours, which
-    # counts instead of normalize_targets; None: as normalize_targets and pca_targets say.
+    model.encoder_mask_tokens = False  # the encoder also sees the hidden places, as mask tokens (paper, Table 1c)
+    model.loss_patches = "hidden"  # patches over which the loss is averaged: hidden | all
+    model.pca_targets = placeholder(int)  # number of principal components to predict (paper: 96); None: pixels
+    # Target of the decoder: pixels | normalized_pixels | principal_components | "module:Class", your own. Overrides
+    # normalize_targets; None: as normalize_targets and pca_targets say.
     model.target = placeholder(str)
-    # What came after the paper; all of it is off.
-    model.class_tokens = 1  # in front of the patches' tokens; a class feature is the mean of theirs (arXiv 2512.15715)
-    model.registers = 0  # further tokens that the encoder works with and then drops (arXiv 2309.16588)
+    # Additions since the paper; all are off.
+    model.class_tokens = 1  # before the patch tokens; a class feature is the mean of these tokens (arXiv 2512.15715)
+    model.registers = 0  # extra tokens that the encoder uses and then drops (arXiv 2309.16588)
     model.qk_norm = False  # LayerNorm of each head's queries and keys (arXiv 2302.05442)
-    # The decoder's blocks: self | cross (mask tokens attend to the visible patches alone: CrossMAE, arXiv 2401.14391).
+    # The decoder's blocks: self | cross (mask tokens attend only to the visible patches: CrossMAE, arXiv 2401.14391).
     model.decoder_attention = "self"
     model.prediction_ratio = placeholder(float)  # cross: share of all patches predicted in a step; None: all hidden
     model.masks_per_image = 1  # masks of each image in a step (arXiv 2212.07525); its patches are embedded once
     model.uniformity = 0.0  # weight of the regulariser that keeps images apart (U-MAE, arXiv 2210.08344: 0.01)
     model.normalize_targets = True  # predict each patch's pixels normalised by its own mean and variance
-    # Of the tokens: sincos (a fixed formula, as in the paper) | learned (parameters that begin as the formula; a
-    # classifier's always are).
+    # Position embeddings: sincos (fixed, as in the paper) | learned (initialized to sincos; a classifier's always are).
     model.positions = "sincos"
-    model.activation = "gelu"  # of the MLPs; the exact one (gelu_tanh, relu, ...: models/layers.py lists them)
+    model.activation = "gelu"  # of the MLPs; gelu is exact (gelu_tanh, relu, ...: models/layers.py lists them)
     model.qkv_bias = True  # whether queries, keys and values have a bias
     model.norm_epsilon = 1e-6  # of every LayerNorm
-    # Of the matrix products: float32 | bfloat16; None: bfloat16 where the chip has it (not a CPU). Everything else is
-    # float32. (JAX's default for float32 products is less than full precision on some accelerators: see
-    # jax_default_matmul_precision.)
+    # Of the matrix products: float32 | bfloat16; None: bfloat16 if the chip has it (not a CPU). All else is float32.
+    # On some accelerators JAX's default for float32 products is less precise: see jax_default_matmul_precision.
     model.dtype = placeholder(str)
     model.attention = "xla"  # xla | cudnn (fused; NVIDIA GPUs, with dtype bfloat16)
     model.remat = False  # recompute the blocks' activations in the backward pass: less memory, more time
-    # Blocks unrolled in one iteration of the scan over depth. None: 1; where a CPU trains all, if they are 12 at most
-    # (without remat and mesh.fsdp): its steps are a tenth faster so.
+    # Blocks unrolled in one iteration of the scan over depth. None: 1; but where a CPU trains at most 12 blocks without
+    # remat and mesh.fsdp, all of them, which makes its steps a tenth faster.
     model.scan_unroll = placeholder(int)
 
     data = config.data = ml_collections.ConfigDict()
-    # digits | image_folder | synthetic | the name of a TFDS data set | "module:Class", a source of your own. None: the
-    # data that the checkpoint in init_from was trained on (not to pre-train).
+    # digits | image_folder | synthetic | the name of a TFDS data set | "module:Class", your own source. None: the data
+    # that the checkpoint in init_from was trained on (not for pre-training).
     data.name = FieldReference("imagenet2012", field_type=str)
     data.path = placeholder(str)  # image_folder: its folder; TFDS: its data_dir (None: TFDS's own default)
-    # TFDS splits, or sub-folders of the image folder, in any case and usual spelling; image folders: "" for none.
+    # TFDS splits, or sub-folders of an image folder, in any case and usual spelling ("": none).
     data.train_split = "train"
-    data.eval_split = "validation"  # image folders: the test folder, if there is no other
-    data.eval_fraction = 0.1  # image folders without a folder for evaluation: share of the pictures held out; 1: all
+    data.eval_split = "validation"  # image folders: or the test folder, if there is no other
+    data.eval_fraction = 0.1  # image folders without a folder for evaluation: share of pictures held out; 1: all
     data.stratify = True  # hold out this share of each class; False: of all pictures together
-    data.num_examples = 1024  # synthetic only: size of the training split; evaluation has a quarter of it
+    data.num_examples = 1024  # synthetic only: size of the training split; the evaluation split has a quarter of it
     # Images a step, over all devices, hosts and accumulation steps. None: a power of two from 16 to 256 that makes at
-    # least 16 steps an epoch, where the data are enough.
+    # least 16 steps an epoch, if there are enough images.
     data.batch_size = FieldReference(4096, field_type=int)
     data.seed = 0  # of the order and of the random crops
     data.crop_scale = (0.2, 1.0)  # random resized crop: area kept, as a share of the picture's
     data.crop_ratio = (3 / 4, 4 / 3)  # random resized crop: width / height of the crop
-    # A random box beyond the picture: drawn again (retry) | cut to it (clip; the paper's linear probe). centre: no
-    # random crop, but that of evaluation, always the same.
+    # If a random box exceeds the picture: retry (draw again) | clip (cut to the picture; the paper's linear probe).
+    # centre: no random crop, but always that of evaluation.
     data.crop_rule = "retry"
     data.flip = True  # mirror half of the training images, left to right
     data.color_jitter = 0.0  # brightness, contrast and saturation are scaled by factors from 1 - this to 1 + this
@@ -123,30 +121,30 @@ def get_config() -> ml_collections.ConfigDict:
     data.label_fraction = placeholder(float)  # share of each class's training pictures used; None: all
     data.augmentation = "none"  # of the cropped training picture: none | rand_augment (arXiv 1909.13719)
     data.rand_augment_ops = 2  # operations a picture, each applied with probability 1/2
-    data.rand_augment_magnitude = 9.0  # mean of their strength, of 10
+    data.rand_augment_magnitude = 9.0  # mean of their strength, on a scale to 10
     data.rand_augment_magnitude_std = 0.5
     data.erasing = 0.0  # classify: probability that a box of the picture becomes noise (arXiv 1708.04896)
     data.mixup = 0.0  # classify: alpha of the Beta distribution of mixup's weights (arXiv 1710.09412); 0: off
     data.cutmix = 0.0  # classify: alpha of cutmix (arXiv 1905.04899); 0: off
     data.mix_probability = 1.0  # share of the pairs of pictures that are mixed
-    data.mix_switch_probability = 0.5  # share of them that cutmix takes, if both are on
-    # (low, high): the values that become black and white in all pictures, 8-bit ones too; values beyond are clipped.
+    data.mix_switch_probability = 0.5  # share of the mixed pairs that cutmix takes, if both are on
+    # (low, high): the pixel values of black and white in all pictures, 8-bit ones too; values beyond are clipped.
     # None: pictures have 8 bits; others (16-bit, float, signed) are refused, since their range is unknown.
     data.value_range = placeholder(object)
-    data.mean = (0.485, 0.456, 0.406)  # of each channel on [0, 1]; ImageNet's; one value serves all channels
+    data.mean = (0.485, 0.456, 0.406)  # ImageNet's, of each channel on [0, 1]; one value serves all channels
     data.std = (0.229, 0.224, 0.225)
-    data.num_threads = 16  # reader threads at most; never more than cores (in each worker process: its share)
+    data.num_threads = 16  # reader threads at most; never more than cores (in a worker process: than its share)
     data.num_workers = 0  # reader processes; 0: threads of the main process read
-    data.prefetch_batches = 2  # batches held ready on the device, and as many more on the host
-    # Small pictures live on the devices and are cropped there, the same bits as read one by one. None: where all have
-    # one size of at most 128 pixels, take 2 GiB at most, and are seen once at least.
+    data.prefetch_batches = 2  # batches kept ready on the device, and as many more on the host
+    # Small pictures stay on the devices and are cropped there, to the same bits. None: if all have one size of at most
+    # 128 pixels, take at most 2 GiB, and are seen at least once.
     data.on_device = placeholder(bool)
-    data.on_bad_image = "replace"  # replace: by another, counted, an error above 1 %; raise: stop at the first
-    data.max_pixels = 178_956_970  # width x height above which a picture is refused; at most Pillow's own limit, this
+    data.on_bad_image = "replace"  # replace: use another, count it, fail above 1 %; raise: stop at the first
+    data.max_pixels = 178_956_970  # width x height above which a picture is refused; at most this, Pillow's own limit
 
     classifier = config.classifier = ml_collections.ConfigDict()  # what the task classify adds to the encoder
     classifier.num_classes = placeholder(int)  # None: the data's
-    classifier.random_encoder = False  # random weights, in an encoder of the size of that in init_from
+    classifier.random_encoder = False  # random weights, in an encoder of the size of the one in init_from
     # What the head sees: mean_norm (the norm of the patch tokens' mean) | mean (of the normed patch tokens) |
     # class (the normed class token) | attentive (a learned query attends to the normed patch tokens).
     classifier.pool = "mean_norm"
@@ -155,46 +153,46 @@ def get_config() -> ml_collections.ConfigDict:
     classifier.trained_blocks = placeholder(float)
     classifier.batch_norm = False  # BatchNorm without scale and bias before the linear layer (linear probe)
     classifier.head_std = 2e-5  # standard deviation of the linear layer's initial kernel
-    classifier.drop_path = 0.0  # chance that a residual branch is left out: rises from 0 to this over the blocks
-    classifier.label_smoothing = 0.0  # share of a target that is spread evenly over all classes
+    classifier.drop_path = 0.0  # probability of dropping a residual branch: rises from 0 to this over the blocks
+    classifier.label_smoothing = 0.0  # share of the target that is spread evenly over all classes
 
     train = config.train = ml_collections.ConfigDict()
-    train.epochs = 800.0  # of floor(examples / batch size) steps
-    train.steps = placeholder(int)  # if set, counts instead of the epochs
+    train.epochs = 800.0  # of floor(examples / batch size) steps each
+    train.steps = placeholder(int)  # if set, replaces the epochs
     # Smaller images first (arXiv 2212.06593, 2404.00509): pairs of the share of the run at which a stage ends and its
-    # pixels, an int or (height, width), such as ((0.5, 128), (0.75, 160)); then model.image_size. Evaluation has that.
+    # size, an int or (height, width), as in ((0.5, 128), (0.75, 160)). The last stage and evaluation: model.image_size.
     train.resolutions = ()
     train.log_every_steps = 50
-    train.skip_nonfinite = 0  # updates that may be skipped since they are not finite, before the run stops
-    train.profile_steps = 0  # steps that are profiled, into profile/ (for TensorBoard or Perfetto); 0: none
-    train.accumulate_steps = 1  # parts that a batch is cut into, to save memory; the update is the whole batch's
+    train.skip_nonfinite = 0  # non-finite updates that may be skipped before the run stops
+    train.profile_steps = 0  # steps to profile, into profile/ (for TensorBoard or Perfetto); 0: none
+    train.accumulate_steps = 1  # parts that a batch is split into, to save memory; the update is the whole batch's
     train.ema_decay = placeholder(float)  # if set, a moving average of the weights is kept, evaluated and exported
 
     optimizer = config.optimizer = ml_collections.ConfigDict()
-    # adamw | lars (linear and attentive probes) | muon: for the matrices of the blocks, adamw for the rest (Jordan et
-    # al. 2024, kellerjordan.github.io/posts/muon), scaled so that adamw's rate and decay serve (arXiv 2502.16982).
+    # adamw | lars (linear and attentive probes) | muon: for the blocks' matrices, adamw for the rest (Jordan et al.
+    # 2024, kellerjordan.github.io/posts/muon), scaled to use adamw's rate and decay (arXiv 2502.16982).
     optimizer.name = "adamw"
     optimizer.base_learning_rate = 1.5e-4  # at batch 256: the peak rate is this x batch_size / 256
-    optimizer.warmup_epochs = 40.0  # linear from 0; a tenth of a run that is no longer than this
-    # After the warm-up: cosine (half of one, down to the minimum) | constant | warmup_stable_decay (constant, then a
-    # line down to the minimum, arXiv 2405.18392); or "module:function" of your own (docs/extending.md).
+    optimizer.warmup_epochs = 40.0  # linear from 0; in a run that is no longer than this, a tenth of it
+    # After the warm-up: cosine (half a period, down to the minimum) | constant | warmup_stable_decay (constant, then
+    # linear to the minimum, arXiv 2405.18392) | "module:function", your own (docs/extending.md).
     optimizer.schedule = "cosine"
     optimizer.decay_fraction = 0.2  # warmup_stable_decay: share of the steps after the warm-up in which the rate falls
-    optimizer.min_learning_rate = 0.0  # where the rate ends
+    optimizer.min_learning_rate = 0.0  # at the end
     optimizer.b1 = 0.9
     optimizer.b2 = 0.95
     optimizer.epsilon = 1e-8
     optimizer.weight_decay = 0.05  # on kernels; pre-training: also class and mask tokens, registers; no biases, norms
-    optimizer.layer_decay = 1.0  # an encoder block's rate is this x that of the block after it (arXiv 2106.08254)
+    optimizer.layer_decay = 1.0  # an encoder block's rate / that of the block after it (arXiv 2106.08254)
     optimizer.muon_momentum = 0.95  # muon: Nesterov's (arXiv 2502.16982; kellerjordan.github.io/posts/muon)
     optimizer.momentum = 0.9  # lars
     optimizer.trust_coefficient = 0.001  # lars: an update's norm / its weights' norm, at rate 1
-    optimizer.clip_norm = placeholder(float)  # largest global norm of the gradient; None: no clipping (as the paper)
+    optimizer.clip_norm = placeholder(float)  # largest global norm of the gradient; None: no clipping (as in the paper)
 
     checkpoint = config.checkpoint = ml_collections.ConfigDict()
     checkpoint.every_steps = 1000  # and always at the end
     checkpoint.keep = 3  # newest checkpoints kept
-    checkpoint.keep_every_steps = placeholder(int)  # checkpoints at multiples of this are kept for ever
+    checkpoint.keep_every_steps = placeholder(int)  # checkpoints at multiples of this are never deleted
 
     logging = config.logging = ml_collections.ConfigDict()
     # Where numbers and pictures go: jsonl (always) | tensorboard | wandb | mlflow | module:Class.
@@ -202,30 +200,30 @@ def get_config() -> ml_collections.ConfigDict:
 
     evaluate = config.evaluate = ml_collections.ConfigDict()
     evaluate.every_steps = placeholder(int)  # None: at the end only
-    # What is measured: names of evaluators, or "module:class" of your own (docs/extending.md). (): the objective's:
+    # Names of evaluators, or "module:class" of your own (docs/extending.md). (): the objective's;
     # pretrain: ("loss", "reconstructions", "knn", "linear_probe", "rankme"); classify: ("accuracy",).
     evaluate.evaluators = ()
-    evaluate.mask_ratio = placeholder(float)  # of the evaluation's losses and pictures; None: the model's
-    # Masks by hand: FILE.npy with [rows, columns] or [pictures, rows, columns] patches, not 0 = hidden; or
-    # FILE.py:FUNCTION, (number of the picture, (rows, columns)) -> [rows, columns]. None: they are drawn.
+    evaluate.mask_ratio = placeholder(float)  # for the evaluation's losses and pictures; None: the model's
+    # Your own masks: FILE.npy with [rows, columns] or [pictures, rows, columns] patches, not 0 = hidden; or
+    # FILE.py:FUNCTION, (number of the picture, (rows, columns)) -> [rows, columns]. None: masks are drawn.
     evaluate.mask = placeholder(str)
-    evaluate.batch_size = 256  # images, over all devices; fewer if there are no more
+    evaluate.batch_size = 256  # images at most, over all devices
     evaluate.token = "mean"  # features: mean (of the patch tokens) | class (the class token), after the final norm
-    # Training images (a fixed random subset) that k-NN and the probe learn from while pre-training; None: all.
+    # Training images (a fixed random subset) for k-NN and the probe while pre-training; None: all.
     evaluate.max_train_examples = FieldReference(50_000, field_type=int)
     evaluate.max_examples = placeholder(int)  # evaluation images used (a fixed random subset); None: all
     evaluate.knn_k = 20
     evaluate.knn_temperature = 0.07  # weight of a neighbour: exp(cosine / temperature)
-    evaluate.knn_sweep_k = (1, 5, 10, 20, 50, 100, 200)  # task knn measures all pairs of these
+    evaluate.knn_sweep_k = (1, 5, 10, 20, 50, 100, 200)  # the task knn measures every pair of these
     evaluate.knn_sweep_temperature = (0.03, 0.07, 0.2)
-    evaluate.random_encoder = True  # at the end, and in the tasks that measure: one with random weights beside it
-    evaluate.linear_probe = True  # while pre-training and after it: a logistic regression on the frozen features
+    evaluate.random_encoder = True  # also measure random weights, at the end and in the tasks that measure
+    evaluate.linear_probe = True  # during and after pre-training: a logistic regression on the frozen features
     evaluate.probe_c = 1.0  # inverse strength of the logistic regression's L2 penalty
-    evaluate.probe_sweep_c = (0.01, 0.1, 1.0, 10.0)  # task logistic_regression measures all of these
-    evaluate.pictures = 8  # reconstructions drawn
+    evaluate.probe_sweep_c = (0.01, 0.1, 1.0, 10.0)  # the task logistic_regression measures all of these
+    evaluate.pictures = 8  # reconstructions to draw
 
     mesh = config.mesh = ml_collections.ConfigDict()
-    mesh.data = -1  # devices along each axis; -1: all that are left
+    mesh.data = -1  # devices along each axis; -1: all that remain
     mesh.fsdp = 1
     mesh.tensor = 1
     mesh.cpu_devices = 1  # devices that a process makes of its CPU's cores
@@ -233,7 +231,7 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def vit(size: str, **model) -> ml_collections.ConfigDict:
-    """The same for an encoder of a named size (mae_jax/models/config.py), with other settings of the model."""
+    """The defaults with an encoder of a named size (mae_jax/models/config.py) and other settings of the model."""
     config = get_config()
     config.model.update(SIZES[size], **model)
     return config

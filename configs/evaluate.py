@@ -2,9 +2,8 @@
 
     python main.py --config=configs/evaluate.py --config.init_from=runs/digits
 
-An autoencoder: the masked loss, and reconstructions. A classifier: loss, top-1, top-5, classes.csv (recall and
-precision of each class) and confusion_matrix.png; classes are matched by name. An image folder without
-splits is used whole.
+Autoencoder: the masked loss and reconstructions. Classifier: loss, top-1, top-5, classes.csv (recall and precision of
+each class), confusion_matrix.png; classes are matched by name. An image folder without splits is evaluated entirely.
 """
 
 from configs import common

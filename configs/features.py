@@ -2,8 +2,8 @@
 
     python main.py --config=configs/features.py --config.init_from=runs/digits [--config.evaluate.token=class]
 
-Files: {train,eval}_features.npy, float32 [images, width], and {train,eval}_labels.npy. An image folder without
-splits is used whole, as eval_features.npy.
+Files: {train,eval}_features.npy, float32 [images, width], and {train,eval}_labels.npy. All pictures of an image folder
+without splits go into eval_features.npy.
 """
 
 from configs import common

@@ -1,18 +1,17 @@
-"""Fine-tunes the encoder of any checkpoint on any labelled pictures; on its own if no others are named.
+"""Fine-tunes the encoder of any checkpoint on any labelled pictures; by default on those of its pre-training.
 
     python main.py --config=configs/finetune.py --config.init_from=runs/mine [--config.data.path=FOLDER]
-    python main.py --config=configs/finetune.py --config.init_from=FILE --config.data.name=image_folder \\
-        --config.data.path=FOLDER
 
-The encoder, the pictures' size, mean and std are the checkpoint's; the batch follows from the number of pictures, the
-rate from the batch. `--config.classifier.random_encoder=True` trains the same network from scratch.
+The encoder and the pictures' size, mean and std are the checkpoint's; the batch follows from the number of pictures,
+the rate from the batch. With a weight file of another program, add `--config.data.name=image_folder`.
+`--config.classifier.random_encoder=True` trains the same network from scratch.
 """
 
 from configs import common
 
 
 def use_recipe(config):
-    """Sets what all fine-tuning shares (after the authors' FINETUNE.md), on top of a config; returns it."""
+    """Applies the settings of all fine-tuning (after the authors' FINETUNE.md) to a config; returns it."""
     config.task = "classify"
     config.classifier.update(pool="mean_norm", drop_path=0.1, label_smoothing=0.1)
     config.data.update(mixup=0.8, cutmix=1.0)

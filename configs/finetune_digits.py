@@ -1,8 +1,6 @@
-"""Fine-tunes the quickstart's encoder on the digits' labels.
+"""Fine-tunes the quickstart's encoder on the digits' labels; without init_from, trains the same network from scratch.
 
-    python main.py --config=configs/finetune_digits.py --config.init_from=runs/digits
-
-Without init_from it trains the same network from scratch.
+python main.py --config=configs/finetune_digits.py --config.init_from=runs/digits
 """
 
 from configs import digits, finetune

@@ -1,10 +1,9 @@
-"""Fine-tunes ViT-B/16 on ImageNet-1k with the recipe of the released models.
+"""Fine-tunes ViT-B/16 on ImageNet-1k with the recipe of the released models. Not run here.
 
     python main.py --config=configs/finetune_vit_base.py --config.init_from=runs/vit_base --config.data.path=DATA_DIR
 
-The values are those of the authors' code (github.com/facebookresearch/mae, FINETUNE.md), which differ from the paper's
-Table 9; they report 83.6 %. Mixing draws its weight for each pair of pictures, not once for each batch.
-For accelerators; not run here.
+The values are those of the authors' FINETUNE.md (github.com/facebookresearch/mae), not of the paper's Table 9; they
+report 83.6 %. Mixup and cutmix draw a weight for each pair of pictures, not for each batch.
 """
 
 from configs import common, finetune

@@ -1,8 +1,6 @@
-"""Fine-tunes ViT-L/16 on ImageNet-1k with the recipe of the released models.
+"""Fine-tunes ViT-L/16 on ImageNet-1k like finetune_vit_base.py; the authors report 85.9 %. Not run here.
 
-    python main.py --config=configs/finetune_vit_large.py --config.init_from=runs/vit_large --config.data.path=DATA_DIR
-
-As finetune_vit_base.py; the authors report 85.9 %. For accelerators; not run here.
+python main.py --config=configs/finetune_vit_large.py --config.init_from=runs/vit_large --config.data.path=DATA_DIR
 """
 
 from configs import finetune_vit_base

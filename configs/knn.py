@@ -2,8 +2,8 @@
 
     python main.py --config=configs/knn.py --config.init_from=runs/digits [--config.data.label_fraction=0.1]
 
-An image folder without splits is measured whole, with the checkpoint's training pictures as neighbours if their classes
-are the same; data.eval_fraction=0.1 instead holds out a tenth of it and learns from the rest.
+All pictures of an image folder without splits are classified, with the checkpoint's training pictures as neighbours if
+they have the same classes. data.eval_fraction=0.1 instead holds out a tenth of the folder and learns from the rest.
 """
 
 from configs import common

@@ -1,4 +1,4 @@
-"""Linear probe of the encoder of any checkpoint on any labelled pictures; on its own if no others are named.
+"""Linear probe of any checkpoint's encoder on any labelled pictures; by default on those of its pre-training.
 
     python main.py --config=configs/linear_probe.py --config.init_from=runs/mine [--config.data.path=FOLDER]
 
@@ -10,7 +10,7 @@ from configs import common
 
 
 def use_recipe(config):
-    """Sets what all probes share (paper, A.1), on top of a config; returns it."""
+    """Applies the settings of all probes (paper, A.1) to a config; returns it."""
     config.task = "classify"
     config.classifier.update(pool="mean", trained_blocks=0.0, batch_norm=True, head_std=0.01)
     config.data.update(crop_rule="centre", flip=False)

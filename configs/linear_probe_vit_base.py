@@ -1,10 +1,9 @@
-"""Linear probe of ViT-B/16 on ImageNet-1k: class token, BatchNorm, linear layer (paper, A.1 and Table 10).
+"""Linear probe of ViT-B/16 on ImageNet-1k with the paper's recipe (A.1 and Table 10). Not run here.
 
-    python main.py --config=configs/linear_probe_vit_base.py --config.init_from=runs/vit_base \\
-        --config.data.path=DATA_DIR
+    python main.py --config=configs/linear_probe_vit_base.py --config.init_from=runs/vit_base --config.data.path=DATA
 
-The authors report 68.0 % (67.8 % for the released weights). BatchNorm's statistics are the whole batch's, not those of
-512 images on each GPU. For accelerators; not run here.
+The authors report 68.0 % (67.8 % for the released weights). Here BatchNorm's statistics are those of the whole batch,
+not of 512 images on each GPU.
 """
 
 from configs import common, linear_probe

@@ -1,9 +1,8 @@
-"""Linear probe of ViT-L/16 on ImageNet-1k, as linear_probe_vit_base.py.
+"""Linear probe of ViT-L/16 on ImageNet-1k, as linear_probe_vit_base.py. Not run here.
 
-    python main.py --config=configs/linear_probe_vit_large.py --config.init_from=runs/vit_large \\
-        --config.data.path=DATA_DIR
+    python main.py --config=configs/linear_probe_vit_large.py --config.init_from=runs/vit_large --config.data.path=DATA
 
-The authors report 75.8 % (76.0 % for the released weights), and that 50 epochs are enough. Not run here.
+The authors report 75.8 % (76.0 % for the released weights), and that 50 epochs are enough.
 """
 
 from configs import linear_probe_vit_base

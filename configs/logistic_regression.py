@@ -1,8 +1,6 @@
-"""Logistic regression on the frozen features of a checkpoint's encoder, for several strengths of its penalty.
+"""Logistic regression on a checkpoint's frozen features, for several strengths of its penalty; data as for knn.py.
 
-    python main.py --config=configs/logistic_regression.py --config.init_from=runs/digits
-
-The data are those of knn.py. Settings that matter: evaluate.token, probe_c, probe_sweep_c; data.label_fraction.
+python main.py --config=configs/logistic_regression.py --config.init_from=runs/digits
 """
 
 from configs import knn

@@ -1,9 +1,9 @@
-"""Draws what a trained model reconstructs of given pictures, or of its own evaluation images.
+"""Draws a trained model's reconstructions of given pictures, or of its own evaluation images.
 
     python main.py --config=configs/reconstruct.py --config.init_from=runs/mine [--config.data.path=PICTURE_OR_FOLDER]
 
-Writes reconstructions/STEP.png, and the mean masked loss of all pictures into result.json. Settings that matter:
-evaluate.pictures, evaluate.mask_ratio, evaluate.mask, and seed, which draws the masks.
+Writes reconstructions/STEP.png, and the mean masked loss to result.json. evaluate.pictures, mask_ratio and mask say
+how many pictures and which masks; seed draws the masks.
 """
 
 from configs import common

@@ -2,10 +2,10 @@
 
     python main.py --config=configs/small_photos.py --config.data.path=FOLDER --workdir=runs/photos
 
-Measured on 2 x86 cores: 290 images a second, 17 s for an epoch of 5,000 pictures; decoding one of 500 x 375 pixels
-takes a core 1.7 ms. On 5,000 pictures of CIFAR-10 (`--config.train.epochs=8`, 178 s) k-NN gets 38.2 % of 500 pictures
-right (a random encoder 29.0 %), logistic regression 47.4 % (40.2 %); ten epochs of 2,000 pictures are too few (26.8 %
-and 24.6 %). All 200 epochs have not been run.
+Measured on 2 x86 cores: 290 images a second, 17 s for an epoch of 5,000 pictures; a core decodes 500 x 375 pixels in
+1.7 ms. On 5,000 pictures of CIFAR-10 (`--config.train.epochs=8`, 178 s), k-NN gets 38.2 % of 500 pictures right (a
+random encoder 29.0 %), logistic regression 47.4 % (40.2 %); ten epochs of 2,000 pictures are too few (26.8 %, 24.6 %).
+The 200 epochs have not been run.
 """
 
 from configs import common

@@ -1,9 +1,6 @@
-"""How pictures are augmented in pre-training (He et al. 2021, Table 1e).
+"""How pictures are augmented in pre-training (He et al. 2021, Table 1e); digits are never mirrored.
 
-    python main.py --config=configs/ablations/augmentation.py[:BASE]
-
-The paper (ViT-L, ImageNet): crops of random size do best; without any augmentation fine-tuning still reaches 84.0 %,
-since masks make each step's task a new one; jittered colours do harm (84.3 %). Digits are not mirrored here.
+python main.py --config=configs/ablations/augmentation.py[:BASE]
 """
 
 from configs.ablations import base as bases

@@ -1,6 +1,6 @@
-"""What the ablations begin with: the pre-training of a base, and the protocols that measure it.
+"""The common part of the ablations: the base that is pre-trained, and the protocols that measure it.
 
-Every file here takes the base after a colon, and is for the digits without one:
+Every ablation takes a base after a colon (the digits if there is none):
 
     python main.py --config=configs/ablations/mask_ratio.py:vit_large --config.data.path=DATA_DIR
 """
@@ -22,11 +22,7 @@ PROTOCOLS |= {name: _protocols(name) for name in ("vit_base", "vit_large", "vit_
 
 
 def begin(base: str):
-    """A base's config with the task ablate, its protocols and their scores; the grid is missing.
-
-    Raises:
-      UserError: for a base that is not known.
-    """
+    """A base's config with the task ablate, its protocols and scores, but no grid. UserError for an unknown base."""
     if base not in PROTOCOLS:
         raise UserError(f"unknown base {base!r}{nearest(base, PROTOCOLS)}; there are: {', '.join(PROTOCOLS)}")
     config = importlib.import_module(f"configs.{base}").get_config()
@@ -44,12 +40,7 @@ def begin(base: str):
 
 
 def vary(config, axis: tuple | dict, title: str, paper: tuple = (), source: str = ""):
-    """Sets the grid and what is drawn; returns the config.
-
-    Args:
-      axis: (key, values), or rows: name -> settings in which the row differs from the base.
-      source: of the paper's curves, in He et al. 2021.
-    """
+    """Sets the grid, (key, values) or {row's name: settings other than the base's}, and the plot; returns config."""
     if isinstance(axis, dict):
         keys = tuple(dict.fromkeys(key for row in axis.values() for key in row))
         values = tuple(tuple(row.get(key, get(config, key)) for key in keys) for row in axis.values())
@@ -59,6 +50,6 @@ def vary(config, axis: tuple | dict, title: str, paper: tuple = (), source: str 
 
 
 def curves(xs: tuple, finetuned: tuple, probed: tuple) -> tuple:
-    """The paper's top-1 after fine-tuning and of linear probes."""
+    """The paper's top-1 in percent, after fine-tuning and of linear probes."""
     ys = {"linear probing": probed, "fine-tuning": finetuned}
     return tuple((name, tuple(zip(xs, values, strict=True))) for name, values in ys.items())

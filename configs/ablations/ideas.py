@@ -1,8 +1,6 @@
-"""What others have since added to masked autoencoders, one at a time, beside the paper's own method.
+"""Later additions to masked autoencoders, one at a time; configs/common.py explains them and names their sources.
 
-    python main.py --config=configs/ablations/ideas.py[:BASE]
-
-configs/common.py says what each setting does and where it comes from.
+python main.py --config=configs/ablations/ideas.py[:BASE]
 """
 
 from configs.ablations import base as bases

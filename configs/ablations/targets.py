@@ -1,10 +1,6 @@
-"""What the decoder predicts (He et al. 2021, Table 1d).
+"""What the decoder predicts (He et al. 2021, Table 1d). The dVAE is drawn but not run: its weights are not here.
 
-    python main.py --config=configs/ablations/targets.py[:BASE]
-
-The paper (ViT-L, ImageNet): pixels normalised patch by patch do best (85.4 % fine-tuned, 73.9 % linear); the tokens of
-a dVAE, which needs pre-training of its own on more data, do no better (85.3 and 71.6 %). That row is drawn but not run:
-it needs the weights of DALL-E's dVAE, which this project does not have.
+python main.py --config=configs/ablations/targets.py[:BASE]
 """
 
 from configs.ablations import base as bases
