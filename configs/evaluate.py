@@ -1,9 +1,6 @@
-"""Measures an autoencoder or a classifier on its evaluation images, each once.
+"""Measures an autoencoder (loss, reconstructions) or a classifier (accuracy, each class) on its evaluation images.
 
-    python main.py --config=configs/evaluate.py --config.init_from=runs/digits
-
-Autoencoder: the masked loss and reconstructions. Classifier: loss, top-1, top-5, classes.csv (recall and precision of
-each class), confusion_matrix.png; classes are matched by name. An image folder without splits is evaluated entirely.
+python main.py --config=configs/evaluate.py --config.init_from=runs/digits
 """
 
 from configs import common

@@ -1,9 +1,6 @@
-"""Writes the frozen features of a checkpoint's encoder to disk, for other programs.
+"""Writes a checkpoint's frozen features: {train,eval}_features.npy, float32 [images, width], {train,eval}_labels.npy.
 
-    python main.py --config=configs/features.py --config.init_from=runs/digits [--config.evaluate.token=class]
-
-Files: {train,eval}_features.npy, float32 [images, width], and {train,eval}_labels.npy. All pictures of an image folder
-without splits go into eval_features.npy.
+python main.py --config=configs/features.py --config.init_from=runs/digits [--config.evaluate.token=class]
 """
 
 from configs import common

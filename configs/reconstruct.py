@@ -1,9 +1,6 @@
-"""Draws a trained model's reconstructions of given pictures, or of its own evaluation images.
+"""Draws a trained model's reconstructions of given pictures, or of its evaluation images; measures the masked loss.
 
-    python main.py --config=configs/reconstruct.py --config.init_from=runs/mine [--config.data.path=PICTURE_OR_FOLDER]
-
-Writes reconstructions/STEP.png, and the mean masked loss to result.json. evaluate.pictures, mask_ratio and mask say
-how many pictures and which masks; seed draws the masks.
+python main.py --config=configs/reconstruct.py --config.init_from=runs/mine [--config.data.path=PICTURE_OR_FOLDER]
 """
 
 from configs import common

@@ -1,8 +1,8 @@
-"""ViT-S/16 on ImageNet-1k from TFDS: the paper's pre-training recipe (Table 8), 800 epochs. Not run to its end here.
+"""ViT-S/16 on ImageNet-1k from TFDS: the paper's recipe (Table 8) for a size that it does not have. Not run to its end.
 
     python main.py --config=configs/vit_small.py --config.data.path=DATA_DIR --workdir=runs/vit_small
 
-The paper has no such size; github.com/TonyLianLong/CrossMAE, issue 4, reports a linear probe of 49.7 %.
+github.com/TonyLianLong/CrossMAE, issue 4, reports a linear probe of 49.7 %.
 """
 
 from configs import common
