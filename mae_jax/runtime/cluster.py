@@ -1,4 +1,4 @@
-"""Which process of how many this one is, and where they meet, as far as JAX's own detection needs help."""
+"""Finds this process's index, the number of processes and their coordinator, where JAX's detection needs help."""
 
 import contextlib
 import os
@@ -13,9 +13,9 @@ from mae_jax.runtime.errors import UserError
 ANSWER_SECONDS = 10
 OTHER_PORT = "choose another port: --coordinator=HOST:PORT"
 FLAGS = "--coordinator=HOST:PORT --process_count=N --process_index=I"
-# Variables of a launcher: number of processes, index, index on this host, processes a host ("4", or "4(x2),3").
-# Open MPI first: its processes inherit the variables of the Slurm step that its daemons run in. Slurm's are those of
-# the step that srun started; JAX takes the job's SLURM_NTASKS, which a shell of salloc has too.
+# A launcher's variables: number of processes, index, index on this host, processes per host ("4", or "4(x2),3").
+# Open MPI comes first: its processes inherit the variables of the Slurm step in which its daemons run.
+# For Slurm, the step's number: JAX reads the job's SLURM_NTASKS, which is set in a shell of salloc too.
 OPEN_MPI = ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
 SLURM = ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
 
@@ -25,13 +25,10 @@ _door: socket.socket | None = None
 def find_place(
     coordinator: str | None, count: int | None, index: int | None, environment: Mapping[str, str]
 ) -> dict[str, Any] | None:
-    """Arguments of `jax.distributed.initialize` for one of several processes; None if there is only this one.
+    """Arguments of `jax.distributed.initialize` for one of several processes; None for a single process.
 
-    The command line comes first, then Open MPI and Slurm, whose coordinator JAX finds. `JAX_COORDINATOR_ADDRESS`
-    (HOST:PORT) and `JAX_COORDINATOR_PORT` choose another one.
-
-    Raises:
-      UserError: for one flag without the others, or impossible values.
+    The command line takes precedence over Open MPI, and that over Slurm. JAX finds their coordinator, unless
+    `JAX_COORDINATOR_ADDRESS` (HOST:PORT) or `JAX_COORDINATOR_PORT` is set. UserError for missing flags or bad values.
     """
     given = {"coordinator": coordinator, "process_count": count, "process_index": index}
     missing = [f"--{name}" for name, value in given.items() if value is None]
@@ -50,18 +47,15 @@ def find_place(
             if address := environment.get("JAX_COORDINATOR_ADDRESS"):
                 check_address(address, "JAX_COORDINATOR_ADDRESS")
             alone = re.fullmatch(r"1(\(x\d+\))?", environment.get(local_size, "1"))
-            bound = environment.get("CUDA_VISIBLE_DEVICES", ",").count(",") == 0  # each has its own GPU already
-            devices = [] if alone or bound else [int(environment[local_rank])]  # []: all that are visible
+            bound = environment.get("CUDA_VISIBLE_DEVICES", ",").count(",") == 0  # each process sees only its own GPU
+            devices = [] if alone or bound else [int(environment[local_rank])]  # []: all visible ones
             place = {"num_processes": int(environment[size]), "process_id": int(environment[rank])}
             return place | {"local_device_ids": devices}
     return None
 
 
 def may_be_tpu_pod(environment: Mapping[str, str], platforms: str | None) -> bool:
-    """Whether JAX, restricted to `platforms`, should look for other hosts with TPUs.
-
-    It would take any Kubernetes container for a part of a job.
-    """
+    """Whether JAX should look for other TPU hosts: left alone, it takes any Kubernetes container for part of a job."""
     if platforms == "cpu":
         return False
     hosts = environment.get("TPU_PROCESS_ADDRESSES", environment.get("TPU_WORKER_HOSTNAMES"))
@@ -78,10 +72,10 @@ def check_address(address: str, name: str) -> None:
 
 
 def meet(coordinator: str, count: int, index: int) -> str:
-    """Returns the address of JAX's service, which process 0 tells the others at the coordinator's address.
+    """Returns the address of JAX's service: process 0 sends it to all processes that connect to the coordinator.
 
-    It has another port. JAX's service listens on a port even if another run's service has it, and a process that joins
-    the wrong one ends the run there (jax 0.10.2). Here process 0 keeps the port and answers nobody once all have come.
+    JAX's service gets a port of its own, because it would share one with another run's service, and a process that
+    joins the wrong service ends that run (jax 0.10.2). Process 0 keeps the coordinator's port and then stops answering.
     """
     global _door
     host, port = coordinator.rsplit(":", 1)

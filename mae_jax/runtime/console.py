@@ -1,4 +1,4 @@
-"""Lines for the person who watches a run; a failing terminal, pipe or file does not end the run."""
+"""Console output that never ends a run, even if the terminal, pipe or file behind it fails."""
 
 import contextlib
 import io
@@ -14,10 +14,7 @@ KEPT_BYTES = 2**16  # of output that could not be written
 
 
 def say(*lines: str) -> None:
-    """Prints lines in process 0, above the progress bar if there is one.
-
-    Control characters and line breaks are escaped: they can only be part of a name.
-    """
+    """Prints lines in process 0, above any progress bar. Control characters, line breaks included, are escaped."""
     if is_main():
         with contextlib.suppress(OSError):
             tqdm.write("\n".join(map(escaped, lines)), file=sys.stdout)
@@ -25,7 +22,7 @@ def say(*lines: str) -> None:
 
 
 class _Unfailing(io.FileIO):
-    """A file descriptor whose writes never fail; what could not be written is tried again with the next write."""
+    """A file descriptor whose writes never fail; each write first retries what could not be written before."""
 
     def __init__(self, descriptor: int):
         super().__init__(descriptor, "w", closefd=False)
@@ -33,7 +30,7 @@ class _Unfailing(io.FileIO):
 
     def write(self, data: memoryview) -> int:
         self._pending += data
-        with contextlib.suppress(OSError):  # a full disk; a reader or a terminal that is gone
+        with contextlib.suppress(OSError):  # a full disk, a closed pipe, a lost terminal
             while self._pending and (written := super().write(self._pending)):
                 del self._pending[:written]
         del self._pending[:-KEPT_BYTES]
@@ -41,10 +38,7 @@ class _Unfailing(io.FileIO):
 
 
 def keep_streams() -> None:
-    """Replaces standard output and error, which must be open, so that printing never ends the program.
-
-    Characters that the encoding lacks are escaped.
-    """
+    """Replaces standard output and error, which must be open, by streams on which printing never raises."""
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         old, raw = getattr(sys, name), _Unfailing(descriptor)
         stream = io.TextIOWrapper(

@@ -1,11 +1,11 @@
-"""Exceptions whose messages are for the user, and how to put those of others."""
+"""Exceptions with messages for the user, and how to report the errors of libraries and the system in one line."""
 
 import os
 import re
 import sys
 import unicodedata
 
-# Control characters (ESC, line breaks), format characters (some reverse the text), lone surrogates, separators.
+# Control characters (ESC, line breaks), format characters (some reverse text), lone surrogates, separators.
 ESCAPED_CATEGORIES = ("Cc", "Cf", "Cs", "Zl", "Zp")
 JOINERS = "\u200c\u200d"  # format characters that several languages and emoji need
 
@@ -29,25 +29,21 @@ class _OneLine(Exception):
 
 
 class UserError(_OneLine, ValueError):
-    """The user's mistake. The message names the value and the remedy; `main.py` prints it alone and exits with 2."""
+    """A mistake of the user. The message names value and remedy; `main.py` prints only the message and exits with 2."""
 
 
 class NotSaved(_OneLine, RuntimeError):
-    """A run cannot write its results. The message says why and what to do; `main.py` prints it alone, exits with 1."""
+    """A failure to write results. The message names cause and remedy; `main.py` prints only it and exits with 1."""
 
 
 def complain(text: str) -> None:
-    """Prints a line to standard error, in one piece: other processes may write there at the same time."""
+    """Writes a line to standard error in one piece, since other processes may write there at the same time."""
     sys.stderr.write(escaped(text) + "\n")
     sys.stderr.flush()
 
 
 def out_of_memory(error: BaseException, *, trains: bool) -> str | None:
-    """The message for an error that means that a host or device is out of memory; None for any other error.
-
-    Args:
-      trains: whether the task trains; otherwise it only measures.
-    """
+    """The user's message if a host or device is out of memory; None for any other error. `trains`: the task trains."""
     if not (isinstance(error, MemoryError) or isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)):
         return None
     training = "a smaller data.batch_size, more train.accumulate_steps or model.remat=True; in an evaluation, "
@@ -61,8 +57,8 @@ def first_line(error: BaseException) -> str:
 
 
 def reason(error: Exception) -> str:
-    """Why reading or writing failed: the system's words for its own errors, else the first line."""
+    """Why reading or writing failed: the system's text for an OSError, otherwise the message's first line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    code = re.search(r"os_error_code='(\d+)'", str(error))  # of TensorStore, which writes for Orbax
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore, which writes for Orbax
     return os.strerror(int(code[1])) if code else first_line(error)

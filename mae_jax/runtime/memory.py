@@ -1,4 +1,4 @@
-"""How much memory devices have, and whether what a run needs fits into it."""
+"""The memory of devices and hosts, and whether a run fits into it."""
 
 import contextlib
 import math
@@ -17,7 +17,7 @@ LESS += "model.image_size or, on several devices, a larger mesh.fsdp"
 
 
 def check_memory(need: int | None, mesh: Mesh) -> None:
-    """Raises UserError if each device of a mesh needs more bytes than it has; None: what is needed is not known."""
+    """Raises UserError if `need` (bytes a device; None: unknown) exceeds the memory of the mesh's devices."""
     devices = mesh.local_devices
     has = device_memory(devices[0], len(devices))
     if need is not None and has is not None and need > has:
@@ -29,31 +29,28 @@ def check_memory(need: int | None, mesh: Mesh) -> None:
 
 
 def bytes_on_a_device(tree) -> int:
-    """Bytes on each device of a tree of (abstract) arrays that have their layout."""
+    """Bytes on each device of a tree of (abstract) arrays with shardings."""
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def device_memory(device: jax.Device, count: int = 1) -> int | None:
-    """Bytes that JAX may use of a device; None: unknown. `count` devices of a CPU share the host's memory."""
+    """Bytes of a device that JAX may use; None: unknown. `count` CPU devices share the host's memory."""
     if device.platform == "cpu":
         return host_memory() // count
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
 def host_memory(root: Path = Path("/")) -> int:
-    """Bytes that a process can have here, with swap: the machine's memory, or what its container is allowed.
-
-    `root` is where proc and sys are.
-    """
+    """Bytes that a process can have, swap included: the machine's or its container's. `root` holds proc and sys."""
     swap = sum(int(line.split()[1]) * 1024 for line in _lines(root / "proc/meminfo") if line.startswith("SwapTotal:"))
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([machine + swap, *_limits_of_groups(root, swap)])
 
 
 def _limits_of_groups(root: Path, swap: int) -> Iterator[int]:
-    """The limits of this process's control groups, and of those around them, of version 2 and 1.
+    """The memory limits of this process's control groups (version 1 or 2) and of all groups that contain them.
 
-    A container that does not see the groups around it has its own limit where the outermost group's would be.
+    In a container that does not see the outer groups, its own limit is at the mount point.
     """
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
@@ -68,14 +65,14 @@ def _limits_of_groups(root: Path, swap: int) -> Iterator[int]:
 
 
 def _lines(file: Path) -> list[str]:
-    """The lines of a file; none if there is no such file, as on systems other than Linux."""
+    """The lines of a file; empty if it does not exist (not Linux)."""
     with contextlib.suppress(OSError):
         return file.read_text().splitlines()
     return []
 
 
 def _number(file: Path) -> int | None:
-    """The number in a file; None if there is no such file, or another word, such as "max"."""
+    """The number in a file; None if it does not exist or has another word, such as "max"."""
     with contextlib.suppress(OSError, ValueError):
         return int(file.read_text())
     return None

@@ -1,8 +1,7 @@
-"""The processes of a run: one, or one for each host of a pod. Process 0 is the one that writes.
+"""The processes of a run: one, or one for each host of a pod. Only process 0 writes.
 
-`jax.distributed` connects them, and ends them if one of them sends no heartbeats. It does not say why a process ended.
-So whatever the processes tell one another carries a failure too (`_exchange`): while they prepare a run, all end with
-the exit code of the one that failed and print its reason.
+`jax.distributed` connects them, and ends all if one sends no heartbeats, but does not say why. So every message between
+processes can also carry a failure (`_exchange`): during preparation, all exit with the failed one's code and reason.
 """
 
 import contextlib
@@ -24,31 +23,28 @@ from jax.experimental import multihost_utils
 from mae_jax.runtime.cluster import find_place, may_be_tpu_pod, meet
 from mae_jax.runtime.errors import UserError, complain, first_line
 
-START_SECONDS = 300  # for all processes to come: hosts do not start at the same time
-HEARTBEAT_SECONDS = 20  # without a sign of life until JAX takes a process for lost
-TOLD_SECONDS = 20  # for the others to hear of a failure
-LAST_SECONDS = 2  # that process 0 outlives the others: JAX aborts them when it ends
-PADDING = 4096  # bytes; every size would be compiled
+START_SECONDS = 300  # for all processes to connect: hosts do not start at the same time
+HEARTBEAT_SECONDS = 20  # without a heartbeat until JAX gives a process up
+TOLD_SECONDS = 20  # for all processes to learn of a failure
+LAST_SECONDS = 2  # that process 0 ends last: its end makes JAX abort all processes
+PADDING = 4096  # bytes; each new size compiles a program
 
 
 def start(coordinator: str | None = None, count: int | None = None, index: int | None = None, *, saves=False) -> None:
-    """Joins the other processes of the run, if any; must come before anything asks JAX for a device.
+    """Connects the run's processes, if there are several; call it before anything asks JAX for a device.
 
-    Standard output of all but process 0 is discarded.
+    Discards standard output except in process 0. UserError for bad arguments, or if the processes cannot connect.
 
     Args:
       coordinator, count, index: see `find_place`.
       saves: whether all processes save when one of them gets SIGTERM (`SharedStopSignal`).
-
-    Raises:
-      UserError: for impossible arguments, or if the processes cannot connect.
     """
     place = find_place(coordinator, count, index, os.environ) or {}
     if not place and (coordinator or not may_be_tpu_pod(os.environ, jax.config.jax_platforms)):
         return
     jax.config.update("jax_enable_preemption_service", saves)
     where = f"{coordinator or 'found by JAX'}, process {place.get('process_id', '?')}"
-    timer = threading.Timer(START_SECONDS, _give_up, (where,))  # JAX itself would end with a stack trace
+    timer = threading.Timer(START_SECONDS, _give_up, (where,))  # JAX would end with a stack trace
     timer.start()
     try:
         if coordinator:
@@ -81,17 +77,17 @@ def _give_up(where: str) -> NoReturn:
 
 
 def process_count() -> int:
-    """How many processes the run has. JAX, which would take the devices, is not asked if there is only one."""
+    """Number of processes. For a single one, does not ask JAX, which would allocate the devices."""
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """Whether this is process 0, the only one that writes metrics, pictures and results."""
+    """Whether this is process 0, which alone writes metrics, pictures and results."""
     return process_count() == 1 or jax.process_index() == 0
 
 
 def only_main(function: Callable[..., None]) -> Callable[..., None]:
-    """Makes a function that writes do nothing in the other processes."""
+    """A decorator: the function runs in process 0 only."""
 
     @functools.wraps(function)
     def wrapped(*arguments, **named):
@@ -102,23 +98,23 @@ def only_main(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def from_main(value: Any) -> Any:
-    """The value that process 0 gives, in all processes; anything that JSON can hold. All must call it."""
+    """Process 0's value, which JSON must be able to hold, in all processes. All must call it."""
     return value if process_count() == 1 else json.loads(_exchange(json.dumps(value) if is_main() else "")[0])
 
 
 def sum_of_all(number: int) -> int:
-    """The sum of what each process gives, in all processes. All must call it."""
+    """The sum over all processes, in each of them. All must call it."""
     return number if process_count() == 1 else sum(map(int, _exchange(str(number))))
 
 
 def wait_for_all() -> None:
-    """Returns when every process has come to this place."""
+    """Returns when every process has called it."""
     if process_count() > 1:
         _exchange("")
 
 
 def _exchange(text: str, code: int = 0) -> list[str]:
-    """The texts of all processes. If one of them gives an exit code, its text is the reason why all end."""
+    """The texts of all processes. If one gives an exit code, all end with it, and its text is the reason."""
     own = np.frombuffer(text.encode(), np.uint8)
     facts = multihost_utils.process_allgather(np.array([code, len(own)], np.int32))
     padded = np.zeros(-(-facts[:, 1].max() // PADDING) * PADDING, np.uint8)
@@ -133,14 +129,14 @@ def _exchange(text: str, code: int = 0) -> list[str]:
 
 
 def finish() -> None:
-    """Returns when all processes have come to the end of their work."""
+    """Returns when all processes have finished their work."""
     jax.distributed.shutdown()
 
 
 def fail(error: BaseException | str, code: int, *, unexpected: bool = False) -> NoReturn:
-    """Ends all processes with one line that says what is wrong, or with the traceback of an unexpected error."""
+    """Ends all processes with a one-line error, or with the traceback of an unexpected error."""
     several, why = process_count() > 1, str(error)
-    if several and (lost := re.search(r"(Gloo|NCCL|UNAVAILABLE)[^;\n]*", why)):  # of a collective operation
+    if several and (lost := re.search(r"(Gloo|NCCL|UNAVAILABLE)[^;\n]*", why)):  # a collective operation
         complain(f"error: another process was lost: it failed, was killed, or its host has gone ({lost[0]})")
         end(1)
     if unexpected:
@@ -149,7 +145,7 @@ def fail(error: BaseException | str, code: int, *, unexpected: bool = False) -> 
     else:
         complain(f"error: {why}")
     if several:
-        # Those that train come to no exchange, and end when this process has.
+        # Processes that are training reach no exchange; they end once this process has ended.
         threading.Timer(TOLD_SECONDS, end, (code,)).start()
         with contextlib.suppress(RuntimeError, ValueError):
             _exchange(why, code)
@@ -158,7 +154,7 @@ def fail(error: BaseException | str, code: int, *, unexpected: bool = False) -> 
 
 
 def end(code: int) -> NoReturn:
-    """Ends this process at once, whatever its threads are waiting for, such as a disk that does not answer."""
+    """Ends this process at once, even if threads wait for a disk that does not answer."""
     sys.stdout.flush()
     sys.stderr.flush()
     if process_count() > 1 and is_main():

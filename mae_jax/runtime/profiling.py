@@ -8,11 +8,11 @@ import jax
 from mae_jax.runtime.console import say
 from mae_jax.runtime.errors import reason
 
-STEPS_BEFORE = 3  # the first ones of a run, in which caches fill
+STEPS_BEFORE = 3  # the first steps of a run fill caches
 
 
 class Profiler:
-    """Writes a trace of `steps` (0: none) steps of a run into a folder for each process."""
+    """Traces `steps` steps of a run (0: none); each process writes to its own folder."""
 
     def __init__(self, folder: Path, steps: int, start_step: int):
         self._folder = folder
@@ -20,9 +20,9 @@ class Profiler:
         self._active = False
 
     def before_step(self, step: int, state: Any) -> None:
-        """Starts or ends the trace when it is due; `state` is the step's input."""
+        """Starts or ends the trace when due; `state` is the step's input."""
         if self._active != (step in self._steps):
-            jax.block_until_ready(state)  # the device is some steps behind
+            jax.block_until_ready(state)  # the device lags some steps behind
             if self._active:
                 self.close()
             else:
@@ -30,7 +30,7 @@ class Profiler:
                 self._active = True
 
     def close(self) -> None:
-        """Ends the trace, if there is one."""
+        """Ends the trace, if any."""
         if self._active:
             self._active = False
             try:

@@ -1,11 +1,11 @@
-"""Second tries at reading: most faults of disks and networks pass."""
+"""Retries for reads, since most faults of disks and networks are transient."""
 
 import errno
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
-PAUSES = (0.05, 0.15, 0.4, 1.4)  # seconds before each further try
+PAUSES = (0.05, 0.15, 0.4, 1.4)  # seconds before each retry
 LASTING = frozenset(
     {
         errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP,
@@ -17,11 +17,7 @@ T = TypeVar("T")
 
 
 def with_patience(read: Callable[[], T]) -> T:
-    """The value of `read()`, tried again after an OSError that may pass (EIO, ESTALE, ETIMEDOUT, ...).
-
-    Raises:
-      OSError: a lasting one at once; another one after the last try.
-    """
+    """The value of `read()`, retried after a transient OSError (EIO, ESTALE, ETIMEDOUT, ...), but not a LASTING one."""
     for pause in PAUSES:
         try:
             return read()

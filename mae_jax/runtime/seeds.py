@@ -1,4 +1,4 @@
-"""Random keys: all randomness on the devices comes from the run's one seed."""
+"""Random keys: all randomness on devices derives from the run's single seed."""
 
 import jax
 
@@ -6,5 +6,5 @@ PURPOSES = ("init", "train", "evaluate")
 
 
 def make_key(seed: int, purpose: str) -> jax.Array:
-    """The key for initial parameters, training steps or masks of the evaluation."""
+    """The key for initial parameters, training steps, or evaluation masks."""
     return jax.random.fold_in(jax.random.key(seed), PURPOSES.index(purpose))

@@ -1,9 +1,8 @@
-"""SIGTERM and Ctrl-C: a run that is asked to stop saves first.
+"""SIGTERM and Ctrl-C: a run saves before it stops.
 
-A signal raises nothing where it happens to arrive: an exception there can be lost, as in a callback of the garbage
-collector, or abort the process, as in code that C++ calls. Work that has to be saved stands in `deferred()`, where a
-signal is noted and looked for at every step and every batch. Elsewhere it ends the process at once, which is as safe as
-any other end: files are replaced as a whole.
+Handlers do not raise: an exception could be lost in a garbage collector's callback, or abort code that C++ calls.
+Inside `deferred()` a signal is only noted, and checked at every step and batch. Elsewhere it ends the process at once,
+which is safe because files are replaced atomically.
 """
 
 import contextlib
@@ -16,18 +15,17 @@ from jax.experimental import multihost_utils
 
 from mae_jax.runtime import processes
 
-PATIENCE_SECONDS = 0.5  # for data that are waited for when a signal comes
+PATIENCE_SECONDS = 0.5  # that a signal gives a wait for data to end by itself
 
 
 class Stopped(BaseException):
-    """The program was asked to stop. Not an Exception, so that nothing on its way takes it for an error."""
+    """The program was asked to stop. Not an Exception, so that no handler of errors catches it."""
 
 
 class StopSignal:
-    """While entered, handles SIGTERM and SIGINT. A Ctrl-C after the first signal raises KeyboardInterrupt.
+    """A context that handles SIGTERM and SIGINT: `received` is the signal's number, or None.
 
-    Attributes:
-      received: the number of the signal that the run has to obey; None: there was none.
+    A Ctrl-C after the first signal raises KeyboardInterrupt.
     """
 
     _numbers = (signal.SIGTERM, signal.SIGINT)
@@ -52,7 +50,7 @@ class StopSignal:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """A context in which a signal waits for the next look."""
+        """A context in which a signal has no effect until the next `look`."""
         before, self._deferred = self._deferred, True
         try:
             yield
@@ -61,10 +59,9 @@ class StopSignal:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """A context inside `deferred()` for a wait that may never end, such as that for data.
+        """A context inside `deferred()` for a wait that may never end, such as for data.
 
-        Raises:
-          Stopped: for a signal that has come, or comes and the wait does not end soon after.
+        Raises Stopped for an earlier signal, or if the wait goes on for PATIENCE_SECONDS after a signal.
         """
         self.look()
         try:
@@ -76,15 +73,15 @@ class StopSignal:
                 signal.setitimer(signal.ITIMER_REAL, 0)
 
     def look(self) -> None:
-        """Raises `Stopped` if there was a signal."""
+        """Raises Stopped if there was a signal."""
         if self.received is not None:
             raise Stopped
 
     def agree(self, step: int) -> None:
-        """Looks for signals to other processes; all must call it at the same steps."""
+        """Checks for signals to other processes; all must call it at the same steps."""
 
     def leave(self) -> NoReturn:
-        """Ends the process with 128 + the signal's number, as in shells: 143 for SIGTERM, 130 for Ctrl-C."""
+        """Exits with 128 + the signal's number, as shells do: 143 for SIGTERM, 130 for Ctrl-C."""
         processes.end(128 + self.received)
 
     def _handle(self, number: int, _: FrameType | None):
@@ -93,7 +90,7 @@ class StopSignal:
             raise KeyboardInterrupt
         if not self._deferred:
             self.leave()
-        if self._waiting:  # and again, in case the exception is lost
+        if self._waiting:  # repeatedly, in case the exception is lost
             signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS, PATIENCE_SECONDS)
 
     def _interrupt_wait(self, *_):
@@ -102,16 +99,16 @@ class StopSignal:
 
 
 class SharedStopSignal(StopSignal):
-    """For several processes, which must stop after the same step: JAX notes SIGTERM and settles on the step.
+    """For several processes, which must stop after the same step: JAX catches SIGTERM and chooses the step.
 
-    A SIGTERM to any of them is `received` in all at the same step. Until then none is interrupted.
+    A SIGTERM to any process is `received` by all at that step, and interrupts none before it.
     """
 
     _numbers = (signal.SIGINT,)
     _asked = _interrupted = False
 
     def agree(self, step: int) -> None:
-        # Of a signal before anybody asked JAX says that 1 is the step. Orbax asks too, with the step that it saves.
+        # For a signal before the first query JAX chooses step 1. Orbax queries too, with the step that it saves.
         numbers, self._asked = [step] if self._asked or step < 2 else [1, step], True
         if any(map(multihost_utils.reached_preemption_sync_point, numbers)):
             self.received = signal.SIGINT if self._interrupted else signal.SIGTERM
@@ -124,18 +121,18 @@ class SharedStopSignal(StopSignal):
         if self._interrupted:
             raise KeyboardInterrupt
         self._interrupted = True
-        signal.raise_signal(signal.SIGTERM)  # which JAX tells the others
+        signal.raise_signal(signal.SIGTERM)  # JAX forwards it to all processes
 
 
 _current: StopSignal | None = None
 
 
 def look() -> None:
-    """Raises `Stopped` if the program was asked to stop."""
+    """Raises Stopped if the program was asked to stop."""
     if _current is not None:
         _current.look()
 
 
 def make_stop_signal(saves: bool) -> StopSignal:
-    """The one for this number of processes; `saves`: whether the task saves before it stops."""
+    """The stop signal for this number of processes. `saves`: whether the task saves before it stops."""
     return SharedStopSignal() if saves and processes.process_count() > 1 else StopSignal()

@@ -1,4 +1,4 @@
-"""How long a start takes, from the beginning of the program to the end of its first step, and a cache to shorten it."""
+"""Startup time, from the program's beginning to the end of its first step, and the cache that shortens it."""
 
 import contextlib
 import socket
@@ -10,11 +10,7 @@ import jax
 
 
 class Startup:
-    """A stopwatch for the phases of a start: imports, data, compile, and "other" for the rest.
-
-    Args:
-      began: `time.perf_counter()` when the program began to import; None: now.
-    """
+    """Times the phases of a start: imports (since `began`, a `time.perf_counter()`), data, compile, and the rest."""
 
     def __init__(self, began: float | None = None):
         now = time.perf_counter()
@@ -26,13 +22,13 @@ class Startup:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """A context whose duration is added to a phase."""
+        """A context whose duration counts for a phase."""
         before = time.perf_counter()
         yield
         self.add(name, time.perf_counter() - before)
 
     def describe(self) -> str:
-        """One line with all phases; the start ends now."""
+        """Ends the start; returns a line with all phases in seconds."""
         total = time.perf_counter() - self._began
         parts = self._seconds | {"other": total - sum(self._seconds.values())}
         text = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in parts.items())
@@ -40,9 +36,9 @@ class Startup:
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs for the next start, unless JAX_COMPILATION_CACHE_DIR names another place.
+    """Caches compiled programs in a folder for each host, unless JAX_COMPILATION_CACHE_DIR names another.
 
-    Each host has its own folder: a program for one CPU may not run on another.
+    A program compiled for one host's CPU may not run on another's.
     """
     if jax.config.jax_compilation_cache_dir is None:
         with contextlib.suppress(RuntimeError):  # a user without a home
