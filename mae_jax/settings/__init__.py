@@ -1,1 +1,1 @@
-"""Settings: the command line, checks, and what their values name."""
+"""Settings: the command line, checks of values, and registries of implementations."""

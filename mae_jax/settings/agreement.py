@@ -1,4 +1,4 @@
-"""Several processes must have the same settings and the same workdir."""
+"""Checks that all processes have the same settings and the same workdir."""
 
 import secrets
 import time
@@ -16,7 +16,7 @@ SEEN_SECONDS = 10  # for a file to appear on other hosts: network file systems c
 
 
 def check_agreement(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Raises UserError if this process has other settings than process 0, or does not see what that one writes."""
+    """Raises UserError if this process's settings differ from process 0's, or it does not see that one's files."""
     if process_count() == 1:
         return
     own, index = flatten(config.to_dict()), jax.process_index()
@@ -37,7 +37,7 @@ def check_agreement(config: ml_collections.ConfigDict, workdir: Path) -> None:
             raise UserError(
                 f"--workdir={workdir} of process {index} is not that of process 0: give a folder that all hosts share"
             )
-        list(workdir.iterdir())  # makes a network file system look again
+        list(workdir.iterdir())  # makes a network file system refresh its cache
         time.sleep(0.5)
     wait_for_all()
     if is_main():

@@ -1,4 +1,4 @@
-"""Checks of the settings' values, before anything is read or compiled."""
+"""Checks of the settings' values, before any data are read or code is compiled."""
 
 import functools
 import math
@@ -12,9 +12,9 @@ from mae_jax.runtime.errors import UserError
 from mae_jax.settings.fields import INT32_MAX, defaults, flatten, get
 from mae_jax.settings.suggestions import nearest
 
-FLOAT32_MAX = 3.4e38  # what numbers of a run are kept in
-# Settings by the interval that their number, or each of their numbers, lies in; None is not checked. Beyond the upper
-# limits a run would not start, or never end.
+FLOAT32_MAX = 3.4e38  # runs compute in float32
+# Interval -> settings whose number, or each of whose numbers, must lie in it; None is not checked. Beyond the upper
+# limits a run would not start, or would never end.
 RANGES = {
     "[1, inf)": "data.batch_size data.num_threads train.steps train.log_every_steps train.accumulate_steps "
     "checkpoint.every_steps checkpoint.keep checkpoint.keep_every_steps evaluate.every_steps evaluate.batch_size "
@@ -52,11 +52,7 @@ PATHS = ("init_from", "data.path", "evaluate.mask")
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Checks every value that can be judged without looking at data or devices.
-
-    Raises:
-      UserError: names the setting, its value and what it must be.
-    """
+    """Raises UserError for any value that is wrong whatever the data and devices are."""
     for key, value in flatten(config.to_dict()).items():
         _check_kind(key, value)
         if value is not None and key in INTERVALS:
@@ -78,7 +74,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 @functools.cache
 def _may_be_none() -> set[str]:
-    """The settings that configs/common.py makes by `placeholder` or FieldReference."""
+    """The settings that configs/common.py defines by `placeholder` or FieldReference."""
     fields = flatten(defaults().to_dict(preserve_field_references=True))
     return {key for key, field in fields.items() if isinstance(field, FieldReference)}
 
@@ -87,7 +83,7 @@ def _check_kind(key: str, value: Any) -> None:
     """Raises UserError for None where a value is needed, and for numbers beyond 32 bits."""
     if value is None and key not in _may_be_none():
         raise UserError(f"{key}=None: this setting needs a value")
-    if key.startswith("ablate."):  # the settings of its cells are checked
+    if key.startswith("ablate."):  # the settings of each cell are checked instead
         return
     for number in value if isinstance(value, list) else [value]:
         if isinstance(number, float) and not math.isfinite(number):
@@ -119,7 +115,7 @@ def _check_range(key: str, value: Any, interval: str) -> None:
 
 
 def check_value_range(value: Any) -> None:
-    """Raises UserError unless a value can be `data.value_range`."""
+    """Raises UserError unless a value is valid as `data.value_range`."""
     numbers = isinstance(value, list | tuple) and all(type(number) in (int, float) for number in value)
     if value is not None and not (numbers and len(value) == 2 and value[0] < value[1]):
         raise UserError(
@@ -129,7 +125,7 @@ def check_value_range(value: Any) -> None:
 
 
 def check_channels(data: ml_collections.ConfigDict, channels: int) -> None:
-    """Raises UserError unless the settings of `data` fit pictures with this many channels."""
+    """Raises UserError unless the settings `data` fit pictures with this many channels."""
     for key in ("mean", "std"):
         values = data[key]
         if len(values) not in (1, channels):
@@ -147,7 +143,7 @@ def check_channels(data: ml_collections.ConfigDict, channels: int) -> None:
 
 
 def expand_paths(config: ml_collections.ConfigDict) -> None:
-    """Replaces a leading ~ of the paths among the settings, which shells leave alone in `--config.KEY=~/...`."""
+    """Expands a leading ~ in settings that are paths: shells do not, in `--config.KEY=~/...`."""
     for key in PATHS:
         if path := get(config, key):
             config.update_from_flattened_dict({key: os.path.expanduser(path)})

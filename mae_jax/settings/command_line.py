@@ -1,4 +1,4 @@
-"""The command line: which config it names, which settings it gives, and mistakes in both."""
+"""The command line: its config, its settings, and mistakes in either."""
 
 import ast
 import importlib.util
@@ -21,12 +21,12 @@ from mae_jax.settings.suggestions import find_meant, nearest_setting
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 HELP = ("help", "h", "helpshort", "helpfull", "helpxml")
-# Frames of a traceback that are not of a user's code.
+# File name prefixes of traceback frames outside the user's code.
 NOT_THEIRS = ("<", __file__, *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")))
 
 
 class OrNone(flags.ArgumentParser):
-    """Parses "None", which stands for "not set" in configs, as None, and all else as another parser does."""
+    """Parses "None" ("not set" in configs) as None, and anything else by another parser."""
 
     def __init__(self, parser: flags.ArgumentParser, kind: str):
         self._parser, self._kind, self.syntactic_help = parser, kind, parser.syntactic_help
@@ -51,11 +51,7 @@ for _type, _parser, _kind in (
 
 
 def config_file(arguments: list[str]) -> tuple[Path, str | None]:
-    """The file of `--config=FILE` or `--config=FILE:ARGUMENT` (or `--config FILE`), and its argument.
-
-    Raises:
-      UserError: if there is none, or it does not exist.
-    """
+    """The file and argument of `--config=FILE[:ARGUMENT]` or `--config FILE`; UserError if missing."""
     found = [a.split("=", 1)[1] for a in arguments if a.startswith(("--config=", "-config="))]
     found += [b for a, b in zip(arguments, arguments[1:], strict=False) if a in ("--config", "-config")]
     if not found:
@@ -71,7 +67,7 @@ def config_file(arguments: list[str]) -> tuple[Path, str | None]:
 
 
 def _configs_near(path: Path) -> dict[str, str]:
-    """name -> file of the configs in the folder of `path`, if it has any, and of ours."""
+    """name -> file of the configs in the folder of `path` and of this project's."""
     ours = Path(os.path.relpath(CONFIGS)) if Path.cwd() in CONFIGS.parents else CONFIGS
     names: dict[str, str] = {}
     for folder in (path.parent, ours, ours / "ablations"):
@@ -88,12 +84,12 @@ def given_settings(arguments: list[str]) -> tuple[str, ...]:
 
 
 def asks_for_help(arguments: list[str]) -> bool:
-    """Whether a command line has `--help` or one of its kind."""
+    """Whether a command line has `--help` or one of its variants."""
     return any(argument.startswith("-") and argument.lstrip("-") in HELP for argument in arguments)
 
 
 def describe_configs(arguments: list[str]) -> str:
-    """For `--help`: the config that the command line names, with all its settings; without one, a list of them."""
+    """The text of `--help`: the named config with all its settings, or a list of all configs."""
     try:
         path, argument = config_file(arguments)
         config = load_config(path, argument)
@@ -112,11 +108,7 @@ def _docstring(path: Path) -> str:
 
 
 def check_command_line(arguments: list[str]) -> None:
-    """Checks that the config exists, takes its argument, and has each `--config.KEY` among its settings.
-
-    Raises:
-      UserError: with the nearest existing name.
-    """
+    """Checks the config, its argument and every `--config.KEY`; UserError suggests the nearest existing name."""
     known = flatten(load_config(*config_file(arguments)).to_dict())
     for key in given_settings(arguments):
         members = [k for k in known if k.startswith(key + ".")]
@@ -128,7 +120,7 @@ def check_command_line(arguments: list[str]) -> None:
 
 
 def describe_unknown_flag(name: str, arguments: list[str]) -> str:
-    """The error for a flag that does not exist, such as a setting that is given without `--config.`."""
+    """The error for an unknown flag, such as a setting without `--config.`."""
     known = flatten(load_config(*config_file(arguments)).to_dict())
     meant = find_meant(name, known, suggestions.SETTINGS)
     flag = f'"{meant}"' if (meant or "").startswith("--") else f'"--config.{meant}"'
@@ -137,16 +129,16 @@ def describe_unknown_flag(name: str, arguments: list[str]) -> str:
 
 
 def load_config(path: Path, argument: str | None) -> ConfigDict:
-    """What `get_config` of a config file returns.
+    """Returns the result of a config file's `get_config`.
 
     Raises:
-      UserError: if the file is no config, takes no such argument or fails, with the line; or if it has other settings
-        than configs/common.py.
+      UserError: if the file is no config, rejects the argument or fails; or if its settings are not those of
+        configs/common.py.
     """
     spec = importlib.util.spec_from_file_location("checked_config", path)
     if spec is None:
         raise UserError(f"config {path} is not a Python file; give one of configs/*.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look it up
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look it up there
     try:
         spec.loader.exec_module(module)
         if not callable(getattr(module, "get_config", None)):
@@ -167,7 +159,7 @@ def load_config(path: Path, argument: str | None) -> ConfigDict:
                 "config = common.get_config() and end with return config"
             )
         usual, found = defaults(), flatten(config.to_dict())
-        usual.update(config.to_dict())  # refuses unknown settings, and values of other types
+        usual.update(config.to_dict())  # refuses unknown settings and wrong types
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # it is the user's own code
@@ -178,7 +170,7 @@ def load_config(path: Path, argument: str | None) -> ConfigDict:
 
 
 def _explain(error: BaseException, path: Path) -> str:
-    """Where in the user's own code an error arose, and what it says."""
+    """Where in the user's code an error occurred, and its message."""
     every_frame = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError):
         every_frame.append((error.filename or "<", error.lineno))
@@ -188,7 +180,7 @@ def _explain(error: BaseException, path: Path) -> str:
         name, line = frames[-1]
         where = f", line {line}" if Path(name).resolve() == path.resolve() else f": {name}, line {line}"
     text = f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else first_line(error)}"
-    unknown = re.match(r"""\W*(?:Key ")?(\w+)\\?['"]""", str(error))  # as a ConfigDict names a key that it lacks
+    unknown = re.match(r"""\W*(?:Key ")?(\w+)\\?['"]""", str(error))  # a ConfigDict's error for a missing key
     if unknown and Path(every_frame[-1][0]).parent == Path(config_dict.__file__).parent:
         usual = defaults()
         hint = nearest_setting(unknown[1], [*usual, *flatten(usual.to_dict())])  # groups too

@@ -1,4 +1,4 @@
-"""The defaults of all settings, and settings as plain values: by dotted key, flat, and as in JSON."""
+"""The defaults of all settings, and conversions: by dotted key, flat, and to and from JSON."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ _make_defaults: Callable[[], ConfigDict] | None = None
 
 
 def use_defaults(make: Callable[[], ConfigDict]) -> None:
-    """Registers `get_config` of configs/common.py, which the package does not import itself."""
+    """Registers `get_config` of configs/common.py, which the package itself does not import."""
     global _make_defaults
     _make_defaults = make
 
@@ -42,12 +42,12 @@ def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
 
 
 def from_dict(values: dict) -> dict:
-    """A config as it was before JSON: lists become tuples again."""
+    """A config read from JSON, with lists turned back into tuples."""
     return {
         key: from_dict(value) if isinstance(value, dict) else _swap(value, list, tuple) for key, value in values.items()
     }
 
 
 def _swap(value: Any, old: type, new: type) -> Any:
-    """The value with all sequences of one type, at any depth, made those of another."""
+    """The value with all its `old` sequences, at any depth, converted to `new`."""
     return new(_swap(item, old, new) for item in value) if isinstance(value, old) else value

@@ -1,4 +1,4 @@
-"""Registries: implementations that a setting names, such as mask samplers, and how to add your own."""
+"""Registries of implementations that a setting can name, such as mask samplers."""
 
 import importlib
 from collections.abc import Callable
@@ -11,10 +11,9 @@ T = TypeVar("T")
 
 
 class Registry(dict[str, T], Generic[T]):
-    """Name -> implementation, for the values of one setting, given by its dotted key.
+    """Name -> implementation, for one setting, given by its dotted key.
 
-    A name of the form "module:name" is imported, so that your own need not be registered; so is an implementation of
-    that form, when it is asked for.
+    A name "module:name" is imported, without registration. An implementation may be such a string, imported on demand.
     """
 
     def __init__(self, setting: str):
@@ -22,7 +21,7 @@ class Registry(dict[str, T], Generic[T]):
         self._setting = setting
 
     def register(self, name: str) -> Callable[[T], T]:
-        """A decorator that registers a function or class under a name."""
+        """A decorator: registers a function or class under a name."""
 
         def add(implementation: T) -> T:
             self[name] = implementation

@@ -1,10 +1,10 @@
-"""Hints for unknown names: the nearest known one by its name in other programs, its words, or its spelling."""
+"""Hints for unknown names: the nearest known name, by other programs' names, by words, or by spelling."""
 
 import difflib
 import re
 from collections.abc import Iterable
 
-# Names, or words of names, that other programs have for a setting or a flag, where its own words do not give it away.
+# Setting or flag -> names, or words of names, in other programs that resemble none of its own words.
 SETTINGS = {
     "init_from": "checkpoint ckpt pretrained resume weights load finetune",
     "seed": "random_seed rng",
@@ -53,27 +53,25 @@ CONFIGS = {
     "features": "embed embeddings extract",
     "export": "convert",
 }
-TYPING_ERROR = 0.7  # how alike two spellings are, of 1, if one is meant to be the other
+TYPING_ERROR = 0.7  # similarity, at most 1, from which a name counts as misspelt
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """A hint such as `; did you mean "digits"?`, or nothing if no word is near in its spelling."""
+    """A hint such as `; did you mean "digits"?`, or "" if no word has a similar spelling."""
     close = difflib.get_close_matches(str(word), list(words), n=1, cutoff=0.5)
     return f'; did you mean "{close[0]}"?' if close else ""
 
 
 def nearest_setting(key: str, known: Iterable[str]) -> str:
-    """A hint as `nearest`, by the names of settings, their words, and their names elsewhere."""
+    """A hint like that of `nearest`, by the names of settings, their words, and SETTINGS."""
     found = find_meant(key, known, SETTINGS)
     return f'; did you mean "{found}"?' if found else ""
 
 
 def find_meant(asked: str, known: Iterable[str], elsewhere: dict[str, str]) -> str | None:
-    """The known name that is most likely meant, or a `--flag` of `elsewhere`; None if none is near.
+    """The most likely of the known dotted names, or a `--flag` of `elsewhere`; None if none is near.
 
-    Args:
-      known: dotted names; the first of those that are equally near counts.
-      elsewhere: name -> its names elsewhere.
+    `elsewhere` is SETTINGS or CONFIGS. Of equally near names, the first one counts.
     """
     known, leaf = list(known), _leaf(asked)
     names = {alias: name for name, aliases in elsewhere.items() for alias in aliases.split()}
@@ -83,7 +81,7 @@ def find_meant(asked: str, known: Iterable[str], elsewhere: dict[str, str]) -> s
     words = set().union(*(_words(names.get(word, word)) for word in leaf.split("_")))
 
     def likeness(name: str) -> tuple[float, float]:
-        """Of the words and of the spelling."""
+        """Similarity of words, and of spelling."""
         own, whole = _words(name), difflib.SequenceMatcher(None, asked, name).ratio()
         leaves = difflib.SequenceMatcher(None, leaf, _leaf(name)).ratio()
         return len(words & own) / len(words | own), max(whole, leaves) + whole / 10
@@ -98,5 +96,5 @@ def _words(name: str) -> set[str]:
 
 
 def _leaf(name: str) -> str:
-    """The last part of a name, as settings are spelt: Train.Batch-Size -> batch_size."""
+    """The last part of a name, spelt like a setting: Train.Batch-Size -> batch_size."""
     return re.sub(r"\W+", "_", name.rsplit(".", 1)[-1].lower()).strip("_")

@@ -1,7 +1,4 @@
-"""Which settings each task reads. Others must keep their defaults, so that no setting is silently ignored.
-
-A row of READS lists groups and keys, with * for any ending; "-" takes keys out again.
-"""
+"""Which settings each task reads. The rest must keep their defaults, so no setting is silently ignored."""
 
 import fnmatch
 
@@ -12,7 +9,7 @@ from mae_jax.settings.fields import defaults, flatten, get
 from mae_jax.settings.suggestions import nearest
 
 EVERY = "task given file init_from assume.* model.* data.* logging.* "
-# What some tasks do not read of these groups.
+# "-" removes keys, "*" is any ending: what some tasks do not read of these groups.
 NO_LABELS = "-data.label_fraction "
 NO_MIXING = "-data.erasing -data.mixup -data.cutmix -data.mix_* "
 NO_TRAINING = "-data.batch_size -data.crop_* -data.flip -data.color_jitter -data.augmentation "
@@ -20,7 +17,7 @@ NO_TRAINING += "-data.rand_augment_* -data.on_device "
 
 TRAINS = EVERY + "seed mesh.* train.* optimizer.* checkpoint.* evaluate.every_steps evaluate.batch_size "
 TRAINS += "evaluate.max_examples evaluate.evaluators "
-# The model and the pictures are the checkpoint's, which the tasks compare with these settings.
+# Model and pictures are the checkpoint's; the tasks compare them with these settings.
 MEASURES = EVERY + NO_MIXING + NO_TRAINING + "seed mesh.* evaluate.batch_size evaluate.max_examples "
 FEATURES = "evaluate.token evaluate.max_train_examples "
 HIDES = "evaluate.mask evaluate.mask_ratio evaluate.pictures "
@@ -42,11 +39,11 @@ READS = {
     "export": EVERY + NO_LABELS + NO_MIXING + NO_TRAINING + "-logging.* format encoder_only",
 }  # fmt: skip
 READS["ablate"] = READS["pretrain"] + " ablate.* shard"
-# A config may start from that of another of these tasks, and keep its settings. On a command line they are a mistake.
+# Tasks whose settings a config may inherit by starting from theirs. On a command line such settings are a mistake.
 INHERITS = {"ablate": (), "pretrain": ("ablate",), "classify": ("pretrain",)}
-MEASURES_INHERIT = ("pretrain", "classify")  # the tasks that take a checkpoint
+MEASURES_INHERIT = ("pretrain", "classify")  # by the tasks that take a checkpoint
 
-# (setting, value): settings that have no effect with this value. On a command line they are refused.
+# (setting, value) -> settings without effect at this value; refused on a command line.
 UNUSED_WITH = {
     ("init_from", None): "assume.* classifier.random_encoder",
     ("data.name", "digits"): "data.path data.train_split data.eval_split",
@@ -58,12 +55,12 @@ UNUSED_WITH = {
     ("optimizer.schedule", "constant"): "optimizer.decay_fraction optimizer.min_learning_rate",
     ("optimizer.name", "lars"): "optimizer.b1 optimizer.b2 optimizer.epsilon optimizer.muon_momentum",
 }
-# Settings that only the data of this name use.
+# Setting -> the only data.name that uses it.
 ONLY_WITH = {"data.num_examples": "synthetic", "data.eval_fraction": "image_folder", "data.stratify": "image_folder"}
 
 
 def reads(task: str, key: str) -> bool:
-    """Whether a task (a row of READS) uses a setting; an objective of your own may use what both of ours do."""
+    """Whether a task (a row of READS) uses a setting; a custom objective may use those of pretrain and classify."""
     if ":" in task:
         return reads("pretrain", key) or reads("classify", key)
     words = READS[task].split()
@@ -71,12 +68,7 @@ def reads(task: str, key: str) -> bool:
 
 
 def check_read(config: ml_collections.ConfigDict, row: str | None = None) -> None:
-    """Raises UserError for a setting that is not at its default, and that the task would ignore.
-
-    Args:
-      config: with `given`, the keys of the command line.
-      row: of READS; None: the task's.
-    """
+    """Raises UserError for a changed setting that the task ignores. `row`: of READS, if it is not the task's own."""
     task = row or config.task
     if task not in READS and ":" not in task:
         raise UserError(f"unknown task {task!r}{nearest(task, READS)}")
@@ -92,7 +84,7 @@ def check_read(config: ml_collections.ConfigDict, row: str | None = None) -> Non
 
 
 def unused_with(config: ml_collections.ConfigDict, key: str) -> str | None:
-    """The setting, such as "data.name=digits", with which another one has no effect; None if there is none."""
+    """The setting, such as "data.name=digits", that makes another one useless; None if there is none."""
     name = config.data.name
     if key in ONLY_WITH and name not in (ONLY_WITH[key], None):
         return f"data.name={name}"
