@@ -1,1 +1,1 @@
-"""The files of a run: whole-file writes, lock, checkpoints, metrics and their writers."""
+"""The files of a run: atomic writes, lock, checkpoints, metrics and their writers."""

@@ -1,7 +1,6 @@
-"""Checkpoints of whole training states, by Orbax: written in the background, complete or not there at all.
+"""Checkpoints of the complete training state, by Orbax: written in the background, atomically, with checksums.
 
-Each has checksums: if one was damaged later, the one before it is used. A save that fails, most often on a full disk,
-ends the run.
+If a checkpoint is damaged, the one before it is used. A failed save, most often on a full disk, ends the run.
 """
 
 import contextlib
@@ -27,54 +26,50 @@ from mae_jax.settings.fields import flatten
 from mae_jax.workdir.checksums import NAME, find_damage, write_checksums
 from mae_jax.workdir.writing import free_name, read_object
 
-LAYOUT = 2  # of the parameters; 1 (not noted): queries, keys and values side by side in their kernel
-# A run goes on only if these settings are as they were: they define the parameters, the objective, or one's place in
-# the data.
+LAYOUT = 2  # of the parameters; 1 (not recorded): kernels with queries, keys and values side by side
+# A run resumes only with these settings unchanged: they define the parameters, the objective, or the order of the data.
 FIXED = (
     "task", "seed", "model.", "classifier.", "data.name", "data.batch_size", "data.seed", "data.label_fraction",
     "data.stratify", "data.value_range", "optimizer.name", "train.ema_decay", "class_names",
 )  # fmt: skip
-FREE = ("model.dtype", "model.remat", "model.scan_unroll")  # but these may change
+FREE = ("model.dtype", "model.remat", "model.scan_unroll")  # exceptions, which may change
 
-FILES_BYTES = 2**17  # that a small checkpoint takes beside its arrays
+FILES_BYTES = 2**17  # of a small checkpoint, besides its arrays
 State = Any  # a NamedTuple of pytrees, with the int32 scalars `step` and `skipped`
 
 
 class Checkpoints:
-    """The checkpoints/ folder of a workdir: a folder for each saved step.
+    """The checkpoints/ folder of a workdir, with a folder for each saved step.
 
-    It holds the state's trees that are not empty (params, opt_state, frozen, ...), `about` (step and config), and the
-    checksums.
+    That one holds the state's non-empty trees (params, opt_state, frozen, ...), `about` (step, config) and checksums.
     """
 
     def __init__(self, workdir: Path, settings: ConfigDict, config: dict[str, Any]):
-        """Opens or creates the folder. `config` is the run's resolved config, saved with each step."""
+        """Opens or creates the folder. `config`: the run's resolved config, saved with each step."""
         self._settings, self._config = settings, config
         self._folder = Path(workdir).absolute() / "checkpoints"
         self._background = ThreadPoolExecutor(1)
         self._saving: Future | None = None
-        self._seconds: list[float] = []  # for which each save kept the loop waiting
+        self._seconds: list[float] = []  # that the loop waited for each save
         options = ocp.CheckpointManagerOptions(
             max_to_keep=settings.keep,
             keep_period=settings.keep_every_steps,
-            cleanup_tmp_directories=True,  # of a run that was killed, or whose disk was full
-            lightweight_initialize=True,  # what else it would read may be damaged
-            # Otherwise threads wait minutes for a folder that cannot be created, and the program for them.
+            cleanup_tmp_directories=True,  # of a killed run or a full disk
+            lightweight_initialize=True,  # otherwise it reads files that may be damaged
+            # Otherwise the program waits minutes for a folder that cannot be created.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def latest_step(self) -> int | None:
-        """The newest step with a complete checkpoint, or one that is being written."""
+        """The newest step with a checkpoint that is complete or being written."""
         return self._manager.latest_step()
 
     def newest_whole(self) -> int | None:
         """The newest step whose checkpoint is undamaged; None if there is no checkpoint.
 
-        Newer ones that are damaged are moved to checkpoints_set_aside/, and a line says so.
-
-        Raises:
-          UserError: if all are damaged, or the settings do not fit. Then nothing is moved.
+        Moves newer, damaged ones to checkpoints_set_aside/ and says so. UserError, before anything is moved, if all are
+        damaged or the settings do not fit.
         """
         damaged = {}
         for step in from_main(sorted(self._manager.all_steps(), reverse=True)):
@@ -95,7 +90,7 @@ class Checkpoints:
         return None
 
     def _examine(self, step: int) -> tuple[str | None, dict[str, Any] | None]:
-        """The damage to a step's files, if any, and the content of its `about`."""
+        """The damage to a step's files, if any, and its `about`."""
         about = self._read_about(step)
         described = about is not None and isinstance(about.get("config"), dict)
         return find_damage(self._folder / str(step)) or (None if described else "about/metadata cannot be read"), about
@@ -105,13 +100,9 @@ class Checkpoints:
         return step > 0 and step % self._settings.every_steps == 0
 
     def save(self, step: int, state: State) -> float | None:
-        """Starts saving; returns when the state has been copied and may change. A step that is saved is left alone.
+        """Starts saving, and returns once the state has been copied and may change.
 
-        Returns:
-          The seconds that the caller waited; None for a step that is saved.
-
-        Raises:
-          NotSaved: if this save or the one before it fails.
+        Returns the seconds that this took; None if the step is saved already. NotSaved if this save or the last fails.
         """
         start = time.perf_counter()
         self.wait()
@@ -128,7 +119,7 @@ class Checkpoints:
         return self._seconds[-1]
 
     def _check_room(self, state: State) -> None:
-        """Raises OSError on a full disk, before Orbax finds out and prints a thousand lines about it."""
+        """Raises OSError if the disk is full: Orbax would print a thousand lines about it."""
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(_items(state))) + FILES_BYTES
         free = from_main(shutil.disk_usage(self._folder).free)
         if free < needed:
@@ -161,19 +152,19 @@ class Checkpoints:
             self._saving.result()
 
     def wait(self) -> None:
-        """Returns when everything is on disk, or raises NotSaved."""
+        """Waits until everything is on disk; NotSaved if that fails."""
         if self._saving is not None:
             self._saving.result()
 
     def summary(self) -> str:
-        """A line on the saves so far; empty if there were none."""
+        """A line about the saves so far; empty if there were none."""
         count, total = len(self._seconds), sum(self._seconds)
         if not count:
             return ""
         return f"saved {count} checkpoints; the loop waited {total:.2f} s for them, {total / count:.3f} s each"
 
     def changed_settings(self, step: int) -> dict[str, tuple[Any, Any]]:
-        """Settings that differ from those of a saved step: {key: (then, now)}; not those that are gone."""
+        """Settings that differ from those of a saved step and still exist: {key: (saved, present value)}."""
         changed = changed_settings(from_main(self._read_about(step))["config"], self._config)
         return {key: changed[key] for key in flatten(self._config) if key in changed}
 
@@ -192,11 +183,7 @@ class Checkpoints:
             )
 
     def restore(self, step: int, abstract: State) -> State:
-        """The state of a saved step, laid out as `abstract` says.
-
-        Raises:
-          UserError: if the checkpoint cannot be read.
-        """
+        """The state of a saved step, with the shardings of `abstract`; UserError if it cannot be read."""
         items = {name: ocp.args.StandardRestore(tree) for name, tree in _items(abstract).items()}
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
@@ -207,20 +194,20 @@ class Checkpoints:
                 "move it away to go on from the one before it"
             ) from error
         folder = self._folder / str(step)
-        if is_main() and not (folder / NAME).exists():  # the run was killed just before it wrote them
+        if is_main() and not (folder / NAME).exists():  # the run was killed before it wrote them
             with contextlib.suppress(OSError):
                 write_checksums(folder)
         numbers = {"step": np.int32(step), "skipped": np.int32(from_main(self._read_about(step))["skipped"])}
         return abstract._replace(**values, **put(numbers, abstract.step.sharding))
 
     def set_aside(self, step: int) -> None:
-        """Moves a step whose loss was not finite to checkpoints_set_aside/, so that no run goes on from it."""
+        """Moves a step with a non-finite loss to checkpoints_set_aside/, so that no run resumes from it."""
         self.wait()
         if from_main((self._folder / str(step)).is_dir()):
             self._move_aside(step)
 
     def _move_aside(self, step: int) -> Path:
-        """Moves a step's folder out of the way, under a name that is free; returns it."""
+        """Moves a step's folder to checkpoints_set_aside/, under a free name; returns the new path."""
         target = Path(from_main(str(free_name(self._folder.with_name("checkpoints_set_aside") / str(step)))))
         if is_main():
             target.parent.mkdir(exist_ok=True)
@@ -230,27 +217,27 @@ class Checkpoints:
         return target
 
     def close(self) -> None:
-        """Waits for what is being saved, and frees the background threads."""
+        """Waits for a save in progress, and ends the background threads."""
         self._background.shutdown()
-        with contextlib.suppress(Exception):  # `wait` has raised it
+        with contextlib.suppress(Exception):  # `wait` has raised it already
             self._manager.close()
 
 
 def _items(state: State) -> dict[str, Any]:
-    """The trees of a state, each an item of the checkpoint, without the empty ones."""
+    """The non-empty trees of a state, each an item of the checkpoint."""
     trees = {name: tree for name, tree in state._asdict().items() if name not in ("step", "skipped")}
     return {name: tree for name, tree in trees.items() if name == "opt_state" or tree}
 
 
 def changed_settings(saved: dict, config: dict) -> dict[str, tuple[Any, Any]]:
-    """Settings that differ: {key: (saved value, present value)}; those that are new since then do not count."""
+    """Settings that differ: {key: (saved, present value)}, without those that the saved config lacks."""
     old, new = flatten(saved), flatten(config)
-    # `given` says where values come from, and is no setting itself.
+    # `given` lists the keys on the command line, and is no setting itself.
     return {key: (value, new.get(key)) for key, value in old.items() if value != new.get(key) and key != "given"}
 
 
 def check_fits(saved: dict, config: dict, name: str) -> None:
-    """Raises UserError if a run with this config cannot go on from a checkpoint that was saved with another."""
+    """Raises UserError if a run with `config` cannot resume from a checkpoint with the config `saved`."""
     for key, (old, new) in changed_settings(saved, config).items():
         if key.startswith(FIXED) and key not in FREE:
             raise UserError(

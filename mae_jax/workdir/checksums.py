@@ -1,6 +1,6 @@
-"""SHA256SUMS in a checkpoint's folder: digests that show whether its files are as they were written.
+"""SHA256SUMS in a checkpoint's folder, which shows whether its files are intact.
 
-`sha256sum --check SHA256SUMS` checks them too. The last line, a comment, is the digest of the lines before it.
+`sha256sum --check SHA256SUMS` can read it. The last line, a comment, is the digest of the lines before it.
 """
 
 import hashlib
@@ -13,11 +13,11 @@ from mae_jax.runtime.retry import with_patience
 from mae_jax.workdir.writing import write_atomically
 
 NAME = "SHA256SUMS"
-THREADS = 4  # hashing releases Python's lock
+THREADS = 4  # hashing releases the GIL
 
 
 def write_checksums(folder: Path) -> None:
-    """Writes the digests of all files in a folder that is complete, in process 0."""
+    """Writes the digests of all files in a complete folder, in process 0."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(NAME)]
     with ThreadPoolExecutor(THREADS) as pool:
         pairs = zip(pool.map(_digest, files), files, strict=True)
@@ -26,11 +26,7 @@ def write_checksums(folder: Path) -> None:
 
 
 def find_damage(folder: Path, parts: Iterable[str] | None = None) -> str | None:
-    """What is wrong with a folder's files; None if nothing is, or if it has no checksums.
-
-    Args:
-      parts: the only sub-folders to look into; None: everything.
-    """
+    """What is wrong with a folder's files; None: nothing, or it has no checksums. `parts`: sub-folders, None: all."""
     try:
         lines, _, seal = with_patience((folder / NAME).read_bytes).rpartition(b"# ")
         if seal != hashlib.sha256(lines).hexdigest().encode() + b"\n":
@@ -38,7 +34,7 @@ def find_damage(folder: Path, parts: Iterable[str] | None = None) -> str | None:
         pairs = [line.split("  ", 1) for line in lines.decode().splitlines()]
         pairs = [(digest, name) for digest, name in pairs if parts is None or name.split("/", 1)[0] in parts]
     except FileNotFoundError:
-        return None  # the run was killed before it wrote them, or an earlier version wrote the checkpoint
+        return None  # the run was killed before it wrote them, or the checkpoint is of an earlier version
     except OSError as error:
         return f"{NAME} cannot be read: {reason(error)}"
 

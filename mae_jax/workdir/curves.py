@@ -1,4 +1,4 @@
-"""The curves of a run in one picture, from the lines of metrics.jsonl."""
+"""A picture of a run's curves, from the lines of metrics.jsonl."""
 
 import math
 from collections.abc import Iterable
@@ -17,13 +17,13 @@ PANELS = {
         "eval/knn/top1": "k-NN",
     },
 }
-EARLY = 0.1  # share of the steps whose losses are not considered for the axis
+EARLY = 0.1  # share of the steps whose losses the axis ignores
 
 Curves = dict[str, list[tuple[int, float]]]  # name in the legend -> (step, value)
 
 
 def make_panels(lines: Iterable[dict[str, Any]]) -> dict[str, Curves]:
-    """Title -> curves that share their axes; only panels and curves that have points."""
+    """Title -> curves in one panel, without empty panels and curves."""
     lines, panels = list(lines), {}
     for title, names in PANELS.items():
         scale = 100 if "%" in title else 1
@@ -41,7 +41,7 @@ def _is_finite(value: Any) -> bool:
 
 def draw(panels: dict[str, Curves]) -> np.ndarray:
     """A picture uint8 [400, 1200, 3]: the panels in a row."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here, since matplotlib takes a second
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # not at the top: matplotlib takes a second
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 4), dpi=100, layout="constrained")
@@ -64,7 +64,7 @@ def draw(panels: dict[str, Curves]) -> np.ndarray:
 
 
 def _loss_limits(curves: Curves) -> tuple[float, float]:
-    """The range of the loss's axis: without the high losses of the first steps, beside which the rest would be flat."""
+    """The range of the loss axis, without the first steps: their high losses would flatten the rest."""
     points = [point for points in curves.values() for point in points]
     begin = EARLY * max(step for step, _ in points)
     values = [value for step, value in points if step >= begin]

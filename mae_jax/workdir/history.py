@@ -1,4 +1,4 @@
-"""What a workdir holds before a run: whose it is, and which files of an earlier run are kept."""
+"""A workdir before a run: whether it belongs to one, and which files of an earlier run to keep."""
 
 import json
 from pathlib import Path
@@ -20,12 +20,8 @@ MAY_BE_LINKED = ("checkpoints",)  # to a larger disk
 
 
 def check_folder(workdir: Path, task: str) -> None:
-    """Checks, before a task begins, that its files have room and that it overwrites no other program's files.
-
-    Raises:
-      UserError: for a file where a folder must be or the other way round, for links, and for another program's folder.
-    """
-    if task == "export":  # checks its folder itself
+    """Raises UserError for links, for a file in place of a folder or vice versa, and for another program's folder."""
+    if task == "export":  # it checks its folder itself
         return
     check_paths(workdir)
     if task == "ablate" or _is_ours(workdir):  # an ablation's own folder has no config.json
@@ -38,7 +34,7 @@ def check_folder(workdir: Path, task: str) -> None:
 
 
 def check_paths(workdir: Path) -> None:
-    """Raises UserError if something stands in a workdir where a file or folder of a run must be."""
+    """Raises UserError if something else is at the path of a file or folder of a run."""
     for name in (*FILES, *ABLATIONS, *FOLDERS):
         path = workdir / name
         kind, right = ("folder", path.is_dir()) if name in FOLDERS else ("file", path.is_file())
@@ -49,13 +45,13 @@ def check_paths(workdir: Path) -> None:
 
 
 def _is_ours(workdir: Path) -> bool:
-    """Whether a run has begun here."""
+    """Whether a run has started here."""
     versions = (read_object(workdir / "config.json") or {}).get("versions")
     return isinstance(versions, dict) and "jax" in versions or any(workdir.glob("checkpoints/*/about/metadata"))
 
 
 def check_not_beyond(workdir: Path, step: int, total_steps: int) -> None:
-    """Raises UserError if the run in a workdir is beyond the steps that are asked for."""
+    """Raises UserError if the run in a workdir is already beyond the last step of this command."""
     if step > total_steps:
         raise UserError(
             f"{workdir} is at step {step} already, beyond the {total_steps} steps of this command; "
@@ -67,7 +63,7 @@ def check_not_beyond(workdir: Path, step: int, total_steps: int) -> None:
 def keep_earlier_run(workdir: Path) -> None:
     """Renames metrics, result and pictures of an earlier run that left no checkpoints, and says so.
 
-    Its event files stay: the new ones tell TensorBoard that steps are made again.
+    Its event files stay, since new ones tell TensorBoard that the run starts again.
     """
     for path in (workdir / name for name in ("metrics.jsonl", "metrics.png", "result.json", "reconstructions")):
         if path.exists():
@@ -77,14 +73,14 @@ def keep_earlier_run(workdir: Path) -> None:
 
 @only_main
 def keep_earlier_result(workdir: Path, step: int) -> None:
-    """Renames the result of a shorter run that is continued from `step` to result.<step>.json, if that is free."""
+    """Renames the result of a shorter run, which goes on from `step`, to result.<step>.json (or with a number)."""
     if (result := workdir / "result.json").exists():
         result.rename(free_name(workdir / f"result.{step}.json"))
 
 
 @only_main
 def keep_earlier_measurement(workdir: Path, new: dict[str, Any]) -> None:
-    """Renames an earlier result that is not the new one to result.1.json, or the next number that is free."""
+    """Renames an earlier, different result to result.1.json, or the next free number."""
     result = workdir / "result.json"
     if result.exists() and read_object(result) != json.loads(json.dumps(new)):
         result.rename(free_name(result))

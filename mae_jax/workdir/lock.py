@@ -19,22 +19,19 @@ NAME = ".lock"
 HELD = (errno.EACCES, errno.EAGAIN)
 UNUSABLE = (errno.EACCES, errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ESPIPE)  # another user's, links, folders, pipes
 REMEDY = "delete it if no run uses the workdir, or choose another --workdir"
-# A file system without locks, or without room for another file: no reason not to run.
+# A file system without locks, or without room for a file: the run goes on without a lock.
 IMPOSSIBLE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOSPC, errno.EDQUOT)
 
 
 @contextlib.contextmanager
 def locked(workdir: Path, name: str = NAME, wait: bool = False) -> Iterator[None]:
-    """A context in which no other run can use the workdir. Of several processes of a run, process 0 holds the lock.
+    """A context in which no other run can use the workdir; process 0 holds the lock.
 
-    The system releases it when the process ends, however it ends; reader processes do not inherit it.
+    The system releases it however the process ends; reader processes do not inherit it.
 
     Args:
       name: of the lock's file; runs with different names may share the folder.
-      wait: whether to wait for a run that holds it.
-
-    Raises:
-      UserError: if another run holds it; it names that run.
+      wait: whether to wait for another run. If not, UserError names the run that holds the lock.
     """
     if not is_main():
         yield
@@ -51,12 +48,12 @@ def locked(workdir: Path, name: str = NAME, wait: bool = False) -> Iterator[None
         yield
     finally:
         with contextlib.suppress(OSError):
-            (workdir / name).unlink()  # while it is locked, so that it is no other run's
+            (workdir / name).unlink()  # while locked: no other run can have it
         os.close(file)
 
 
 def _lock(path: Path, how: int) -> int:
-    """Locks a file, writes its owner into it, and returns it open."""
+    """Locks a file and writes the owner into it; returns its descriptor."""
     while True:
         with contextlib.ExitStack() as stack:
             try:
@@ -68,23 +65,23 @@ def _lock(path: Path, how: int) -> int:
                     raise
                 raise UserError(f"{path} cannot be a run's lock ({reason(error)}): {REMEDY}") from error
             owner = parse_object(text) or {}
-            if text and "host" not in owner:  # it would be overwritten and deleted
+            if text and "host" not in owner:  # locking would overwrite and delete it
                 raise UserError(f"{path} is no lock of a run: {REMEDY}")
             try:
                 fcntl.lockf(file, how)
             except OSError as error:
                 if error.errno not in HELD:
                     raise
-                known = {"process", "host", "started"} <= owner.keys()  # it may just be being written
+                known = {"process", "host", "started"} <= owner.keys()  # the owner may be writing it now
                 other = "process {process} on {host}, which started {started}" if known else "another run"
                 raise UserError(
                     f"--workdir={path.parent} is in use by {other.format_map(owner)}; wait for it, stop it, or choose "
                     "another folder"
                 ) from error
-            if _is_at(file, path):  # and not deleted by a run that ended in between
+            if _is_at(file, path):  # not deleted meanwhile by a run that ended
                 started = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
                 owner = {"process": os.getpid(), "host": socket.gethostname(), "started": started}
-                with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+                with contextlib.suppress(OSError):  # a full disk: the lock still holds
                     os.ftruncate(file, 0)
                     os.pwrite(file, json.dumps(owner).encode() + b"\n", 0)
                 stack.pop_all()

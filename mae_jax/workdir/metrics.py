@@ -1,4 +1,4 @@
-"""Metric writers: where the numbers and pictures of a run go, by the names in `logging.writers`."""
+"""Metric writers: the destinations of a run's numbers and pictures, named by `logging.writers`."""
 
 import contextlib
 import functools
@@ -26,26 +26,23 @@ WRITERS: Registry = Registry("logging.writers")
 
 
 class MetricWriter(Protocol):
-    """Takes numbers and pictures; there is one in process 0 only.
-
-    A class attribute `package` names what must be installed for it, if anything.
-    """
+    """Takes numbers and pictures, in process 0 only. A class attribute `package` names a package that it needs."""
 
     def __init__(self, workdir: Path, config: dict[str, Any], start_step: int | None):
-        """`start_step`: of the checkpoint that a run goes on from, 0 for a new run, None for what only measures."""
+        """`start_step`: that of the checkpoint of a resumed run; 0: a new run; None: a task that only measures."""
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Takes finite numbers, by name."""
+        """Takes finite numbers by name."""
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> None:
         """Takes a picture [H, W, 3] uint8."""
 
     def close(self) -> None:
-        """Writes what is still in memory."""
+        """Flushes and closes."""
 
 
 def check_writers(names: Iterable[str]) -> None:
-    """Raises UserError for a writer that does not exist, or whose package is not installed."""
+    """Raises UserError for an unknown writer, or one whose package is not installed."""
     for name in names:
         package = getattr(WRITERS.find(name), "package", None)
         if package and importlib.util.find_spec(package) is None:
@@ -53,14 +50,14 @@ def check_writers(names: Iterable[str]) -> None:
 
 
 class Writers:
-    """All writers of a run, metrics.jsonl always among them; none in processes other than 0."""
+    """All writers of a run, always including metrics.jsonl; none in processes other than 0."""
 
     def __init__(self, workdir: Path, config: dict[str, Any], start_step: int | None):
         names = dict.fromkeys(("jsonl", *config["logging"]["writers"])) if is_main() else ()
         self._writers = [WRITERS.find(name)(workdir, config, start_step) for name in names]
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Writes the numbers that are finite."""
+        """Writes the finite numbers."""
         values = {name: float(value) for name, value in values.items() if math.isfinite(value)}
         for writer in self._writers:
             writer.scalars(step, values)
@@ -71,12 +68,12 @@ class Writers:
 
     def close(self) -> None:
         for writer in self._writers:
-            with contextlib.suppress(OSError):  # it was raised already when the data were written
+            with contextlib.suppress(OSError):  # writing the data raised it already
                 writer.close()
 
 
 def write_once(workdir: Path, config: dict[str, Any], step: int, result: dict[str, Any]) -> None:
-    """Writes the numbers of a task that measures, and only them, to all writers of `config`."""
+    """Writes the numbers in the result of a measuring task to all writers of `config`."""
     writers = Writers(workdir, config, None)
     numbers = {name: value for name, value in result.items() if type(value) in (int, float) and name != "step"}
     writers.scalars(step, numbers)
@@ -85,7 +82,7 @@ def write_once(workdir: Path, config: dict[str, Any], step: int, result: dict[st
 
 @WRITERS.register("jsonl")
 class JsonLines:
-    """metrics.jsonl: one object a line, written at once. A run that goes on keeps the lines up to its checkpoint."""
+    """metrics.jsonl: one object a line, flushed at once. A resumed run keeps the lines up to its checkpoint."""
 
     def __init__(self, workdir: Path, config: dict[str, Any], start_step: int | None):
         if start_step is not None:
@@ -97,14 +94,14 @@ class JsonLines:
         self._file.flush()
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> None:
-        """Pictures are files beside it."""
+        """Ignored: `Reporter` writes picture files."""
 
     def close(self) -> None:
         self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, without those that are damaged or cut short. Empty if there is no file."""
+    """The intact lines of a metrics.jsonl; empty if there is no file."""
     texts = path.read_bytes().splitlines() if path.is_file() else []
     return [line for line in map(_parse_line, texts) if line is not None]
 
@@ -115,10 +112,10 @@ def _parse_line(text: bytes) -> dict[str, Any] | None:
 
 
 def cut_metrics(path: Path, step: int) -> None:
-    """Removes damaged lines from a metrics.jsonl, and those after a step, since these steps are made again."""
+    """Removes damaged lines from a metrics.jsonl, and those after `step`, which the run repeats."""
     before = path.read_bytes() if path.is_file() else b""
     lines = [(text, _parse_line(text)) for text in before.splitlines()]
-    if damaged := sum(line is None for _, line in lines[:-1]):  # the last one may only be cut short
+    if damaged := sum(line is None for _, line in lines[:-1]):  # the last one may be incomplete
         say(f"{path}: {damaged} of {len(lines)} lines are damaged and left out")
     after = b"".join(text + b"\n" for text, line in lines if line is not None and line["step"] <= step)
     if after != before:
@@ -127,7 +124,7 @@ def cut_metrics(path: Path, step: int) -> None:
 
 @WRITERS.register("tensorboard")
 class TensorBoard:
-    """An event file, written by the caller's thread so that a full disk ends the run and does not hang it."""
+    """An event file, written in the caller's thread: a full disk then ends the run instead of hanging it."""
 
     package = "tensorboardX"
 
@@ -136,13 +133,13 @@ class TensorBoard:
 
     @functools.cached_property
     def _file(self):
-        # Opened late: the first step need not wait for tensorboardX, which imports PyTorch where that is installed.
+        # Opened late, so the first step does not wait: tensorboardX imports PyTorch if that is installed.
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.summary import text
 
         file = EventsWriter(str(self._workdir / "events"), filename_suffix=f".{time.time_ns()}")
-        if self._start_step is not None:  # TensorBoard hides what an earlier run wrote from this step on
+        if self._start_step is not None:  # TensorBoard hides earlier events from this step on
             start = SessionLog(status=SessionLog.START)
             file.write_event(Event(step=self._start_step + 1, session_log=start))
         config = json.dumps(self._config, indent=2, default=str)
@@ -172,13 +169,13 @@ class TensorBoard:
 
 
 def _kept_id(path: Path, start_step: int | None) -> str | None:
-    """A tracker's id of the run that goes on; None if a new one begins."""
+    """A tracker's id of the resumed run; None for a new one."""
     return path.read_text().strip() if start_step and path.is_file() else None
 
 
 @WRITERS.register("wandb")
 class WeightsAndBiases:
-    """A run in the project named after the workdir's parent folder; W&B's environment variables count."""
+    """A run in the project named after the workdir's parent folder; W&B's environment variables apply."""
 
     package = "wandb"
 
@@ -198,7 +195,7 @@ class WeightsAndBiases:
                 f"logging.writers=wandb cannot start: {first_line(error)}; log in, or set WANDB_MODE=offline"
             ) from error
         write_atomically(id_file, self._run.id + "\n")
-        self._run.define_metric("*", step_metric="step")  # a run that goes on makes some steps again
+        self._run.define_metric("*", step_metric="step")  # a resumed run repeats some steps
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         self._run.log({"step": step} | values)
@@ -216,7 +213,7 @@ class WeightsAndBiases:
 class MLflow:
     """A run in the experiment named after the workdir's parent folder, at MLFLOW_TRACKING_URI or in the workdir.
 
-    A server that fails after the start does not end the run: a line says so each time.
+    A server's failure after the start prints a line, but does not end the run.
     """
 
     package = "mlflow"
@@ -228,7 +225,7 @@ class MLflow:
         id_file = workdir / "mlflow_run.txt"
         uri = os.environ.get("MLFLOW_TRACKING_URI")
         if not uri:
-            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 asks for this consent to plain files
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 requires it for plain files
             uri = (workdir / "mlruns").as_uri()
         try:
             mlflow.set_tracking_uri(uri)

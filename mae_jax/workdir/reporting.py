@@ -1,4 +1,4 @@
-"""A run's progress, on the console and to the metric writers; and the versions that its numbers come from."""
+"""Reports of a run's progress to the console and the metric writers, and the versions behind its numbers."""
 
 import importlib.metadata
 import subprocess
@@ -17,16 +17,15 @@ from mae_jax.workdir.curves import draw, make_panels
 from mae_jax.workdir.metrics import METRICS, Writers, read_metrics
 from mae_jax.workdir.writing import save_picture
 
-WATCHED = ("knn/top1", "linear_probe/top1", "rankme", "top1")  # of the last evaluation, shown beside the progress
-LONG = 12 * 3600  # seconds left on a CPU from which a line names the config for small models
+WATCHED = ("knn/top1", "linear_probe/top1", "rankme", "top1")  # of the last evaluation, shown in the progress line
+LONG = 12 * 3600  # seconds left on a CPU from which a line suggests the config for small models
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "pillow")
 
 
 class Reporter:
-    """Reports a run in process 0: on the console, to the metric writers, as metrics.png and as picture files.
+    """Reports a run in process 0: on the console, to the metric writers, as metrics.png and picture files.
 
-    Args:
-      flops_per_image: step (from 0) -> FLOPs of one of its images, forward and backward.
+    `flops_per_image`: step (from 0) -> FLOPs of an image, forward and backward.
     """
 
     line = staticmethod(say)
@@ -56,9 +55,7 @@ class Reporter:
     def training(self, step: int, scalars: dict[str, float], *, seconds: float, steps: int, waited: float) -> None:
         """Reports the scalars of a step, and the speed of the last `steps` steps.
 
-        Args:
-          seconds: wall time of these steps, without evaluations and saving.
-          waited: seconds of it in which the loop waited for data.
+        `seconds`: their wall time without evaluations and saving, of which `waited` was spent waiting for data.
         """
         images_per_second = steps * self._batch_size / seconds
         flops_per_image = sum(self._flops(earlier) for earlier in range(step - steps, step)) / steps
@@ -77,7 +74,7 @@ class Reporter:
             self._bar.update(step - self._bar.n)
         else:
             say("  ".join((f"step {step:>{len(str(self._total_steps))}}/{self._total_steps}", *parts)))
-        if step > self._start_step + 1 and not self._length_told:  # the first step alone is slower than the others
+        if step > self._start_step + 1 and not self._length_told:  # the first step alone is slower
             self._length_told = True
             if seconds_left > LONG and jax.default_backend() == "cpu":
                 say(
@@ -86,10 +83,7 @@ class Reporter:
                 )
 
     def scalars(self, step: int, scalars: dict[str, float], prefix: str = "") -> None:
-        """Reports further scalars of a step, each under prefix + its name; scores stay in the progress line.
-
-        Those of an evaluation draw the curves anew.
-        """
+        """Reports further scalars as prefix + name; scores stay in the progress line, evaluations redraw curves."""
         found = (f"{name} {scalars[name]:.4g}" for name in WATCHED if name in scalars)
         self._watched = "  ".join(found) or self._watched
         scalars = {prefix + name: float(value) for name, value in scalars.items()}
@@ -99,12 +93,12 @@ class Reporter:
             self.draw_curves()
 
     def draw_curves(self) -> None:
-        """Draws metrics.png from all metrics, those from before the run was resumed too."""
+        """Draws metrics.png from all metrics, including those from before a resume."""
         if is_main() and (panels := make_panels(read_metrics(self._workdir / METRICS))):
             save_picture(self._workdir / "metrics.png", draw(panels))
 
     def saved(self, step: int, seconds: float) -> None:
-        """Reports how long the loop waited for a step to be saved."""
+        """Reports how long the loop waited for the save of a step."""
         self._writers.scalars(step, {"save_seconds": seconds})
 
     def picture(self, step: int, folder: str, picture: np.ndarray) -> Path:
@@ -113,7 +107,7 @@ class Reporter:
         return save_picture(self._workdir / folder / f"{step}.png", picture)
 
     def has_evaluation(self, step: int) -> bool:
-        """Whether the evaluation of this step was reported before the run was resumed."""
+        """Whether the run reported the evaluation of this step before it was resumed."""
         return step in self._evaluated
 
     def close(self) -> None:
@@ -124,7 +118,7 @@ class Reporter:
 
 
 def provenance() -> dict[str, Any]:
-    """Versions of the packages that decide a run's numbers, and this project's git commit if it is a git checkout."""
+    """Versions of the packages that determine a run's numbers, and this project's git commit, if known."""
     root = Path(__file__).parent.parent.parent
     try:
         git = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Writing and reading single files: whole whenever they exist, and never written through a link."""
+"""Reading and writing single files: atomically, and never through a link."""
 
 import contextlib
 import io
@@ -17,18 +17,17 @@ from mae_jax.runtime.processes import only_main
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A context with a new, empty file beside `path` to fill; at its end the file takes the place of `path`.
+    """A context that yields a new, empty file's path, and at its end moves that file to `path`.
 
-    Raises:
-      OSError: if that fails. After any error `path` is as it was, and the new file is gone.
+    After any error `path` is unchanged, and the new file is deleted.
     """
     temporary = path.with_name(path.name + ".tmp")
     temporary.unlink(missing_ok=True)
-    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # so it is no link
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # O_EXCL: it is no link
     try:
         mode = temporary.stat().st_mode
         yield temporary
-        temporary.chmod(mode)  # safetensors puts a file in its place that only its owner may read
+        temporary.chmod(mode)  # safetensors replaces it by a file that only its owner may read
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -39,23 +38,19 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @only_main
 def write_atomically(path: Path, data: str | bytes) -> None:
-    """Writes a file, whole or not at all. Does nothing in processes other than 0."""
+    """Writes a file completely or not at all, in process 0 only."""
     with replacing(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> Path:
-    """Writes indented JSON as `write_atomically` does; returns the path.
-
-    Raises:
-      ValueError: for NaN and infinity, which JSON does not have; see `finite_or_null`.
-    """
+    """Writes indented JSON atomically; returns the path. ValueError for NaN and infinity; see `finite_or_null`."""
     write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
     return path
 
 
 def save_picture(path: Path, picture: np.ndarray) -> Path:
-    """Writes a picture [H, W, 3] uint8 as PNG, as `write_atomically` does; makes its folder, returns its path."""
+    """Writes a picture [H, W, 3] uint8 as PNG, atomically; makes its folder, returns its path."""
     from PIL import Image
 
     png = io.BytesIO()
@@ -66,13 +61,13 @@ def save_picture(path: Path, picture: np.ndarray) -> Path:
 
 
 def free_name(path: Path) -> Path:
-    """The path if nothing is there, otherwise with the lowest number that is free: metrics.1.jsonl."""
+    """The path if nothing is there, otherwise with the lowest free number: metrics.1.jsonl."""
     numbered = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))
     return next(name for name in itertools.chain([path], numbered) if not os.path.lexists(name))
 
 
 def finite_or_null(value: Any) -> Any:
-    """The value with None (null in JSON) for each float in it that is not finite."""
+    """The value with each non-finite float replaced by None (null in JSON)."""
     if isinstance(value, dict):
         return {key: finite_or_null(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -81,7 +76,7 @@ def finite_or_null(value: Any) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a regular file; None if there is no such file, or anything else in it."""
+    """The JSON object in a regular file; None if there is no such file or object."""
     try:
         return parse_object(path.read_bytes()) if path.is_file() else None
     except OSError:
@@ -89,7 +84,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 
 def parse_object(text: bytes | str) -> dict[str, Any] | None:
-    """The JSON object that a text holds; None if it holds anything else."""
+    """The JSON object in a text; None for anything else."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
