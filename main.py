@@ -1,7 +1,7 @@
 """Starts a run: python main.py --config=configs/NAME.py[:ARGUMENT] [--workdir=DIR] [--config.KEY=VALUE ...]
 
 Exit codes: 0 done; 1 the run failed; 2 a mistake in the command, the settings or the data; 143 stopped by SIGTERM,
-with everything saved. Of several processes all end with the code of the first one that failed or was stopped.
+with everything saved. Several processes all end with the code of the first one that failed or was stopped.
 """
 
 import gc
@@ -9,9 +9,9 @@ import os
 import sys
 import time
 
-BEGAN = time.perf_counter()  # before the imports, on which a start spends much of its time
-gc.set_threshold(50_000, 20, 50)  # imports and tracing make millions of objects that stay: looking at them took 0.8 s
-while os.open(os.devnull, os.O_RDWR) <= 2:  # a closed output's descriptor would be given to the next file opened
+BEGAN = time.perf_counter()  # before the imports, which take much of a start
+gc.set_threshold(50_000, 20, 50)  # imports and tracing make millions of lasting objects: scanning them took 0.8 s
+while os.open(os.devnull, os.O_RDWR) <= 2:  # otherwise the next file would get a closed output's descriptor
     pass
 
 import errno
@@ -22,7 +22,7 @@ from pathlib import Path
 
 try:
     import jax  # noqa: F401
-except ValueError as error:  # of an environment variable that it reads
+except ValueError as error:  # an environment variable that jax reads
     os.write(2, b"error: %s; unset it or mend it\n" % str(error).encode("unicode_escape"))
     sys.exit(2)
 from absl import app, flags
@@ -50,7 +50,7 @@ from mae_jax.workdir.metrics import check_writers
 
 use_defaults(common.get_config)
 CONFIG = config_flags.DEFINE_config_file("config", help_string="a file of configs/")
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what a user can mend of what a disk says
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # disk errors that a user can fix
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of everything that the run writes; default: runs/NAME")
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if Slurm and others do not tell it")
 PROCESS_COUNT = flags.DEFINE_integer("process_count", None, "number of processes, with --coordinator")
@@ -62,7 +62,7 @@ TOPOLOGY = flags.DEFINE_string("topology", None, "with --dry_run: devices that n
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the command line; mistakes in it end the program with one line and exit code 2."""
+    """Parses the command line; a mistake in it ends the program with one line and exit code 2."""
     if command_line.asks_for_help(argv[1:]):
         every_flag = {"--helpfull", "-helpfull"} & set(argv)
         found = flags.FLAGS.get_help() if every_flag else flags.FLAGS.main_module_help()
@@ -80,7 +80,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def main(argv: list[str], startup: Startup) -> None:
-    absl_logging.set_verbosity(absl_logging.FATAL)  # what the libraries log as an error they raise too
+    absl_logging.set_verbosity(absl_logging.FATAL)  # libraries also raise what they log as errors
     logging.getLogger("mae_jax").setLevel(logging.WARNING)
     keep_freed_memory()
     use_compilation_cache()
@@ -116,7 +116,7 @@ def main(argv: list[str], startup: Startup) -> None:
 
 
 def run(argv: list[str], stop: StopSignal, startup: Startup) -> None:
-    """Does what the command line says."""
+    """Runs the task of the config, or its dry run."""
     if argv[1:]:
         raise UserError(f"unexpected argument {argv[1]!r}; settings are given as --config.KEY=VALUE")
     config = CONFIG.value
@@ -130,7 +130,7 @@ def run(argv: list[str], stop: StopSignal, startup: Startup) -> None:
     workdir = Path(WORKDIR.value or "_".join([f"runs/{path.stem}", *arguments]))
     if config.task == "ablate":
         config.file = ":".join([str(path.absolute()), *arguments])
-        plan = task.make_plan(config, workdir)  # before a folder is made, in case that something is wrong
+        plan = task.make_plan(config, workdir)  # before a folder is made: it may raise UserError
     else:
         config.ablate = common.get_config().ablate  # one run of an ablation is a run like any other
 
