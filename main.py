@@ -11,7 +11,7 @@ import time
 
 BEGAN = time.perf_counter()  # before the imports, which take much of a start
 gc.set_threshold(50_000, 20, 50)  # imports and tracing make millions of lasting objects: scanning them took 0.8 s
-while os.open(os.devnull, os.O_RDWR) <= 2:  # otherwise the next file would get a closed output's descriptor
+while os.open(os.devnull, os.O_RDWR) <= 2:  # otherwise the next opened file would get a closed output's descriptor
     pass
 
 import errno

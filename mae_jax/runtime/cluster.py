@@ -74,8 +74,8 @@ def check_address(address: str, name: str) -> None:
 def meet(coordinator: str, count: int, index: int) -> str:
     """Returns the address of JAX's service: process 0 sends it to all processes that connect to the coordinator.
 
-    JAX's service gets a port of its own, because it would share one with another run's service, and a process that
-    joins the wrong service ends that run (jax 0.10.2). Process 0 keeps the coordinator's port and then stops answering.
+    JAX's service gets a new port: on a given one another run's service might listen too, and a process that joins the
+    wrong one ends that run (jax 0.10.2). Process 0 keeps the coordinator's port, but answers nobody once all have come.
     """
     global _door
     host, port = coordinator.rsplit(":", 1)

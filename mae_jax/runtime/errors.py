@@ -43,7 +43,7 @@ def complain(text: str) -> None:
 
 
 def out_of_memory(error: BaseException, *, trains: bool) -> str | None:
-    """The user's message if a host or device is out of memory; None for any other error. `trains`: the task trains."""
+    """The message if a host or device is out of memory; None for other errors. `trains`: whether the task trains."""
     if not (isinstance(error, MemoryError) or isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)):
         return None
     training = "a smaller data.batch_size, more train.accumulate_steps or model.remat=True; in an evaluation, "

@@ -24,9 +24,9 @@ from mae_jax.runtime.cluster import find_place, may_be_tpu_pod, meet
 from mae_jax.runtime.errors import UserError, complain, first_line
 
 START_SECONDS = 300  # for all processes to connect: hosts do not start at the same time
-HEARTBEAT_SECONDS = 20  # without a heartbeat until JAX gives a process up
+HEARTBEAT_SECONDS = 20  # without a heartbeat, after which JAX considers a process lost
 TOLD_SECONDS = 20  # for all processes to learn of a failure
-LAST_SECONDS = 2  # that process 0 ends last: its end makes JAX abort all processes
+LAST_SECONDS = 2  # process 0 ends this much later, since JAX then aborts all processes
 PADDING = 4096  # bytes; each new size compiles a program
 
 
@@ -77,7 +77,7 @@ def _give_up(where: str) -> NoReturn:
 
 
 def process_count() -> int:
-    """Number of processes. For a single one, does not ask JAX, which would allocate the devices."""
+    """Number of processes. Asks JAX only if there are several: it would take the devices."""
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
@@ -136,7 +136,7 @@ def finish() -> None:
 def fail(error: BaseException | str, code: int, *, unexpected: bool = False) -> NoReturn:
     """Ends all processes with a one-line error, or with the traceback of an unexpected error."""
     several, why = process_count() > 1, str(error)
-    if several and (lost := re.search(r"(Gloo|NCCL|UNAVAILABLE)[^;\n]*", why)):  # a collective operation
+    if several and (lost := re.search(r"(Gloo|NCCL|UNAVAILABLE)[^;\n]*", why)):  # a collective operation failed
         complain(f"error: another process was lost: it failed, was killed, or its host has gone ({lost[0]})")
         end(1)
     if unexpected:

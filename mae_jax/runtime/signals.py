@@ -1,8 +1,8 @@
 """SIGTERM and Ctrl-C: a run saves before it stops.
 
-Handlers do not raise: an exception could be lost in a garbage collector's callback, or abort code that C++ calls.
-Inside `deferred()` a signal is only noted, and checked at every step and batch. Elsewhere it ends the process at once,
-which is safe because files are replaced atomically.
+Except in `waiting()`, a first signal raises no exception: it could be lost in a callback of the garbage collector, or
+abort the process in code that C++ calls. Inside `deferred()` a signal is only noted, and checked at every step and
+batch. Elsewhere it ends the process at once, which is safe because files are replaced atomically.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 
 from mae_jax.runtime import processes
 
-PATIENCE_SECONDS = 0.5  # that a signal gives a wait for data to end by itself
+PATIENCE_SECONDS = 0.5  # from a signal until a wait for data is interrupted
 
 
 class Stopped(BaseException):

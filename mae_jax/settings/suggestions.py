@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
-# Setting or flag -> names, or words of names, in other programs that resemble none of its own words.
+# Setting or flag -> its names, or words of them, in other programs, where its own words do not give them away.
 SETTINGS = {
     "init_from": "checkpoint ckpt pretrained resume weights load finetune",
     "seed": "random_seed rng",

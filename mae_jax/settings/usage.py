@@ -68,7 +68,7 @@ def reads(task: str, key: str) -> bool:
 
 
 def check_read(config: ml_collections.ConfigDict, row: str | None = None) -> None:
-    """Raises UserError for a changed setting that the task ignores. `row`: of READS, if it is not the task's own."""
+    """Raises UserError for a changed setting that the task ignores. `row`: a row of READS, by default the task's."""
     task = row or config.task
     if task not in READS and ":" not in task:
         raise UserError(f"unknown task {task!r}{nearest(task, READS)}")

@@ -102,7 +102,7 @@ class Checkpoints:
     def save(self, step: int, state: State) -> float | None:
         """Starts saving, and returns once the state has been copied and may change.
 
-        Returns the seconds that this took; None if the step is saved already. NotSaved if this save or the last fails.
+        Returns the seconds that this took; None if the step is saved already. NotSaved if this or the last save fails.
         """
         start = time.perf_counter()
         self.wait()
@@ -201,7 +201,7 @@ class Checkpoints:
         return abstract._replace(**values, **put(numbers, abstract.step.sharding))
 
     def set_aside(self, step: int) -> None:
-        """Moves a step with a non-finite loss to checkpoints_set_aside/, so that no run resumes from it."""
+        """Moves a checkpoint whose loss was not finite to checkpoints_set_aside/, so that no run resumes from it."""
         self.wait()
         if from_main((self._folder / str(step)).is_dir()):
             self._move_aside(step)
