@@ -15,7 +15,7 @@ def get_config():
         image_size=8, patch_size=2, channels=1,
         width=64, depth=4, num_heads=4, decoder_width=32, decoder_depth=2, decoder_num_heads=4,
         dtype="float32",  # on every chip, as in the README
-        normalize_targets=False,  # normalised, a patch of 2 x 2 grey values has little left
+        normalize_targets=False,  # normalization leaves little of a patch of 2 x 2 grey values
     )  # fmt: skip
     config.data.update(
         name="digits", batch_size=64, mean=(0.305,), std=(0.376,),

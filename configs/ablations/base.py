@@ -16,7 +16,7 @@ def _protocols(name: str) -> tuple:
     return (("finetune", f"finetune_{name}", ()), ("linear_probe", f"linear_probe_{name}", ()))
 
 
-# Bases without protocols are measured by pre-training itself, at its end: k-NN and a logistic regression.
+# Pre-training itself measures bases without protocols, at its end: by k-NN and a logistic regression.
 PROTOCOLS = {"digits": (), "cifar10": _protocols("cifar10"), "image_folder": (), "vit_small": ()}
 PROTOCOLS |= {name: _protocols(name) for name in ("vit_base", "vit_large", "vit_huge")}
 
@@ -27,7 +27,7 @@ def begin(base: str):
         raise UserError(f"unknown base {base!r}{nearest(base, PROTOCOLS)}; there are: {', '.join(PROTOCOLS)}")
     config = importlib.import_module(f"configs.{base}").get_config()
     config.task = "ablate"
-    config.model.normalize_targets = False  # as in the paper's ablations, but for one row of Table 1d
+    config.model.normalize_targets = False  # as in the paper's ablations, except one row of Table 1d
     if base == "digits":  # a grid takes minutes: a sixth of the quickstart's length
         config.train.epochs = 30.0
         config.model.scan_unroll = 1  # short runs gain more from compiling less

@@ -24,7 +24,7 @@ def paper_curve(name: str, accuracies: tuple) -> tuple:
 def get_config(base: str = "digits"):
     config = bases.begin(base)
     depth = config.model.depth
-    if base == "digits":  # with all labels, little is left to tell encoders apart
+    if base == "digits":  # with all labels, encoders hardly differ
         overrides = (("data.label_fraction", 0.1), ("train.epochs", 100.0), ("model.scan_unroll", 1))
         config.ablate.measure = (("finetune", "finetune_digits", overrides),)
     measure = config.ablate.measure[:1]

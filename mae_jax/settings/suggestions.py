@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
-# Setting or flag -> its names, or words of them, in other programs, where its own words do not give them away.
+# Setting or flag -> its names, or words of them, in other programs, if its own words do not suggest them.
 SETTINGS = {
     "init_from": "checkpoint ckpt pretrained resume weights load finetune",
     "seed": "random_seed rng",
