@@ -1,1 +1,1 @@
-"""Evaluators: what a trained model is worth, measured on pictures that it has not seen."""
+"""Evaluators, which measure a trained model on pictures it has not seen."""

@@ -1,4 +1,4 @@
-"""How well a classifier does: exact counts over a data set, class by class, and its confusions."""
+"""A classifier's accuracy: exact counts over a data set, a table by class, the confusion matrix."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -18,17 +18,17 @@ from mae_jax.runtime.sharding import on_rows
 
 
 class Predictions(NamedTuple):
-    """What a classifier predicts for N examples."""
+    """A classifier's predictions for N examples."""
 
     label: np.ndarray  # [N] the right class
     predicted: np.ndarray  # [N] the class with the largest logit
-    rank: np.ndarray  # [N] number of classes with a larger logit than the right one: 0 is a hit
+    rank: np.ndarray  # [N] number of classes with a larger logit than the right one; 0 is a hit
     loss: np.ndarray  # [N] float32: cross-entropy
 
 
 @EVALUATORS.register("accuracy")
 class Accuracy(Evaluator):
-    """Cross-entropy, top-1 and top-5 of a classifier; `predictions` has those of the last run."""
+    """Cross-entropy, top-1 and top-5 of a classifier; `predictions` keeps those of the last run."""
 
     predictions: Predictions
 
@@ -49,7 +49,7 @@ class Accuracy(Evaluator):
 
 
 def predict(logits_fn: Callable[[dict], jax.Array], batches: Iterator[dict]) -> Predictions:
-    """Predictions by logits_fn, device batch -> logits [B, K], for all rows of the batches but those of weight 0."""
+    """Applies logits_fn (device batch -> logits [B, K]) to every batch; rows of weight 0 are padding and dropped."""
     judged = one_ahead(whole((batch["weight"], *_judge(logits_fn(batch), batch["label"]))) for batch in batches)
     found = [jax.device_get(parts) for parts in judged]
     weight, label, predicted, rank, loss = (np.concatenate(part) for part in zip(*found, strict=True))
@@ -65,10 +65,7 @@ def _judge(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, ...]:
 
 @jax.jit
 def rank_of_label(logits: jax.Array, label: jax.Array) -> jax.Array:
-    """How many classes [B] have larger logits [B, K] than the right one [B]; 0 is a hit, as argmax would say.
-
-    Of equal logits the first one counts as larger. NaN is never a hit.
-    """
+    """The number of classes [B] with a larger logit than the right one [B]; ties as in argmax, and NaN never hits."""
     own = jnp.take_along_axis(logits, label[:, None], axis=1)
     earlier = jnp.arange(logits.shape[1]) < label[:, None]
     return jnp.sum(~((logits < own) | ((logits == own) & ~earlier)), axis=1)
@@ -107,8 +104,8 @@ def class_table(confusions: np.ndarray, class_names: list[str]) -> list[dict]:
 
 
 def draw_confusion_matrix(confusions: np.ndarray, class_names: list[str], title: list[str]) -> np.ndarray:
-    """A picture uint8 [height, width, 3], each row coloured by its shares; up to 20 classes have numbers and names."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here, since matplotlib takes a second
+    """A picture uint8 [height, width, 3], coloured by shares of a row; up to 20 classes get numbers and names."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import: a second
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
@@ -118,12 +115,12 @@ def draw_confusion_matrix(confusions: np.ndarray, class_names: list[str], title:
     figure = Figure(figsize=(side + 1.5, side), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    # Of many classes, square roots, so that rare confusions are seen too.
+    # With many classes, square roots make rare confusions visible.
     scale = PowerNorm(1.0 if small else 0.5, vmin=0, vmax=1)
     picture = axes.imshow(shares, cmap="Blues", norm=scale, interpolation="nearest")
     figure.colorbar(picture, ax=axes, label="share of the right class's images")
     axes.set(xlabel="predicted class", ylabel="right class")
-    axes.set_title("\n".join(map(escaped, title)), fontsize=10, parse_math=False)  # a name with two $ is no formula
+    axes.set_title("\n".join(map(escaped, title)), fontsize=10, parse_math=False)  # $ in a name is no formula
     if small:
         ticks, names = range(len(class_names)), [escaped(name) for name in class_names]
         axes.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)

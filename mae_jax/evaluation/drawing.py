@@ -1,4 +1,4 @@
-"""Pictures of reconstructions: original, masked, predicted, and predicted with the visible patches pasted in."""
+"""Pictures of reconstructions: original, masked, prediction, and prediction with the visible patches pasted in."""
 
 import contextlib
 import functools
@@ -20,7 +20,7 @@ from mae_jax.runtime.errors import escaped
 from mae_jax.runtime.mesh import put, replicated
 from mae_jax.runtime.sharding import on_rows
 
-GREY = 0.5  # of hidden patches, on [0, 1]
+GREY = 0.5  # colour of hidden patches, on [0, 1]
 HEADINGS = ("original", "masked", "prediction", "prediction + visible")
 TRUE_STATISTICS = "each predicted patch is drawn with the true patch's mean and variance (normalised targets)"
 UNTRAINED = "visible patches of a prediction are noise: the loss is on the hidden ones alone"
@@ -28,12 +28,12 @@ UNTRAINED = "visible patches of a prediction are noise: the loss is on the hidde
 
 @EVALUATORS.register("reconstructions")
 class ReconstructionSheet(Evaluator):
-    """A picture of `evaluate.pictures` evaluation images, always the same, and their reconstructions."""
+    """One picture with `evaluate.pictures` evaluation images, always the same ones, and their reconstructions."""
 
     def __init__(self, config: ConfigDict, data: EvaluationData):
         super().__init__(config, data)
         self._hidden = data.hidden_patches
-        self._reconstruct_all = on_rows(self._reconstruct, data.mesh, shared=True)  # a few images, of any number
+        self._reconstruct_all = on_rows(self._reconstruct, data.mesh, shared=True)  # too few to split
 
     def run(self, state: State) -> Iterator[tuple[str, np.ndarray]]:
         data, model = self.data, self.data.model
@@ -61,19 +61,18 @@ class ReconstructionSheet(Evaluator):
 
 
 def draw_reconstructions(images: np.ndarray, found: Reconstructions, caption: str) -> np.ndarray:
-    """One picture uint8 [height, width, 3]: a row for each image, a column for each of `HEADINGS`, a caption below.
+    """A picture uint8 [height, width, 3]: a row for each image, a column for each of `HEADINGS`, a caption below.
 
-    Images [B, H, W, C] and their reconstructions are on [0, 1], beyond which they are clipped. One channel is drawn
-    grey, of more than three the first three.
+    Images [B, H, W, C] are clipped to [0, 1]. One channel is drawn grey; of more than three, the first three are drawn.
     """
     masked = images * found.visible + GREY * (1 - found.visible)
     columns = [_to_rgb(column) for column in (images, masked, found.prediction, found.pasted)]
     rows, height, width = columns[0].shape[:3]
-    scale = max(1, round(112 / min(height, width)))  # small pictures are enlarged, pixel by pixel
+    scale = max(1, round(112 / min(height, width)))  # small pictures are enlarged without smoothing
     height, width, gap, head = height * scale, width * scale, 6, 22
     font = ImageFont.load_default(13)
     sheet_width = gap + len(columns) * (width + gap)
-    lines = textwrap.wrap(escaped(caption), sheet_width // 7)  # a letter has 7 pixels or less
+    lines = textwrap.wrap(escaped(caption), sheet_width // 7)  # a letter is at most 7 pixels wide
     foot = gap + 17 * len(lines)
     sheet = Image.new("RGB", (sheet_width, head + rows * (height + gap) + foot), "white")
     draw = ImageDraw.Draw(sheet)

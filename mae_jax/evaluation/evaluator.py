@@ -23,37 +23,36 @@ EVALUATORS: Registry[type["Evaluator"]] = Registry("evaluate.evaluators")
 
 
 class State(Protocol):
-    """What is evaluated: the state of a training run, or a `Trained`."""
+    """A model to evaluate: the state of a training run, or a `Trained`."""
 
-    step: Any  # updates done: an int, or a scalar array
+    step: Any  # number of updates: an int or a scalar array
 
     def variables(self) -> dict:
-        """The model's values as one nested dict, laid out on the mesh."""
+        """The model's variables as one nested dict, placed on the mesh."""
 
 
 class Trained(NamedTuple):
-    """A model that no longer trains, such as a checkpoint's."""
+    """A model that is not being trained, such as a checkpoint."""
 
     step: int
-    values: dict  # as those of `State.variables`
-    name: str  # what a picture's caption calls it
+    values: dict  # see `State.variables`
+    name: str  # for captions
 
     def variables(self) -> dict:
         return self.values
 
 
 class EvaluationData:
-    """The images that evaluators share, and the features of these, which are computed once for each state.
+    """The images that evaluators share, and their features, computed once for each state.
 
     Args:
       bind: variables -> model, a pure function.
-      train: images that k-NN and probes learn from; None: there are none.
-      evaluation: images that are measured, each once.
-        Of both, `evaluate.max_train_examples` and `.max_examples` at most are taken, a fixed random subset.
+      train: images for k-NN and probes to learn from, or None. Both sources are cut to a fixed random subset of
+        `evaluate.max_train_examples` and `evaluate.max_examples`.
     """
 
-    # Gives device batches {"feature", "label", "weight"} of the evaluation images where the outputs of a frozen encoder
-    # (`Classifier.represent`) are kept.
+    # Device batches {"feature", "label", "weight"} of the evaluation images, if the outputs of a frozen encoder
+    # (`Classifier.represent`) are cached.
     kept_batches: Callable[[], Iterator[dict]] | None = None
 
     def __init__(
@@ -69,17 +68,17 @@ class EvaluationData:
 
     @functools.cached_property
     def hidden_patches(self) -> HiddenPatches:
-        """The masks of the evaluation images, the same in every evaluation."""
+        """The masks of the evaluation images: the same in every evaluation."""
         return HiddenPatches(self.config, self.model, len(self.evaluation))
 
     @property
     def labelled(self) -> bool:
-        """Whether there are training images, and classes by which features can be measured."""
+        """Whether there are training images and classes, so that features can be measured."""
         return self.train is not None and min(self.train.num_classes, self.evaluation.num_classes) > 1
 
     @property
     def description(self) -> str:
-        """What the features are, and of which images, for people."""
+        """The features and the images, in words."""
         token = "the class token" if self.config.evaluate.token == "class" else "mean of the patch tokens"
         return f"features: {token} after the final norm, {count_images(self.train, self.evaluation)}, centre crops"
 
@@ -89,11 +88,11 @@ class EvaluationData:
         return evaluation_batches(source, self.config.data, size, model.image_size, model.channels, self.mesh)
 
     def normalize(self, images: jax.Array) -> jax.Array:
-        """Images [B, H, W, C] uint8 as models take them."""
+        """Images [B, H, W, C] from uint8 to the model's range."""
         return normalize(images, self.config.data.mean, self.config.data.std)
 
     def features(self, state: State, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Features [N, D] (float32) and labels [N] (int64) of the images of a split, "train" or "evaluation"."""
+        """Features [N, D] (float32) and labels [N] (int64) of a split, "train" or "evaluation"; cached."""
         if self._state is not state:
             self._state, self._features = state, {}
         if split not in self._features:
@@ -101,12 +100,12 @@ class EvaluationData:
         return self._features[split]
 
     def extract(self, state: State, source: Source, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Features and labels of a source (`extract_features`), which are not kept."""
+        """Features and labels of any source, not cached; see `extract_features`."""
         feature_fn = functools.partial(self._encode_rows, state.variables())
         return extract_features(feature_fn, self.batches(source), len(source), out)
 
     def forget(self) -> None:
-        """Frees the features, and the state that they are of."""
+        """Drops the cached features and their state."""
         self._state, self._features = None, {}
 
     def _encode(self, variables: dict, batch: dict) -> jax.Array:
@@ -115,10 +114,10 @@ class EvaluationData:
 
 
 class Evaluator:
-    """One measurement of a model; classes of your own may inherit from it."""
+    """One measurement of a model: the base class, also for evaluators of your own."""
 
-    measures_features = False  # of the frozen encoder: then an encoder with random weights is measured too
-    protocol = ""  # how it measures, for people
+    measures_features = False  # whether it measures frozen features; if so, a random encoder is measured too
+    protocol = ""  # how it measures, in words
 
     def __init__(self, config: ConfigDict, data: EvaluationData):
         self.config, self.data = config, data

@@ -10,20 +10,19 @@ from mae_jax.runtime.mesh import whole
 
 
 def pool(tokens: jax.Array, token: str, class_tokens: int = 1) -> jax.Array:
-    """One feature an image from tokens [B, C + L, D]: the mean of the C class tokens ("class") or of the L patches."""
+    """Features [B, D] from tokens [B, C + L, D]: the mean of the C class tokens (token="class") or of the L patches."""
     return jnp.mean(tokens[:, :class_tokens] if token == "class" else tokens[:, class_tokens:], axis=1)
 
 
 def extract_features(
     feature_fn: Callable[[dict], jax.Array], batches: Iterable[dict], count: int, out: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features [N, D] (float32) and labels [N] (int64) of all examples, in order.
+    """Features [N, D] (float32) and labels [N] (int64) of all N = count examples, in order.
 
     Args:
-      feature_fn: a device batch -> features [B, D], or tokens [B, L, D].
+      feature_fn: device batch -> features [B, D] or tokens [B, L, D].
       batches: device batches with "label" and "weight"; rows of weight 0 are padding.
-      count: N.
-      out: where the features go, [N, D], such as a memory map; None: new memory.
+      out: an array to fill, such as a memory map; None allocates one.
     """
     labels, done = np.empty(count, np.int64), 0
     computed = ((feature_fn(batch), *whole((batch["label"], batch["weight"]))) for batch in batches)
@@ -39,7 +38,7 @@ def extract_features(
 
 
 def one_ahead(items: Iterable) -> Iterator:
-    """The same items, each handed on when the next one is made, so that the device always has work."""
+    """Yields each item only after the next one is made, which keeps the device busy."""
     items = iter(items)
     for item in items:
         for following in items:

@@ -13,18 +13,18 @@ from mae_jax.evaluation.classification import rank_of_label
 from mae_jax.evaluation.evaluator import EVALUATORS, Evaluator, State
 from mae_jax.runtime.mesh import batch_parts, batch_sharding, put, replicated
 
-ROW_BLOCK = 8192  # examples whose logits, a number for each class, a device holds at a time
+ROW_BLOCK = 8192  # examples whose logits a device holds at a time
 MAX_ITERATIONS = 1000
-# The fit stops when no entry of the mean gradient is larger (scikit-learn's 1e-4 can leave the objective a few per cent
-# above its minimum), or after STALLED steps that do not lower the objective in float32.
+# The fit stops when no entry of the mean gradient exceeds this (scikit-learn's 1e-4 can leave the objective a few per
+# cent above its minimum), or after STALLED steps without progress in float32.
 GRADIENT_TOLERANCE = 1e-6
 STALLED = 5
-SCALE_ROWS = 16_384  # rows from which the features' scales are estimated
+SCALE_ROWS = 16_384  # rows for estimating the features' scales
 
 
 @EVALUATORS.register("linear_probe")
 class LinearProbe(Evaluator):
-    """Top-1 accuracy of a logistic regression on the evaluation images, by `evaluate.probe_c`."""
+    """Top-1 accuracy of logistic regression on the evaluation images, with C = `evaluate.probe_c`."""
 
     measures_features = True
 
@@ -39,7 +39,7 @@ class LinearProbe(Evaluator):
             yield "linear_probe/top1", self.sweep(state, [self.config.evaluate.probe_c])[0]["top1"]
 
     def sweep(self, state: State, cs: Sequence[float]) -> list[dict[str, float]]:
-        """{"c", "top1", "top5"} for every inverse strength of the penalty."""
+        """{"c", "top1", "top5"} for each inverse penalty strength c."""
         (train, train_labels), (test, test_labels) = (self.data.features(state, s) for s in ("train", "evaluation"))
         rows, num_classes = [], self.data.train.num_classes
         for c in cs:
@@ -54,10 +54,9 @@ def fit_logistic_regression(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Multinomial logistic regression: weights W [D, K] and intercepts b [K] from features [N, D] and labels [N].
 
-    Minimises the sum of the cross-entropies + |W|^2 / (2 c), as scikit-learn's LogisticRegression(C=c) does for three
-    classes and more (with two, it penalises the difference of their weights alone), by at most MAX_ITERATIONS steps of
-    L-BFGS (Liu and Nocedal 1989) from zeros. Features come out of a LayerNorm and are not scaled. A class without
-    examples gets b = -inf: it is never predicted. The examples are split over the mesh's devices.
+    Minimises the summed cross-entropy + |W|^2 / (2 c) by L-BFGS (Liu and Nocedal 1989) from zeros. scikit-learn's
+    LogisticRegression(C=c) has the same objective for three or more classes; for two it penalises only the difference
+    of their weights. A class without examples gets b = -inf and is never predicted. Examples are split over devices.
     """
     present, targets = np.unique(train_labels, return_inverse=True)
     weights = np.ones(len(train), np.float32)
@@ -75,10 +74,10 @@ def class_scores(features: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarr
 
 
 def _feature_scales(train, num_classes, c):
-    """Means and scales [D] that L-BFGS standardises features by; they change its path, not the minimum.
+    """Means and scales [D] that condition L-BFGS; they change its path, not the minimum.
 
-    A scale is, up to a constant, the root of the objective's second derivative by one of the feature's weights at zero:
-    the feature's variance times p (1 - p) with p = 1 / K, and the penalty's share.
+    Up to a constant, a scale is the root of the objective's curvature in one of the feature's weights at zero: the
+    feature's variance times p (1 - p), p = 1 / K, plus the penalty.
     """
     sample = train[:: max(1, len(train) // SCALE_ROWS)].astype(np.float64)
     p = 1 / max(num_classes, 2)
@@ -87,7 +86,7 @@ def _feature_scales(train, num_classes, c):
 
 
 def _put_blocks(rows: np.ndarray, mesh: Mesh) -> jax.Array:
-    """Rows [N, ...] as [parts, blocks, block, ...], of which each device has its part; zeros fill them up."""
+    """Rows [N, ...] as [parts, blocks, block, ...], one part a device, padded with zeros."""
     parts = batch_parts(mesh)
     share = -(-len(rows) // parts)
     blocks = -(-share // ROW_BLOCK)
@@ -100,14 +99,14 @@ def _put_blocks(rows: np.ndarray, mesh: Mesh) -> jax.Array:
 @functools.partial(jax.jit, static_argnames=("num_classes", "mesh"))
 def _fit(examples, count, c, mean, scale, num_classes, mesh):
     def original(params):
-        """The parameters for the features as they are, from those for (features - mean) / scale."""
+        """Converts parameters for (features - mean) / scale to parameters for the features."""
         w = params["w"] / scale[:, None]
         return dict(w=w, b=params["b"] - jnp.matmul(mean, w, precision="highest"))
 
     def part_loss(params, part):
-        """The sum of the cross-entropies of a device's examples."""
+        """The summed cross-entropy of a device's examples."""
 
-        @jax.checkpoint  # the backward pass has the logits of one block at a time, too
+        @jax.checkpoint  # the backward pass, too, holds the logits of one block at a time
         def block_loss(loss, number):
             rows, targets, weights = (x[number] for x in part)
             logits = jnp.matmul(rows, params["w"], precision="highest") + params["b"]
@@ -117,7 +116,7 @@ def _fit(examples, count, c, mean, scale, num_classes, mesh):
 
     def objective(params):
         params = original(params)
-        # With parameters of its own each part has a gradient of its own; they are summed once.
+        # A copy of the parameters for each part gives it a gradient of its own: they are summed only once.
         copies = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(examples[0]), *x.shape)), params)
         copies = jax.lax.with_sharding_constraint(copies, batch_sharding(mesh))
         losses = jax.vmap(part_loss)(copies, examples)

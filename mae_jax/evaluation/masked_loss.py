@@ -1,4 +1,4 @@
-"""The loss of an autoencoder on images that it has not seen."""
+"""The loss of an autoencoder on images it has not seen."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ from mae_jax.runtime.sharding import on_rows
 
 @EVALUATORS.register("loss")
 class MaskedLoss(Evaluator):
-    """The mean loss of all evaluation images, as `model.loss_patches` counts it."""
+    """The mean loss over all evaluation images, of the patches in `model.loss_patches`."""
 
     def __init__(self, config: ConfigDict, data: EvaluationData):
         super().__init__(config, data)

@@ -13,15 +13,15 @@ from mae_jax.evaluation.evaluator import EVALUATORS, Evaluator, State
 from mae_jax.runtime.mesh import BATCH_AXES, batch_parts, put, replicated, whole
 
 QUERIES = PartitionSpec(None, BATCH_AXES)  # of [blocks, Q, ...]
-# A device holds QUERY_BLOCK x TRAIN_BLOCK similarities at a time, whatever the number of features.
+# A device holds QUERY_BLOCK x TRAIN_BLOCK similarities at a time.
 QUERY_BLOCK = 1024
 TRAIN_BLOCK = 8192
-VOTE_BLOCK = 1024  # queries whose votes, a number for each class, the host holds at a time
+VOTE_BLOCK = 1024  # queries whose votes the host holds at a time
 
 
 @EVALUATORS.register("knn")
 class KNN(Evaluator):
-    """Top-1 accuracy of k-NN on the evaluation images, by `evaluate.knn_k` and `.knn_temperature`."""
+    """Top-1 accuracy of k-NN on the evaluation images, with `evaluate.knn_k` and `evaluate.knn_temperature`."""
 
     measures_features = True
 
@@ -36,7 +36,7 @@ class KNN(Evaluator):
             yield "knn/top1", self.sweep(state, [settings.knn_k], [settings.knn_temperature])[0]["top1"]
 
     def sweep(self, state: State, ks: Sequence[int], temperatures: Sequence[float]) -> list[dict[str, float]]:
-        """{"k", "temperature", "top1"} for every pair, k outermost, from one search with the largest k."""
+        """{"k", "temperature", "top1"} for each pair, k outermost, from one search with the largest k."""
         (train, train_labels), (test, test_labels) = (self.data.features(state, s) for s in ("train", "evaluation"))
         cosine, ids = find_neighbours(train, test, max(ks), self.data.mesh)
         labels, num_classes, rows = train_labels[ids], self.data.train.num_classes, []
@@ -47,13 +47,10 @@ class KNN(Evaluator):
 
 
 def find_neighbours(train: np.ndarray, test: np.ndarray, k: int, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
-    """The k training features [N, D] of largest cosine for every test feature [M, D], nearest first; all if k > N.
+    """The k nearest training features [N, D] by cosine of each test feature [M, D], nearest first; all if k > N.
 
-    The test features are split over the mesh's devices. The training features, which may be mapped from disk, pass by
-    block by block. Of equal cosines the lower row comes first.
-
-    Returns:
-      Cosines [M, k] float32, and rows of `train` [M, k] int32.
+    Test features are split over devices; training features, which may be a memory map, are read in blocks. Returns
+    cosines [M, k] float32 and rows of `train` [M, k] int32; of equal cosines the lower row comes first.
     """
     k, parts = min(k, len(train)), batch_parts(mesh)
     size = min(QUERY_BLOCK, -(-len(test) // parts)) * parts
@@ -73,13 +70,12 @@ def find_neighbours(train: np.ndarray, test: np.ndarray, k: int, mesh: Mesh) -> 
 def vote(
     cosine: np.ndarray, neighbour_labels: np.ndarray, *, num_classes: int, k: int, temperature: float
 ) -> np.ndarray:
-    """Predicted classes [M] from the neighbours' cosines and labels [M, at least k], nearest first.
+    """Predicted classes [M] from the cosines and labels [M, at least k] of the neighbours, nearest first.
 
-    Each of the k nearest votes for its class with weight exp(cosine / temperature), as in instance discrimination
-    (Wu et al. 2018, arXiv 1805.01978, section 3.4). Of classes with equal votes the lowest wins; with fewer than k
-    neighbours all vote.
+    Each of the k nearest votes with weight exp(cosine / temperature), as in instance discrimination (Wu et al. 2018,
+    arXiv 1805.01978, section 3.4). Ties go to the lowest class.
     """
-    # The constant factor exp(-nearest / temperature) prevents overflow, and underflow of all votes at once.
+    # Subtracting the nearest cosine prevents overflow, and underflow of all votes at once.
     weights = np.exp((cosine[:, :k] - cosine[:, :1]).astype(np.float64) / temperature)
     predicted = []
     for block in (slice(at, at + VOTE_BLOCK) for at in range(0, len(cosine), VOTE_BLOCK)):
@@ -96,17 +92,17 @@ def _unit(x: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="mesh", donate_argnums=0)
 def _search(best, queries, rows, start, mesh):
-    """The best (cosine, row) [blocks, Q, k] of queries [blocks, Q, D] so far and among rows [n, D] from `start` on."""
+    """Updates the best (cosine, row) [blocks, Q, k] of queries [blocks, Q, D] with rows [n, D], numbered from start."""
     ids, rows, k = start + jnp.arange(len(rows)), _unit(rows), best[0].shape[-1]
 
     def search_block(block):
         (cosine, known), queries = block
         found = jnp.matmul(_unit(queries), rows.T, precision="highest")
-        # top_k takes the earlier of equals: the best so far stand first, since their rows do.
+        # top_k prefers the earlier of equals, so the best so far, with lower rows, come first.
         cosine, places = jax.lax.top_k(jnp.concatenate([cosine, found], axis=1), k)
         known = jnp.concatenate([known, jnp.broadcast_to(ids, found.shape)], axis=1)
         return cosine, jnp.take_along_axis(known, places, axis=1)
 
-    # Left to itself, XLA would gather the queries of all devices for top_k.
+    # Without shard_map, XLA gathers the queries of all devices for top_k.
     search = functools.partial(jax.lax.map, search_block)
     return jax.shard_map(search, mesh=mesh, in_specs=QUERIES, out_specs=QUERIES, check_vma=False)((best, queries))

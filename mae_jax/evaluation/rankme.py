@@ -1,4 +1,4 @@
-"""RankMe: how many dimensions a set of features really uses."""
+"""RankMe: the effective rank of features."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ import numpy as np
 from mae_jax.evaluation.evaluator import EVALUATORS, Evaluator, State
 
 MAX_ROWS = 25_600  # the paper's number; float64 singular values of [25600, 768] take seconds on a laptop
-EPSILON = 1e-7  # of the paper's equation 1, for float32 features
+EPSILON = 1e-7  # the paper's equation 1, for float32 features
 
 
 @EVALUATORS.register("rankme")
@@ -18,18 +18,18 @@ class RankMe(Evaluator):
     protocol = "RankMe: of the training features"
 
     def run(self, state: State) -> Iterator[tuple[str, float]]:
-        if self.data.labelled:  # as the others, so that data without labels need no features
+        if self.data.labelled:  # like the other evaluators: without labels, no features are computed
             yield "rankme", rankme(self.data.features(state, "train")[0])
 
 
 def rankme(features: np.ndarray) -> float:
-    """Effective rank of features [N, D]: from 1 to min(N, D), as Garrido et al. 2022 (arXiv 2210.02885, eq. 1-2).
+    """Effective rank, from 1 to min(N, D), of features [N, D] (Garrido et al. 2022, arXiv 2210.02885, eq. 1-2).
 
-    exp of the entropy of p_k = sigma_k / sum(sigma) + 1e-7, where sigma_k are the features' singular values. Of more
-    than MAX_ROWS features that many are taken at even distances, since a folder's pictures stand class by class.
+    exp of the entropy of p_k = sigma_k / sum(sigma) + EPSILON with singular values sigma_k. Beyond MAX_ROWS features,
+    evenly spaced ones are used, since a folder's pictures are sorted by class.
     """
     rows = np.linspace(0, len(features) - 1, min(len(features), MAX_ROWS)).round().astype(np.int64)
-    # In float64, and not from the features' Gram matrix, whose eigenvalues are squares and lose the small ones.
+    # In float64 and not by the Gram matrix: its eigenvalues are squares, so small ones would be lost.
     sigma = np.linalg.svd(features[rows].astype(np.float64), compute_uv=False)
     p = sigma / max(sigma.sum(), np.finfo(np.float64).tiny) + EPSILON
     return float(np.exp(-np.sum(p * np.log(p))))

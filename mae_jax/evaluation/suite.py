@@ -1,4 +1,4 @@
-"""The evaluators that `evaluate.evaluators` names, run one after the other."""
+"""Runs the evaluators named in `evaluate.evaluators`, one after the other."""
 
 import math
 from collections.abc import Sequence
@@ -12,22 +12,14 @@ from mae_jax.evaluation.evaluator import EVALUATORS, EvaluationData, State
 
 
 class EvaluationSuite:
-    """Evaluators by their names, or as "module:class", on the same data.
-
-    Raises:
-      UserError: for an unknown name, and for settings that an evaluator cannot use.
-    """
+    """Evaluators, by name or "module:class", on the same data. UserError for unknown names or unsuitable settings."""
 
     def __init__(self, config: ConfigDict, data: EvaluationData, names: Sequence[str]):
         self.data = data
         self.evaluators = [EVALUATORS.find(name)(config, data) for name in names]
 
     def run(self, state: State, *, features_only: bool = False) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """The numbers and the pictures of all evaluators, by name; the "loss" alone if it is not finite.
-
-        Args:
-          features_only: run only those that measure the encoder's features.
-        """
+        """Numbers and pictures by name. A "loss" that is not finite ends the evaluation and is returned alone."""
         numbers, pictures = {}, {}
         try:
             for evaluator in self._of_features() if features_only else self.evaluators:
@@ -47,10 +39,10 @@ class EvaluationSuite:
 
     @property
     def measures_features(self) -> bool:
-        """Whether some evaluator measures features, and the data have labels to do so."""
+        """Whether some evaluator measures features and the data have labels for it."""
         return self.data.labelled and bool(self._of_features())
 
     @property
     def protocol(self) -> str:
-        """How features are measured, for people."""
+        """How features are measured, in words."""
         return "; ".join([self.data.description, *(evaluator.protocol for evaluator in self._of_features())])

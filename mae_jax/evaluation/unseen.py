@@ -1,4 +1,4 @@
-"""Which pictures of an image folder a task takes, so that none is evaluated on pictures that it was trained on."""
+"""Chooses the pictures of an image folder so that no model is evaluated on its own training pictures."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ from mae_jax.runtime.processes import from_main
 from mae_jax.settings.fields import defaults
 
 SPLITTING = ("train_split", "eval_split", "eval_fraction", "stratify")
-PLACE = ("name", "path", *SPLITTING, "num_examples")  # settings that say which pictures
+PLACE = ("name", "path", *SPLITTING, "num_examples")  # settings that select pictures
 NO_PICTURES = (
     "init_from={} does not say which pictures: name them, for example --config.data.name=image_folder "
     "--config.data.path=FOLDER"
@@ -31,12 +31,10 @@ TRAINED_ON = "pictures that it was trained on are among those that are counted"
 
 
 def take_pictures(config: ConfigDict, trained: dict[str, Any]) -> None:
-    """Takes the pictures of a checkpoint's config, except for what the command line gives.
+    """Sets the pictures to those of a checkpoint's config, except for settings on the command line.
 
-    Another `data.path` has splits of its own.
-
-    Raises:
-      UserError: if the checkpoint names no pictures, or `data.path` is given for pictures that have none.
+    A different `data.path` keeps its own splits. Raises UserError if the checkpoint names no pictures, or if
+    `data.path` is given for data without a path.
     """
     data, own = config.data, trained["data"]
     if own["name"] is None:
@@ -49,11 +47,11 @@ def take_pictures(config: ConfigDict, trained: dict[str, Any]) -> None:
         if f"data.{name}" not in config.given and name in own and not (others and name in SPLITTING):
             data[name] = own[name]
     if "data.flip" not in config.given:
-        data.flip = data.flip and own["flip"]  # digits, text and the like are not to be mirrored
+        data.flip = data.flip and own["flip"]  # digits, text and the like must not be mirrored
 
 
 def check_has_path(path: str, name: str) -> None:
-    """Raises UserError if a path is given for a checkpoint's data, by name, that have none."""
+    """Raises UserError if a path is given but the checkpoint's data, `name`, have none."""
     if name in ("digits", "synthetic"):
         raise UserError(
             f"data.path={path}: the checkpoint's data ({name}) have no path; "
@@ -62,17 +60,15 @@ def check_has_path(path: str, name: str) -> None:
 
 
 def keep_hold_out(config: ConfigDict, workdir: Path) -> None:
-    """Holds out what the run in `workdir` held out before, or that of `init_from` if it had the same folder.
+    """Holds out what the run in `workdir` held out before, or `init_from` if it used the same folder.
 
-    Checkpoints without `data.stratify` come from a version that held out a share of all pictures together.
-
-    Raises:
-      UserError: if the run would go on with an evaluation on pictures that it has learned from.
+    Checkpoints without `data.stratify` come from a version that held out a share of all pictures, not of each class.
+    Raises UserError if the run would continue with evaluation on pictures it has learned from.
     """
     if config.data.name != "image_folder":
         return
     before, own = None, None
-    with contextlib.suppress(UserError):  # a checkpoint that cannot be read is refused where it is needed
+    with contextlib.suppress(UserError):  # an unreadable checkpoint is reported where it is needed
         before = own = read_own_config(workdir)
         start = Path(config.init_from or "").expanduser()
         if not own and config.init_from and not is_hub(config.init_from) and not is_foreign(start):
@@ -103,31 +99,22 @@ def _check_not_seen(data: ConfigDict, before: dict[str, Any], workdir: Path) -> 
 
 
 def choose_pictures(data: dict[str, Any], trained: dict[str, Any], given: set[str]) -> tuple[dict[str, Any], str]:
-    """Which pictures of an image folder are measured, as far as the command leaves that open.
+    """Chooses which pictures of an image folder to measure, where the command leaves it open.
 
-    Those of its evaluation folder if it has one, otherwise all; but of the folder that the checkpoint was trained on,
-    those that were held out.
-
-    Args:
-      data: the settings `data.*` so far.
-      given: the names of those that the command gave.
-
-    Returns:
-      The settings `SPLITTING`, and a note for the user, which may be empty.
-
-    Raises:
-      UserError: if there is no such folder, or its splits are not clear.
+    These are the folder's evaluation pictures, or all if it has none; in the checkpoint's own training folder, the
+    held-out ones. Takes the settings `data.*` and the names of those on the command line; returns the `SPLITTING`
+    settings and a note for the user, perhaps empty. Raises UserError for a missing folder or unclear splits.
     """
     own, usual = trained["data"], defaults().data
     is_own = own["name"] == "image_folder" and _is_own(data["path"], trained)
     chosen = {name: data[name] for name in SPLITTING}
     for name in set(SPLITTING) - given:
         if is_own:
-            chosen[name] = own.get(name, False)  # there was no `stratify` once
+            chosen[name] = own.get(name, False)  # old configs lack `stratify`
         elif name == "eval_fraction":
             chosen[name] = 1.0
         elif name == "stratify" or not (Path(data["path"] or "") / data[name]).is_dir():
-            chosen[name] = usual[name]  # not the name that the checkpoint's own folder had
+            chosen[name] = usual[name]  # not the names from the checkpoint's own folder
     splits = find_splits(find_folder(data["path"]), chosen["train_split"], chosen["eval_split"])
     if is_own and splits.evaluation is None:
         if not _were_held_out(data | chosen, splits.train, own):
@@ -142,7 +129,7 @@ def choose_pictures(data: dict[str, Any], trained: dict[str, Any], given: set[st
 
 
 def _is_own(path: str | None, trained: dict[str, Any]) -> bool:
-    """Whether a folder is the one that a checkpoint was trained on, perhaps under another name."""
+    """Whether a folder is the checkpoint's training folder, perhaps moved."""
     own = trained["data"]
     if not path or os.path.isdir(own["path"]):
         return _same_folder(own["path"], path)
@@ -157,7 +144,7 @@ def _is_own(path: str | None, trained: dict[str, Any]) -> bool:
 
 
 def _were_held_out(data: dict[str, Any], train: Path, own: dict[str, Any]) -> bool:
-    """Whether a run with the settings `own` held out all that the settings `data` hold out of the folder `train`."""
+    """Whether a run with settings `own` held out all that `data` holds out of the folder `train`."""
     try:
         folders = _folders_of(own | {"path": data["path"]})  # the run's folder may have been moved
     except UserError:
@@ -167,7 +154,7 @@ def _were_held_out(data: dict[str, Any], train: Path, own: dict[str, Any]) -> bo
 
 
 def _was_trained_on(folder: Path, own: dict[str, Any]) -> bool:
-    """Whether a run with the settings `own` learned from pictures in a folder."""
+    """Whether a run with settings `own` learned from pictures in a folder."""
     if own["name"] != "image_folder" or not os.path.isdir(own["path"]):
         return False
     try:
@@ -181,11 +168,11 @@ def _was_trained_on(folder: Path, own: dict[str, Any]) -> bool:
 
 
 def _folders_of(own: dict[str, Any]) -> tuple[Path, Path | None]:
-    """The folders for training and for evaluation of a run."""
+    """A run's training folder and evaluation folder."""
     root = Path(own["path"])
     if "stratify" in own:
         return find_splits(root, own["train_split"], own["eval_split"])[:2]
-    # Versions before that setting knew these names alone.
+    # Versions before that setting knew only these names.
     train = root / own["train_split"]
     names = (own["eval_split"], "val", "validation", "test")
     return train if train.is_dir() else root, next((root / n for n in names if n and (root / n).is_dir()), None)
@@ -196,11 +183,7 @@ def _same_folder(one: str | None, other: str | None) -> bool:
 
 
 def find_training_pictures(weights: Weights, config: ConfigDict, evaluation: Source) -> tuple[Source, Source]:
-    """The checkpoint's own training pictures, and the evaluation pictures with labels matched to their classes.
-
-    Raises:
-      UserError: if there are none, or they are of other classes.
-    """
+    """The checkpoint's training pictures, and the evaluation pictures with labels matched to them."""
     model, own = config.model, weights.config["data"]
     try:
         if own["name"] is None:
