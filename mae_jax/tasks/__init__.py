@@ -1,4 +1,4 @@
-"""Programs that `config.task` names: modules with `run(config, workdir, stop)`, and `dry_run` where there is one."""
+"""The tasks of `config.task`: modules with `run(config, workdir, stop)` and perhaps `dry_run`."""
 
 import importlib
 from types import ModuleType
@@ -12,11 +12,7 @@ from mae_jax.settings.suggestions import nearest
 from mae_jax.settings.usage import check_read
 
 MEASURING = ("knn", "logistic_regression", "features", "evaluate", "reconstruct", "export")  # of a checkpoint
-TASKS = {
-    **dict.fromkeys(OBJECTIVES, "train"),
-    **{name: name for name in MEASURING},
-    "ablate": "ablation.program",
-}
+TASKS = {**dict.fromkeys(OBJECTIVES, "train"), **{name: name for name in MEASURING}, "ablate": "ablation.program"}
 
 
 def trains(name: str) -> bool:
@@ -35,11 +31,7 @@ def find_task(name: str) -> ModuleType:
 
 
 def check_task(config: ConfigDict) -> ModuleType:
-    """The module of `config.task`.
-
-    Raises:
-      UserError: for settings that are wrong or that the task ignores, as far as they tell without data and devices.
-    """
+    """The module of `config.task`. UserError for settings found wrong, or unused, without data and devices."""
     check(config)
     task = find_task(config.task)
     check_read(config)

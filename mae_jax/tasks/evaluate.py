@@ -1,4 +1,4 @@
-"""Evaluation of any checkpoint on a whole split: an autoencoder's loss and pictures, a classifier's accuracy."""
+"""Evaluates a checkpoint on a whole split: an autoencoder's loss and pictures, or a classifier's accuracy."""
 
 import csv
 import io
@@ -26,11 +26,11 @@ from mae_jax.tasks.measuring import open_checkpoint, open_data, run_evaluators, 
 from mae_jax.tasks.reconstruct import reconstruct
 from mae_jax.workdir.writing import save_picture, write_atomically
 
-SHOWN_CLASSES = 20  # rows of the class table that are printed
+SHOWN_CLASSES = 20
 
 
 def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
-    """Measures `config.init_from` on the evaluation split, every image once; writes result.json."""
+    """Measures `config.init_from` on the evaluation split, each image once, and writes result.json."""
     weights, config = open_checkpoint(config, workdir)
     names = config.evaluate.evaluators
     train, evaluation = find_sources(weights, config, to_train=bool(names))
@@ -66,10 +66,10 @@ def write_classes(workdir: Path, found: Predictions, class_names: list[str], tit
 
 
 def match_to_classifier(source: Source, weights: Weights, config: ConfigDict) -> tuple[Source, list[str]]:
-    """The source with the classifier's labels, and a name for each of the classifier's classes.
+    """The source with the classifier's labels, and a name for each class of the classifier.
 
-    Classes are matched by their names. Those of a file of another program may be called otherwise (words, not folders);
-    then their order counts. Other classes are a UserError.
+    Classes are matched by name, or by order if the weights come from another program, whose names may be words rather
+    than folders. UserError if the classes do not match.
     """
     num_classes, known, found = config.classifier.num_classes, weights.config.get("class_names"), source.class_names
     foreign = weights.config["data"]["name"] is None
@@ -91,7 +91,7 @@ def match_to_classifier(source: Source, weights: Weights, config: ConfigDict) ->
 
 
 def describe_classes(rows: list[dict]) -> list[str]:
-    """The class table as lines; of many classes those with the lowest recall."""
+    """The class table as lines of text: at most SHOWN_CLASSES, those with the lowest recall."""
     shown = rows
     if len(rows) > SHOWN_CLASSES:
         shown = sorted(rows, key=lambda row: 1.0 if row["recall"] is None else row["recall"])[:SHOWN_CLASSES]

@@ -1,4 +1,4 @@
-"""Export: a checkpoint as files that other programs load."""
+"""Exports a checkpoint to files that other programs load."""
 
 from pathlib import Path
 
@@ -15,11 +15,11 @@ from mae_jax.workdir.reporting import provenance
 from mae_jax.workdir.writing import read_object, write_json
 
 WEIGHTS = ("model.safetensors", "model.pth")
-NOTE = "export.json"  # tells a folder that an export may write to again
+NOTE = "export.json"  # marks a folder that an export may overwrite
 
 
 def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
-    """Writes `config.init_from` into the workdir in `config.format`; result.json says what was written."""
+    """Writes `config.init_from` to the workdir in `config.format`, and result.json."""
     if config.format not in FORMATS:
         raise UserError(f"format={config.format!r} is not one of {', '.join(FORMATS)}: --config.format={FORMATS[0]}")
     weights, config = open_checkpoint(config, workdir, needs_data=False, computes=False)
@@ -31,9 +31,9 @@ def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
     for note in weights.notes:
         say(f"note: {note}")
     result_file, note = workdir / "result.json", workdir / NOTE
-    result_file.unlink(missing_ok=True)  # it stands for files that are complete
+    result_file.unlink(missing_ok=True)  # it means that all files are complete
     write_json(note, {"format": config.format, "init_from": config.init_from})
-    for earlier in WEIGHTS:  # written last: without it, settings of this export are not taken for those of an earlier
+    for earlier in WEIGHTS:  # so that no earlier weights stand beside this export's settings
         (workdir / earlier).unlink(missing_ok=True)
     files = export(weights, workdir, config.format)
     result = {
@@ -47,7 +47,6 @@ def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
 
 
 def _check_folder(config: ConfigDict, workdir: Path) -> None:
-    """Raises UserError unless the workdir is empty, or holds an earlier export in this format."""
     files = [file.name for file in workdir.iterdir() if not file.name.startswith(".")]
     if not files:
         return

@@ -1,4 +1,4 @@
-"""Frozen features of every image, written to disk for other programs."""
+"""Writes the frozen features of all images to disk, for other programs."""
 
 import contextlib
 from pathlib import Path
@@ -18,8 +18,8 @@ from mae_jax.workdir.writing import replacing
 def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
     """Writes {train,eval}_features.npy [N, D] float32, {train,eval}_labels.npy [N] (-1: no label), and result.json.
 
-    A folder without training images gives `eval` files alone; `train` files of an earlier measurement are removed.
-    Features go to the disk as they are computed, and get their names when all are complete.
+    Without training images there are only `eval` files, and earlier `train` files are removed. Features are streamed to
+    disk; the files get their names when all are complete.
     """
     data, state = open_encoder(config, workdir, labelled=False)
     result, written = {"step": state.step}, []

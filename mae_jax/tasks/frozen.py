@@ -1,4 +1,4 @@
-"""What k-NN, logistic regression and features have in common: a checkpoint's encoder, and images to measure it on."""
+"""Shared by k-NN, logistic regression and features: a checkpoint's encoder and the images to measure it on."""
 
 import functools
 from pathlib import Path
@@ -22,7 +22,7 @@ from mae_jax.tasks.measuring import open_checkpoint, open_data, write_config
 
 
 def open_encoder(config: ConfigDict, workdir: Path, *, labelled: bool = True) -> tuple[EvaluationData, Trained]:
-    """The images that a checkpoint is measured on, and its values; `labelled` as in `find_sources`."""
+    """The images and a checkpoint's weights; for `labelled` see `find_sources`."""
     weights, config = open_checkpoint(config, workdir)
     data, state = open_data(weights, config, *find_sources(weights, config, labelled=labelled))
     write_config(workdir, config)
@@ -30,7 +30,7 @@ def open_encoder(config: ConfigDict, workdir: Path, *, labelled: bool = True) ->
 
 
 def with_random_encoder(data: EvaluationData) -> tuple[EvaluationData, Trained]:
-    """The same images, and random values of an encoder of the same size."""
+    """The same images, and a randomly initialised encoder of the same size."""
     data.forget()
     params = create(functools.partial(init_params, data.model), make_key(data.config.seed, "init"), data.mesh)
     bind = make_bind(data.model)
@@ -40,11 +40,9 @@ def with_random_encoder(data: EvaluationData) -> tuple[EvaluationData, Trained]:
 def find_sources(
     weights: Weights, config: ConfigDict, *, to_train: bool = True, labelled: bool = False
 ) -> tuple[Source | None, Source]:
-    """Training and evaluation images.
+    """Training images, or None without `to_train` or if there are none, and evaluation images.
 
-    Args:
-      to_train: look for training images; None stands for them if there are none.
-      labelled: there must be training images, and both must have labels.
+    `labelled`: training images are required, and both must have labels.
     """
     model, data = config.model, config.data
     size = MAEConfig(**model).image_size

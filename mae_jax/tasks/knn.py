@@ -1,4 +1,4 @@
-"""k-NN classification of frozen features, for every pair of k and temperature."""
+"""k-NN classification of frozen features, for each pair of k and temperature."""
 
 from pathlib import Path
 
@@ -46,6 +46,6 @@ def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
 
 
 def draw_table(top1: np.ndarray, ks: list[int], temperatures: list[float]) -> list[str]:
-    """Lines with accuracies [ks, temperatures]."""
+    """Accuracies [ks, temperatures] as lines of text."""
     lines = ["top-1, k     " + "".join(f"T {temperature:<8}" for temperature in temperatures)]
     return lines + [f"{k:>8}     " + "".join(f"{x:<10.2%}" for x in row) for k, row in zip(ks, top1, strict=True)]

@@ -1,4 +1,4 @@
-"""Logistic regression on frozen features, for every strength of the penalty."""
+"""Logistic regression on frozen features, for each penalty strength."""
 
 from pathlib import Path
 

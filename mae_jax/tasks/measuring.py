@@ -1,4 +1,4 @@
-"""What the tasks that measure a checkpoint have in common: the checkpoint, the pictures, and where results go."""
+"""Shared by the tasks that measure a checkpoint: opening it, choosing the pictures, writing results."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ from mae_jax.workdir.metrics import write_once
 from mae_jax.workdir.reporting import provenance
 from mae_jax.workdir.writing import finite_or_null, save_picture, write_json
 
-# Settings that the command decides; the others of `model` and `data` are the checkpoint's.
+# Settings that the command decides; the rest of `model` and `data` comes from the checkpoint.
 READING = (
     "num_threads", "num_workers", "prefetch_batches", "on_bad_image", "max_pixels",
     "batch_size", "seed", "label_fraction",
@@ -39,15 +39,14 @@ MEASURED = ("init_from", "data.name", "data.path", "data.train_split", "data.eva
 def open_checkpoint(
     config: ConfigDict, workdir: Path, *, needs_data: bool = True, computes: bool = True
 ) -> tuple[Weights, ConfigDict]:
-    """Reads `config.init_from`; returns its weights, and the config with the model and the data that fit it.
+    """Reads the weights in `config.init_from`; returns them, and the config with matching `model` and `data`.
 
-    The pictures are the checkpoint's own, or those of `data.name` and `data.path`; they are prepared as the
-    checkpoint's were. Masks come from the checkpoint's seed, unless another one is set. Another `model.image_size`
-    changes the table of positions.
+    Pictures are the checkpoint's own or those of `data.name` and `data.path`, and are prepared as in training. The seed
+    is the checkpoint's, unless set. Another `model.image_size` resizes the position table.
 
     Args:
-      needs_data: something must say which pictures.
-      computes: the model runs here; otherwise its values are only read.
+      needs_data: require settings that select pictures.
+      computes: the model is run, not just read.
     """
     if not config.init_from:
         raise UserError("init_from is not set: which model? For example --config.init_from=runs/digits")
@@ -82,13 +81,13 @@ def open_checkpoint(
 
 
 def _changed(config: ConfigDict, group: str) -> dict[str, Any]:
-    """The settings of a group that are not at their defaults, or that the command line gives."""
+    """The settings of a group that differ from the defaults or are on the command line."""
     asked, usual = config[group].to_dict(), defaults()[group].to_dict()
     return {name: x for name, x in asked.items() if x != usual[name] or f"{group}.{name}" in config.given}
 
 
 def _check_changed(changed: dict[str, dict], trained: dict[str, Any], foreign: bool) -> None:
-    """Raises UserError for a setting that only the checkpoint decides."""
+    """Raises UserError for a changed setting that only the checkpoint decides."""
     # A checkpoint of 8-bit pictures has no range; other pictures may need one.
     more = () if trained["data"].get("value_range") else ("value_range",)
     allowed = {"model": CHOSEN, "data": tuple(changed["data"]) if foreign else READING + PLACE + more}
@@ -100,7 +99,7 @@ def _check_changed(changed: dict[str, dict], trained: dict[str, Any], foreign: b
 
 
 def _data(config: ConfigDict, changed: dict[str, Any], trained: dict[str, Any]) -> dict[str, Any]:
-    """The settings `data.*`: the checkpoint's, but for those that the command decides."""
+    """The `data.*` settings: the checkpoint's, except for those that the command decides."""
     asked, own, usual = config.data.to_dict(), trained["data"], defaults().data
     if asked["name"] is not None:
         place = {name: asked[name] for name in PLACE}
@@ -113,12 +112,12 @@ def _data(config: ConfigDict, changed: dict[str, Any], trained: dict[str, Any]) 
 
 
 def _pictures(init_from: str, data: dict[str, Any], changed: dict[str, Any], trained: dict[str, Any]) -> dict[str, Any]:
-    """The settings `data.*` that say which pictures of a folder are measured."""
+    """The `data.*` settings that select the pictures of a folder."""
     if data["name"] is None:
         raise UserError(NO_PICTURES.format(init_from))
     if data["name"] != "image_folder":
         return {}
-    # Process 0 decides: data.path may differ from host to host.
+    # Process 0 decides, since data.path may differ between hosts.
     chosen, note = from_main(is_main() and choose_pictures(data, trained, set(changed)))
     if note:
         say(f"note: {note}")
@@ -128,7 +127,7 @@ def _pictures(init_from: str, data: dict[str, Any], changed: dict[str, Any], tra
 def open_data(
     weights: Weights, config: ConfigDict, train: Source | None, evaluation: Source
 ) -> tuple[EvaluationData, Trained]:
-    """The images to measure on, and the checkpoint's values on the mesh."""
+    """The images to measure, and the checkpoint's weights on the mesh."""
     mesh = make_mesh(config.mesh)
     check_heads(mesh, MAEConfig(**config.model), decoder=interop.has_decoder(weights))
     data = EvaluationData(config, interop.make_bind_of(weights), mesh, train, evaluation)
@@ -140,7 +139,7 @@ def open_data(
 def run_evaluators(
     names: Sequence[str], data: EvaluationData, state: Trained, workdir: Path
 ) -> tuple[EvaluationSuite, dict[str, Any]]:
-    """Runs evaluators; pictures go to NAME/<step>.png, and numbers are returned for result.json."""
+    """Runs evaluators; writes pictures to NAME/<step>.png and returns numbers for result.json."""
     suite = EvaluationSuite(data.config, data, names)
     write_config(workdir, data.config)
     numbers, pictures = suite.run(state)
@@ -148,19 +147,19 @@ def run_evaluators(
         save_picture(workdir / name / f"{state.step}.png", picture)
         say(f"see {workdir}/{name}/{state.step}.png")
     for name, value in numbers.items():
-        if name not in ("loss", "top1", "top5"):  # which the tasks print
+        if name not in ("loss", "top1", "top5"):  # the tasks print these
             say(f"{name} {value:.4f}")
     numbers = {f"eval/{name}": value for name, value in numbers.items()}
     return suite, {"step": state.step} | numbers | {"images": len(data.evaluation)}
 
 
 def write_config(workdir: Path, config: ConfigDict) -> None:
-    """Writes config.json, when nothing can be refused any more."""
+    """Writes config.json. Call it after all checks of the settings."""
     write_json(workdir / "config.json", config.to_dict() | provenance())
 
 
 def write_measurement(workdir: Path, config: ConfigDict, result: dict[str, Any]) -> None:
-    """Writes result.json, with what was measured; an earlier one with other numbers gets a number of its own."""
+    """Writes result.json and says in it what was measured; a different earlier one is renamed with a number."""
     settings = flatten(config.to_dict())
     result = finite_or_null(result | {"measured": {key: settings[key] for key in MEASURED}})
     keep_earlier_measurement(workdir, result)

@@ -1,4 +1,4 @@
-"""Reconstructions: draw what a checkpoint predicts for given pictures, and measure its loss on them."""
+"""Draws a checkpoint's reconstructions of pictures, and measures its loss on them."""
 
 from pathlib import Path
 
@@ -16,11 +16,11 @@ from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.signals import StopSignal
 from mae_jax.tasks.measuring import open_checkpoint, open_data, run_evaluators, write_measurement
 
-NAMES = ("loss", "reconstructions")  # evaluators, unless `evaluate.evaluators` names some
+NAMES = ("loss", "reconstructions")  # default evaluators
 
 
 def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
-    """Draws the pictures of `data.path`, if it is set, otherwise evaluation images of the checkpoint's own data."""
+    """Reconstructs the pictures in `data.path`, by default evaluation images of the checkpoint's own data."""
     pictures = config.data.path
     config.data.path = None
     weights, config = open_checkpoint(config, workdir, needs_data=not pictures)
@@ -28,14 +28,14 @@ def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
         raise UserError(f"init_from={config.init_from} is a classifier, which has no decoder: nothing to reconstruct")
     if pictures:
         source = PictureFiles(pictures)
-        config.data.name, config.data.path = None, pictures  # for the result
+        config.data.name, config.data.path = None, pictures  # for result.json
     else:
         source = make_source(config.data, "eval", MAEConfig(**config.model).image_size, config.model.channels)
     reconstruct(weights, config, workdir, None, source)
 
 
 def reconstruct(weights: Weights, config: ConfigDict, workdir: Path, train: Source | None, evaluation: Source) -> None:
-    """Measures an autoencoder: its masked loss, and pictures."""
+    """Measures an autoencoder's masked loss, and draws pictures."""
     names = config.evaluate.evaluators or NAMES
     if not has_decoder(weights) and not set(names).isdisjoint(NAMES):
         raise UserError(

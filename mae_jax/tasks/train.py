@@ -1,4 +1,4 @@
-"""Training of any objective: pre-training, classification, or one of your own."""
+"""Trains any objective: pre-training, classification, or one of your own."""
 
 import functools
 import tempfile
@@ -20,14 +20,14 @@ from mae_jax.training.run import run_training
 
 
 def check(config: ConfigDict) -> None:
-    """Raises UserError for settings that the objective, the optimizer or the schedule cannot take."""
+    """Raises UserError for settings that the objective, the optimizer or the schedule rejects."""
     OPTIMIZERS.find(config.optimizer.name)
     SCHEDULES.find(config.optimizer.schedule)
     OBJECTIVES.find(config.task).check(config)
 
 
 def run(config: ConfigDict, workdir: Path, stop: StopSignal, startup: Startup | None = None) -> None:
-    """Trains what `config.task` names; see `run_training`. `startup` notes what takes time, up to the first step."""
+    """Trains the objective of `config.task`; see `run_training`. `startup` times the phases before the first step."""
     check_workdir(workdir)
     startup = startup or Startup()
     mesh = make_mesh(config.mesh)
@@ -37,10 +37,9 @@ def run(config: ConfigDict, workdir: Path, stop: StopSignal, startup: Startup | 
 
 
 def dry_run(config: ConfigDict, topology: str | None) -> list[str]:
-    """What a run would do and need, a line each, without a workdir or an array. Call it before JAX starts.
+    """Describes a run and its cost in lines, creating no workdir and no arrays. Call it before JAX starts.
 
-    Raises:
-      UserError: for settings that do not fit, a topology that does not exist, or a step that needs too much memory.
+    Raises UserError for unsuitable settings, an unknown topology, or a step that needs too much memory.
     """
     mesh = make_mesh(config.mesh, devices_for(topology))
     with tempfile.TemporaryDirectory() as folder:

@@ -1,1 +1,1 @@
-"""Ablations: a grid of settings, a run for each cell and seed, and a table of what they come to."""
+"""Ablations: a grid of settings, runs for each cell and seed, and a table of their scores."""

@@ -1,4 +1,4 @@
-"""Starting an ablation's runs, one process at a time, and what became of them."""
+"""Starts an ablation's runs, one process at a time, and reads their outcomes."""
 
 import ctypes
 import json
@@ -20,26 +20,26 @@ from mae_jax.workdir.writing import read_object, write_atomically, write_json
 POLL_SECONDS = 0.2
 DIE_WITH_PARENT = 1  # Linux: PR_SET_PDEATHSIG
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-# Settings that may differ between the attempts of a run: how it is made, and what is noted.
+# Settings that may differ between attempts of a run: they affect how it runs and what it logs, not its result.
 FREE = (
     "ablate.", "shard", "given", "file", "mesh.", "checkpoint.", "data.num_threads", "data.num_workers",
     "data.prefetch_batches", "data.path", "data.max_pixels", "train.log_every_steps", "train.profile_steps",
     "train.accumulate_steps", "model.remat", "model.scan_unroll", "evaluate.pictures", "evaluate.every_steps",
 )  # fmt: skip
 THEIRS = {"pretrain": (), "classify": ("model.", "classifier.num_classes")}
-SETTLED = ("model.dtype", "data.batch_size")  # if they are None, the run chooses them, and notes its choice
+SETTLED = ("model.dtype", "data.batch_size")  # if None, the run chooses them and records its choice
 
 
 class Outcome(NamedTuple):
-    """What a run's folder says."""
+    """The state of a run, read from its folder."""
 
-    scores: dict[str, float] | None  # None: it is not finished
-    seconds: float | None  # that all its processes took together, if they were started by an ablation
-    error: str | None  # of the last attempt, if that failed
+    scores: dict[str, float] | None  # None: not finished
+    seconds: float | None  # total time of its processes, if an ablation started them
+    error: str | None  # why the last attempt failed
 
 
 def read_outcome(run: Run) -> Outcome:
-    """What became of a run so far. A run that measures has its scores under the protocol's name."""
+    """The outcome of a run so far. Scores of a measuring run start with the protocol's name."""
     status, result = read_object(run.folder / "status.json") or {}, read_object(run.folder / "result.json")
     scores = None if result is None else _name_scores(run, result)
     seconds, error = status.get("seconds"), status.get("error")
@@ -60,11 +60,11 @@ def _is_number(value: Any) -> bool:
 
 
 def check_same_settings(run: Run) -> None:
-    """Raises UserError if a run's folder has a run with other settings."""
+    """Raises UserError if the folder holds a run with other settings."""
     old = flatten(read_object(run.folder / "config.json") or {})
     new = flatten(json.loads(json.dumps(run.config.to_dict())))
     given = {argument.split("=", 1)[0].removeprefix("--config.") for argument in run.arguments}
-    # Settings that the checkpoint or the data decide, unless the command gives them.
+    # Settings that the checkpoint or the data decide, unless the command does.
     theirs = PICTURES if run.config.init_from else ()
     theirs += THEIRS.get(run.config.task, ("model.", "data.", "classifier."))
     for key, value in new.items():
@@ -79,10 +79,9 @@ def check_same_settings(run: Run) -> None:
 
 
 def execute(run: Run, stop: StopSignal) -> Outcome:
-    """Starts a run's process, waits for its end, and notes in the folder what became of it.
+    """Runs a process to its end; writes command.txt, log.txt (its output) and status.json to the run's folder.
 
-    command.txt has the command, log.txt what the process says. A signal, which must be deferred, is handed on to the
-    process, which saves.
+    Signals must be deferred; they are passed on to the process, which saves.
     """
     command, folder = full_command(run), run.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,7 +89,7 @@ def execute(run: Run, stop: StopSignal) -> Outcome:
     before, start = read_outcome(run).seconds or 0.0, time.perf_counter()
     with (folder / "log.txt").open("ab+") as log:
         said_before = log.seek(0, os.SEEK_END)
-        # A session of its own, so that a Ctrl-C reaches it once, from here.
+        # In a session of its own, a Ctrl-C reaches it only once, from here.
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             preexec_fn=_end_with_parent if LIBC else None,
@@ -99,7 +98,7 @@ def execute(run: Run, stop: StopSignal) -> Outcome:
         log.seek(said_before)
         said = log.read().decode(errors="replace").splitlines()
     if code == 2 and any(f"--workdir={folder} is in use by" in line for line in said):
-        return Outcome(None, None, None)  # by another ablation, which notes what becomes of it
+        return Outcome(None, None, None)  # by another ablation, which records the outcome
     stopped = stop.received is not None and code != 0
     finished = code == 0 and (folder / "result.json").exists()
     error = None if finished or stopped else explain(code, said)
@@ -108,7 +107,6 @@ def execute(run: Run, stop: StopSignal) -> Outcome:
 
 
 def _wait(process: subprocess.Popen, stop: StopSignal) -> int:
-    """The exit code of a process, when it has ended."""
     handed_on = False
     try:
         while process.poll() is None:
@@ -123,12 +121,12 @@ def _wait(process: subprocess.Popen, stop: StopSignal) -> int:
 
 
 def _end_with_parent() -> None:
-    """Between fork and exec: if this process is killed, the child is told to stop, and saves."""
+    """Runs between fork and exec: if this process is killed, the child gets SIGTERM, saves and stops."""
     LIBC.prctl(DIE_WITH_PARENT, signal.SIGTERM)
 
 
 def explain(code: int, said: list[str]) -> str:
-    """Why a process ended that did not finish, in one line, from its exit code and its output."""
+    """Why a process failed, in one line, from its exit code and its output."""
     if errors := [line for line in said if line.startswith("error: ")]:
         return errors[-1].removeprefix("error: ")
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):

@@ -1,4 +1,4 @@
-"""What an ablation varies: axes of settings, whose product are the cells, and the protocols that measure them."""
+"""The grid of an ablation: axes of settings, their product (the cells), and the protocols that measure each cell."""
 
 import itertools
 import re
@@ -10,17 +10,17 @@ from mae_jax.runtime.errors import UserError
 from mae_jax.settings.suggestions import nearest_setting
 
 EXAMPLE = '(("model.mask_ratio", (0.5, 0.75)),)'
-RESERVED = ("task", "seed", "data.seed", "shard", "given", "file")  # settings that an ablation decides itself
+RESERVED = ("task", "seed", "data.seed", "shard", "given", "file")  # the ablation sets these
 
 
 class Axis(NamedTuple):
     """Settings that change together."""
 
     keys: tuple[str, ...]
-    values: tuple[tuple[Any, ...], ...]  # each has one for every key
+    values: tuple[tuple[Any, ...], ...]  # each tuple has one value for every key
     labels: tuple[str, ...]
-    title: str  # of a column of labels
-    named: bool  # whether the labels say what they are without the title
+    title: str  # heads the column of labels
+    named: bool  # whether labels are clear without the title
 
 
 class Cell(NamedTuple):
@@ -28,16 +28,16 @@ class Cell(NamedTuple):
 
     name: str
     labels: tuple[str, ...]  # one for each axis
-    folders: tuple[str, ...]  # the labels as parts of a folder's name
+    folders: tuple[str, ...]  # the labels, made safe for folder names
     settings: dict[str, Any]
-    x: float | None  # its place on the plot's axis, if it differs in one number
+    x: float | None  # its place on the plot's axis, if cells differ in one number
 
 
-Protocols = dict[str, tuple[str, dict[str, Any]]]  # name -> (config of configs/, settings that replace its own)
+Protocols = dict[str, tuple[str, dict[str, Any]]]  # name -> (config in configs/, overrides)
 
 
 def parse_grid(grid: tuple) -> list[Axis]:
-    """The axes of `ablate.grid`; UserError if it is not a tuple of axes, with each key and each value once."""
+    """The axes of `ablate.grid`; UserError unless it is a tuple of axes without repeated keys or values."""
     if not grid:
         raise UserError(f"ablate.grid is empty: what shall vary? For example --config.ablate.grid='{EXAMPLE}'")
     axes = [_split_axis(axis) for axis in grid]
@@ -49,7 +49,7 @@ def parse_grid(grid: tuple) -> list[Axis]:
 
 
 def _split_axis(axis: Any) -> tuple[tuple, tuple, tuple]:
-    """The keys, values (one for every key in each) and names of an axis; UserError if it is none."""
+    """The keys, values (a tuple with one for each key) and names of an axis; UserError if malformed."""
     match axis:
         case [str(key), [_, *_] as values, *names]:
             keys, values = (key,), [(value,) for value in values]
@@ -79,7 +79,7 @@ def _make_axis(keys: tuple[str, ...], values: tuple[tuple, ...], names: tuple[st
 
 
 def make_cells(axes: list[Axis]) -> list[Cell]:
-    """The product of the axes; the last one changes fastest."""
+    """The product of the axes; the last axis changes fastest."""
     cells = []
     choices = [[(axis, *choice) for choice in zip(axis.values, axis.labels, strict=True)] for axis in axes]
     for chosen in itertools.product(*choices):
@@ -95,7 +95,7 @@ def make_cells(axes: list[Axis]) -> list[Cell]:
 
 
 def parse_protocols(measure: tuple, taken: Iterable[str]) -> Protocols:
-    """The protocols of `ablate.measure`; UserError unless they are (name, config, overrides) with new names."""
+    """The protocols of `ablate.measure`; UserError unless each is (name, config, overrides) with a new name."""
     protocols = {}
     for item in measure:
         match item:
@@ -117,13 +117,13 @@ def _is_pair(pair: Any) -> bool:
 
 
 def owner_of(key: str, protocols: Iterable[str]) -> str:
-    """The protocol that a key of the grid is of, or "pretrain"."""
+    """The protocol that a grid key belongs to, or "pretrain"."""
     first = key.split(".", 1)[0]
     return first if first in protocols else "pretrain"
 
 
 def check_keys(axes: list[Axis], protocols: Protocols, known: Iterable[str]) -> None:
-    """Raises UserError for a key that is no setting, or that the ablation sets itself."""
+    """Raises UserError for an unknown setting, or one that the ablation sets itself."""
     words = [*known, *(f"{name}.{key}" for name in protocols for key in known)]
     asked = [("ablate.grid", key) for axis in axes for key in axis.keys]
     asked += [("ablate.measure", f"{name}.{key}") for name, (_, overrides) in protocols.items() for key in overrides]
@@ -138,7 +138,7 @@ def check_keys(axes: list[Axis], protocols: Protocols, known: Iterable[str]) -> 
 
 
 def parse_shard(shard: str | None) -> tuple[int, int]:
-    """ "i/n" -> (i modulo n, n); None, which is everything, is (0, 1)."""
+    """ "i/n" -> (i modulo n, n); None, for everything, -> (0, 1)."""
     found = re.fullmatch(r"(\d+)/(\d+)", shard or "0/1")
     index, count = map(int, found.groups()) if found else (0, 0)
     if not 0 <= index <= count or not count:
@@ -147,5 +147,5 @@ def parse_shard(shard: str | None) -> tuple[int, int]:
 
 
 def safe_name(name: str) -> str:
-    """A name as part of a path: letters, digits and . = + - stay, all else is an underscore."""
+    """A name for a path: other characters than letters, digits and . = + - become underscores."""
     return re.sub(r"[^\w.=+-]+", "_", name).strip("._") or "_"

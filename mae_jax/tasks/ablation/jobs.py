@@ -1,4 +1,4 @@
-"""The runs of an ablation and the command of each, worked out and checked before the first one begins."""
+"""The runs of an ablation and their commands, planned and checked before the first one starts."""
 
 import functools
 import os
@@ -20,18 +20,18 @@ from mae_jax.tasks.ablation import grid
 from mae_jax.tasks.ablation.grid import RESERVED, Axis, Cell, Protocols, owner_of
 
 ROOT = Path(__file__).parents[3]
-# What a measuring run takes over from the pre-training of its cell: where the pictures and the devices are.
+# Settings that a measuring run takes from its cell's pre-training: where the pictures and the devices are.
 SHARED = (
     "data.path", "data.num_threads", "data.num_workers", "data.prefetch_batches", "data.on_bad_image",
     "mesh.data", "mesh.fsdp", "mesh.tensor",
 )  # fmt: skip
-# And which pictures, if the command names others than the base's.
+# Also which pictures, if the command sets data.name.
 PLACE = (
     "data.name", "data.train_split", "data.eval_split", "data.eval_fraction", "data.stratify", "data.num_examples",
     "data.value_range",
 )  # fmt: skip
-LONGEST_NAME = 200  # of a folder; file systems have 255 bytes
-# Results of pre-training, and of the tasks that can measure it (under the protocol's name).
+LONGEST_NAME = 200  # of a folder; file systems allow 255 bytes
+# Scores by task; those of measuring tasks go under the protocol's name.
 PRETRAINED = ("knn/top1", "linear_probe/top1", "rankme")
 SCORES = {
     "pretrain": ("eval/loss", *PRETRAINED, *(f"random_encoder/{name}" for name in PRETRAINED)),
@@ -45,34 +45,28 @@ SCORES = {
 class Run(NamedTuple):
     """One process to start."""
 
-    name: str  # pretrain, or the protocol's
-    cell: str  # the name of the first that needs it
+    name: str  # "pretrain" or a protocol
+    cell: str  # the first cell that needs it
     seed: int
     folder: Path
-    after: Path | None  # the folder of the run that must be finished before
+    after: Path | None  # folder of the run that must finish first
     arguments: tuple[str, ...]  # of main.py
-    config: ConfigDict  # that main.py makes of them
-    measured_by: tuple[str, ...] = ()  # of pre-training: the names of its protocols, whose scores are theirs alone
+    config: ConfigDict  # as main.py resolves the arguments
+    measured_by: tuple[str, ...] = ()  # for pre-training: its protocols, whose scores it leaves to them
 
 
 class Plan(NamedTuple):
-    """An ablation."""
-
     axes: list[Axis]
     cells: list[Cell]
     seeds: tuple[int, ...]
-    runs: list[Run]  # all of them, in order
-    own: list[Run]  # those of this shard
-    needed: dict[tuple[str, int], list[Run]]  # by a cell's name and seed; cells may share runs
+    runs: list[Run]  # of all shards, in order
+    own: list[Run]  # of this shard
+    needed: dict[tuple[str, int], list[Run]]  # by cell name and seed; cells may share runs
     scores: tuple[str, ...]  # columns of the table
 
 
 def make_plan(config: ConfigDict, workdir: Path) -> Plan:
-    """The runs of an ablation, checked; nothing is written.
-
-    Raises:
-      UserError: for a mistake in the settings of `ablate`, the shard, or the settings of a cell.
-    """
+    """Plans an ablation; writes nothing. UserError for a mistake in `ablate`, the shard or a cell's settings."""
     ablate, workdir = config.ablate, workdir.absolute()
     index, count = grid.parse_shard(config.shard)
     for key in {"seed", "data.seed"} & set(config.given):
@@ -102,7 +96,7 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
     # Cells that share their pre-training belong to one shard.
     first = [run.folder for run in runs if run.after is None]
     own = [run for run in runs if first.index(run.after or run.folder) % count == index]
-    # A protocol without a column gets its first score: it was asked for.
+    # A protocol without a column gets one for its first score.
     named = {score.split("/")[0] for score in ablate.scores}
     unnamed = {run.name: SCORES[run.config.task][0] for run in runs if run.after and run.name not in named}
     scores = (*ablate.scores, *(f"{name}/{score}" for name, score in unnamed.items()))
@@ -110,7 +104,7 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
 
 
 def _once(run: Run, by_folder: dict[str, Run]) -> Run:
-    """The run that has a folder already, if it is the same one."""
+    """The run already planned in this folder, if any; UserError if it differs."""
     known = by_folder.setdefault(str(run.folder).casefold(), run)
     if known.arguments != run.arguments:
         raise UserError(
@@ -123,7 +117,7 @@ def _once(run: Run, by_folder: dict[str, Run]) -> Run:
 def make_runs(
     config: ConfigDict, axes: list[Axis], cell: Cell, protocols: Protocols, seed: int, workdir: Path
 ) -> list[Run]:
-    """A cell's runs with one seed: pre-training, and what measures it. A UserError names the cell."""
+    """A cell's runs for one seed: pre-training, then its protocols. A UserError names the cell."""
     settings = {owner: {} for owner in ("pretrain", *protocols)}
     for key, value in cell.settings.items():
         owner = owner_of(key, protocols)
@@ -131,7 +125,7 @@ def make_runs(
     seeds = {"seed": seed, "data.seed": seed}
 
     def folder(*owners: str) -> Path:
-        """Named by the axes that matter to the run, so that cells that differ only in others share it."""
+        """Named by the axes that affect the run: cells that differ only in other axes share it."""
         matters = [any(owner_of(key, protocols) in owners for key in axis.keys) for axis in axes]
         name = "__".join(part for part, own in zip(cell.folders, matters, strict=True) if own)
         if len(name.encode()) > LONGEST_NAME:
@@ -164,7 +158,6 @@ def make_runs(
 
 
 def command(start: list[str], settings: dict[str, Any], workdir: Path) -> tuple[str, ...]:
-    """The arguments of main.py."""
     given = (f"--config.{key}={_as_text(key, value)}" for key, value in settings.items())
     return (*start, *given, f"--workdir={workdir}")
 
@@ -181,7 +174,7 @@ def full_command(run: Run) -> list[str]:
 
 
 def resolve(arguments: tuple[str, ...] | list[str]) -> ConfigDict:
-    """The settings that main.py would have with these arguments; UserError where it would end with exit code 2."""
+    """The settings main.py would use; UserError where it would exit with code 2."""
     check_command_line(list(arguments))
     values = flags.FlagValues()
     argv = ["main.py", *arguments]
@@ -198,7 +191,7 @@ def resolve(arguments: tuple[str, ...] | list[str]) -> ConfigDict:
 
 @functools.cache
 def protocol_settings(name: str) -> ConfigDict:
-    """The settings of a protocol's config; UserError unless it is there and its task measures what a table can show."""
+    """The settings of configs/NAME.py; UserError if it does not exist or its task has no scores for a table."""
     names = [path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "common")]
     if name not in names:
         raise UserError(f"ablate.measure: configs/{name}.py does not exist{nearest(name, names)}")
@@ -210,9 +203,9 @@ def protocol_settings(name: str) -> ConfigDict:
 
 
 def check_scores(setting: str, scores: tuple[str, ...], runs: list[Run]) -> None:
-    """Raises UserError for a score that no run has; `setting` of `ablate` names it."""
+    """Raises UserError for a score in `ablate.<setting>` that no run measures."""
     if any(":" in name for run in runs for name in run.config.evaluate.evaluators):
-        return  # an evaluator of your own names its scores itself
+        return  # custom evaluators name their own scores
     known = set(SCORES["pretrain"])
     known |= {f"{run.name}/{score}" for run in runs if run.after for score in SCORES[run.config.task]}
     for score in scores:

@@ -1,4 +1,4 @@
-"""The picture of an ablation: its scores, beside the paper's curves."""
+"""Plots an ablation's scores beside the paper's curves."""
 
 from typing import Any, NamedTuple
 
@@ -13,10 +13,10 @@ OURS, PAPERS = "tab:blue", "tab:gray"
 
 
 class Panel(NamedTuple):
-    """One curve, or one point for each named row."""
+    """A curve, or a point for each named row."""
 
     title: str
-    label: str  # of the scores
+    label: str  # of the score axis
     xs: list[float] | list[str]
     ys: list[float]
     errors: list[float] | None
@@ -33,7 +33,7 @@ class Panel(NamedTuple):
 
 
 def make_panels(plan: Plan, rows: list[dict[str, Any]], scores: tuple[str, ...]) -> list[Panel]:
-    """A panel for each score that some row has; cells without it are absent."""
+    """A panel for each score; rows and scores without values are left out."""
     numbers = all(cell.x is not None for cell in plan.cells)
     panels = []
     for score in scores:
@@ -53,7 +53,7 @@ def make_panels(plan: Plan, rows: list[dict[str, Any]], scores: tuple[str, ...])
 
 
 def make_paper_panels(paper: tuple) -> list[Panel]:
-    """A panel for each curve (name, ((x, y), ...)) of the paper; UserError for anything else."""
+    """A panel for each curve (name, ((x, y), ...)) of the paper; UserError if malformed."""
     panels = []
     for curve in paper:
         try:
@@ -71,8 +71,8 @@ def make_paper_panels(paper: tuple) -> list[Panel]:
 
 
 def draw(ours: list[Panel], papers: list[Panel], x_label: str, title: str, source: str) -> np.ndarray:
-    """A picture uint8 [height, width, 3]: our panels at the left, the paper's, if there are any, at the right."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here, since matplotlib takes a second
+    """A picture uint8 [height, width, 3]: our panels on the left, the paper's, if any, on the right."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import: a second
     from matplotlib.figure import Figure
 
     columns = [column for column in (ours, papers) if column]
@@ -94,7 +94,7 @@ def draw(ours: list[Panel], papers: list[Panel], x_label: str, title: str, sourc
 
 
 def choose_scale(xs: list[float]) -> str:
-    """The scale on which numbers lie more evenly: linear | log."""
+    """The scale, linear or log, on which numbers lie more evenly."""
     if min(xs) <= 0 or len(set(xs)) < 3:
         return "linear"
     gaps, ratios = np.diff(sorted(set(xs))), np.diff(np.log(sorted(set(xs))))
@@ -108,7 +108,7 @@ def _draw_panel(axes, panel: Panel, x_label: str) -> None:
     if panel.is_curve:
         axes.errorbar(panel.xs, panel.ys, panel.errors, **style)
         axes.set(xlabel=x_label, ylabel=panel.label, xscale=choose_scale(panel.xs))
-        if axes.get_xscale() == "log":  # its own numbers would be powers of ten
+        if axes.get_xscale() == "log":  # by default, ticks are powers of ten
             axes.minorticks_off()
             axes.set_xticks(panel.xs, [f"{x:g}" for x in panel.xs])
     else:

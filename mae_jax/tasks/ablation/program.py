@@ -1,4 +1,4 @@
-"""Ablations: pre-trains and measures once for each cell of a grid and each seed, and makes a table and a picture."""
+"""Runs an ablation: pre-trains and measures each cell of a grid with each seed, then writes a table and a plot."""
 
 import shlex
 import statistics
@@ -19,30 +19,27 @@ from mae_jax.workdir.history import check_paths, keep_earlier_measurement
 from mae_jax.workdir.lock import NAME, locked
 from mae_jax.workdir.writing import finite_or_null, save_picture, write_atomically, write_json
 
-TABLE_LOCK = ".lock_table"  # of shards that begin or end at the same time
+TABLE_LOCK = ".lock_table"  # for shards that start or end at the same time
 
 
 def lock_name(config: ml_collections.ConfigDict) -> str:
-    """Shards share the workdir, and exclude their like."""
+    """Shards share the workdir; only one process may run each shard."""
     index, count = parse_shard(config.shard)
     return NAME if count == 1 else f"{NAME}_{index}_of_{count}"
 
 
 def make_plan(config: ml_collections.ConfigDict, workdir: Path) -> Plan:
-    """As jobs.make_plan; main.py calls it before a folder is made."""
+    """See `jobs.make_plan`; main.py calls this before it makes a folder."""
     make_paper_panels(config.ablate.paper)
     return jobs.make_plan(config, workdir)
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> None:
-    """Makes the runs that are not finished, one after the other, then writes the table of all that are.
+    """Executes the unfinished runs, one after the other, then writes the table of all finished ones.
 
-    result.json is written when each run of the whole grid, of whatever shard, has finished or failed. A run that fails
-    does not stop the others, and is tried again when the ablation is started again.
-
-    Raises:
-      UserError: for a mistake in the settings, before anything runs; if a run in the workdir has other settings.
-      Stopped: after a signal, when the current run has saved and ended.
+    A failed run does not stop the rest; restarting the ablation tries it again. result.json appears when all runs of
+    all shards have finished or failed. Raises UserError, before anything runs, for wrong settings or a run in the
+    workdir with other settings; Stopped after a signal, when the current run has saved.
     """
     plan = make_plan(config, workdir)
     for one in plan.runs:
@@ -54,19 +51,19 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
 
 
 def describe_plan(plan: Plan) -> str:
-    """The commands of this shard's runs, a line each."""
+    """The commands of this shard's runs, one a line."""
     return "\n".join(shlex.join(jobs.full_command(one)) for one in plan.own)
 
 
 def make_runs(plan: Plan, workdir: Path, stop: StopSignal) -> None:
-    """Makes this shard's runs that are not finished, and prints two lines for each."""
+    """Executes this shard's unfinished runs and prints two lines for each."""
     to_do = [one for one in plan.own if read_outcome(one).scores is None]
     total, finished = len(plan.own), len(plan.own) - len(to_do)
     if not to_do:
         return say(f"{workdir} is finished: all {finished} runs are done")
     say(f"{len(to_do)} runs to make{f', {finished} are done' if finished else ''} -> {workdir}")
     with locked(workdir, TABLE_LOCK, wait=True):
-        keep_earlier_measurement(workdir, {})  # its table lacks the new runs
+        keep_earlier_measurement(workdir, {})  # it lacks the new runs
     absent, seconds = set(), []
     for number, one in enumerate(to_do, start=finished + 1):
         place = f"[{number}/{total}] {one.cell}, seed {one.seed}: {one.name}"
@@ -93,7 +90,7 @@ def make_runs(plan: Plan, workdir: Path, stop: StopSignal) -> None:
 
 
 def report(config: ml_collections.ConfigDict, plan: Plan, workdir: Path) -> None:
-    """Writes and prints the table of what is there, and draws it."""
+    """Writes, prints and plots the scores so far."""
     ablate = config.ablate
     rows = make_rows(plan, plan.scores, read_outcome)
     table = draw_markdown(rows, plan.axes, plan.scores)
@@ -101,7 +98,7 @@ def report(config: ml_collections.ConfigDict, plan: Plan, workdir: Path) -> None
     write_atomically(workdir / "table.csv", draw_csv(rows, plan.axes, plan.scores))
     files = ["table.md", "table.csv"]
     if panels := make_panels(plan, make_rows(plan, ablate.plot, read_outcome), ablate.plot):
-        # With other axes on the command line, the file's own title and curves do not fit.
+        # If the command line changes the axes, the file's title and curves no longer fit.
         axes = parse_grid(jobs.resolve([f"--config={config.file}"]).ablate.grid)
         others = [axis.keys for axis in plan.axes] != [axis.keys for axis in axes]
         paper, title, source = (

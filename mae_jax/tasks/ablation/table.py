@@ -1,4 +1,4 @@
-"""The table of an ablation: a row for each cell, as data, Markdown and CSV."""
+"""The table of an ablation, a row for each cell: as data, Markdown and CSV."""
 
 import csv
 import dataclasses
@@ -20,8 +20,7 @@ def make_rows(plan: Plan, scores: tuple[str, ...], outcome: Callable[[Run], Outc
     """A row for each cell: {"cell", "labels", "settings", "seeds", "scores", "train_gflop_per_image", "minutes",
     "failed", "missing"}.
 
-    A score has mean, std (of the sample, None for one value) and the values of the seeds that have it. Minutes are the
-    mean over the seeds of what the cell's runs took together; runs that cells share count in each.
+    Scores are as in `summarize_values`. Minutes sum over the cell's runs, shared ones too, and average over seeds.
     """
     return [_make_row(plan, cell, scores, outcome) for cell in plan.cells]
 
@@ -36,7 +35,7 @@ def _make_row(plan: Plan, cell: Cell, scores: tuple[str, ...], outcome: Callable
         errors = [f"{name}: {end.error}" for name, end in ends.items() if end.error]
         if errors:
             failed[f"seed {seed}"] = "; ".join(errors[:1] if ends["pretrain"].error else errors)
-        if not ends["pretrain"].error:  # otherwise the others cannot begin
+        if not ends["pretrain"].error:  # a failed one blocks the rest
             missing += sum(end.scores is None and end.error is None for end in ends.values())
         if all(end.scores is not None and end.seconds is not None for end in ends.values()):
             minutes.append(sum(end.seconds for end in ends.values()) / 60)
@@ -54,7 +53,7 @@ def _make_row(plan: Plan, cell: Cell, scores: tuple[str, ...], outcome: Callable
 
 
 def mean_train_flops(config: ConfigDict) -> float:
-    """FLOPs of a training image, forward and backward: the mean over the run, whose images may grow."""
+    """FLOPs of a training image, forward and backward, averaged over the run's resolutions."""
     model, begin, total = MAEConfig(**config.model), 0.0, 0.0
     for end, size in (*config.train.resolutions, (1.0, model.image_size)):
         total += (end - begin) * train_flops(dataclasses.replace(model, image_size=size))
@@ -63,25 +62,25 @@ def mean_train_flops(config: ConfigDict) -> float:
 
 
 def summarize_values(values: list[float]) -> dict[str, Any]:
-    """{"mean", "std", "values"}; None where there are too few."""
+    """{"mean", "std" (of the sample), "values"}; None where there are too few values."""
     mean = statistics.fmean(values) if values else None
     return {"mean": mean, "std": statistics.stdev(values) if len(values) > 1 else None, "values": values}
 
 
 def is_share(score: str) -> bool:
-    """Whether a score is a share of the images, which people read in per cent."""
+    """Whether a score is a share of the images, shown in per cent."""
     return "top" in score.rsplit("/", 1)[-1]
 
 
 def show(score: str, summary: dict[str, Any]) -> str:
-    """ "97.5 ± 0.3" or "0.3032 ± 0.0011", as a person reads it."""
+    """ "97.5 ± 0.3" for per cent, "0.3032 ± 0.0011" for other scores."""
     scale, digits = (100, 1) if is_share(score) else (1, 4)
     parts = [f"{scale * part:.{digits}f}" for part in (summary["mean"], summary["std"]) if part is not None]
     return " ± ".join(parts) or "–"
 
 
 def draw_markdown(rows: list[dict[str, Any]], axes: list[Axis], scores: tuple[str, ...]) -> str:
-    """The rows as a Markdown table, with a list of what failed under it."""
+    """The rows as a Markdown table, followed by a list of failures."""
     header = [axis.title for axis in axes] + ["GFLOP an image"]
     table = [header + [f"{score} %" if is_share(score) else score for score in scores] + ["minutes"]]
     for row in rows:
@@ -107,7 +106,7 @@ def draw_markdown(rows: list[dict[str, Any]], axes: list[Axis], scores: tuple[st
 
 
 def draw_csv(rows: list[dict[str, Any]], axes: list[Axis], scores: tuple[str, ...]) -> str:
-    """The rows as CSV, in full precision; of each score mean, std and n, the number of seeds that have it."""
+    """The rows as CSV in full precision; each score has mean, std and n, its number of seeds."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     columns = [f"{score} {part}" for score in scores for part in ("mean", "std", "n")]
