@@ -25,7 +25,7 @@ EVALUATORS: Registry[type["Evaluator"]] = Registry("evaluate.evaluators")
 class State(Protocol):
     """A model to evaluate: the state of a training run, or a `Trained`."""
 
-    step: Any  # number of updates: an int or a scalar array
+    step: Any  # steps done: an int or a scalar array
 
     def variables(self) -> dict:
         """The model's variables as one nested dict, placed on the mesh."""

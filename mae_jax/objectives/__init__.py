@@ -1,1 +1,1 @@
-"""Objectives: what is trained, on which data, with which loss, and how it is measured."""
+"""Objectives: a model to train, its data, its loss, and its evaluation."""

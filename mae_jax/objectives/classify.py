@@ -1,7 +1,6 @@
-"""Classification: fine-tuning, and linear, partial and attentive probes, of a checkpoint's encoder or from scratch.
+"""Classification, from a checkpoint's encoder or from scratch: fine-tuning, and linear, partial or attentive probes.
 
-What makes the one or the other are settings: `classifier.trained_blocks`, `.pool`, `.batch_norm`, the optimizer, and
-what happens to the pictures (`data.*`).
+The settings decide which: `classifier.trained_blocks`, `.pool` and `.batch_norm`, the optimizer, and augmentation.
 """
 
 import dataclasses
@@ -45,11 +44,11 @@ from mae_jax.runtime.mesh import process_share
 from mae_jax.runtime.sharding import on_rows
 from mae_jax.runtime.text import si
 
-KEPT_FEATURES_GIB = 8  # a frozen encoder's output for all images is kept if it takes no more than this
+KEPT_FEATURES_GIB = 8  # a frozen encoder's output for all images is cached up to this size
 
 
 class Classification(Objective):
-    """A classifier of the encoder's tokens (paper, section 4.3 and appendix A)."""
+    """A classifier on the encoder's tokens (paper, section 4.3 and appendix A)."""
 
     decay_tokens = False
     has_decoder = False
@@ -74,7 +73,7 @@ class Classification(Objective):
                 "optimizer.name=muon is for the matrices of the blocks, of which classifier.trained_blocks=0 trains "
                 "none: set optimizer.name=adamw or lars"
             )
-        if not config.init_from:  # else the model is the checkpoint's
+        if not config.init_from:  # otherwise the checkpoint decides the model
             check_model(config)
 
     def __init__(self, config: ConfigDict, workdir: Path, mesh: Mesh):
@@ -86,7 +85,7 @@ class Classification(Objective):
         self._start_text = self._describe_start()
         self._statistics_shapes = jax.eval_shape(self.init, jax.random.key(0)).statistics
 
-        # Where the encoder is frozen and the images stay the same, its output is computed once.
+        # If the encoder is frozen and images are not augmented, its output is computed once.
         variables = jax.eval_shape(lambda key: join(*self.init(key)), jax.random.key(0))
         representation = jax.eval_shape(self._represent, variables, self.batch).shape[1:]
         self._features_size = 4 * int(np.prod(representation)) * (self.num_train + len(self.eval_source))
@@ -115,11 +114,11 @@ class Classification(Objective):
 
     def take_over(self, trained: dict[str, Any]) -> list[str]:
         config, changed = self.config, resolve_model(self.config, trained)
-        if self.weights is None and config.data.batch_size is None:  # the run goes on
+        if self.weights is None and config.data.batch_size is None:  # the run is resumed
             config.data.batch_size = trained["data"]["batch_size"]
         if config.data.name is None:
             take_pictures(config, trained)
-            return []  # all is to be as in the checkpoint
+            return []  # everything is as in the checkpoint
         return changed
 
     def open_sources(self) -> tuple[Source, Source]:
@@ -180,9 +179,9 @@ class Classification(Objective):
         return rows
 
     def loss_fn(self, params: dict, frozen: dict, batch: dict, keys: jax.Array) -> tuple[jax.Array, LossDetails]:
-        """Cross-entropy with soft targets; each example's key decides what happens to it."""
+        """Cross-entropy with soft targets; each example's key decides its augmentation and dropped paths."""
         config, model = self.config, self.classifier
-        # A training step uses the batch's own statistics; the running ones only complete the model.
+        # Training uses the batch's statistics; these zeros only complete the model.
         unused = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), self._statistics_shapes)
         classifier = self._bind_to_train(join(frozen, params, unused))
         targets = soft_targets(batch["label"], model.num_classes, config.classifier.label_smoothing)

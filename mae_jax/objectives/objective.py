@@ -1,4 +1,4 @@
-"""The interface of what is trained, and the names of the objectives that there are."""
+"""The interface of objectives, and their registry."""
 
 import abc
 from collections.abc import Callable
@@ -33,23 +33,23 @@ OBJECTIVES["classify"] = "mae_jax.objectives.classify:Classification"
 
 
 class Variables(NamedTuple):
-    """A model's values: nested dicts of float32 arrays."""
+    """A model's variables: nested dicts of float32 arrays."""
 
-    params: dict[str, Any]  # those that train
-    frozen: dict[str, Any] = {}  # parameters that stay as they are
+    params: dict[str, Any]  # trained parameters
+    frozen: dict[str, Any] = {}  # frozen parameters
     statistics: dict[str, Any] = {}  # running statistics of BatchNorm
 
 
 class State(evaluator.State, Protocol):
-    """What an objective sees of the training state (training.state.TrainState)."""
+    """The part of `training.state.TrainState` that objectives use."""
 
-    average: dict[str, Any]  # moving average of the parameters; empty if none is kept
+    average: dict[str, Any]  # moving average of the parameters, or empty
 
 
 class LossDetails(NamedTuple):
-    """What a loss function returns besides the mean loss."""
+    """Additional results of a loss function."""
 
-    scalars: dict[str, jax.Array] = {}  # further means over the batch, to report
+    scalars: dict[str, jax.Array] = {}  # more means over the batch, for the log
     statistics: dict[str, Any] = {}  # of the whole batch (runtime.sharding.mean_over_batch), for the running ones
 
 
@@ -58,22 +58,22 @@ LossFn = Callable[[dict, dict, dict, jax.Array], tuple[jax.Array, LossDetails]]
 
 
 class Objective(abc.ABC):
-    """What is trained: a model, its data, its loss, and how it is measured.
+    """A model to train, its data, its loss, and its evaluation.
 
-    One of your own most often derives from `Pretraining` or `Classification`; `config.task` is its "module:Class".
+    Your own usually derives from `Pretraining` or `Classification`; set `config.task` to its "module:Class".
     """
 
-    decay_tokens = True  # whether class and mask tokens and registers have weight decay
-    mixes_pairs = False  # whether rows 2i and 2i + 1 of a batch are mixed, and must stay together
+    decay_tokens = True  # whether class tokens, mask tokens and registers have weight decay
+    mixes_pairs = False  # whether rows 2i and 2i + 1 of a batch are mixed, so must stay together
     has_decoder = True  # whether the model has the decoder of `config.model`
-    evaluators: tuple[str, ...]  # what measures it, unless `evaluate.evaluators` says otherwise
+    evaluators: tuple[str, ...]  # default of `evaluate.evaluators`
     facts: dict[str, Any] = {}  # saved with the config in each checkpoint
-    model: MAEConfig  # of `config.model`; a classifier's encoder
-    batch: dict[str, jax.ShapeDtypeStruct]  # what the step takes
+    model: MAEConfig  # from `config.model`; for a classifier, its encoder
+    batch: dict[str, jax.ShapeDtypeStruct]  # inputs of the training step
 
     @classmethod
     def check(cls, config: ConfigDict) -> None:
-        """Raises UserError for settings that contradict one another; looks at neither data nor devices."""
+        """Raises UserError for contradictory settings; needs no data and no devices."""
         check_resolutions(config.train.resolutions)
         parts, size = config.train.accumulate_steps, config.data.batch_size
         if size is not None and parts > size:
@@ -82,10 +82,9 @@ class Objective(abc.ABC):
             )
 
     def __init__(self, config: ConfigDict, workdir: Path, mesh: Mesh):
-        """Opens the data, and settles in `config` what they or a checkpoint decide. The mesh may be of other machines.
+        """Opens the data, and sets in `config` what they or a checkpoint decide. The mesh may belong to other machines.
 
-        Raises:
-          UserError: for settings, data or checkpoints that do not fit.
+        Raises UserError for unsuitable settings, data or checkpoints.
         """
         self.config, self.workdir, self.mesh = config, workdir, mesh
         trained, self.weights = find_start(config, workdir)
@@ -103,60 +102,56 @@ class Objective(abc.ABC):
 
     @property
     def num_train(self) -> int:
-        """Training examples."""
+        """The number of training examples."""
         return len(self.train_source)
 
     @abc.abstractmethod
     def take_over(self, trained: dict[str, Any]) -> list[str]:
-        """Changes settings to those of the config of the checkpoint that the run begins with or goes on from.
-
-        Returns:
-          A line for each setting that is not as it was asked for.
-        """
+        """Adopts settings of the checkpoint that the run starts from or resumes; returns a line for each override."""
 
     def open_sources(self) -> tuple[Source, Source]:
-        """The examples for training and those for evaluation."""
+        """The training and the evaluation examples."""
         return make_sources(self.config.data, self.model.image_size, self.model.channels)
 
     @abc.abstractmethod
     def make_bind(self) -> Callable[[dict], Any]:
-        """A pure function: values -> the model that evaluators measure."""
+        """A pure function: variables -> the model that evaluators measure."""
 
     @abc.abstractmethod
     def init(self, key: jax.Array) -> Variables:
-        """Random values; jax.jit compiles it."""
+        """Random initial variables; jit-compatible."""
 
     def start(self) -> Variables | None:
-        """Values to begin with in place of random ones; the rest stays random."""
-        # Read again if the run's own checkpoints turned out to be damaged.
-        weights, self.weights = self.weights or read_start(self.config, self.workdir), None  # not held in memory
+        """Variables that replace random ones at the start."""
+        # They are read again if the run's own checkpoints turn out to be damaged.
+        weights, self.weights = self.weights or read_start(self.config, self.workdir), None  # frees the memory
         return self.start_from(weights)
 
     @abc.abstractmethod
     def start_from(self, weights: Weights | None) -> Variables | None:
-        """What `start` takes from the weights that `init_from` names, if any."""
+        """The variables for `start` from the weights in `init_from`, if any."""
 
     @abc.abstractmethod
     def describe(self, variables: Variables) -> dict[str, str]:
-        """Rows of the summary: name -> text. The values may be abstract."""
+        """Rows of the summary: name -> text. The arrays may be abstract."""
 
     @abc.abstractmethod
     def loss_fn(self, params: dict, frozen: dict, batch: dict, keys: jax.Array) -> tuple[jax.Array, LossDetails]:
-        """The loss of a device's rows of a batch (LossFn); each row's key decides what is random about it."""
+        """The loss of a device's rows of a batch (see LossFn); each row's key drives its randomness."""
 
     @abc.abstractmethod
     def train_flops(self, image_size: tuple[int, int]) -> int:
-        """Operations of one training example of this size, forward and backward."""
+        """FLOPs of one training example of this size, forward and backward."""
 
     def batches(self, state: State, steps: range, stages: tuple[Stage, ...]) -> DeviceBatches:
-        """The batches of some steps; images have the size of their step's stage."""
+        """The batches of these steps; images have the size of their stage."""
         return training_batches(
             self.train_source, self.config.data, self.model.image_size, self.model.channels,
             self.mesh, self.batch, stages=stages, steps=steps,
         )  # fmt: skip
 
     def evaluate(self, state: State, reporter: Reporter) -> dict[str, float]:
-        """The numbers of all evaluators by name, or only "loss" if it is not finite. Pictures go to the reporter."""
+        """Runs all evaluators: returns numbers by name (only "loss" if not finite); pictures go to the reporter."""
         scores, pictures = self.evaluation.run(state)
         for name, picture in pictures.items():
             reporter.picture(int(state.step), name, picture)
@@ -164,11 +159,11 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def result(self, state: State, scores: dict[str, float]) -> tuple[dict[str, Any], list[str]]:
-        """What result.json holds besides the step, and lines for people."""
+        """The content of result.json besides the step, and closing lines of text."""
 
 
 def check_model(config: ConfigDict) -> MAEConfig:
-    """The model of the settings; raises UserError if they make none, or other settings do not fit it."""
+    """The model of the settings; UserError if it is invalid or other settings do not fit it."""
     model = MAEConfig(**config.model)
     check_channels(config.data, model.channels)
     check_resolutions(config.train.resolutions, model)
@@ -176,7 +171,7 @@ def check_model(config: ConfigDict) -> MAEConfig:
 
 
 def settle_batch_size(config: ConfigDict, num_train: int, mesh: Mesh, mixes_pairs: bool = False) -> None:
-    """Sets `data.batch_size`, if it is open, by the number of training pictures: many steps, none of them too noisy."""
+    """Sets an open `data.batch_size` by the number of training pictures: many steps, none too noisy."""
     if config.data.batch_size is None:
         fitting = min(max(_power_of_two(num_train // 16), 16), 256, _power_of_two(num_train))
         unit = batch_unit(config, mesh, mixes_pairs)
@@ -184,10 +179,10 @@ def settle_batch_size(config: ConfigDict, num_train: int, mesh: Mesh, mixes_pair
 
 
 def _power_of_two(number: int) -> int:
-    """The largest one up to a number; 0 if that is 0."""
+    """The largest power of two up to a number; 0 for 0."""
     return 2 ** (number.bit_length() - 1) if number else 0
 
 
 def batch_unit(config: ConfigDict, mesh: Mesh, mixes_pairs: bool) -> int:
-    """What a batch must be a multiple of."""
+    """The batch size must be a multiple of this."""
     return batch_parts(mesh) * config.train.accumulate_steps * (2 if mixes_pairs else 1)

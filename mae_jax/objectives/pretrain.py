@@ -1,4 +1,4 @@
-"""Pre-training: train a masked autoencoder, draw what it reconstructs, measure what its encoder has learnt."""
+"""Pre-training: trains a masked autoencoder, draws its reconstructions, measures its encoder."""
 
 import contextlib
 import dataclasses
@@ -23,14 +23,7 @@ from mae_jax.interop.transfer import fitting_params, resolve_pictures
 from mae_jax.interop.workdirs import Weights
 from mae_jax.models.config import MAEConfig, unroll_on_cpu
 from mae_jax.models.flops import decoder_tokens, encoder_tokens, forward_flops, train_flops
-from mae_jax.models.mae import (
-    MaskedAutoencoder,
-    abstract_params,
-    fit_fixed,
-    init_params,
-    make_bind,
-    split_fixed,
-)
+from mae_jax.models.mae import MaskedAutoencoder, abstract_params, fit_fixed, init_params, make_bind, split_fixed
 from mae_jax.models.parameters import count_parameters, join
 from mae_jax.objectives.objective import LossDetails, LossFn, Objective, State, Variables, check_model
 from mae_jax.runtime.errors import UserError
@@ -40,8 +33,8 @@ from mae_jax.runtime.seeds import make_key
 from mae_jax.runtime.text import si
 from mae_jax.settings.fields import defaults
 
-FITTED_IMAGES = 10_000  # at most, that a target is fitted to
-# Settings of the model that the summary names where they are not the usual ones.
+FITTED_IMAGES = 10_000  # at most, for fitting a target
+# Model settings that the summary shows unless they are the defaults.
 CHOICES = (
     "mask_sampling", "mask_cell", "encoder_mask_tokens", "loss_patches", "pca_targets", "target", "class_tokens",
     "registers", "qk_norm", "decoder_attention", "prediction_ratio", "masks_per_image", "uniformity",
@@ -94,14 +87,14 @@ class Pretraining(Objective):
         return Variables(params, fixed) if params or fixed else None
 
     def _fit_fixed(self) -> dict:
-        """What the target fits to training images, such as principal components; the same in all processes."""
+        """Fits the target to training images (such as principal components); the same result in all processes."""
         data, model = self.config.data, self.model
         source = RandomSubset(self.train_source, FITTED_IMAGES)
         batches = make_eval_batches(source, data, min(len(source), 256), model.image_size, model.channels)
         with contextlib.closing(batches):
             images = (normalize(batch["image"][batch["weight"] > 0], data.mean, data.std) for batch in batches)
             fitted = fit_fixed(model, images)
-        # Other hosts may round otherwise, and axes of nearly the same variance then differ.
+        # Hosts may round differently, and then axes of nearly equal variance differ.
         found = from_main(jax.tree.map(np.ndarray.tolist, fitted))
         return jax.tree.map(lambda values: np.asarray(values, np.float32), found, is_leaf=lambda x: isinstance(x, list))
 
@@ -177,7 +170,7 @@ def make_loss_fn(config: ConfigDict, model: MAEConfig) -> LossFn:
 
 
 def describe_features(scores: dict[str, float], random: dict[str, float]) -> list[str]:
-    """A table of what the features are worth, and those of a random encoder, if it was measured."""
+    """A table of feature scores, beside those of a random encoder, if measured."""
     lines = [f"what was learnt             {'this encoder':>14}{'random encoder' if random else '':>17}".rstrip()]
     for name, title, form in (
         ("knn/top1", "k-NN, top-1", ".1%"),

@@ -1,4 +1,4 @@
-"""The training step of a run compiled: for each size that its images have, and only if it fits into memory."""
+"""Compiles a run's training step for each image size, and checks that it fits into memory."""
 
 import time
 
@@ -18,11 +18,7 @@ from mae_jax.training.step import TrainStep, compile_train_step, memory_in_bytes
 def compile_plan(
     plan: Plan, objective: Objective, start_step: int, key: jax.Array, mesh: Mesh
 ) -> tuple[TrainStep, list[str]]:
-    """The step, compiled for every size that images have from `start_step` on, and a line about each compilation.
-
-    Raises:
-      UserError: if a step needs more memory than a device has.
-    """
+    """Compiles the step for each image size from `start_step` on; a log line for each. UserError if memory is short."""
     if start_step == plan.total_steps:
         return plan.step_fn, []
     compiled, lines = {}, []
@@ -48,10 +44,7 @@ def compile_plan(
 def compile_fitting_step(
     step_fn: TrainStep, state: TrainState, batch: dict, key: jax.Array, mesh: Mesh
 ) -> jax.stages.Compiled:
-    """`compile_train_step`; raises UserError if the compiler finds that a device has too little memory.
-
-    (A CPU's compiler does not look.)
-    """
+    """`compile_train_step`, with UserError if the compiler (except a CPU's) finds too little memory."""
     try:
         return compile_train_step(step_fn, state, batch, key, mesh)
     except jax.errors.JaxRuntimeError as error:

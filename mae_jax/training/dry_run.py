@@ -1,4 +1,4 @@
-"""What a step would take, found by compiling it without running it, also for devices that are not here."""
+"""Finds the cost of a training step by compiling it, also for devices that this machine lacks."""
 
 import contextlib
 import importlib.util
@@ -21,29 +21,24 @@ from mae_jax.training.step import memory_in_bytes
 
 
 class StepCost(NamedTuple):
-    """What a step takes of one device; bytes unless said otherwise."""
+    """The cost of a step on one device, in bytes unless noted."""
 
-    params: int  # those that train
+    params: int  # trained parameters
     optimizer: int
     rest: int  # frozen parameters, averages, statistics, the batch
-    temporaries: int  # activations, gradients, and what else lives during the step only
-    total: int  # of all these, with what the compiler pads
-    flops: float  # as XLA counts them: the body of a loop once, however often it runs
-    seconds: float  # that compiling took
+    temporaries: int  # activations, gradients and whatever else lives only during the step
+    total: int  # the sum, with the compiler's padding
+    flops: float  # as counted by XLA: a loop's body only once
+    seconds: float  # of compilation
     compiled: jax.stages.Compiled
 
 
 def devices_for(topology: str | None) -> list[jax.Device]:
-    """The devices to compile for. Those of a topology cannot hold arrays or run what is compiled.
+    """The devices to compile for; a topology's devices cannot hold arrays or run programs. Call it before JAX starts.
 
-    Call it before JAX starts, which sees only CPUs if a topology is named.
-
-    Args:
-      topology: None for this machine's devices; "cpu:64" for 64 emulated ones; or a TPU slice by generation and shape,
-        such as "v5e:4x8" or "v5p:4x4x4", which takes libtpu (`pip install jax[tpu]`) but no TPU and no network.
-
-    Raises:
-      UserError: for a topology that does not exist, or without libtpu.
+    A topology is "cpu:64" for 64 emulated devices, or a TPU slice by generation and shape, such as "v5e:4x8" or
+    "v5p:4x4x4", which needs libtpu (`pip install jax[tpu]`) but no TPU and no network; None: this machine's devices.
+    Raises UserError for an unknown topology or without libtpu.
     """
     if topology is None:
         return all_devices()
@@ -67,17 +62,17 @@ def _cpus(count: int) -> list[jax.Device]:
 def _tpus(topology: str, sides: list[int]) -> list[jax.Device]:
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(f'topology {topology} needs libtpu, though no TPU: pip install "jax[tpu]"')
-    # Off the cloud libtpu would look for a server that tells it which machine it is on.
+    # Without these, libtpu outside the cloud looks for a metadata server.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # only a program that runs on a TPU needs it alone
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # only programs that run on a TPU must load it alone
     from jax.experimental import topologies
 
-    # A host has four chips, 2 x 2, or fewer in a slice that is narrower.
+    # A host has 2 x 2 chips, or fewer in a narrower slice.
     on_host = [*(math.gcd(2, side) for side in sides[:2]), 1, 1][:3]
     try:
         return topologies.get_topology_desc(topology, platform="tpu", chips_per_host_bounds=on_host).devices
-    except (RuntimeError, AttributeError) as error:  # JAX's own errors, and those of a broken libtpu
+    except (RuntimeError, AttributeError) as error:  # errors of JAX, and of a broken libtpu
         raise UserError(
             f"topology {topology} is unknown to libtpu ({first_line(error)}); it knows slices such as v5e:4x8, "
             "v5p:4x4x4 and v6e:8x8"
@@ -85,7 +80,7 @@ def _tpus(topology: str, sides: list[int]) -> list[jax.Device]:
 
 
 def try_step(step_fn, state: TrainState, batch: dict, key: jax.Array, mesh: Mesh) -> StepCost:
-    """Compiles a step for an abstract state (with its layout) and batch; makes no array."""
+    """Compiles a step for an abstract state (with its layout) and batch; creates no array."""
     start = time.perf_counter()
     compiled = compile_fitting_step(step_fn, state, batch, jax.ShapeDtypeStruct(key.shape, key.dtype), mesh)
     seconds = time.perf_counter() - start
@@ -99,7 +94,7 @@ def try_step(step_fn, state: TrainState, batch: dict, key: jax.Array, mesh: Mesh
 
 
 def describe_cost(cost: StepCost, mesh: Mesh, step_flops: int) -> list[str]:
-    """Memory and compute of one device, a line each; `step_flops` of one step by our own count, over all devices."""
+    """Memory and compute of one device, in lines; `step_flops` is our own count for one step on all devices."""
     names = ("parameters", "optimizer", "batch and rest", "temporaries")
     memory = ", ".join(f"{name} {size / MIB:,.1f}" for name, size in zip(names, cost, strict=False))
     count, kind = mesh.devices.size, mesh.devices.flat[0].device_kind

@@ -1,7 +1,7 @@
 """The one training loop.
 
-Its order: evaluate the state, save it, take the next batch, make the step. So the state that is saved after s steps has
-seen exactly the batches 0 ... s - 1, and a run that starts from it goes on with batch s.
+Its order: evaluate the state, save it, take the next batch, make the step. So the state saved after s steps has seen
+exactly the batches 0 ... s - 1, and a run resumed from it continues with batch s.
 """
 
 import contextlib
@@ -24,10 +24,10 @@ MAX_STEPS_AHEAD = 2
 
 
 class NonFiniteLoss(ArithmeticError):
-    """Loss, gradient or state are no longer finite. `step` counts from 1, as in all reports."""
+    """Loss, gradient or state are not finite. `step` counts from 1, as in all reports."""
 
     def __init__(self, step: int, what: str, last_checkpoint: int | None):
-        """`what` is wrong, such as "train/loss is nan"."""
+        """`what` is for example "train/loss is nan"."""
         kept = f"checkpoint {last_checkpoint} is the last good one" if last_checkpoint else "no good checkpoint exists"
         super().__init__(
             f"{what} at step {step}; {kept}. Try a lower --config.optimizer.base_learning_rate, "
@@ -38,8 +38,8 @@ class NonFiniteLoss(ArithmeticError):
 
 
 def check_evaluation(scores: dict[str, float], step: int, unproven: int, checkpoints: Checkpoints) -> None:
-    """Raises NonFiniteLoss if the loss of an evaluation is no number; the checkpoint of `unproven` is set aside."""
-    if not np.isfinite(scores.get("loss", 0.0)):  # which `evaluate.evaluators` may leave out
+    """If the evaluation loss is not finite, sets the checkpoint of step `unproven` aside and raises NonFiniteLoss."""
+    if not np.isfinite(scores.get("loss", 0.0)):  # `evaluate.evaluators` may lack "loss"
         checkpoints.set_aside(unproven)
         raise NonFiniteLoss(step, f"eval/loss is {scores['loss']}", checkpoints.latest_step())
 
@@ -67,39 +67,38 @@ def train(
     stop: StopSignal,
     startup: Startup,
 ) -> TrainState:
-    """Trains from `state` to `total_steps`, saves the last state, and returns it.
+    """Trains from `state` to `total_steps`; saves and returns the last state.
 
     Args:
-      step_fn: the compiled step.
       batches: device batches from the state's step on.
-      key: the run's key; each step derives its own from it.
-      log_every_steps: steps between two reports; the first and the last step are reported too.
-      evaluate: state -> numbers to report; called at every multiple of `evaluate_every_steps` but the last step.
+      key: the run's key, from which each step derives its own.
+      log_every_steps: steps between reports; the first and the last step are always reported.
+      evaluate: state -> numbers to report, called at multiples of `evaluate_every_steps` before the last step.
 
     Raises:
-      NonFiniteLoss: when a step is reported that is not finite and not left out; nothing is saved from it on, and a
-        checkpoint that has not given a finite loss yet is set aside.
-      Stopped: after a signal, when the state is on disk.
+      NonFiniteLoss: at a report of a step that is not finite and not skipped. No later state is saved, and a checkpoint
+        without a finite loss so far is set aside.
+      Stopped: after a signal, once the state is on disk.
       NotSaved: if a checkpoint cannot be saved.
     """
     step = start_step = int(state.step)
-    pending = []  # (step, its scalars still on the device) since the last look
-    # The newest state that a finite loss led to. Later ones are not saved; whether this one itself gives a finite loss
-    # is not known yet.
+    pending = []  # (step, scalars on the device) not yet checked
+    # The newest state that came from a finite loss. Whether it gives a finite loss is not known yet; later states are
+    # not saved.
     unproven = step
     waited, clock, clock_step = 0.0, time.perf_counter(), step
     skipped = int(state.skipped)
 
     def look() -> dict[str, float]:
-        """Fetches the pending scalars, checks that they are finite, and returns the last step's."""
+        """Fetches the pending scalars, checks that they are finite, and returns the last ones."""
         nonlocal skipped, unproven
         scalars = {}
         fetched = jax.device_get(pending)
         pending.clear()
         for at_step, scalars in fetched:
             if what := _what_is_not_finite(scalars):
-                if scalars.get("skipped", 0) <= skipped:  # the update was made
-                    if not np.isfinite(scalars["loss"]):  # of the state before the step, which may be saved
+                if scalars.get("skipped", 0) <= skipped:  # the update was not skipped
+                    if not np.isfinite(scalars["loss"]):  # the loss of the state before the step, which may be saved
                         checkpoints.set_aside(unproven)
                     raise NonFiniteLoss(at_step, what, checkpoints.latest_step())
                 skipped = int(scalars["skipped"])
@@ -117,9 +116,9 @@ def train(
             if evaluation_due or save_due or stop.received:
                 look()
                 paused = time.perf_counter()
-                doubtful = unproven < step == total_steps  # was the last batch to blame, or the state?
+                doubtful = unproven < step == total_steps  # is the last batch to blame, or the state?
                 if doubtful or (evaluation_due and not reporter.has_evaluation(step)):
-                    # An evaluation that a signal cuts short is made when the run goes on.
+                    # An evaluation that a signal interrupts is repeated when the run resumes.
                     with contextlib.suppress(Stopped):
                         stop.look()
                         scores = evaluate(state)
@@ -128,7 +127,7 @@ def train(
                             unproven = step
                         else:
                             reporter.scalars(step, scores, prefix="eval/")
-                stopping = stop.received  # looked at once, so that nothing is stopped without being saved
+                stopping = stop.received  # read only once, so that the state is saved before stopping
                 if (save_due or stopping) and unproven == step:
                     seconds = checkpoints.save(step, state)
                     if seconds is not None:
@@ -142,17 +141,17 @@ def train(
             if step == total_steps:
                 break
 
-            # Two steps ahead keep the device busy; more would fill its memory with batches, and hide a wait for data.
+            # Two steps ahead keep the device busy; more would fill its memory with batches and hide waiting for data.
             if len(pending) >= MAX_STEPS_AHEAD:
                 jax.block_until_ready(pending[-MAX_STEPS_AHEAD])
             profiler.before_step(step, state)
-            with jax.transfer_guard("disallow"):  # what goes to the devices unasked would make each step wait
+            with jax.transfer_guard("disallow"):  # an implicit transfer would slow each step down
                 before = time.perf_counter()
                 try:
                     with stop.waiting():
                         batch = next(batches)
                 except Stopped:
-                    continue  # the state is as it was
+                    continue  # the state has not changed
                 waited += time.perf_counter() - before
                 state, scalars = step_fn(state, batch, key)
             step += 1
@@ -169,5 +168,5 @@ def train(
                 waited, clock, clock_step = 0.0, now, step
                 checkpoints.check()
         checkpoints.wait()
-    stop.look()  # while the last checkpoint was being written
+    stop.look()  # a signal may have come while the last checkpoint was written
     return state

@@ -1,4 +1,4 @@
-"""What a run will do, worked out from its settings before anything is made, and told to the user."""
+"""Plans a run from its settings, before any array is created, and describes the plan."""
 
 import functools
 from typing import NamedTuple
@@ -21,18 +21,18 @@ from mae_jax.training.step import TrainStep, make_train_step
 
 
 class Plan(NamedTuple):
-    """A run's steps, and the functions that make them."""
+    """A run's length and its functions."""
 
     total_steps: int
     warmup_steps: int
-    stages: tuple[Stage, ...]  # of the images' sizes
+    stages: tuple[Stage, ...]  # of image sizes
     init: StateInit
-    abstract: TrainState  # shapes, types and layout of the state
+    abstract: TrainState  # shapes, dtypes and layout of the state
     step_fn: TrainStep  # not compiled
 
 
 def make_plan(config: ConfigDict, objective: Objective, mesh: Mesh) -> Plan:
-    """The plan of a run on a mesh, whose devices may be of other machines; UserError if the batch does not fit them."""
+    """Plans a run on a mesh, perhaps of other machines' devices; UserError if the batch does not fit."""
     check_batch_size(config, objective, mesh)
     train, batch_size = config.train, config.data.batch_size
     steps_per_epoch = max(1, objective.num_train // batch_size)
@@ -52,7 +52,7 @@ def make_plan(config: ConfigDict, objective: Objective, mesh: Mesh) -> Plan:
 
 
 def check_batch_size(config: ConfigDict, objective: Objective, mesh: Mesh) -> None:
-    """Raises UserError unless the data fill a batch, and its parts can be split evenly over the devices."""
+    """Raises UserError unless the data fill a batch and its parts split evenly over the devices."""
     size, unit = config.data.batch_size, batch_unit(config, mesh, objective.mixes_pairs)
     if size % unit:
         pairs = " x pairs to mix" if objective.mixes_pairs else ""
@@ -68,7 +68,7 @@ def check_batch_size(config: ConfigDict, objective: Objective, mesh: Mesh) -> No
 
 
 def describe_plan(config: ConfigDict, objective: Objective, mesh: Mesh, plan: Plan) -> list[str]:
-    """What will run, a line each: the objective's own rows, then batch, stages if there are several, schedule, mesh."""
+    """Lines that describe a run: the objective's rows, then data, batch, stages if several, schedule and mesh."""
     data, train, optimizer, steps = config.data, config.train, config.optimizer, plan.total_steps
     state, devices = plan.abstract, mesh.devices.flat
     parts = f" in {train.accumulate_steps} parts" if train.accumulate_steps > 1 else ""

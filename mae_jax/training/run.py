@@ -1,4 +1,4 @@
-"""A run, from its settings or its newest checkpoint to its result. What is trained is the objective's affair."""
+"""A training run of any objective, from its settings or its newest checkpoint to its result."""
 
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
@@ -30,12 +30,12 @@ from mae_jax.workdir.writing import finite_or_null, read_object, write_json
 def run_training(
     config: ConfigDict, workdir: Path, stop: StopSignal, objective: Objective, mesh: Mesh, startup: Startup
 ) -> None:
-    """Trains as `config` says; goes on from the newest checkpoint in `workdir`, does nothing if it is finished.
+    """Trains by `config`; resumes from the newest checkpoint in `workdir`, and does nothing if the run is finished.
 
     Raises:
-      UserError: for settings or checkpoints that do not fit, before anything is compiled.
-      NonFiniteLoss, Stopped: as `train`.
-      NotSaved, OSError: if a checkpoint, or another file, cannot be written.
+      UserError: for unsuitable settings or checkpoints, before anything is compiled.
+      NonFiniteLoss, Stopped, NotSaved: see `train`.
+      OSError: if a file cannot be written.
     """
     plan = make_plan(config, objective, mesh)
     total_steps = plan.total_steps
@@ -56,13 +56,13 @@ def run_training(
     else:
         keep_earlier_result(workdir, saved_step)
 
-    # Say what will run.
+    # Describe the run.
     write_json(workdir / "config.json", config.to_dict() | provenance())
     say(f"{config.data.name} -> {workdir}", *describe_plan(config, objective, mesh, plan))
     for key, (then, now) in changed.items():
         say(f"  changed   {key} was {then!r} up to step {start_step}, is now {now!r}")
 
-    # Make the state and the first batches while the step compiles, which leaves a core free.
+    # Create the state and the first batches while the step compiles, which leaves a core free.
     check_memory(bytes_on_a_device(plan.abstract), mesh)
     key = make_train_key(config.seed, mesh)
     compiler = ThreadPoolExecutor(1)
@@ -104,7 +104,7 @@ def run_training(
 
         # Measure the result.
         lines = measure(objective, state, workdir, reporter, checkpoints)
-        if replaced := sum_of_all(len(batches.bad_images)):  # since the run was last started
+        if replaced := sum_of_all(len(batches.bad_images)):  # since the last start
             lines.append(f"{replaced} images could not be read and were replaced; the log names them")
         reporter.line(*lines)
 
@@ -116,7 +116,7 @@ def measure(
     step = int(state.step)
     scores = objective.evaluate(state, reporter)
     check_evaluation(scores, step, step, checkpoints)
-    if reporter.has_evaluation(step):  # the run was killed after it was reported
+    if reporter.has_evaluation(step):  # the run was killed after the report
         reporter.draw_curves()
     else:
         reporter.scalars(step, scores, prefix="eval/")

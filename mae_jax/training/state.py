@@ -1,4 +1,4 @@
-"""What a training step changes, and how it comes to be."""
+"""The training state and its creation."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,18 +15,18 @@ from mae_jax.runtime.mesh import create, parameter_shardings, put
 
 
 class TrainState(NamedTuple):
-    """Everything that a checkpoint holds. There is no random state: keys derive from the seed and the step."""
+    """The content of a checkpoint. There is no random state: keys derive from the seed and the step."""
 
-    step: jax.Array  # int32 scalar: updates done
-    params: dict[str, Any]  # nested dict of float32 arrays that train
+    step: jax.Array  # int32 scalar: steps done
+    params: dict[str, Any]  # trained parameters: nested dict of float32 arrays
     opt_state: optax.OptState
-    frozen: dict[str, Any] = {}  # parameters that stay as they are
+    frozen: dict[str, Any] = {}  # frozen parameters
     statistics: dict[str, Any] = {}  # running statistics of BatchNorm
     average: dict[str, Any] = {}  # moving average of `params`, if one is kept
-    skipped: jax.Array | int = 0  # int32 scalar: updates that were left out, since they were not finite
+    skipped: jax.Array | int = 0  # int32 scalar: updates skipped because they were not finite
 
     def variables(self) -> dict[str, Any]:
-        """All that the model needs, in one nested dict; of the moving average if there is one."""
+        """All of the model's variables in one nested dict, with the moving average of `params` if there is one."""
         return join(self.frozen, self.average or self.params, self.statistics)
 
 
@@ -51,19 +51,19 @@ def make_init(
 
 
 def abstract_state(init: StateInit, mesh: Mesh) -> TrainState:
-    """Shapes, types and layouts of the state that `init` makes, without making it."""
+    """Shapes, dtypes and layouts of the state that `init` creates."""
     shapes = jax.eval_shape(init, jax.random.key(0))
     shardings = parameter_shardings(mesh, shapes)
     return jax.tree.map(lambda s, sh: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sh), shapes, shardings)
 
 
 def create_state(init: StateInit, key: jax.Array, mesh: Mesh) -> TrainState:
-    """The state at step 0, every array created where it will live."""
+    """The state at step 0, each array created on its devices."""
     return create(init, key, mesh)
 
 
 def start_from(state: TrainState, values: Variables) -> TrainState:
-    """Replaces a state's parameters and statistics by those that `values` has of them."""
+    """Replaces those parameters and statistics of a state that are in `values`."""
 
     def replace(tree: dict, new: dict) -> dict:
         flat = flatten_dict(tree)
@@ -80,5 +80,5 @@ def start_from(state: TrainState, values: Variables) -> TrainState:
 
 
 def shardings_of(tree) -> NamedSharding:
-    """The layout of each array (or abstract array) of a tree."""
+    """The sharding of each array (or abstract array) in a tree."""
     return jax.tree.map(lambda leaf: leaf.sharding, tree)

@@ -1,4 +1,4 @@
-"""The training step: one compiled call that takes a state and a batch to the next state."""
+"""The training step: one compiled call from a state and a batch to the next state."""
 
 import functools
 from collections.abc import Callable
@@ -14,11 +14,11 @@ from mae_jax.runtime.mesh import BATCH_AXES, batch_sharding, compiler_options, p
 from mae_jax.runtime.sharding import ROWS, axes_of, batch_devices, mean_over_batch, on_shards, vary, varying
 from mae_jax.training.state import TrainState, shardings_of
 
-STATISTICS_MOMENTUM = 0.1  # share of a batch in the running statistics of BatchNorm
+STATISTICS_MOMENTUM = 0.1  # weight of a new batch in the running statistics of BatchNorm
 
 
 class Parts(NamedTuple):
-    """How a batch is cut into parts that are worked on one after the other."""
+    """How a batch is cut into parts, which are processed one after the other."""
 
     count: int
     run: int  # rows that stay together
@@ -40,18 +40,14 @@ def make_train_step(
 ) -> TrainStep:
     """A pure function (state, batch, key) -> (state, scalars).
 
-    The batch's arrays have a leading axis [B]. Example b of step s has the key split(fold_in(key, s), B)[b], however
-    the batch is cut and wherever it lies.
+    Batch arrays have a leading axis [B]. Example b of step s has the key split(fold_in(key, s), B)[b] on any number of
+    parts and devices. The scalar `finite` tells whether the new state is finite, whatever the loss.
 
     Args:
-      loss_fn: runs on shards (`parallel`): it sees a device's rows.
-      accumulate_steps: parts that the batch is cut into; their gradients are averaged before the one update, and so are
-        their statistics.
-      ema_decay: of the moving average of the parameters, if the state has one.
+      loss_fn: runs on shards: it sees a device's rows.
+      accumulate_steps: parts of a batch; their gradients and statistics are averaged before the update.
       mixes_pairs: rows 2i and 2i + 1 must stay together.
-      skip_nonfinite: as many updates at most are left out of a run where loss, gradient or the new state is not finite.
-
-    Among the scalars `finite` tells whether the state after the update is, whatever the loss.
+      skip_nonfinite: the maximum number of updates to skip because loss, gradient or new state is not finite.
     """
     parts = Parts(accumulate_steps, 2 if mixes_pairs else 1)
 
@@ -71,9 +67,9 @@ def make_train_step(
         average = optax.incremental_update(params, state.average, 1 - ema_decay) if state.average else {}
         scalars = {
             "loss": loss,
-            # The barrier: XLA would write the squares to memory once, for the norm and for AdamW, which costs more.
+            # Without the barrier, XLA stores the squares to share them with AdamW, which is slower.
             "grad_norm": optax.tree.norm(jax.lax.optimization_barrier(grads)),
-            # The optimizer counts the updates that were made.
+            # The optimizer does not count skipped updates.
             "learning_rate": schedule(state.step - state.skipped),
             **details.scalars,
         }
@@ -91,17 +87,17 @@ def make_train_step(
 
 
 def _all_finite(tree: Any) -> jax.Array:
-    """Whether every number of a tree is finite: a bool scalar. XLA takes it in the pass that writes the numbers."""
+    """Whether all numbers of a tree are finite: a bool scalar. XLA fuses this with writing them."""
     return functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)])
 
 
 def _mean_gradients(
     loss_fn: LossFn, specs: dict, parts: Parts, params: dict, frozen: dict, batch: dict, keys: jax.Array
 ):
-    """On shards: ((loss, details), gradients), all means over the whole batch; the gradients lie as the parameters do.
+    """On shards: ((loss, details), gradients), means over the global batch; gradients are sharded as the parameters.
 
-    What a device adds up over its rows is summed over the data axis once, after all parts; what is split over fsdp was
-    so already, in the backward pass, since no device has room for the whole.
+    Gradients are summed over the data axis once, after all parts. Over the fsdp axis the backward pass has already
+    summed those of sharded parameters, since a device has no room for all of them.
     """
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     if parts.count == 1:
@@ -117,10 +113,10 @@ def _mean_gradients(
 
 
 def _accumulate(grad_fn, params: dict, frozen: dict, rows, parts: Parts):
-    """The mean of grad_fn over the parts of a device's rows, one after the other."""
+    """The mean of grad_fn over the parts of a device's rows."""
 
     def cut(x):
-        # The parts take rows in turn: so each has the same rows on any number of devices.
+        # Parts take rows in turn, so each part has the same rows on any number of devices.
         count, run = parts
         runs = x.reshape(len(x) // (run * count), count, run, *x.shape[1:])
         return jnp.moveaxis(runs, 1, 0).reshape(count, len(x) // count, *x.shape[1:])
@@ -136,11 +132,7 @@ def _accumulate(grad_fn, params: dict, frozen: dict, rows, parts: Parts):
 
 
 def compile_train_step(train_step, state: TrainState, batch: dict, key: jax.Array, mesh: Mesh) -> jax.stages.Compiled:
-    """Compiles the step for a mesh; the old state's memory is given to the new one.
-
-    Args:
-      state, batch: arrays or their abstract shapes, those of the state with their layout.
-    """
+    """Compiles the step for a mesh, donating the state's memory; arrays may be abstract, the state's with a layout."""
     state_shardings = shardings_of(state)
     step = jax.jit(
         train_step,
@@ -152,7 +144,7 @@ def compile_train_step(train_step, state: TrainState, batch: dict, key: jax.Arra
 
 
 def memory_in_bytes(compiled: jax.stages.Compiled) -> int | None:
-    """Memory of one device that the compiled step needs: state, batch, and everything in between; None if not told."""
+    """Memory on one device for the compiled step: state, batch and temporaries; None if unknown."""
     analysis = compiled.memory_analysis()
     if analysis is None:
         return None
