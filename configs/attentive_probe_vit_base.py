@@ -1,8 +1,6 @@
-"""Attentive probe of ViT-B/16 on ImageNet-1k: a learned query pools the patch tokens. Not run here.
+"""Attentive probe of ViT-B/16 on ImageNet-1k, with the pool of CAE (arXiv 2202.03026), AIM (2401.08541). Not run here.
 
-    python main.py --config=configs/attentive_probe_vit_base.py --config.init_from=runs/vit_base --config.data.path=DATA
-
-The pool is that of CAE (arXiv 2202.03026) and AIM (arXiv 2401.08541); the optimizer's values are this project's.
+python main.py --config=configs/attentive_probe_vit_base.py --config.init_from=runs/vit_base --config.data.path=DATA
 """
 
 from configs import linear_probe_vit_base

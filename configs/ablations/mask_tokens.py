@@ -1,4 +1,4 @@
-"""Whether the encoder sees mask tokens (He et al. 2021, Table 1c: without is better, at a third of the computation).
+"""Whether the encoder sees mask tokens (He et al. 2021, Table 1c: without is better, at under a third of the FLOPs).
 
 python main.py --config=configs/ablations/mask_tokens.py[:BASE]
 """

@@ -30,7 +30,6 @@ class Profiler:
                 self._active = True
 
     def close(self) -> None:
-        """Ends the trace, if any."""
         if self._active:
             self._active = False
             try:

@@ -73,7 +73,6 @@ class StopSignal:
                 signal.setitimer(signal.ITIMER_REAL, 0)
 
     def look(self) -> None:
-        """Raises Stopped if there was a signal."""
         if self.received is not None:
             raise Stopped
 

@@ -22,7 +22,6 @@ class Startup:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """A context whose duration counts for a phase."""
         before = time.perf_counter()
         yield
         self.add(name, time.perf_counter() - before)
@@ -36,10 +35,7 @@ class Startup:
 
 
 def use_compilation_cache() -> None:
-    """Caches compiled programs in a folder for each host, unless JAX_COMPILATION_CACHE_DIR names another.
-
-    A program compiled for one host's CPU may not run on another's.
-    """
+    """Caches compiled programs for each host (CPUs differ), unless JAX_COMPILATION_CACHE_DIR names a folder."""
     if jax.config.jax_compilation_cache_dir is None:
         with contextlib.suppress(RuntimeError):  # a user without a home
             folder = Path("~/.cache/mae_jax/compiled").expanduser() / socket.gethostname()

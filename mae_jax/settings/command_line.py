@@ -84,7 +84,6 @@ def given_settings(arguments: list[str]) -> tuple[str, ...]:
 
 
 def asks_for_help(arguments: list[str]) -> bool:
-    """Whether a command line has `--help` or one of its variants."""
     return any(argument.startswith("-") and argument.lstrip("-") in HELP for argument in arguments)
 
 
@@ -129,12 +128,7 @@ def describe_unknown_flag(name: str, arguments: list[str]) -> str:
 
 
 def load_config(path: Path, argument: str | None) -> ConfigDict:
-    """Returns the result of a config file's `get_config`.
-
-    Raises:
-      UserError: if the file is no config, rejects the argument or fails; or if its settings are not those of
-        configs/common.py.
-    """
+    """The result of a config file's `get_config`; UserError if it fails, or its keys are not those of common.py."""
     spec = importlib.util.spec_from_file_location("checked_config", path)
     if spec is None:
         raise UserError(f"config {path} is not a Python file; give one of configs/*.py")

@@ -69,10 +69,7 @@ def nearest_setting(key: str, known: Iterable[str]) -> str:
 
 
 def find_meant(asked: str, known: Iterable[str], elsewhere: dict[str, str]) -> str | None:
-    """The most likely of the known dotted names, or a `--flag` of `elsewhere`; None if none is near.
-
-    `elsewhere` is SETTINGS or CONFIGS. Of equally near names, the first one counts.
-    """
+    """The nearest of the known dotted names (the first of equals), or a `--flag` of `elsewhere`; None: none is near."""
     known, leaf = list(known), _leaf(asked)
     names = {alias: name for name, aliases in elsewhere.items() for alias in aliases.split()}
     names = {alias: name for alias, name in names.items() if name in known or name.startswith("--")}

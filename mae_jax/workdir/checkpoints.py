@@ -96,7 +96,6 @@ class Checkpoints:
         return find_damage(self._folder / str(step)) or (None if described else "about/metadata cannot be read"), about
 
     def due(self, step: int) -> bool:
-        """Whether a regular save falls on this step."""
         return step > 0 and step % self._settings.every_steps == 0
 
     def save(self, step: int, state: State) -> float | None:

@@ -45,7 +45,6 @@ def check_paths(workdir: Path) -> None:
 
 
 def _is_ours(workdir: Path) -> bool:
-    """Whether a run has started here."""
     versions = (read_object(workdir / "config.json") or {}).get("versions")
     return isinstance(versions, dict) and "jax" in versions or any(workdir.glob("checkpoints/*/about/metadata"))
 
@@ -61,10 +60,7 @@ def check_not_beyond(workdir: Path, step: int, total_steps: int) -> None:
 
 @only_main
 def keep_earlier_run(workdir: Path) -> None:
-    """Renames metrics, result and pictures of an earlier run that left no checkpoints, and says so.
-
-    Its event files stay, since new ones tell TensorBoard that the run starts again.
-    """
+    """Renames metrics, result and pictures, but not event files, of an earlier run without checkpoints; says so."""
     for path in (workdir / name for name in ("metrics.jsonl", "metrics.png", "result.json", "reconstructions")):
         if path.exists():
             kept = path.rename(free_name(path))

@@ -211,10 +211,7 @@ class WeightsAndBiases:
 
 @WRITERS.register("mlflow")
 class MLflow:
-    """A run in the experiment named after the workdir's parent folder, at MLFLOW_TRACKING_URI or in the workdir.
-
-    A server's failure after the start prints a line, but does not end the run.
-    """
+    """A run in the experiment named after the workdir's parent, at MLFLOW_TRACKING_URI or in the workdir."""
 
     package = "mlflow"
 

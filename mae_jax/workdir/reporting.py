@@ -53,10 +53,7 @@ class Reporter:
             self._bar = tqdm(total=total_steps, initial=start_step, bar_format=layout, dynamic_ncols=True)
 
     def training(self, step: int, scalars: dict[str, float], *, seconds: float, steps: int, waited: float) -> None:
-        """Reports the scalars of a step, and the speed of the last `steps` steps.
-
-        `seconds`: their wall time without evaluations and saving, of which `waited` was spent waiting for data.
-        """
+        """Reports a step's scalars, and the speed of `steps` steps that took `seconds`, of which data took `waited`."""
         images_per_second = steps * self._batch_size / seconds
         flops_per_image = sum(self._flops(earlier) for earlier in range(step - steps, step)) / steps
         speed = {
@@ -111,7 +108,6 @@ class Reporter:
         return step in self._evaluated
 
     def close(self) -> None:
-        """Flushes and closes the files."""
         if self._bar is not None:
             self._bar.close()
         self._writers.close()
