@@ -104,8 +104,6 @@ def _fit(examples, count, c, mean, scale, num_classes, mesh):
         return dict(w=w, b=params["b"] - jnp.matmul(mean, w, precision="highest"))
 
     def part_loss(params, part):
-        """The summed cross-entropy of a device's examples."""
-
         @jax.checkpoint  # the backward pass, too, holds the logits of one block at a time
         def block_loss(loss, number):
             rows, targets, weights = (x[number] for x in part)

@@ -102,7 +102,6 @@ class Objective(abc.ABC):
 
     @property
     def num_train(self) -> int:
-        """The number of training examples."""
         return len(self.train_source)
 
     @abc.abstractmethod

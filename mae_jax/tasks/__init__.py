@@ -16,7 +16,6 @@ TASKS = {**dict.fromkeys(OBJECTIVES, "train"), **{name: name for name in MEASURI
 
 
 def trains(name: str) -> bool:
-    """Whether a task trains an objective."""
     return name in OBJECTIVES or ":" in name
 
 

@@ -21,8 +21,6 @@ from mae_jax.training.step import TrainStep, make_train_step
 
 
 class Plan(NamedTuple):
-    """A run's length and its functions."""
-
     total_steps: int
     warmup_steps: int
     stages: tuple[Stage, ...]  # of image sizes

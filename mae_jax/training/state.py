@@ -39,8 +39,6 @@ def make_init(
     *,
     keep_average: bool = False,
 ) -> StateInit:
-    """A function key -> TrainState at step 0."""
-
     def init(key: jax.Array) -> TrainState:
         params, frozen, statistics = init_variables(key)
         average = jax.tree.map(jnp.copy, params) if keep_average else {}
