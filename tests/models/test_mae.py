@@ -143,7 +143,8 @@ def test_features_are_of_all_patches_and_of_any_image_size_the_patch_size_divide
 def test_one_key_gives_every_image_of_a_batch_another_mask():
     config = MAEConfig(32, 2, 1, 8, 1, 1, 1.0, 8, 1, 1)
     params, images = random_params(config), np.zeros((16, 32, 32, 1), np.float32)
-    masks = [make_bind(config)(params)._masks(jnp.zeros((16, 256, 1)), (16, 16), jax.random.key(seed)).mask for seed in range(2)]
+    model, patches = make_bind(config)(params), jnp.zeros((16, 256, 1))
+    masks = [model._masks(patches, (16, 16), jax.random.key(seed)).mask for seed in range(2)]
     assert len(np.unique(np.concatenate(masks), axis=0)) == 32
     from_call = jax.jit(lambda key: make_bind(config)(params)(images, key=key).mask)(jax.random.key(1))
     np.testing.assert_array_equal(from_call, masks[1])
@@ -161,7 +162,8 @@ def test_one_key_for_each_image_makes_its_result_independent_of_the_batch():
 
 def test_a_raw_key_and_a_typed_key_draw_the_same_masks():
     model = make_bind(SMALL)(random_params(SMALL))
-    masks = [model._masks(jnp.zeros((3, 12, 1)), (3, 4), key).mask for key in (jax.random.PRNGKey(5), jax.random.key(5))]
+    keys, patches = (jax.random.PRNGKey(5), jax.random.key(5)), jnp.zeros((3, 12, 1))
+    masks = [model._masks(patches, (3, 4), key).mask for key in keys]
     np.testing.assert_array_equal(*masks)
 
 
