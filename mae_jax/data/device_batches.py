@@ -61,7 +61,7 @@ def training_batches(
     sizes, size_of = sizes_from(stages, steps.start), functools.partial(size_at, stages)
     if can_be_resident(source, data, channels, sizes, len(steps) * data.batch_size):
         if not source.in_memory:
-            say(f"  data      reads {len(source):,} pictures, which will live on the device (data.on_device)")
+            say(f"  data      reads {len(source):,} pictures, to keep them on the device (data.on_device)")
         found = read_all(source, data, channels)
         batches = ResidentBatches(*found, data, mesh, names=tuple(names), size_at=size_of, start_step=steps.start)
         return DeviceBatches(batches, prefetch_to_device(batches, lambda batch: batch, data.prefetch_batches))

@@ -160,9 +160,7 @@ def _visible(folder: str | Path) -> list[os.DirEntry]:
     try:
         return with_patience(scan)
     except OSError as error:
-        raise UserError(
-            f"{folder} cannot be read: {reason(error)}; mend that, or move the folder out of the data"
-        ) from error
+        raise UserError(f"{folder} cannot be read: {reason(error)}; fix that, or move the folder elsewhere") from error
 
 
 def _kind(entry: os.DirEntry) -> str:
@@ -175,9 +173,9 @@ def _kind(entry: os.DirEntry) -> str:
         mode = entry.stat().st_mode
     except FileNotFoundError as error:
         target = os.readlink(entry.path) if entry.is_symlink() else "nothing"
-        raise UserError(f"{entry.path} is a link to {target}, which does not exist: mend or remove the link") from error
+        raise UserError(f"{entry.path} is a link to {target}, which does not exist: fix or remove the link") from error
     except OSError as error:
-        raise UserError(f"{entry.path} cannot be read: {reason(error)}; mend or remove it") from error
+        raise UserError(f"{entry.path} cannot be read: {reason(error)}; fix or remove it") from error
     tests = {"file": stat.S_ISREG, "folder": stat.S_ISDIR, "pipe": stat.S_ISFIFO, "socket": stat.S_ISSOCK}
     return next((kind for kind, is_kind in tests.items() if is_kind(mode)), "device")
 

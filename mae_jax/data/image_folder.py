@@ -118,7 +118,7 @@ class PictureFiles(Source):
         else:
             self._files = [path] if path.is_file() and is_picture_name(path.name) else []
         if not self._files:
-            holds = f"holds no picture{f' ({unread})' if unread else ''}" if path.is_dir() else "is no picture"
+            holds = f"has no pictures{f' ({unread})' if unread else ''}" if path.is_dir() else "is not a picture"
             raise UserError(f"data.path={path} {holds}; files of pictures end in {' '.join(EXTENSIONS)}")
         self.place, self.notes = f"in {path}", [unread] if unread else []
 
@@ -149,7 +149,7 @@ def _check_trainable(found: _Found, eval_fraction: float) -> None:
         )
     if not found.files[0] and splits.evaluation:
         raise NothingToTrainOn(
-            f"no pictures to learn from: besides {splits.evaluation} there are none in {splits.train}"
+            f"no training pictures: {splits.train} has no pictures other than those of {splits.evaluation}"
         )
     if not found.files[0]:
         raise NothingToTrainOn(
@@ -186,6 +186,6 @@ def _lacking(classes: list[str] | None, train_files: list[str], eval_files: list
             lacking = sorted(set(classes or ()) - set(map(folder_of, files)))
             if lacking:
                 notes.append(
-                    f"no picture to {purpose} of {len(lacking):,} of {len(classes):,} classes: {first_few(lacking)}"
+                    f"no pictures to {purpose} for {len(lacking):,} of {len(classes):,} classes: {first_few(lacking)}"
                 )
     return notes

@@ -91,7 +91,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
             if index not in self.bad_images:
                 name = self.bad_images[index] = self._source.name_of(index)
                 self._first_reason = reason if len(self.bad_images) == 1 else self._first_reason
-                _logger.warning("bad picture %s (%s): another takes its place", escaped(name), escaped(reason))
+                _logger.warning("bad picture %s (%s): it is replaced by another", escaped(name), escaped(reason))
         total = len(self._source)
         limit = BAD_SHARE * max(min(self._reads, total), min(total, BAD_SHARE_SAMPLE))
         if len(self.bad_images) > limit:
@@ -100,7 +100,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
             raise UserError(
                 f"{len(self.bad_images)} of the first {self._reads} pictures read, of {total}, cannot be used: {names}"
                 f"{', ...' if len(self.bad_images) > 3 else ''} (the first: {self._first_reason}); up to 1 % are "
-                "replaced by others: remove or mend such files (each is named in the log)"
+                "replaced by others: remove or fix such files (each is named in the log)"
             )
 
 

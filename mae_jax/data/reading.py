@@ -81,7 +81,7 @@ class PictureReader:
             except BadImage as error:
                 if self.on_bad_image == "raise":
                     raise UserError(
-                        f"{self.source.name_of(candidate)} cannot be used: {error}; mend or remove it, "
+                        f"{self.source.name_of(candidate)} cannot be used: {error}; fix or remove it, "
                         "or set data.on_bad_image=replace"
                     ) from error
                 bad[candidate] = str(error)

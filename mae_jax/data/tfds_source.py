@@ -43,7 +43,7 @@ class TfdsSource(Source):
             self._image_key = _choose(features, tfds.features.Image, (*supervised, "image"))
             self._label_key = _choose(features, tfds.features.ClassLabel, (*supervised, "label"))
             if self._image_key is None:
-                raise UserError(f"data.name={name}: no feature of it is a picture, only {', '.join(features)}")
+                raise UserError(f"data.name={name}: it has no images, only {', '.join(features)}")
             if not builder.is_prepared():
                 raise UserError(_how_to_prepare(builder, name, data_dir))
             try:

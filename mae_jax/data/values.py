@@ -61,7 +61,7 @@ def check_bands(picture: Image.Image) -> None:
     beyond = samples - _COLOURS.get(tags.get(_PHOTOMETRIC, 0), samples)
     if beyond > 0 and not (beyond == len(extra) == 1 and extra[0] in _ALPHA):
         raise BadImage(
-            f"{_describe(tags)}, {beyond} beyond its colours, not marked as transparency: save the colours alone"
+            f"{_describe(tags)}, {beyond} beyond its colours, not marked as transparency: save only the colours"
         )
 
 
@@ -115,7 +115,7 @@ def to_eight_bits(picture: Image.Image, deep: tuple[str, type], value_range: Ran
             "set data.value_range=(low, high), which scales every picture alike"
         )
     if "transparency" in picture.info:
-        raise BadImage(f"{name} with a transparent value, which is not read: save it without")
+        raise BadImage(f"{name} with a transparent value, which is not supported: save the picture without it")
     grey = scaled(values, value_range)
     return 255 - grey if getattr(picture, "tag_v2", {}).get(_PHOTOMETRIC) == 0 else grey
 

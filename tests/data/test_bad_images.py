@@ -155,7 +155,7 @@ def test_a_folder_without_one_good_picture_is_an_error(folder):
 
 def test_raise_stops_at_the_first_bad_picture_and_names_it(folder):
     config, source = folder(200, {17}, on_bad_image="raise")
-    with pytest.raises(UserError, match="00017.png cannot be used: the file is empty; mend or remove it"):
+    with pytest.raises(UserError, match="00017.png cannot be used: the file is empty; fix or remove it"):
         read(config, source, 10)
 
 

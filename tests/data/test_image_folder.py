@@ -101,7 +101,7 @@ def test_every_class_of_two_or_more_pictures_is_held_out_alike_and_has_both_side
     train, evaluation = (open_folder(tmp_path, split, eval_fraction=0.1) for split in ("train", "eval"))
     assert np.bincount(evaluation.labels(), minlength=4).tolist() == [1, 2, 0, 4]
     assert np.bincount(train.labels(), minlength=4).tolist() == [1, 18, 1, 36]
-    assert "no picture to evaluate on of 1 of 4 classes: cat" in evaluation.notes
+    assert "no pictures to evaluate on for 1 of 4 classes: cat" in evaluation.notes
 
 
 def test_classes_of_one_picture_each_are_held_out_of_together(tmp_path, write_pictures, open_folder):
@@ -109,7 +109,7 @@ def test_classes_of_one_picture_each_are_held_out_of_together(tmp_path, write_pi
     train, evaluation = (open_folder(tmp_path, split, eval_fraction=0.1) for split in ("train", "eval"))
     assert (len(train), len(evaluation), train.num_classes) == (36, 4, 40)
     assert [note.split(":")[0] for note in evaluation.notes] == [
-        "no picture to learn from of 4 of 40 classes", "no picture to evaluate on of 36 of 40 classes",
+        "no pictures to learn from for 4 of 40 classes", "no pictures to evaluate on for 36 of 40 classes",
     ]  # fmt: skip
 
 
@@ -130,7 +130,7 @@ def test_an_evaluation_fraction_of_one_takes_all_and_leaves_nothing_to_train_on(
 
 def test_classes_that_a_split_folder_lacks_are_named(tmp_path, write_pictures, open_folder):
     write_pictures(tmp_path, "train/cat/1.png", "train/dog/2.png", "val/dog/3.png")
-    assert open_folder(tmp_path, "eval").notes == ["no picture to evaluate on of 1 of 2 classes: cat"]
+    assert open_folder(tmp_path, "eval").notes == ["no pictures to evaluate on for 1 of 2 classes: cat"]
 
 
 def test_both_folders_their_counts_and_what_is_not_used_are_told(tmp_path, write_pictures, open_folder):

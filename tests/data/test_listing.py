@@ -56,7 +56,7 @@ def test_pipes_sockets_devices_and_links_to_them_are_not_opened_and_counted(tmp_
         assert len(PictureFiles(tmp_path)) == 1
     assert found.files == ["1.png"]
     assert describe_unread(found.unread) == "4 files of types that are not read: pipe 2, device 1, socket 1"
-    with pytest.raises(UserError, match="pipe.png is no picture"):
+    with pytest.raises(UserError, match="pipe.png is not a picture"):
         PictureFiles("pipe.png")
 
 

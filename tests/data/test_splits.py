@@ -116,7 +116,7 @@ def test_an_evaluation_folder_alone_can_be_measured(tmp_path, write_pictures, op
     write_pictures(tmp_path, "test/cat/1.png", "test/dog/2.png")
     evaluation = open_folder(tmp_path, "eval")
     assert evaluation.class_names == ["cat", "dog"] and len(evaluation) == 2
-    with pytest.raises(UserError, match="no pictures to learn from"):
+    with pytest.raises(UserError, match="no training pictures"):
         open_folder(tmp_path, "train")
 
 

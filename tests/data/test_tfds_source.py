@@ -133,7 +133,7 @@ def test_a_source_can_be_pickled(tmp_path, open_tiny):
 
 def test_data_without_pictures_are_refused(tmp_path, open_tiny):
     prepare(tmp_path, {"caption": TEXT}, {"train": 2})
-    with pytest.raises(UserError, match="data.name=tiny: no feature of it is a picture, only caption"):
+    with pytest.raises(UserError, match="data.name=tiny: it has no images, only caption"):
         open_tiny()
 
 
