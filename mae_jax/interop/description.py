@@ -94,7 +94,7 @@ def data_settings(found: Description, model: MAEConfig) -> dict[str, Any]:
         found.notes.append("mean and std of its pictures are not in it: ImageNet's are taken")
     mean, std, crop = data["mean"], data["std"], data["eval_crop"]
     if not all(map(is_number, (*mean, *std, crop))) or min(std) < LEAST_STD:
-        raise UserError(f"mean={mean}, std={std} or crop_pct={crop!r} is no number that pictures survive")
+        raise UserError(f"mean={mean}, std={std} or crop_pct={crop!r} is not a usable value")
     Processor(model.image_size, model.channels, mean, std, crop, data.get("value_range"))  # refuses what does not fit
     return data
 

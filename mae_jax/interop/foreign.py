@@ -59,7 +59,7 @@ def read_foreign(path: Path, asked: dict[str, Any] | None = None) -> Weights:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
-        text = f"or a JSON file beside it, says something in a form that is not known ({first_line(error)})"
+        text = f"or a JSON file beside it, has an unknown form ({first_line(error)})"
         raise UserError(f"{path}, {text}") from error
 
 
@@ -97,7 +97,7 @@ def _check_whole(found: Description) -> None:
     needed = ESSENTIAL + (DECODER_ESSENTIAL if found.has_decoder else ())
     if missing := [name for name in needed if name not in found.state]:
         has = listed(list(found.state)) or "nothing"
-        raise UserError(f"it holds no whole ViT or masked autoencoder: it lacks {listed(missing)}; it has {has}")
+        raise UserError(f"it has no complete ViT or masked autoencoder: it lacks {listed(missing)}; it has {has}")
 
 
 def _model_config(found: Description, asked: dict[str, Any], file_name: str) -> MAEConfig:
@@ -159,8 +159,8 @@ def _assume(settings: dict[str, Any], found: Description, file_name: str) -> Non
     for name, width in (("num_heads", "width"), ("decoder_num_heads", "decoder_width")):
         if name in assumed and (assumed[name] < 1 or settings[width] % assumed[name]):
             raise UserError(
-                f"it does not say its {name}, and {width} {settings[width]} is no usual one: say it, "
-                f"by mae_jax.load(path, {name}=...) or --config.assume.{name}=..."
+                f"it does not say its {name}, and {width} {settings[width]} is no usual one: give it "
+                f"with mae_jax.load(path, {name}=...) or --config.assume.{name}=..."
             )
     settings |= assumed
     if found.norm_epsilon == 1e-6:  # the usual one, except in Hugging Face's files
@@ -184,7 +184,7 @@ def _image_size(found: Description, patch_size: int, asked: int | tuple[int, int
             return asked
     if not square:
         raise UserError(
-            f"it has positions for {patches} patches, which make no square: say the size of its images, by "
+            f"it has positions for {patches} patches, which do not form a square: give the image size with "
             "mae_jax.load(path, image_size=(height, width)) or --config.assume.image_size='(height,width)'"
         )
     return side * patch_size

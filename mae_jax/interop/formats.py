@@ -43,7 +43,7 @@ def fit(weights: Weights, format: str, *, encoder_only: bool = False) -> Weights
     if is_classifier(config):
         _check_pool(config["classifier"]["pool"], format)
         if config["classifier"]["batch_norm"] and format != "facebook":
-            notes.append("the BatchNorm before the linear layer is worked into it")
+            notes.append("the BatchNorm before the linear layer is folded into it")
             config = config | {"classifier": config["classifier"] | {"batch_norm": False}}
             weights = weights._replace(config=config, params=fold_batch_norm(weights.params))
     beit = format == "huggingface" and is_classifier(config) and config["classifier"]["pool"] == "mean_norm"

@@ -33,7 +33,7 @@ def read_preprocessor(preprocessor: dict[str, Any]) -> tuple[dict[str, Any], lis
         data["eval_crop"] = min(1.0, kept / resized) if resized and kept and crops else 1.0
     notes, filter = [], preprocessor.get("resample", BICUBIC)
     if size and not crops and not (isinstance(size, dict) and "shortest_edge" in size):
-        notes.append("its processor stretches pictures; here the aspect is kept and the centre cut out")
+        notes.append("its processor stretches pictures; here they keep their aspect and are cropped to the centre")
     if filter != BICUBIC:
         notes.append(f"its processor resizes with resample={filter!r}; here by Pillow's bicubic filter")
     return data, notes

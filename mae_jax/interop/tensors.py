@@ -200,7 +200,7 @@ def _damaged(path: Path, error: Exception) -> UserError:
         remedy = "take a .safetensors file, or have someone you trust save only its state dict again"
         return UserError(f"{message} harmful and is not opened; {remedy}")
     text = str(error).rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__  # without its advice
-    return UserError(f"{path} is damaged or not whole ({first_line(Exception(text))}); {AGAIN}")
+    return UserError(f"{path} is damaged or incomplete ({first_line(Exception(text))}); {AGAIN}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -255,4 +255,4 @@ def _writing(path: Path) -> Iterator[Path]:
             yield temporary
     except (OSError, RuntimeError, SafetensorError) as error:
         cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch raises a RuntimeError
-        raise NotSaved(f"{path} cannot be written ({reason(cause)}); is there space, and its folder?") from error
+        raise NotSaved(f"{path} cannot be written ({reason(cause)}); check its folder and the free space") from error

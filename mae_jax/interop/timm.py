@@ -42,7 +42,7 @@ def read_data(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     data = {ours: pretrained[theirs] for ours, theirs in names.items() if pretrained.get(theirs) is not None}
     usual = {"interpolation": "bicubic", "crop_mode": "center"}
     differing = [f"{name}={pretrained[name]!r}" for name in usual if pretrained.get(name, usual[name]) != usual[name]]
-    notes = [f"{' and '.join(differing)} of its pictures: here bicubic, and the centre"] if differing else []
+    notes = [f"{' and '.join(differing)} of its pictures: here bicubic, cropped to the centre"] if differing else []
     return {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}, notes
 
 

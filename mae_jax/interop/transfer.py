@@ -172,7 +172,7 @@ def fitting_params(weights: Weights, config: Mapping) -> tuple[dict, list[str]]:
     weights = choose(weights, USUAL_MASKS | {"image_size": new.image_size})  # masks are this run's own
     notes = list(weights.notes)
     if not whole:
-        notes.append("the decoder begins with random weights")
+        notes.append("the decoder starts from random weights")
     for name in ("norm_epsilon", "normalize_targets")[: 1 + whole]:
         if getattr(old, name) != getattr(new, name):
             notes.append(f"model.{name} was {getattr(old, name)}, is {getattr(new, name)}")

@@ -96,7 +96,7 @@ def read_config(checkpoint: Path) -> tuple[dict[str, Any], int]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"checkpoint {checkpoint} cannot be read ({first_line(error)}); take an earlier one") from error
     if checkpoint.name.isdecimal() and checkpoint.name != str(step):
-        raise UserError(f"checkpoint {checkpoint} is one of step {step}: rename its folder to {step}, or move it away")
+        raise UserError(f"checkpoint {checkpoint} belongs to step {step}: rename its folder to {step}, or move it away")
     return config, step
 
 

@@ -84,7 +84,7 @@ def test_shapes_tell_all_settings_but_the_heads(write_model):
 def test_images_that_are_not_square_are_asked_for(write_model, asked, size):
     path = write_model(facebook_state(patches=6))
     if asked is None:
-        assert "positions for 6 patches, which make no square" in refusal(path, **ASKED)
+        assert "positions for 6 patches, which do not form a square" in refusal(path, **ASKED)
     else:
         assert read_weights(path, ASKED | {"image_size": asked}).config["model"]["image_size"] == size
 

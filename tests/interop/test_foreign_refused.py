@@ -176,7 +176,7 @@ def test_what_a_pytorch_file_says_of_itself_in_a_wrong_form_is_refused(tmp_path,
 
 def test_a_file_without_a_vit_is_refused_with_what_it_has(write_model):
     message = refusal(write_model({"conv1.weight": np.zeros((3, 3), np.float32), "fc.bias": np.zeros(3, np.float32)}))
-    assert "holds no whole ViT" in message and "conv1.weight" in message and "lacks cls_token" in message
+    assert "has no complete ViT" in message and "conv1.weight" in message and "lacks cls_token" in message
     assert "it has nothing" in refusal(write_model({}))
 
 

@@ -287,7 +287,7 @@ def test_a_model_that_a_format_cannot_hold_is_refused_and_nothing_is_written(tmp
     "make, note",
     [
         (our_weights, "timm's models are encoders: the decoder is left out"),
-        (lambda: our_classifier("mean", batch_norm=True), "the BatchNorm before the linear layer is worked into it"),
+        (lambda: our_classifier("mean", batch_norm=True), "the BatchNorm before the linear layer is folded into it"),
         (lambda: our_classifier("mean", norm_epsilon=1e-12), "timm's norms have epsilon 1e-06, the model's 1e-12"),
     ],
 )

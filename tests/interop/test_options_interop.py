@@ -73,7 +73,7 @@ PARTS = dict(image_size=(8, 8), patch_size=2, decoder_attention="cross", predict
 def test_a_size_that_the_masks_do_not_fit_is_told_and_masks_are_of_single_patches_there():
     chosen = choose(our_weights(**CELLS), {"image_size": (6, 10)})
     assert chosen.notes == (
-        "model.mask_cell=2 does not divide the grid of 3 x 5 patches; masks are of single random patches instead",
+        "model.mask_cell=2 does not divide the grid of 3 x 5 patches; masks hide single random patches instead",
     )
     assert chosen.config["model"]["mask_cell"] == 1 and chosen.config["model"]["mask_ratio"] == 0.75
     fitting = choose(our_weights(**CELLS), {"image_size": (16, 24)})

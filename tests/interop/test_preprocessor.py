@@ -139,7 +139,7 @@ def test_what_a_processor_does_otherwise_is_told_when_its_model_is_loaded(write_
     path = write_model(*hugging_face())
     (path.parent / "preprocessor_config.json").write_text(json.dumps({"size": 20, "resample": 2}))
     assert [note for note in read_weights(path.parent).notes if "processor" in note] == [
-        "its processor stretches pictures; here the aspect is kept and the centre cut out",
+        "its processor stretches pictures; here they keep their aspect and are cropped to the centre",
         "its processor resizes with resample=2; here by Pillow's bicubic filter",
     ]
     with pytest.warns(UserWarning, match="its processor stretches"):

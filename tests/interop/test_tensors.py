@@ -136,7 +136,7 @@ LIES += [size.to_bytes(8, "little") + b"{}" for size in (1000, 2**63)]
 @pytest.mark.parametrize("content", LIES)
 def test_a_safetensors_file_that_lies_about_itself_is_refused(tmp_path, content):
     (tmp_path / "a.safetensors").write_bytes(content)
-    assert "damaged or not whole" in refusal(tmp_path / "a.safetensors")
+    assert "damaged or incomplete" in refusal(tmp_path / "a.safetensors")
 
 
 def test_a_type_that_is_not_read_is_named(tmp_path):

@@ -159,7 +159,7 @@ def test_fine_tuning_from_an_export_ends_as_from_the_run_itself(pretrained, fine
 def test_pre_training_from_an_encoder_draws_a_decoder_and_says_so(pretrained, exported, tmp_path, capsys):
     folder = exported(pretrained, "facebook", encoder_only=True)
     run_task("digits", tmp_path, init_from=str(folder), train__steps=1, optimizer__base_learning_rate=0.0)
-    assert "the decoder begins with random weights" in capsys.readouterr().out
+    assert "the decoder starts from random weights" in capsys.readouterr().out
     found, before = read_weights(tmp_path).params, read_weights(pretrained).params
     check_same_params({"encoder": found["encoder"]}, {"encoder": before["encoder"]})
     kernels = [params["decoder"]["embed"]["kernel"] for params in (found, before)]
@@ -173,7 +173,7 @@ def test_pre_training_begins_with_the_weights_of_an_export_in_any_format(pretrai
     params, notes = fitting_params(read_weights(exported(pretrained, format, encoder_only)), config)
     expected = read_weights(pretrained).params
     check_same_params(params, {"encoder": expected["encoder"]} if encoder_only else expected)
-    assert ("the decoder begins with random weights" in notes) == encoder_only
+    assert ("the decoder starts from random weights" in notes) == encoder_only
 
 
 def test_pre_training_another_structure_is_refused_with_the_settings_named(pretrained, exported, tmp_path):
