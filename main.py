@@ -23,7 +23,7 @@ from pathlib import Path
 try:
     import jax  # noqa: F401
 except ValueError as error:  # an environment variable that jax reads
-    os.write(2, b"error: %s; unset it or mend it\n" % str(error).encode("unicode_escape"))
+    os.write(2, b"error: %s; unset it or fix it\n" % str(error).encode("unicode_escape"))
     sys.exit(2)
 from absl import app, flags
 from absl import logging as absl_logging
@@ -52,13 +52,13 @@ use_defaults(common.get_config)
 CONFIG = config_flags.DEFINE_config_file("config", help_string="a file of configs/")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # disk errors that a user can fix
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of everything that the run writes; default: runs/NAME")
-COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if Slurm and others do not tell it")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if the launcher does not provide it")
 PROCESS_COUNT = flags.DEFINE_integer("process_count", None, "number of processes, with --coordinator")
 PROCESS_INDEX = flags.DEFINE_integer("process_index", None, "which of them this one is, from 0")
 DRY_RUN = flags.DEFINE_boolean(
     "dry_run", False, "compile the step, print what it needs (ablations: list the runs), exit"
 )
-TOPOLOGY = flags.DEFINE_string("topology", None, "with --dry_run: devices that need not be here, v5p:4x4x4 or cpu:64")
+TOPOLOGY = flags.DEFINE_string("topology", None, "with --dry_run: compile for other devices, v5p:4x4x4 or cpu:64")
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -154,7 +154,7 @@ def run(argv: list[str], stop: StopSignal, startup: Startup) -> None:
                 raise
             where = error.filename or workdir
             raise NotSaved(
-                f"{where} cannot be written: {error.strerror}; free space there, the same command goes on"
+                f"{where} cannot be written: {error.strerror}; free space there; then the same command resumes the run"
             ) from error
 
 

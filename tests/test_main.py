@@ -74,7 +74,7 @@ def test_a_workdir_that_cannot_be_made_is_a_mistake_too(tmp_path):
 def test_a_folder_of_others_is_a_mistake_before_anything_is_written(tmp_path):
     (tmp_path / "config.json").write_text('{"mine": 1}')
     code, out, err = run(*TINY, f"--workdir={tmp_path}")
-    assert code == 2 and out == "" and err.count("\n") == 1 and "its config.json is not of mae_jax" in err
+    assert code == 2 and out == "" and err.count("\n") == 1 and "config.json is another program" in err
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
@@ -91,8 +91,8 @@ def finished(tmp_path_factory):
 def test_a_run_tells_what_will_run_how_it_goes_and_what_was_learnt(finished):
     _, out = finished
     for text in (
-        "parameters", "encoder 4 + 1, decoder 16 + 1", "FLOP", "mesh", "MiB a device", "step 10/20", "images/s", "left",
-        "random encoder", "k 20, temperature 0.07", "mean of the patch tokens",
+        "parameters", "encoder 4 + 1, decoder 16 + 1", "FLOP", "mesh", "MiB per device", "step 10/20", "images/s",
+        "left", "random encoder", "k 20, temperature 0.07", "mean of the patch tokens",
     ):  # fmt: skip
         assert text in out, text
 

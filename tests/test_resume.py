@@ -164,7 +164,7 @@ def test_sigterm_when_the_state_cannot_be_saved_is_code_1_and_the_same_command_g
     assert process.returncode == 1, out + err
     last = err.splitlines()[-1]  # Orbax's threads may print tracebacks of their own
     assert last.startswith("error: checkpoint ") and "cannot be saved: File too large; " in last
-    assert last.endswith("the same command goes on from checkpoint 49")
+    assert last.endswith("; then the same command resumes from checkpoint 49")
     code, out, err = run(*ARGUMENTS, f"--workdir={tmp_path}")
     assert code == 0, out + err
     assert_same_end(tmp_path, unbroken)
@@ -183,7 +183,7 @@ def test_a_full_disk_ends_the_run_with_code_1_and_one_line_and_the_same_command_
         fill(filler)
         out, err = process.communicate(timeout=120)
         assert process.returncode == 1 and err.count("\n") == 1, out + err
-        assert re.fullmatch("error: .*: No space left on device.*; free space .*, the same command goes on.*\n", err)
+        assert re.fullmatch("error: .*: No space left on device.*; free space .* the same command resumes .*\n", err)
         filler.unlink()
         code, out, err = run(*ARGUMENTS, f"--workdir={workdir}")
         assert code == 0 and "going on from checkpoint" in out, out + err

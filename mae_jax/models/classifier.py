@@ -51,7 +51,7 @@ class ClassifierConfig:
     def __post_init__(self):
         trained, depth = self.trained_blocks, self.encoder.depth
         if trained is not None and trained != 0.5 and trained not in range(depth + 1):
-            raise UserError(f"classifier.trained_blocks={trained} is none of 0, 0.5, 1, 2, ..., {depth} (the depth)")
+            raise UserError(f"classifier.trained_blocks={trained} must be one of 0, 0.5, 1, ..., {depth} (the depth)")
         if self.pool not in POOLS:
             raise UserError(f"classifier.pool={self.pool!r} is not one of {', '.join(POOLS)}")
         if self.num_classes < 2:

@@ -131,7 +131,7 @@ class MAEConfig:
             if blocks.mlp_width < 1:
                 own = getattr(self, name)
                 text = f"mlp_ratio={self.mlp_ratio} leaves" if own is None else f"{name}={own} leaves"
-                raise UserError(f"model.{text} the MLPs no hidden unit")
+                raise UserError(f"model.{text} the MLPs without hidden units")
             if blocks.mlp_width > MOST_HIDDEN_UNITS:
                 raise UserError(
                     f"model.mlp_ratio={self.mlp_ratio}, model.{name}={getattr(self, name)}: an MLP of "
@@ -174,8 +174,8 @@ class MAEConfig:
             raise UserError(f"model.prediction_ratio={ratio} is outside (0, 1)")
         if not 1 <= int(self.num_patches * ratio) <= self.num_patches - self.num_visible():
             raise UserError(
-                f"model.prediction_ratio={ratio} of {self.num_patches} patches is none, or more than the "
-                f"{self.num_patches - self.num_visible()} that are hidden"
+                f"model.prediction_ratio={ratio} of {self.num_patches} patches must give at least one and at most the "
+                f"{self.num_patches - self.num_visible()} hidden ones"
             )
 
     def num_visible(

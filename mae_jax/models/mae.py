@@ -224,7 +224,7 @@ class MaskedAutoencoder(nnx.Module):
         grid = grid_size((size, size) if isinstance(size, int) else size, self.config.patch_size)
         if patches.shape[1] != grid[0] * grid[1]:
             raise UserError(
-                f"{patches.shape[1]} patches are none of {size} pixels: give their image_size=(height, width)"
+                f"{patches.shape[1]} patches do not fit images of {size} pixels: give their image_size=(height, width)"
             )
         return unpatchify(patches, self.config.patch_size, grid)
 
@@ -272,7 +272,7 @@ class MaskedAutoencoder(nnx.Module):
         if sum(given is not None for given in (key, noise, mask)) != 1:
             raise ValueError("give one of key=, noise= and mask=: the masks need one source")
         if mask is not None and mask_ratio is not None:
-            raise ValueError(f"mask_ratio={mask_ratio} beside mask=, which decides what is hidden: leave it out")
+            raise ValueError(f"mask_ratio={mask_ratio} cannot be given with mask=, which decides that: leave it out")
         if isinstance(mask, Mask):
             return mask
         if mask is not None:

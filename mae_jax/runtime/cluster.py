@@ -105,6 +105,6 @@ def meet(coordinator: str, count: int, index: int) -> str:
         door.sendall(b"%d" % index)
         return f"{host}:{int(door.recv(16))}"
     raise UserError(
-        f"process {index} of {count} does not find its process 0 at {coordinator}: another run or program listens "
+        f"process {index} of {count} cannot find process 0 at {coordinator}: another run or program listens "
         f"there; {OTHER_PORT}"
     )

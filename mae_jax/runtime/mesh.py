@@ -53,7 +53,7 @@ def prepare_cpu(settings: ConfigDict) -> None:
       UserError: for a number of devices that cannot be, or with JAX_ENABLE_X64.
     """
     if jax.config.jax_enable_x64:
-        raise UserError("JAX_ENABLE_X64 is on, but all that is computed here has at most 32 bits; unset it")
+        raise UserError("JAX_ENABLE_X64 is on, but mae_jax computes with at most 32 bits; unset it")
     count = settings.cpu_devices
     check_cpu_devices("mesh.cpu_devices=", count)
     jax.config.update("jax_cpu_enable_async_dispatch", False)
@@ -169,7 +169,7 @@ def process_share(mesh: Mesh) -> tuple[int, int]:
     if mine != list(range(first, first + size)) or first % size or parts % size:
         raise UserError(
             f"mesh.data={mesh.shape['data']}, mesh.fsdp={mesh.shape['fsdp']}: process {jax.process_index()} would hold "
-            f"parts {mine} of each batch, which do not lie side by side; let mesh.fsdp x mesh.tensor be a multiple or "
+            f"parts {mine} of each batch, which are not adjacent; let mesh.fsdp x mesh.tensor be a multiple or "
             "a divisor of the devices of a process"
         )
     return first // size, parts // size

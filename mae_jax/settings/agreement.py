@@ -24,7 +24,7 @@ def check_agreement(config: ml_collections.ConfigDict, workdir: Path) -> None:
     for key, value in theirs.items():
         if key not in LOCAL and own.get(key) != value:
             raise UserError(
-                f"{key}={own.get(key)!r} in process {index}, but {value!r} in process 0: all processes take the same "
+                f"{key}={own.get(key)!r} in process {index}, but {value!r} in process 0: all processes need the same "
                 "command"
             )
     note = workdir / f".seen_by_all_{token}"

@@ -66,8 +66,8 @@ def check(config: ml_collections.ConfigDict) -> None:
             raise UserError(f"data.{name}={tuple(value)} must be two numbers, (low, high) with low <= high")
     if config.evaluate.mask and config.evaluate.mask_ratio is not None:
         raise UserError(
-            f"evaluate.mask_ratio={config.evaluate.mask_ratio} beside evaluate.mask={config.evaluate.mask}, which "
-            "decides what is hidden: leave one of them out"
+            f"evaluate.mask_ratio={config.evaluate.mask_ratio} cannot be given with evaluate.mask="
+            f"{config.evaluate.mask}, which decides what is hidden: leave one of them out"
         )
     check_value_range(config.data.value_range)
 

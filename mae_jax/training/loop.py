@@ -135,7 +135,7 @@ def train(
                 if stopping:
                     checkpoints.wait()
                     kept = "everything is saved" if unproven == step else "its loss is not finite and it is not saved"
-                    reporter.line(f"stopped by a signal at step {step}; {kept}, the same command goes on")
+                    reporter.line(f"stopped by a signal at step {step}; {kept}; the same command resumes the run")
                     raise Stopped
                 clock += time.perf_counter() - paused
             if step == total_steps:

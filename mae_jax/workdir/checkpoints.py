@@ -84,7 +84,7 @@ class Checkpoints:
         if damaged:
             newest = max(damaged)
             raise UserError(
-                f"no checkpoint in {self._folder} is whole; the newest, {newest}: {damaged[newest]}. Put back a copy, "
+                f"no checkpoint in {self._folder} is intact; the newest, {newest}: {damaged[newest]}. Put back a copy, "
                 "or start again in another --workdir"
             )
         return None
@@ -138,11 +138,11 @@ class Checkpoints:
         except Exception as error:  # Orbax raises many types
             self._manager.reload()
             latest = self.latest_step()
-            start = "from the beginning" if latest is None else f"from checkpoint {latest}"
+            start = "starts from the beginning" if latest is None else f"resumes from checkpoint {latest}"
             what = "the checksums of checkpoint" if latest == step else "checkpoint"
             raise NotSaved(
-                f"{what} {step} cannot be saved: {reason(error)}; free space in {self._folder} or mend what else "
-                f"is wrong there, the same command goes on {start}"
+                f"{what} {step} cannot be saved: {reason(error)}; free space in {self._folder} or fix what else "
+                f"is wrong there; then the same command {start}"
             ) from error
 
     def check(self) -> None:
@@ -160,7 +160,7 @@ class Checkpoints:
         count, total = len(self._seconds), sum(self._seconds)
         if not count:
             return ""
-        return f"saved {count} checkpoints; the loop waited {total:.2f} s for them, {total / count:.3f} s each"
+        return f"saved {count} checkpoint{'s' * (count > 1)}; the loop waited {total:.2f} s, {total / count:.3f} s each"
 
     def changed_settings(self, step: int) -> dict[str, tuple[Any, Any]]:
         """Settings that differ from those of a saved step and still exist: {key: (saved, present value)}."""
@@ -173,7 +173,7 @@ class Checkpoints:
     def _check_fits(self, step: int, about: dict[str, Any]) -> None:
         name = f"checkpoint {step} in {self._folder}"
         if (own := about.get("step")) != step:
-            raise UserError(f"{name} is one of step {own}: rename its folder to {own}, or move it away")
+            raise UserError(f"{name} belongs to step {own}: rename its folder to {own}, or move it away")
         check_fits(about["config"], self._config, name)
         if about.get("layout") != LAYOUT:
             raise UserError(

@@ -29,7 +29,7 @@ def check_folder(workdir: Path, task: str) -> None:
     for path in (workdir / name for name in ("config.json", "metrics.jsonl", "metrics.png", *MEASURED)):
         if path.exists() and path.stat().st_size:
             raise UserError(
-                f"--workdir={workdir} is no run's folder: its {path.name} is not of mae_jax; choose another folder"
+                f"--workdir={workdir} is not a run's workdir: {path.name} is another program's; choose another folder"
             )
 
 
@@ -39,9 +39,9 @@ def check_paths(workdir: Path) -> None:
         path = workdir / name
         kind, right = ("folder", path.is_dir()) if name in FOLDERS else ("file", path.is_file())
         if path.is_symlink() and not (right and name in MAY_BE_LINKED):
-            raise UserError(f"{path} is a link, and a run writes through none: remove it, or choose another --workdir")
+            raise UserError(f"{path} is a link, which a run does not follow: remove it, or choose another --workdir")
         if path.exists() and not right:
-            raise UserError(f"{path} is no {kind}, but a run needs it to be: move it away, or choose another --workdir")
+            raise UserError(f"{path} is not a {kind}, as a run needs: move it away, or choose another --workdir")
 
 
 def _is_ours(workdir: Path) -> bool:

@@ -41,7 +41,7 @@ def locked(workdir: Path, name: str = NAME, wait: bool = False) -> Iterator[None
     except OSError as error:
         if error.errno not in IMPOSSIBLE:
             raise
-        say(f"{workdir} cannot be locked ({reason(error)}): nothing keeps a second run out of it")
+        say(f"{workdir} cannot be locked ({reason(error)}): a second run would not be refused")
         yield
         return
     try:
@@ -66,7 +66,7 @@ def _lock(path: Path, how: int) -> int:
                 raise UserError(f"{path} cannot be a run's lock ({reason(error)}): {REMEDY}") from error
             owner = parse_object(text) or {}
             if text and "host" not in owner:  # locking would overwrite and delete it
-                raise UserError(f"{path} is no lock of a run: {REMEDY}")
+                raise UserError(f"{path} is not the lock of a run: {REMEDY}")
             try:
                 fcntl.lockf(file, how)
             except OSError as error:

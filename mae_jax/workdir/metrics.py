@@ -239,7 +239,7 @@ class MLflow:
         try:
             send(*values, **named)
         except self._mlflow.MlflowException as error:
-            say(f"MLflow did not take what was sent to it: {first_line(error)}; the run goes on")
+            say(f"MLflow could not log: {first_line(error)}; the run goes on")
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         self._send(self._mlflow.log_metrics, values, step=step)

@@ -75,8 +75,8 @@ class Reporter:
             self._length_told = True
             if seconds_left > LONG and jax.default_backend() == "cpu":
                 say(
-                    f"this run takes {seconds_left / 3600:,.0f} hours more on a CPU: configs/small_photos.py has a "
-                    "model and pictures of a size for one; fewer train.epochs shorten any run"
+                    f"this run will take {seconds_left / 3600:,.0f} more hours on a CPU: configs/small_photos.py has "
+                    "sizes that suit one, and fewer train.epochs shorten any run"
                 )
 
     def scalars(self, step: int, scalars: dict[str, float], prefix: str = "") -> None:

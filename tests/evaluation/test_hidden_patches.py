@@ -92,7 +92,7 @@ def test_a_file_that_is_no_mask_is_refused_in_one_line_that_names_it(folder, nam
 def test_a_mask_and_a_mask_ratio_of_the_evaluation_are_refused_together():
     config = digits.get_config()
     config.evaluate.update(mask="masks.npy", mask_ratio=0.5)
-    with pytest.raises(UserError, match="evaluate.mask_ratio=0.5 beside evaluate.mask=masks.npy"):
+    with pytest.raises(UserError, match="evaluate.mask_ratio=0.5 cannot be given with evaluate.mask=masks.npy"):
         check_task(config)
 
 

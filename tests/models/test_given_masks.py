@@ -156,5 +156,5 @@ def test_a_mask_stands_alone_without_key_noise_or_ratio(call):
         with pytest.raises(ValueError, match="give one of key=, noise= and mask="):
             run(images(), mask=ONE, **others)
     for mask in (ONE, drawn):
-        with pytest.raises(ValueError, match="mask_ratio=0.5 beside mask=, which decides what is hidden"):
+        with pytest.raises(ValueError, match="mask_ratio=0.5 cannot be given with mask=, which decides that"):
             run(images(), mask=mask, mask_ratio=0.5)

@@ -262,9 +262,9 @@ REFUSED = {
     ),
     "too many predicted": (
         dict(decoder_attention="cross", prediction_ratio=0.75),
-        "model.prediction_ratio=0.75 of 12 patches is none, or more than the 6 that are hidden",
+        "model.prediction_ratio=0.75 of 12 patches must give at least one and at most the 6 hidden ones",
     ),
-    "none predicted": (dict(decoder_attention="cross", prediction_ratio=0.05), "0.05 of 12 patches is none"),
+    "none predicted": (dict(decoder_attention="cross", prediction_ratio=0.05), "0.05 of 12 patches must give at least"),
     "prediction nan": (
         dict(decoder_attention="cross", prediction_ratio=math.nan),
         r"model.prediction_ratio=nan is outside \(0, 1\)",

@@ -149,7 +149,7 @@ def test_a_mistake_that_one_process_finds_ends_all_with_code_2_and_a_line_each(t
     [
         (
             ["--config.train.log_every_steps=1", "--config.train.log_every_steps=2"],
-            "train.log_every_steps=2 in process 1, but 1 in process 0: all processes take the same command",
+            "train.log_every_steps=2 in process 1, but 1 in process 0: all processes need the same command",
         ),
         (
             ["--workdir={}/a", "--workdir={}/b"],

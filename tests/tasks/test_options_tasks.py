@@ -154,5 +154,5 @@ def test_masks_that_cannot_be_used_are_refused_before_anything_runs(pretrained, 
         )
         assert "mask of shape (360, 4, 4)" in fewer
     both = mistake("evaluate", tmp_path / "both", **settings, evaluate__mask="a.npy", evaluate__mask_ratio=0.5)
-    assert "evaluate.mask_ratio=0.5 beside evaluate.mask=a.npy" in both
+    assert "evaluate.mask_ratio=0.5 cannot be given with evaluate.mask=a.npy" in both
     assert "cannot be used" in mistake("digits", tmp_path / "train", evaluate__mask="none.npy")

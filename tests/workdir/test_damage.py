@@ -61,11 +61,11 @@ def test_a_checkpoint_under_another_steps_number_is_refused_and_nothing_is_moved
     shutil.copytree(folder / "2", folder / "9") if kept else (folder / "2").rename(folder / "9")
     before = files_of(workdir)
     for use in (resume, read_workdir):
-        with pytest.raises(UserError, match="is one of step 2: rename its folder to 2, or move it away$") as error:
+        with pytest.raises(UserError, match="belongs to step 2: rename its folder to 2, or move it away$") as error:
             use(workdir)
         assert "\n" not in str(error.value) and "9" in str(error.value)
     assert files_of(workdir) == before
-    with pytest.raises(UserError, match="checkpoints/9 is one of step 2"):
+    with pytest.raises(UserError, match="checkpoints/9 belongs to step 2"):
         read_workdir(folder / "9")
     shutil.copytree(folder / "9", workdir / "best")
     assert read_workdir(workdir / "best").step == 2  # whatever else it is called
@@ -180,7 +180,7 @@ def test_if_none_is_whole_the_user_is_told_and_nothing_moves(workdir):
         flip(workdir / "checkpoints" / step / "params" / "_METADATA")
     before = files_of(workdir)
     with open_checkpoints(workdir) as checkpoints:
-        with pytest.raises(UserError, match="no checkpoint in .* is whole; the newest, 2: params/_METADATA has other"):
+        with pytest.raises(UserError, match="no checkpoint in .* is intact; the newest, 2: params/_METADATA has other"):
             checkpoints.newest_whole()
     assert files_of(workdir) == before
 

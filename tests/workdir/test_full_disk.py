@@ -45,15 +45,15 @@ def steps_of(workdir):
 
 
 def test_a_save_on_a_full_disk_is_an_error_that_says_where_the_run_goes_on(disk):
-    for step, start in ((1, "from the beginning"), (2, "from checkpoint 1")):
+    for step, start in ((1, "starts from the beginning"), (2, "resumes from checkpoint 1")):
         with open_checkpoints(disk) as checkpoints:
             fill(disk / "filler")
             with pytest.raises(NotSaved) as error:
                 checkpoints.save(step, make_state(step))
             message = str(error.value)
             assert message.startswith(f"checkpoint {step} cannot be saved: No space left on device (1,131,")
-            assert message.endswith(f"; free space in {disk}/checkpoints or mend what else is wrong there, "
-                                    f"the same command goes on {start}")  # fmt: skip
+            assert message.endswith(f"; free space in {disk}/checkpoints or fix what else is wrong there; "
+                                    f"then the same command {start}")  # fmt: skip
         (disk / "filler").unlink()
         with open_checkpoints(disk) as checkpoints:
             assert checkpoints.newest_whole() == (step - 1 or None)

@@ -59,7 +59,7 @@ def test_a_folder_of_others_is_refused_in_one_line_and_stays_as_it_is(tmp_path, 
     with pytest.raises(UserError) as error:
         check_folder(tmp_path, task)
     assert str(error.value) == (
-        f"--workdir={tmp_path} is no run's folder: its {name} is not of mae_jax; choose another folder"
+        f"--workdir={tmp_path} is not a run's workdir: {name} is another program's; choose another folder"
     )
     assert names_in(tmp_path) == [name] and (tmp_path / name).read_text() == text
 
@@ -95,7 +95,7 @@ FILES += ["table.md"]
 def test_a_file_that_should_be_a_folder_or_the_other_way_round_is_found_before_anything_is_done(tmp_path, task, name):
     (tmp_path / name).touch() if name in FOLDERS else (tmp_path / name).mkdir()
     kind = "folder" if name in FOLDERS else "file"
-    with pytest.raises(UserError, match=f"{name} is no {kind}, but a run needs it to be: move it away, or choose"):
+    with pytest.raises(UserError, match=f"{name} is not a {kind}, as a run needs: move it away, or choose"):
         check_folder(tmp_path, task)
 
 
@@ -107,7 +107,7 @@ def test_a_link_among_the_files_of_a_run_is_found_before_anything_is_done(tmp_pa
     if not dangling:
         target.mkdir() if name in FOLDERS else target.write_text("{}")
     (workdir / name).symlink_to(target)
-    with pytest.raises(UserError, match=f"{name} is a link, and a run writes through none: remove it"):
+    with pytest.raises(UserError, match=f"{name} is a link, which a run does not follow: remove it"):
         check_paths(workdir)
 
 
@@ -120,5 +120,5 @@ def test_checkpoints_may_lie_on_another_disk(tmp_path):
 def test_a_pipe_among_the_files_of_a_run_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "config.json")
     assert read_object(tmp_path / "config.json") is None
-    with pytest.raises(UserError, match="config.json is no file"):
+    with pytest.raises(UserError, match="config.json is not a file"):
         check_paths(tmp_path)

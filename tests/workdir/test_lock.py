@@ -88,7 +88,7 @@ def test_a_lock_that_is_a_link_a_folder_or_a_pipe_is_one_line(tmp_path):
 @pytest.mark.parametrize("text", ["precious", '{"name": "package"}', "[1]"])
 def test_a_file_of_that_name_of_something_else_is_neither_overwritten_nor_deleted(tmp_path, text):
     (tmp_path / lock.NAME).write_text(text)
-    with pytest.raises(UserError, match=r"\.lock is no lock of a run: delete it"), locked(tmp_path):
+    with pytest.raises(UserError, match=r"\.lock is not the lock of a run: delete it"), locked(tmp_path):
         pass
     assert (tmp_path / lock.NAME).read_text() == text
 

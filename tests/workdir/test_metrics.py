@@ -205,7 +205,7 @@ def test_an_mlflow_server_that_is_gone_is_a_mistake_at_the_start_and_a_line_late
     monkeypatch.setattr(mlflow, "log_metrics", fail)
     monkeypatch.setattr(mlflow, "log_params", fail)
     writers.scalars(1, {"a": 1.0})
-    assert capsys.readouterr().out == "MLflow did not take what was sent to it: no answer; the run goes on\n"
+    assert capsys.readouterr().out == "MLflow could not log: no answer; the run goes on\n"
     writers.close()
     with pytest.raises(UserError, match="logging.writers=mlflow cannot start at .*: no answer"):
         open_writers(tmp_path, "mlflow")

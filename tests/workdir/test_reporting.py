@@ -108,7 +108,7 @@ def test_a_run_of_over_twelve_hours_on_a_cpu_names_the_small_config_once(
     for step in (3, 4):
         reporter.training(step, {"loss": 1.0}, seconds=hours * 3600 / (10 - step), steps=1, waited=0.0)
     out = capsys.readouterr().out
-    assert out.count("this run takes 12 hours more on a CPU: configs/small_photos.py") == lines
+    assert out.count("this run will take 12 more hours on a CPU: configs/small_photos.py") == lines
 
 
 def test_an_evaluation_draws_the_curves_of_the_time_before_a_resume_too(open_reporter, tmp_path, monkeypatch):
