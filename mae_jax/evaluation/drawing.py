@@ -23,7 +23,7 @@ from mae_jax.runtime.sharding import on_rows
 GREY = 0.5  # colour of hidden patches, on [0, 1]
 HEADINGS = ("original", "masked", "prediction", "prediction + visible")
 TRUE_STATISTICS = "each predicted patch is drawn with the true patch's mean and variance (normalised targets)"
-UNTRAINED = "visible patches of a prediction are noise: the loss is on the hidden ones alone"
+UNTRAINED = "visible patches of a prediction are noise: the loss covers the hidden patches only"
 
 
 @EVALUATORS.register("reconstructions")

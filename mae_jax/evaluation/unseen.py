@@ -27,7 +27,7 @@ NO_PICTURES = (
     "init_from={} does not say which pictures: name them, for example --config.data.name=image_folder "
     "--config.data.path=FOLDER"
 )
-TRAINED_ON = "pictures that it was trained on are among those that are counted"
+TRAINED_ON = "some of the pictures measured were used for training"
 
 
 def take_pictures(config: ConfigDict, trained: dict[str, Any]) -> None:
@@ -122,9 +122,9 @@ def choose_pictures(data: dict[str, Any], trained: dict[str, Any], given: set[st
         if "path" not in given:
             return chosen, ""
         known = "is the folder" if _same_folder(own["path"], data["path"]) else "holds as many pictures as the folder"
-        return chosen, f"data.path={data['path']} {known} that it was trained on: only those held out then are counted"
+        return chosen, f"data.path={data['path']} {known} that it was trained on: only held-out pictures are counted"
     if not is_own and own["name"] == "image_folder" and not os.path.isdir(own["path"]):
-        return chosen, f"the folder it was trained on, {own['path']}, is not here: make sure that none of it is counted"
+        return chosen, f"the folder it was trained on, {own['path']}, is not here: make sure data.path has none of it"
     return chosen, TRAINED_ON if _was_trained_on(splits.evaluation or splits.train, own) else ""
 
 

@@ -172,7 +172,7 @@ class Classification(Objective):
             f"{encoder.num_patches} patches",
             "augment": ", ".join(augmentations(self.config.data, of_classifier=True)) or "nothing",
             "compute": f"{si(represent_flops(model) + classify_flops(model))}FLOP forward, "
-            f"{si(self.train_flops(encoder.image_size))}FLOP a training image, {encoder.dtype} products",
+            f"{si(self.train_flops(encoder.image_size))}FLOP per training image, {encoder.dtype} products",
         }
         if self._keeps_features:
             rows["features"] = f"of the frozen encoder, computed once: {self._features_size / 2**20:,.1f} MiB"

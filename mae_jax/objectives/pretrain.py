@@ -119,7 +119,7 @@ class Pretraining(Objective):
         if model.decoder_attention == "cross":
             decoded = f"{decoder_tokens(model)}, which attend to the encoder's"
         rows["tokens"] = f"encoder {encoder_tokens(model) - others} + {others}, decoder {decoded}"
-        flops = f"{si(forward_flops(model))}FLOP forward, {si(train_flops(model))}FLOP a training image"
+        flops = f"{si(forward_flops(model))}FLOP forward, {si(train_flops(model))}FLOP per training image"
         rows["compute"] = f"{flops}, {model.dtype} products"
         if chosen := [f"{name} {getattr(model, name)}" for name in CHOICES if getattr(model, name) != usual[name]]:
             rows["choices"] = ", ".join(chosen)

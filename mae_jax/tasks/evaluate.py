@@ -77,12 +77,12 @@ def match_to_classifier(source: Source, weights: Weights, config: ConfigDict) ->
         source = match_classes(source, list(known), str(config.init_from))
     elif source.num_classes > num_classes or (foreign and known and found and source.num_classes < num_classes):
         raise UserError(
-            f"{config.init_from} tells {num_classes} classes apart, but data.name={config.data.name} has "
+            f"{config.init_from} has {num_classes} classes, but data.name={config.data.name} has "
             f"{source.num_classes}; choose data with the same classes"
         )
     elif foreign and found:
         if known:
-            say(f"note: its classes ({known[0]}, ...) and the data's ({found[0]}, ...) are taken in the same order")
+            say(f"note: its classes ({known[0]}, ...) and the data's ({found[0]}, ...) are matched by their order")
         elif source.num_classes < num_classes:
             say(f"note: its classes have no names: the data's are taken for the first {source.num_classes}")
         known = None

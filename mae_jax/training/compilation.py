@@ -32,7 +32,7 @@ def compile_plan(
         compiled[size] = step = compile_fitting_step(plan.step_fn, plan.abstract, batch, key, mesh)
         need = memory_in_bytes(step)
         check_memory(need, mesh)
-        text = "" if need is None else f", needs {need / MIB:,.0f} MiB a device"
+        text = "" if need is None else f", needs {need / MIB:,.0f} MiB per device"
         lines.append(f"  step      {which}compiled in {time.perf_counter() - start:.1f} s{text}")
 
     def step_of_size(state: TrainState, batch: dict, key: jax.Array) -> tuple[TrainState, dict]:

@@ -61,7 +61,7 @@ def _cpus(count: int) -> list[jax.Device]:
 
 def _tpus(topology: str, sides: list[int]) -> list[jax.Device]:
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError(f'topology {topology} needs libtpu, though no TPU: pip install "jax[tpu]"')
+        raise UserError(f'topology {topology} needs libtpu, but no TPU: pip install "jax[tpu]"')
     # Without these, libtpu outside the cloud looks for a metadata server.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
@@ -99,7 +99,7 @@ def describe_cost(cost: StepCost, mesh: Mesh, step_flops: int) -> list[str]:
     memory = ", ".join(f"{name} {size / MIB:,.1f}" for name, size in zip(names, cost, strict=False))
     count, kind = mesh.devices.size, mesh.devices.flat[0].device_kind
     rows = {
-        "compiled": f"in {cost.seconds:.1f} s for {count} x {kind}; the next lines are of one of them in one step",
+        "compiled": f"in {cost.seconds:.1f} s for {count} x {kind}; the next lines are for one device and one step",
         "memory": f"{cost.total / MIB:,.1f} MiB: {memory}",
         "compute": f"{si(step_flops / count)}FLOP needed; XLA counts {si(cost.flops)}FLOP, each loop's body once",
     }

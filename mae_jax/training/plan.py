@@ -73,7 +73,7 @@ def describe_plan(config: ConfigDict, objective: Objective, mesh: Mesh, plan: Pl
     passes = steps * data.batch_size / objective.num_train
     rows = objective.describe(Variables(state.params, state.frozen, state.statistics))
     rows["data"] = "\n".join(describe_sources(data.name, objective.train_source, objective.eval_source))
-    rows["batch"] = f"{data.batch_size}{parts}, {steps:,} steps = {passes:,.1f} passes over the data"
+    rows["batch"] = f"{data.batch_size}{parts}, {steps:,} steps = {passes:,.1f} epochs"
     if len(plan.stages) > 1:
         ends = [*(stage.first_step for stage in plan.stages[1:]), steps]
         rows["stages"] = "; ".join(
@@ -85,7 +85,8 @@ def describe_plan(config: ConfigDict, objective: Objective, mesh: Mesh, plan: Pl
     rate = f"peak rate {peak:.3g}, warm-up {plan.warmup_steps:,} steps, then {optimizer.schedule}"
     rows["schedule"] = f"{optimizer.name}, {rate}"
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
-    rows["mesh"] = f"{axes} ({len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es))"
+    processes = f"{jax.process_count()} process{'es' * (jax.process_count() > 1)}"
+    rows["mesh"] = f"{axes} ({len(devices)} x {devices[0].device_kind}, {processes})"
     return "\n".join(f"  {name:<9} " + text.replace("\n", f"\n{'':12}") for name, text in rows.items()).split("\n")
 
 

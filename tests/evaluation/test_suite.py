@@ -73,7 +73,7 @@ def test_the_picture_says_why_visible_patches_of_a_prediction_are_noise_where_th
     monkeypatch.setattr(drawing, "draw_reconstructions", lambda *drawn: captions.append(drawn[2]) or picture)
     assert make_suite("reconstructions", loss_patches=loss_patches).run(state) == ({}, {"reconstructions": picture})
     assert captions[0].startswith("step 3; 75% of the patches hidden")
-    assert ("visible patches of a prediction are noise: the loss is on the hidden ones alone" in captions[0]) == told
+    assert ("visible patches of a prediction are noise: the loss covers the hidden patches only" in captions[0]) == told
 
 
 def test_the_loss_is_said_to_be_of_the_hidden_patches_only_where_some_are_hidden(tmp_path):

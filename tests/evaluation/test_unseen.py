@@ -65,7 +65,7 @@ def test_of_the_folder_that_it_was_trained_on_only_what_was_held_out_is_counted_
     trained = {"data": data_of(own, eval_fraction=0.3), "num_train_examples": 14}
     for path in (own, str(tmp_path / "link")):
         count, _, note = measured(data_of(path), trained)
-        assert count == 6 and "only those held out then are counted" in note
+        assert count == 6 and "only held-out pictures are counted" in note
     assert measured(data_of(own, eval_fraction=1.0), trained, "eval_fraction") == (20, own, TRAINED_ON)
 
 
@@ -180,8 +180,8 @@ def test_classes_are_matched_to_the_classifiers_by_name(folder):
 def test_classes_of_a_file_of_others_in_other_words_are_taken_in_order_if_there_are_as_many(folder, capsys):
     source = make_source(ConfigDict(data_of(folder("own", "n01", "n02"), eval_fraction=1.0)), "eval", (8, 8), 3)
     matched, names = match_to_classifier(source, *classifier(["ant", "bee"], 2, name=None))
-    assert matched is source and names == ["n01", "n02"] and "in the same order" in capsys.readouterr().out
-    with pytest.raises(UserError, match="tells 3 classes apart, but data.name=.* has 2"):
+    assert matched is source and names == ["n01", "n02"] and "matched by their order" in capsys.readouterr().out
+    with pytest.raises(UserError, match="has 3 classes, but data.name=.* has 2"):
         match_to_classifier(source, *classifier(["ant", "bee", "cat"], 3, name=None))
 
 

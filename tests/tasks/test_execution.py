@@ -213,7 +213,7 @@ def test_one_shard_has_one_lock_however_it_is_counted_and_others_have_others():
 def test_shards_in_one_folder_end_with_the_whole_table(tmp_path, capsys):
     run(tmp_path, shard="1/2", seeds=(0, 1))
     assert not (tmp_path / "result.json").exists() and (tmp_path / "table.md").exists()
-    assert "2 of 2 cells are missing or not complete" in capsys.readouterr().out
+    assert "2 of 2 cells are incomplete" in capsys.readouterr().out
     run(tmp_path, shard="2/2", seeds=(0, 1))
     rows = read_json(tmp_path / "result.json")["rows"]
     assert [len(row["scores"]["finetune/top1"]["values"]) for row in rows] == [2, 2]

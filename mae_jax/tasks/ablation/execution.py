@@ -130,7 +130,7 @@ def explain(code: int, said: list[str]) -> str:
     if errors := [line for line in said if line.startswith("error: ")]:
         return errors[-1].removeprefix("error: ")
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-        return f"stopped by signal {code - 128}, which was not for the ablation; it goes on when that is started again"
+        return f"stopped by signal {code - 128}, which the ablation did not get; the same command resumes it"
     if code < 0:
         return f"killed by signal {-code}{' (out of memory?)' if -code == signal.SIGKILL else ''}"
     if code == 0:

@@ -112,7 +112,7 @@ def report(config: ml_collections.ConfigDict, plan: Plan, workdir: Path) -> None
     if failed := sum(len(row["failed"]) for row in rows):
         say(f"{failed} of {len(rows) * len(plan.seeds)} runs failed; the same command tries them again")
     if missing := sum(row["missing"] > 0 for row in rows):
-        say(f"{missing} of {len(rows)} cells are missing or not complete: other shards, or the same command, make them")
+        say(f"{missing} of {len(rows)} cells are incomplete: other shards or the same command will complete them")
     else:
         result = {"rows": [{key: row[key] for key in row if key not in ("labels", "missing")} for row in rows]}
         result = finite_or_null(result)
