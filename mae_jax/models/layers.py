@@ -13,11 +13,20 @@ from mae_jax.runtime.platform import Normed, linear
 xavier_uniform = nnx.initializers.xavier_uniform()
 
 
+@jax.custom_jvp
+def _erf(x: jax.Array) -> jax.Array:
+    return jax.lax.erf(x)
+
+
+# JAX has this rule, too, but that of 0.12.0 fails on a mesh (in the primitive `polynomial`).
+_erf.defjvps(lambda tangent, value, x: 2 / math.sqrt(math.pi) * (tangent * jnp.exp(-jnp.square(x))))
+
+
 @jax.checkpoint  # keeps x alone for the backward pass, where JAX would keep four arrays of its size
 def exact_gelu(x: jax.Array) -> jax.Array:
     """x * Phi(x) by the error function, in float32 (`jax.nn.gelu(approximate=False)` takes the costlier erfc)."""
     x = x.astype(jnp.float32)
-    return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
+    return 0.5 * x * (1 + _erf(x * 0.5**0.5))
 
 
 ACTIVATIONS = {  # model.activation -> the function between the two layers of an MLP
