@@ -8,21 +8,20 @@ gradients accordingly. What is sent otherwise is sent by the functions below:
 - tensor (Megatron, Shoeybi et al. 2019, arXiv 1909.08053, section 3): a device has some of the heads and of the hidden
   units; activations are summed once after each attention and each MLP, their gradients once before.
 
-Why not leave this to the compiler? We tried `jax.jit` with NamedSharding, constraints on every block's parameters and
-activations, and no collective of our own. Bytes that a device sends in a ring, divided by theory, for the step of
-`benchmarks.communication` (jax 0.10.2, 2026-11-28; "parts": train.accumulate_steps):
+Why not leave this to the compiler? We tried `jax.jit` with NamedSharding, constraints on each block's parameters,
+activations, queries, keys and values, and no collective of our own. Bytes that a device sends in a ring / in theory,
+for the step of `benchmarks.communication` (jax 0.10.2, 2026-11-28; parts: train.accumulate_steps):
 
-    data x fsdp x tensor   parts   this module, CPU   jit, CPU   jit, v5p
-    8 x 1 x 1                1           1.00           1.00       1.00
-    8 x 1 x 1                4           1.00           3.99       3.91
-    1 x 8 x 1                1           1.00           1.33       1.22
-    1 x 8 x 1                4           1.00           1.34       1.24
-    2 x 2 x 2                1           1.00           1.12       1.08
-    2 x 2 x 2                4           1.00           1.43       1.36
+    data x fsdp x tensor   parts   this module: CPU, v5p   jit: CPU, v5p
+    8 x 1 x 1                1            1.00  1.00         1.00  1.00
+    8 x 1 x 1                4            1.00  1.00         3.99  3.91
+    1 x 8 x 1                1            1.00  1.22         1.33  1.22
+    1 x 8 x 1                4            1.00  1.22         1.34  1.24
+    2 x 2 x 2                1            1.00  1.00         1.12  1.08
+    2 x 2 x 2                4            1.00  1.00         1.43  1.36
 
-The compiler sums gradients over data for each part of a batch, since it cannot keep a sum that is not finished, and
-sums whole matrices where each device needs a share. (On v5p it gathers in bfloat16, which hides some of the excess.)
-The models would have named axes all the same: without a constraint on queries, keys and values it gathered these.
+The compiler sums gradients over data once for each part of a batch, and whole matrices where a device keeps a share.
+(On v5p XLA gathers bfloat16, which lowers both, and of a model as small as this makes reduce-scatters all-reduces.)
 """
 
 import functools
