@@ -99,8 +99,7 @@ def is_classifier(config: Mapping) -> bool:
 class BatchNorm(nnx.Module):
     """Normalises each of D features, without scale and bias, by statistics over a batch or by running ones.
 
-    In training the statistics are those of the whole batch, over all devices (or of the part of it that a step which
-    accumulates gradients works on).
+    In training the statistics are those of the whole batch, over all devices (or of one of `train.accumulate_steps`).
     """
 
     def __init__(self, width: int):
@@ -155,8 +154,7 @@ class Classifier(nnx.Module):
 
     Images of any size that the patch size divides are accepted: the learned positions are resized.
 
-    A forward pass has two halves. `represent` is all that comes before the first part that trains when the encoder is
-    frozen, so that a probe can run it once; `classify` is the rest.
+    `represent` is what a frozen encoder computes, so that a probe can run it once; `classify` is the rest.
     """
 
     def __init__(self, config: ClassifierConfig, *, rngs: nnx.Rngs):
@@ -190,7 +188,7 @@ class Classifier(nnx.Module):
     def represent(self, images: jax.Array, keys: jax.Array | None = None) -> jax.Array:
         """Images [B, H, W, C] to [B, D], or to patch tokens [B, L, D] for the attentive pool.
 
-        With `keys` [B], one for each example, drop path is at work.
+        With `keys` [B], one for each example, drop path is applied.
         """
         tokens, _ = self.encoder.before_norm(*patches_of(images, self.config.encoder), keys=keys)
         classes, patches = jnp.split(tokens, [self.config.encoder.class_tokens], axis=1)

@@ -28,7 +28,7 @@ CHOICES = {
     "decoder_attention": ("self", "cross"),
 }
 
-# Settings of masks by which some sizes and ratios cannot be, at their usual values, by which all can.
+# The settings of masks that fit every image size and ratio.
 USUAL_MASKS = {"mask_sampling": "random", "mask_cell": 1, "prediction_ratio": None}
 
 AT_LEAST = {
@@ -37,7 +37,7 @@ AT_LEAST = {
     "mask_cell": 1, "class_tokens": 1, "registers": 0, "masks_per_image": 1, "uniformity": 0,
 }  # fmt: skip
 
-# No machine runs more: a larger number is a slip, which would end in a memory error or in none at all.
+# No machine runs more: a larger number is a slip.
 AT_MOST = {
     "channels": 1024, "width": 2**16, "depth": 1024,
     "decoder_width": 2**16, "decoder_depth": 1024,
@@ -143,10 +143,9 @@ class MAEConfig:
                 "set model.normalize_targets=False or a larger model.patch_size"
             )
         self.num_visible(name="model.mask_ratio")
-        self._check_objective()
+        self._check_target_and_decoder()
 
-    def _check_objective(self) -> None:
-        """What the settings of masks, targets and decoder must be together."""
+    def _check_target_and_decoder(self) -> None:
         if self.pca_targets is not None and not 1 <= self.pca_targets <= self.patch_dim:
             raise UserError(
                 f"model.pca_targets={self.pca_targets} is outside [1, {self.patch_dim}], the values of a patch"
@@ -184,8 +183,7 @@ class MAEConfig:
         """Patches that the encoder sees of a (rows, columns) grid at a mask ratio; None: the model's own.
 
         Raises:
-          UserError: unless 0 <= mask_ratio < 1 and at least one patch stays visible, or if the way of sampling masks
-            does not go with the ratio and the grid; `name` is what the ratio is called.
+          UserError: if the ratio, which errors call `name`, and the grid do not go with the way of sampling masks.
         """
         mask_ratio = self.mask_ratio if mask_ratio is None else mask_ratio
         rows, columns = grid = self.grid if grid is None else grid
@@ -259,10 +257,10 @@ class MAEConfig:
 
 
 def unroll_on_cpu(config: MAEConfig, mesh: Mesh) -> MAEConfig:
-    """The config of a model that trains on a mesh: if `scan_unroll` is open, all blocks are unrolled where that pays.
+    """The config of a model that trains on a mesh: if `scan_unroll` is None, all blocks are unrolled where that pays.
 
-    In a loop, a CPU copies what each block keeps for the backward pass, and copies it again to use it. Deep models stay
-    loops, since compiling would take ever longer, and so do blocks that compute or gather again what a loop would keep.
+    In a loop, a CPU copies what each block keeps for the backward pass, twice. Deep models stay loops, since they
+    compile for long, and so do blocks that compute or gather again what a loop would keep.
     """
     if config.scan_unroll is not None:
         return config

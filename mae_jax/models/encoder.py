@@ -97,7 +97,7 @@ class Encoder(nnx.Module):
         keys: jax.Array | None = None,
         record: Record = NOTHING,
     ) -> tuple[jax.Array, Recorded]:
-        """The tokens before the final norm. With `keys` [B], one for each example, drop path is at work."""
+        """The tokens before the final norm. With `keys` [B], one for each example, drop path is applied."""
         config = self.config
         table = position_table(self.positions, config.grid, grid, config.width)
         x = self._embed(patches, table[1:], ids_keep, hidden)
@@ -115,7 +115,7 @@ class Encoder(nnx.Module):
             self.blocks, x, remat=config.remat, unroll=config.scan_unroll,
             branch_scales=scales, frozen=self.frozen_blocks, record=record,
         )  # fmt: skip
-        if config.registers:  # they have done their work
+        if config.registers:
             first, last = config.class_tokens, config.class_tokens + config.registers
             x = jnp.concatenate([x[:, :first], x[:, last:]], axis=1)
         return x, recorded

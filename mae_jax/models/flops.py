@@ -100,7 +100,7 @@ def classify_train_flops(config: ClassifierConfig) -> int:
 def classifier_train_flops(config: ClassifierConfig) -> int:
     """One image's forward pass, and the backward pass of that which trains: 2 x forward, but for the first layer.
 
-    That one's input needs no gradient: below it nothing trains (a norm's scale and bias are taken into its kernel).
+    The input of that one needs no gradient, since nothing below it trains (`platform.linear` folds norms).
     With two blocks or more XLA computes it all the same, since all blocks are one loop.
     """
     encoder, tokens = config.encoder, _all_tokens(config.encoder)

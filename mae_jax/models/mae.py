@@ -14,20 +14,11 @@ import numpy as np
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from mae_jax.models import masking
 from mae_jax.models.config import MAEConfig
 from mae_jax.models.decoder import Decoder
 from mae_jax.models.encoder import Encoder, EncoderOutput, Hidden, patches_of
-from mae_jax.models.masking import (
-    Mask,
-    MaskFn,
-    check_given_mask,
-    check_mask_ratio,
-    draw_masks,
-    given_masks,
-    masks_from_noise,
-    some_hidden,
-    take_patches,
-)
+from mae_jax.models.masking import Mask, MaskFn, take_patches
 from mae_jax.models.parameters import gather_outside_blocks
 from mae_jax.models.patches import grid_size, patchify, unpatchify
 from mae_jax.models.rendering import reconstruct
@@ -98,9 +89,7 @@ class MaskedAutoencoder(nnx.Module):
           output_hidden_states, output_attentions: also return those of each block.
 
         Raises:
-          UserError: for images whose shape does not fit the model, a mask ratio outside [0, 1), or a model without
-            decoder.
-          ValueError: unless exactly one of key, noise and mask is given, in a shape that fits.
+          UserError, ValueError: if images, masks or ratio do not fit, or the model has no decoder.
         """
         if self.decoder is None:
             raise UserError(
@@ -165,7 +154,7 @@ class MaskedAutoencoder(nnx.Module):
         count = self.config.num_predicted(grid)
         if count == masks.mask.shape[1]:
             return None
-        return some_hidden(jax.vmap(jax.random.fold_in, (0, None))(keys, PREDICTED), masks, count)
+        return masking.some_hidden(jax.vmap(jax.random.fold_in, (0, None))(keys, PREDICTED), masks, count)
 
     def _example_loss(self, prediction: jax.Array, targets: jax.Array, masks: Mask) -> jax.Array:
         """[B]: the mean squared error of the patches that count."""
@@ -196,9 +185,7 @@ class MaskedAutoencoder(nnx.Module):
           The features alone; or an EncoderOutput, if any `output_...` is asked for.
 
         Raises:
-          UserError: for images whose shape does not fit the model, or a mask ratio outside [0, 1).
-          ValueError: for a mask ratio, or the masks wanted, without key, noise and mask; or noise in a shape that does
-            not fit.
+          UserError, ValueError: if images, masks or ratio do not fit.
         """
         patches, grid = patches_of(images, self.config)
         masks = None
@@ -215,11 +202,7 @@ class MaskedAutoencoder(nnx.Module):
         return patchify(images, self.config.patch_size)
 
     def unpatchify(self, patches: jax.Array, image_size: int | tuple[int, int] | None = None) -> jax.Array:
-        """Puts patches [B, L, p*p*C] together to images [B, H, W, C] of `image_size` (None: the model's).
-
-        Raises:
-          UserError: for another number of patches than images of this size have.
-        """
+        """Puts patches [B, L, p*p*C] together to images [B, H, W, C] of `image_size` (None: the model's)."""
         size = self.config.image_size if image_size is None else image_size
         grid = grid_size((size, size) if isinstance(size, int) else size, self.config.patch_size)
         if patches.shape[1] != grid[0] * grid[1]:
@@ -245,9 +228,6 @@ class MaskedAutoencoder(nnx.Module):
         Args:
           key, noise, mask, mask_ratio: of the masks, as in `__call__`; without them they are drawn from key 0.
           paste_visible: show the visible patches as they are, not as predicted.
-
-        Raises:
-          UserError: as `__call__`; or for a model without a processor.
         """
         if self.processor is None:
             raise UserError("this model has no processor: set model.processor = mae_jax.Processor(...)")
@@ -259,13 +239,7 @@ class MaskedAutoencoder(nnx.Module):
         return self.processor.to_pictures(found.pasted if paste_visible else found.prediction)
 
     def _masks(
-        self,
-        patches: jax.Array,
-        grid: tuple[int, int],
-        key=None,
-        noise=None,
-        mask=None,
-        mask_ratio: float | None = None,
+        self, patches: jax.Array, grid: tuple[int, int], key=None, noise=None, mask=None, mask_ratio=None
     ) -> Mask:
         """The masks of patches [B, L, p*p*C] from the one source that is given."""
         batch, num_patches = patches.shape[:2]
@@ -276,14 +250,14 @@ class MaskedAutoencoder(nnx.Module):
         if isinstance(mask, Mask):
             return mask
         if mask is not None:
-            hidden, visible = check_given_mask(mask, batch, grid)
-            return given_masks(jnp.asarray(hidden), visible)
+            hidden, visible = masking.check_given_mask(mask, batch, grid)
+            return masking.given_masks(jnp.asarray(hidden), visible)
         ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
         if noise is not None:
-            check_mask_ratio(ratio, grid)
+            masking.check_mask_ratio(ratio, grid)
             if noise.shape != (batch, num_patches):
                 raise ValueError(f"noise of shape {noise.shape}: {(batch, num_patches)} (batch, patches) is needed")
-            return masks_from_noise(jnp.asarray(noise, jnp.float32), ratio)
+            return masking.masks_from_noise(jnp.asarray(noise, jnp.float32), ratio)
         self.config.num_visible(ratio, grid)  # raises if such masks cannot be
         if not hasattr(key, "dtype"):
             raise ValueError(f"key={key!r} is not a JAX key; give key=jax.random.key(0), and a ratio as mask_ratio=")
@@ -291,7 +265,7 @@ class MaskedAutoencoder(nnx.Module):
         keys = jax.random.split(key, batch) if key.ndim == 0 else key
         if keys.shape != (batch,):
             raise ValueError(f"keys of shape {keys.shape}: one key, or one for each of {batch} images, is needed")
-        return draw_masks(keys, patches, grid, ratio, self.config)
+        return masking.draw_masks(keys, patches, grid, ratio, self.config)
 
 
 def init_params(config: MAEConfig, key: jax.Array) -> dict:

@@ -73,43 +73,30 @@ def draw_masks(keys: jax.Array, patches: jax.Array, grid: tuple[int, int], mask_
     return masks
 
 
-@SAMPLERS.register("random")
-def _random(keys, patches, grid, mask_ratio, config) -> Mask:
-    if config.mask_cell > 1:
-        return cell_masks(keys, grid, mask_ratio, config.mask_cell)
-    return random_masks(keys, grid[0] * grid[1], mask_ratio)
-
-
-@SAMPLERS.register("block")
-def _block(keys, patches, grid, mask_ratio, config) -> Mask:
-    return block_masks(keys, grid, mask_ratio)
-
-
-@SAMPLERS.register("grid")
-def _grid(keys, patches, grid, mask_ratio, config) -> Mask:
-    return grid_masks(keys, grid)
-
-
 def random_masks(keys: jax.Array, num_patches: int, mask_ratio: float) -> Mask:
     """Hides a uniformly random set of patches of each example. keys: [B], one key an example (paper, section 3)."""
     ids_shuffle = jax.vmap(jax.random.permutation, in_axes=(0, None))(keys, num_patches)
     return _mask_from_order(ids_shuffle, num_visible(num_patches, mask_ratio))
 
 
-def cell_masks(keys: jax.Array, grid: tuple[int, int], mask_ratio: float, cell: int) -> Mask:
-    """Hides a uniformly random set of cells of `cell` x `cell` patches; `cell` divides the grid.
+@SAMPLERS.register("random")
+def cell_masks(keys: jax.Array, patches: jax.Array, grid: tuple[int, int], mask_ratio: float, config: Any) -> Mask:
+    """Hides a uniformly random set of cells of `config.mask_cell` patches a side, or of patches if that is 1.
 
-    Larger holes than single patches leave (Pixio, Yang et al. 2025, arXiv 2512.15715).
+    Cells leave larger holes (Pixio, Yang et al. 2025, arXiv 2512.15715).
     """
-    cells = _cells(grid, cell)
+    if config.mask_cell == 1:
+        return random_masks(keys, grid[0] * grid[1], mask_ratio)
+    cells = _cells(grid, config.mask_cell)
 
     def order(key):
         return cells[jax.random.permutation(key, len(cells))].reshape(-1)
 
-    return _mask_from_order(jax.vmap(order)(keys), count_visible(grid, mask_ratio, cell))
+    return _mask_from_order(jax.vmap(order)(keys), count_visible(grid, mask_ratio, config.mask_cell))
 
 
-def grid_masks(keys: jax.Array, grid: tuple[int, int]) -> Mask:
+@SAMPLERS.register("grid")
+def grid_masks(keys: jax.Array, patches: jax.Array, grid: tuple[int, int], mask_ratio: float, config: Any) -> Mask:
     """Keeps one patch of each 2 x 2, at the same place in all of them (paper, Figure 6); the key chooses the place."""
     places = _cells(grid, 2).T
 
@@ -119,7 +106,8 @@ def grid_masks(keys: jax.Array, grid: tuple[int, int]) -> Mask:
     return _mask_from_order(jax.vmap(order)(keys), places.shape[1])
 
 
-def block_masks(keys: jax.Array, grid: tuple[int, int], mask_ratio: float) -> Mask:
+@SAMPLERS.register("block")
+def block_masks(keys: jax.Array, patches: jax.Array, grid: tuple[int, int], mask_ratio: float, config: Any) -> Mask:
     """Hides random rectangles, one after the other, until exactly as many patches are hidden as random masks hide.
 
     As BEiT does (Bao et al. 2021, arXiv 2106.08254, algorithm 1), which the paper's Table 1f follows. Of the last

@@ -25,7 +25,7 @@ def join(*trees: dict) -> dict:
 
 
 def gather_outside_blocks(variables: dict) -> dict:
-    """A model's variables on shards (`parallel.on_shards`), whole but for the blocks', which follow one by one."""
+    """A model's variables, whole but for those of the blocks, which are gathered one block at a time."""
     flat = flatten_dict(variables)
     rest = {path: leaf for path, leaf in flat.items() if "blocks" not in path}
     return unflatten_dict(flat | flatten_dict(gather(unflatten_dict(rest))))

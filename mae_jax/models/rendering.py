@@ -39,7 +39,7 @@ def reconstruct(
     """Turns predictions [B, L, p*p*C] of images [B, H, W, C], hidden by mask [B, L], into images.
 
     With normalised targets a prediction lacks each patch's mean and variance; those of the true patch are used, which
-    a model at work would not know. Pictures drawn so must say it.
+    the model does not know. Pictures must say so.
     """
     grid = grid_size(images.shape[1:3], patch_size)
     patches = patchify(images, patch_size)

@@ -13,7 +13,7 @@ from mae_jax.runtime.sharding import checkpoint_policy, gather
 
 
 class Record(NamedTuple):
-    """What `scan_blocks` returns besides its result. What is not asked for is not computed."""
+    """What `scan_blocks` records; nothing else is computed."""
 
     hidden_states: bool = False
     attentions: bool = False
@@ -30,10 +30,7 @@ class Recorded(NamedTuple):
 
 
 class Block(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). The residual stream is float32.
-
-    A memory that the attention is to is not normed: it is an encoder's result, which is.
-    """
+    """x + attention(norm(x)), then x + mlp(norm(x)). The residual stream is float32."""
 
     def __init__(self, config: BlockConfig, *, rngs: nnx.Rngs):
         self.norm1 = PreNorm(config.width, config.epsilon, rngs=rngs)
@@ -88,8 +85,7 @@ def scan_blocks(
       unroll: blocks in one iteration of the compiled loop; None: 1.
       branch_scales: [depth, 2, b], of drop path (`drop_path_scales`).
       memory: [b, m, memory_width], what all blocks attend to if they are of cross-attention.
-      frozen: first blocks that pass no gradient to their parameters; if x needs none either, they cost no backward
-        pass.
+      frozen: first blocks whose parameters get no gradient; if x needs none either, they cost no backward pass.
       record: what else to return.
     """
     unroll = unroll or 1

@@ -13,9 +13,15 @@ from mae_jax.models.layers import exact_gelu
 from mae_jax.models.mae import MAEConfig, init_params, make_bind
 from mae_jax.models.rendering import denormalize_patches, normalize_patches
 from mae_jax.runtime.errors import UserError
+from mae_jax.settings.fields import defaults
 from tests.reference import leaves_by_block, loop_patches, max_relative, numpy_gelu, random_batch, random_params
 
 SMALL = MAEConfig((12, 16), 4, 3, 16, 3, 2, 4.0, 12, 2, 3, 0.5)  # 3 x 4 patches, 6 of them hidden
+
+
+def test_the_models_defaults_are_those_of_the_settings():
+    usual = {field.name: field.default for field in dataclasses.fields(MAEConfig)}
+    assert usual == defaults().model.to_dict() | {"dtype": "float32"}  # a run settles it by its chip
 
 
 @functools.cache
