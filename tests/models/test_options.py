@@ -221,7 +221,7 @@ def test_the_loss_of_several_masks_is_the_mean_of_the_losses_of_each_under_its_o
 # -------------------------------------------------------------------------------------------------------- mistakes
 
 REFUSED = {
-    "mask_sampling": (dict(mask_sampling="blocks"), "model.mask_sampling='blocks' is not one of random, block, grid"),
+    "mask_sampling": (dict(mask_sampling="blocks"), "model.mask_sampling='blocks' is not one of random, grid, block"),
     "loss_patches": (dict(loss_patches="visible"), "model.loss_patches='visible' is not one of hidden, all"),
     "decoder_attention": (dict(decoder_attention="both"), "model.decoder_attention='both' is not one of self, cross"),
     "class_tokens": (dict(class_tokens=0), "model.class_tokens=0 must be at least 1"),
