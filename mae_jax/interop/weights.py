@@ -162,5 +162,5 @@ def _with_masks_that_fit(model: Mapping, settings: dict[str, Any]) -> tuple[dict
         return settings, []
     except UserError as error:
         settings = USUAL_MASKS | settings
-        MAEConfig(**model | settings)  # raises if it was something else
+        MAEConfig(**model | settings)  # raises if the cause was another
         return settings, [f"{error}; masks hide single random patches instead"]
