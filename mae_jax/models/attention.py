@@ -1,4 +1,4 @@
-"""Multi-head attention: of tokens to one another, or to the tokens of a memory."""
+"""Multi-head self-attention and cross-attention."""
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,9 @@ from mae_jax.runtime.platform import Normed, attention, attention_weights
 
 
 class Attention(nnx.Module):
-    """Multi-head attention. Self-attention has one matrix [D, 3, D] for q, k and v, whose Xavier bound is sqrt(6 / 4D).
+    """Self-attention with one kernel [D, 3, D] for q, k and v, whose Xavier bound is sqrt(6 / 4D).
 
-    With `config.memory_width` it is cross-attention: queries [D, D] of the tokens, keys and values [memory_width, 2, D]
-    of a memory.
+    With `config.memory_width`, cross-attention: kernels [D, D] for queries, [memory_width, 2, D] for keys and values.
     """
 
     def __init__(self, config: BlockConfig, *, rngs: nnx.Rngs):
@@ -32,12 +31,7 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Normed, memory: jax.Array | None = None, weights: bool = False
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Maps [b, n, d] to [b, n, d].
-
-        Args:
-          memory: [b, m, memory_width], what cross-attention attends to.
-          weights: return the attention weights [b, h, n, n or m], too.
-        """
+        """[b, n, d], memory [b, m, memory_width] -> [b, n, d], and with `weights` the weights [b, h, n, n or m]."""
         head_width = self.config.width // self.config.num_heads
         if memory is None:
             queries, keys, values = jnp.split(self.qkv(x), 3, axis=2)  # the gradient is one join, not a sum
@@ -59,11 +53,13 @@ class Attention(nnx.Module):
         else:
             attended = attention(q, k, v)
         out = self.out(rearrange(attended, "b n h d -> b n (h d)"))
-        return out, attention_weights(q, k) if weights else None  # computed again: the result does not depend on it
+        return out, attention_weights(
+            q, k
+        ) if weights else None  # recomputed, so that the result is the same with and without
 
 
 class HeadNorm(nnx.Module):
-    """LayerNorm over each head's width, with a scale that all heads share (Dehghani et al. 2023, arXiv 2302.05442)."""
+    """LayerNorm over each head's width, with one scale for all heads (Dehghani et al. 2023, arXiv 2302.05442)."""
 
     def __init__(self, width: int, epsilon: float):
         self.epsilon, self.scale = epsilon, nnx.Param(jnp.ones(width))

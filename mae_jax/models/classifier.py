@@ -1,8 +1,4 @@
-"""A classifier: the encoder of all patches, a pool, and a linear layer.
-
-Fine-tuning, linear, partial and attentive probes differ in what trains and how tokens are pooled (paper, section 4.3,
-appendix A).
-"""
+"""A classifier (encoder, pool, linear layer) for fine-tuning and probes (paper, section 4.3 and appendix A)."""
 
 import dataclasses
 import functools
@@ -34,11 +30,7 @@ BATCH_NORM_EPSILON = 1e-6  # as in the paper's linear probe
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierConfig:
-    """Everything that defines the model: the encoder's settings, and `classifier.*` with the same meaning.
-
-    Raises:
-      UserError: if the values do not make a model.
-    """
+    """Defines the model: the encoder's settings and the settings `classifier.*`. UserError if they are invalid."""
 
     encoder: MAEConfig
     num_classes: int
@@ -59,12 +51,11 @@ class ClassifierConfig:
 
     @property
     def frozen_blocks(self) -> int:
-        """First blocks that do not train at all."""
+        """Number of first blocks with no trained parameter."""
         return 0 if self.trained_blocks is None else self.encoder.depth - math.ceil(self.trained_blocks)
 
     @property
     def trained_parts(self) -> str:
-        """What trains, for people."""
         match self.trained_blocks:
             case None:
                 return "everything"
@@ -85,29 +76,26 @@ class ClassifierConfig:
 
 
 def make_classifier_config(model: Mapping, classifier: Mapping) -> ClassifierConfig:
-    """The config of the settings `model.*` and `classifier.*`; the number of classes must have been filled in."""
+    """The config from the settings `model.*` and `classifier.*`; `num_classes` must be set."""
     names = [field.name for field in dataclasses.fields(ClassifierConfig) if field.name != "encoder"]
     return ClassifierConfig(MAEConfig(**model), **{name: classifier[name] for name in names})
 
 
 def is_classifier(config: Mapping) -> bool:
     """Whether a run's resolved config describes a classifier; otherwise it is a masked autoencoder."""
-    own = ":" in config["task"] and "class_names" in config  # an objective of the user's, which knows classes
+    own = ":" in config["task"] and "class_names" in config  # a user's objective with class labels
     return config["task"] == "classify" or own
 
 
 class BatchNorm(nnx.Module):
-    """Normalises each of D features, without scale and bias, by statistics over a batch or by running ones.
-
-    In training the statistics are those of the whole batch, over all devices (or of one of `train.accumulate_steps`).
-    """
+    """BatchNorm without scale and bias; statistics over all devices, for each of `train.accumulate_steps` parts."""
 
     def __init__(self, width: int):
         self.mean = nnx.BatchStat(jnp.zeros(width))
         self.variance = nnx.BatchStat(jnp.ones(width))
 
     def __call__(self, x: jax.Array, training: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Normalises [B, D]; also returns the batch's mean and unbiased variance, for the running statistics."""
+        """Normalises [B, D]; in training also returns the batch's mean and unbiased variance."""
         if not training:
             return (x - self.mean[...]) * jax.lax.rsqrt(self.variance[...] + BATCH_NORM_EPSILON), {}
         mean = mean_over_batch(jnp.mean(x, axis=0))
@@ -118,10 +106,9 @@ class BatchNorm(nnx.Module):
 
 
 class AttentivePool(nnx.Module):
-    """One learned query attends to all patch tokens: multi-head cross-attention without projection of its output.
+    """Cross-attention of one learned query to all patch tokens, without an output projection.
 
-    The attentive probe of Chen et al. 2022 (CAE, arXiv 2202.03026) in the light form of El-Nouby et al. 2024 (AIM,
-    arXiv 2401.08541).
+    The attentive probe of CAE (arXiv 2202.03026) as simplified in AIM (arXiv 2401.08541).
     """
 
     def __init__(self, width: int, num_heads: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
@@ -138,7 +125,7 @@ class AttentivePool(nnx.Module):
 
 
 class Head(nnx.Module):
-    """What stands between encoder and logits: the pool (if learned), BatchNorm (if asked for), the linear layer."""
+    """The learned pool (if any), BatchNorm (if any), and the linear layer."""
 
     def __init__(self, config: ClassifierConfig, *, rngs: nnx.Rngs):
         encoder, dtype = config.encoder, jnp.dtype(config.encoder.blocks.dtype)
@@ -152,9 +139,8 @@ class Head(nnx.Module):
 class Classifier(nnx.Module):
     """`model(images)` gives logits, `model.encode(images)` the encoder's tokens.
 
-    Images of any size that the patch size divides are accepted: the learned positions are resized.
-
-    `represent` is what a frozen encoder computes, so that a probe can run it once; `classify` is the rest.
+    Accepts images of any size that the patch size divides; learned positions are resized. The forward pass has two
+    halves: `represent` has no trained part when the encoder is frozen, so a probe runs it once; `classify` is the rest.
     """
 
     def __init__(self, config: ClassifierConfig, *, rngs: nnx.Rngs):
@@ -164,32 +150,22 @@ class Classifier(nnx.Module):
             drop_path=config.drop_path_rates, rngs=rngs,
         )  # fmt: skip
         self.head = Head(config, rngs=rngs)
-        self.processor = None  # turns pictures into images for this model; set by `mae_jax.load`
+        self.processor = None  # converts pictures to model inputs; set by `mae_jax.load`
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Logits [B, K] of images [B, H, W, C], normalised.
-
-        Raises:
-          UserError: for images whose shape does not fit the model.
-        """
+        """Logits [B, K] of normalised images [B, H, W, C]; UserError if their shape does not fit the model."""
         return self.classify(self.represent(images))[0]
 
     def encode(
         self, images: jax.Array, *, output_hidden_states: bool = False, output_attentions: bool = False
     ) -> jax.Array | EncoderOutput:
-        """Tokens of images [B, H, W, C]: [B, 1 + L, D], class token first, after the final norm.
-
-        If more is asked for, an EncoderOutput with that of each block.
-        """
+        """Tokens [B, 1 + L, D] after the final norm, class token first; with any `output_...`, an EncoderOutput."""
         record = Record(output_hidden_states, output_attentions)
         features, recorded = self.encoder(*patches_of(images, self.config.encoder), record=record)
         return EncoderOutput(features, *recorded) if any(record) else features
 
     def represent(self, images: jax.Array, keys: jax.Array | None = None) -> jax.Array:
-        """Images [B, H, W, C] to [B, D], or to patch tokens [B, L, D] for the attentive pool.
-
-        With `keys` [B], one for each example, drop path is applied.
-        """
+        """[B, H, W, C] -> [B, D], or patch tokens [B, L, D] for the attentive pool. Keys [B] turn on drop path."""
         tokens, _ = self.encoder.before_norm(*patches_of(images, self.config.encoder), keys=keys)
         classes, patches = jnp.split(tokens, [self.config.encoder.class_tokens], axis=1)
         match self.config.pool:
@@ -203,7 +179,7 @@ class Classifier(nnx.Module):
                 return self.encoder.norm(patches)
 
     def classify(self, x: jax.Array, *, training: bool = False) -> tuple[jax.Array, dict]:
-        """Logits [B, K] of what `represent` returns, and in training the batch's statistics as a nested dict."""
+        """Logits [B, K] of `represent`'s result, and in training the batch's statistics as a nested dict."""
         statistics = {}
         if self.config.pool == "mean_norm":
             x = self.encoder.norm(x)
@@ -216,13 +192,13 @@ class Classifier(nnx.Module):
 
 
 def init_classifier(config: ClassifierConfig, key: jax.Array) -> tuple[dict, dict]:
-    """Initial parameters, and the running statistics of BatchNorm (empty without it), as nested dicts."""
+    """Initial parameters, and BatchNorm's running statistics (empty without it), as nested dicts."""
     params, statistics = nnx.state(Classifier(config, rngs=nnx.Rngs(key)), nnx.Param, nnx.BatchStat)
     return nnx.to_pure_dict(params), nnx.to_pure_dict(statistics)
 
 
 def split_classifier(config: ClassifierConfig, params: dict) -> tuple[dict, dict]:
-    """The parameters that train and those that stay as they are; `join(frozen, trained)` undoes it."""
+    """Splits parameters into (trained, frozen); `join(frozen, trained)` inverts it."""
     return split_trained(params, config.trained_blocks, norm_trains=config.pool == "mean_norm")
 
 
@@ -232,11 +208,11 @@ def _split(config: ClassifierConfig) -> tuple[nnx.GraphDef, nnx.State]:
 
 
 def abstract_variables(config: ClassifierConfig) -> dict:
-    """Shapes and types of parameters and statistics as one nested dict."""
+    """Shapes and dtypes of parameters and statistics, as one nested dict."""
     return nnx.to_pure_dict(_split(config)[1])
 
 
 def make_bind_classifier(config: ClassifierConfig) -> Callable[[dict], Classifier]:
-    """A pure function from parameters and statistics (one nested dict) to the model that has them."""
+    """A pure function from parameters and statistics (one nested dict) to the model."""
     graphdef, _ = _split(config)
     return lambda variables: nnx.merge(graphdef, gather_outside_blocks(variables))

@@ -10,7 +10,7 @@ from mae_jax.models.patches import grid_size
 from mae_jax.models.targets import TARGETS
 from mae_jax.runtime.errors import UserError
 
-# The named encoders. tiny, small: DeiT (arXiv 2012.12877); base, large, huge: ViT (arXiv 2010.11929), as in the paper.
+# Named encoders. tiny, small: DeiT (arXiv 2012.12877); base, large, huge: ViT (arXiv 2010.11929), as in the paper.
 SIZES = {
     "tiny": dict(width=192, depth=12, num_heads=3, patch_size=16),
     "small": dict(width=384, depth=12, num_heads=6, patch_size=16),
@@ -28,7 +28,7 @@ CHOICES = {
     "decoder_attention": ("self", "cross"),
 }
 
-# The settings of masks that fit every image size and ratio.
+# Values of mask settings that work with every image size and mask ratio.
 USUAL_MASKS = {"mask_sampling": "random", "mask_cell": 1, "prediction_ratio": None}
 
 AT_LEAST = {
@@ -37,7 +37,7 @@ AT_LEAST = {
     "mask_cell": 1, "class_tokens": 1, "registers": 0, "masks_per_image": 1, "uniformity": 0,
 }  # fmt: skip
 
-# No machine runs more: a larger number is a slip.
+# No machine runs more. Larger numbers are typos, which may end in a memory error or in no error at all.
 AT_MOST = {
     "channels": 1024, "width": 2**16, "depth": 1024,
     "decoder_width": 2**16, "decoder_depth": 1024,
@@ -45,16 +45,12 @@ AT_MOST = {
 }  # fmt: skip
 MOST_PATCHES, MOST_HIDDEN_UNITS, MOST_UNROLLED = 2**18, 2**20, 1024
 
-UNROLLED = 12  # blocks that `unroll_on_cpu` unrolls at most
+UNROLLED = 12  # the most blocks that `unroll_on_cpu` unrolls
 
 
 @dataclasses.dataclass(frozen=True)
 class MAEConfig:
-    """Everything that defines the model; the settings `model.*` of configs/common.py, with the same meaning.
-
-    Raises:
-      UserError: if the values do not make a model.
-    """
+    """Defines the model: the settings `model.*` of configs/common.py. UserError if they are invalid."""
 
     image_size: int | tuple[int, int] = 224
     patch_size: int = 16
@@ -69,9 +65,9 @@ class MAEConfig:
     mask_ratio: float = 0.75
     normalize_targets: bool = True
     norm_epsilon: float = 1e-6
-    dtype: str | None = "float32"  # None: float32 here; a run's is settled by its chip (mesh.fitting_dtype)
+    dtype: str | None = "float32"  # None: float32 here; a run chooses by its chip (mesh.fitting_dtype)
     remat: bool = False
-    scan_unroll: int | None = None  # None: 1; `unroll_on_cpu` finds where more are faster
+    scan_unroll: int | None = None  # None: 1; `unroll_on_cpu` sets more where that is faster
     mlp_width: int | None = None  # None: mlp_ratio * width
     decoder_mlp_width: int | None = None  # None: mlp_ratio * decoder_width
     activation: str = "gelu"
@@ -121,7 +117,7 @@ class MAEConfig:
             if getattr(self, name) not in choices:
                 raise UserError(f"model.{name}={getattr(self, name)!r} is not one of {', '.join(map(str, choices))}")
         for name, registry in ((self.mask_sampling, SAMPLERS), (self.target_name, TARGETS)):
-            if ":" not in name:  # a user's own is imported where it is needed: an encoder alone does without
+            if ":" not in name:  # a user's own is imported when needed: an encoder alone does not need it
                 registry.find(name)
         if self.attention == "cudnn" and self.dtype == "float32":
             raise UserError("model.attention=cudnn works in half precision: set model.dtype=bfloat16 too")
@@ -180,10 +176,9 @@ class MAEConfig:
     def num_visible(
         self, mask_ratio: float | None = None, grid: tuple[int, int] | None = None, name: str = "mask_ratio"
     ) -> int:
-        """Patches that the encoder sees of a (rows, columns) grid at a mask ratio; None: the model's own.
+        """Number of visible patches in a (rows, columns) grid at a mask ratio, by default the model's.
 
-        Raises:
-          UserError: if the ratio, which errors call `name`, and the grid do not go with the way of sampling masks.
+        Raises UserError if the ratio (called `name`) or the grid does not suit the model's mask sampling.
         """
         mask_ratio = self.mask_ratio if mask_ratio is None else mask_ratio
         rows, columns = grid = self.grid if grid is None else grid
@@ -201,7 +196,7 @@ class MAEConfig:
         return visible
 
     def num_predicted(self, grid: tuple[int, int] | None = None) -> int:
-        """Patches of a grid that a training step predicts with a decoder of cross-attention; None: the model's grid."""
+        """Number of patches that a training step predicts with a cross-attention decoder."""
         rows, columns = grid = self.grid if grid is None else grid
         hidden = rows * columns - self.num_visible(grid=grid)
         if self.loss_patches == "all" or hidden == 0:
@@ -219,7 +214,6 @@ class MAEConfig:
 
     @property
     def blocks(self) -> BlockConfig:
-        """Of the encoder."""
         return self._blocks(self.width, self.num_heads, self.mlp_width)
 
     @property
@@ -243,7 +237,7 @@ class MAEConfig:
 
     @property
     def target_name(self) -> str:
-        """The name of what the decoder predicts: `target`, or what `pca_targets` and `normalize_targets` say."""
+        """`target`, or the name that `pca_targets` and `normalize_targets` imply."""
         if self.target is not None:
             return self.target
         if self.pca_targets is not None:
@@ -252,15 +246,15 @@ class MAEConfig:
 
     @property
     def target_dim(self) -> int:
-        """Values that are predicted of a patch."""
+        """Number of values predicted for a patch."""
         return TARGETS.find(self.target_name).dim(self)
 
 
 def unroll_on_cpu(config: MAEConfig, mesh: Mesh) -> MAEConfig:
-    """The config of a model that trains on a mesh: if `scan_unroll` is None, all blocks are unrolled where that pays.
+    """If `scan_unroll` is None, unrolls all blocks where that is faster for training on this mesh.
 
-    In a loop, a CPU copies what each block keeps for the backward pass, twice. Deep models stay loops, since they
-    compile for long, and so do blocks that compute or gather again what a loop would keep.
+    In a loop, a CPU copies saved activations twice. Deep models stay loops, because of compile time, and so do blocks
+    that recompute or gather again instead of saving.
     """
     if config.scan_unroll is not None:
         return config

@@ -1,4 +1,4 @@
-"""The decoder: from the encoder's tokens to predictions of patches."""
+"""The decoder: from encoder tokens to predicted patches."""
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +14,11 @@ from mae_jax.models.transformer import NOTHING, Record, Recorded, create_blocks,
 
 
 class Decoder(nnx.Module):
-    """Predicts every patch from the encoded visible ones and mask tokens.
+    """Predicts patches from encoded visible patches and mask tokens.
 
-    Of self-attention (the paper's), it works on the tokens of all patches. Of cross-attention (CrossMAE, Fu et al.
-    2024, arXiv 2401.14391, section 3.2), it works on mask tokens alone, which attend to the encoder's tokens and not to
-    one another: so any part of the patches can be predicted by itself.
-
-    Where the encoder sees mask tokens, the mask token is of the encoder's width, and it is the encoder that takes it.
+    With self-attention (the paper), it processes the tokens of all patches. With cross-attention (CrossMAE, Fu et al.
+    2024, arXiv 2401.14391, section 3.2), mask tokens attend to the encoder's tokens but not to one another, so that any
+    subset of patches can be predicted. If the encoder sees mask tokens, it uses the mask token, which has its width.
     """
 
     def __init__(self, config: MAEConfig, *, rngs: nnx.Rngs):
@@ -34,7 +32,7 @@ class Decoder(nnx.Module):
         self.blocks = create_blocks(config.decoder_depth, config.decoder_blocks, rngs=rngs)
         self.norm = PreNorm(width, config.norm_epsilon, rngs=rngs)
         self.predict = Linear(width, config.target_dim, dtype=dtype, rngs=rngs)
-        self.basis = TARGETS.find(config.target_name)(config)  # the target; checkpoints have it by this name
+        self.basis = TARGETS.find(config.target_name)(config)  # the target; checkpoints use this name
 
     def __call__(
         self,
@@ -44,10 +42,9 @@ class Decoder(nnx.Module):
         record: Record = NOTHING,
         ids: jax.Array | None = None,
     ) -> tuple[jax.Array, Recorded]:
-        """Decodes tokens [B, C + K, D] of C class tokens and K patches: predictions [B, L, target_dim] in float32.
+        """Decodes tokens [B, C + K, D] of C class tokens and K patches to [B, L, target_dim] in float32.
 
-        Args:
-          ids: [B, P], the patches that are predicted by a decoder of cross-attention; None: all.
+        A cross-attention decoder with `ids` [B, P] predicts only those patches: [B, P, target_dim].
         """
         if self.embed is None:
             x, memory, first = self._queries(len(tokens), grid, ids), tokens, 0

@@ -1,4 +1,4 @@
-"""The encoder: a Vision Transformer on those patches that it is shown."""
+"""The encoder: a Vision Transformer on the visible patches."""
 
 from typing import NamedTuple
 
@@ -17,9 +17,9 @@ from mae_jax.runtime.errors import UserError
 
 
 class EncoderOutput(NamedTuple):
-    """What `encode` returns if more than the features is asked for; None what was not asked for.
+    """What `encode` returns with any `output_...`; fields not requested are None.
 
-    1 is the number of class tokens; the tokens of each block have the registers too, if there are any.
+    The 1 stands for all class tokens. Hidden states and attentions also include any registers.
     """
 
     features: jax.Array  # [B, 1 + K, D], class token first, after the final norm; K = L without a mask
@@ -30,7 +30,7 @@ class EncoderOutput(NamedTuple):
 
 
 class Hidden(NamedTuple):
-    """What an encoder sees of hidden patches, if it sees their places at all (paper, Table 1c)."""
+    """Mask tokens for an encoder that sees hidden patches as such (paper, Table 1c)."""
 
     mask: jax.Array  # [B, L]; 1 = hidden
     token: jax.Array  # [1, 1, D]
@@ -40,10 +40,9 @@ class Encoder(nnx.Module):
     """ViT on the visible patches.
 
     Args:
-      learned_positions: the position table [1 + L, D] is a parameter that begins as the sine-cosine table, as in
-        fine-tuning, whatever `config.positions` says. Without it the table is a formula, as in pre-training.
-      frozen_blocks: first blocks that pass no gradient on.
-      drop_path: [depth] rates; None: none.
+      learned_positions: the position table [1 + L, D] is a parameter, whatever `config.positions`; for fine-tuning.
+      frozen_blocks: number of first blocks that do not train.
+      drop_path: [depth] rates.
     """
 
     def __init__(
@@ -58,7 +57,7 @@ class Encoder(nnx.Module):
         self.config, dtype = config, jnp.dtype(config.blocks.dtype)
         self.frozen_blocks, self.drop_path = frozen_blocks, drop_path
 
-        def bias_init(key, shape, dtype):  # the released models' patch embedding keeps a convolution's default bias
+        def bias_init(key, shape, dtype):  # the default of a convolution, as in the released models
             return jax.random.uniform(key, shape, dtype, -(config.patch_dim**-0.5), config.patch_dim**-0.5)
 
         self.patch_embed = Linear(config.patch_dim, config.width, dtype=dtype, bias_init=bias_init, rngs=rngs)
@@ -78,12 +77,10 @@ class Encoder(nnx.Module):
         hidden: Hidden | None = None,
         record: Record = NOTHING,
     ) -> tuple[jax.Array, Recorded]:
-        """Encodes patches [B, L, p*p*C], or only those in ids_keep [B, K]: [B, C + L or K, D], class tokens first.
+        """Encodes patches [B, L, p*p*C] to [B, C + L, D], C class tokens first.
 
-        With ids_keep [B * M, K], M masks of each image, the patches are embedded once: [B * M, C + K, D].
-
-        Args:
-          hidden: instead of ids_keep: the encoder sees all places, at the hidden ones a mask token: [B * M, C + L, D].
+        With ids_keep [B * M, K], M masks of each image, encodes only those patches: [B * M, C + K, D]. With `hidden`
+        instead, replaces hidden patches by mask tokens: [B * M, C + L, D]. Patches are embedded once for all M masks.
         """
         tokens, recorded = self.before_norm(patches, grid, ids_keep, hidden=hidden, record=record)
         return self.norm(tokens), recorded
@@ -97,7 +94,7 @@ class Encoder(nnx.Module):
         keys: jax.Array | None = None,
         record: Record = NOTHING,
     ) -> tuple[jax.Array, Recorded]:
-        """The tokens before the final norm. With `keys` [B], one for each example, drop path is applied."""
+        """The tokens before the final norm. Keys [B] turn on drop path."""
         config = self.config
         table = position_table(self.positions, config.grid, grid, config.width)
         x = self._embed(patches, table[1:], ids_keep, hidden)
@@ -115,7 +112,7 @@ class Encoder(nnx.Module):
             self.blocks, x, remat=config.remat, unroll=config.scan_unroll,
             branch_scales=scales, frozen=self.frozen_blocks, record=record,
         )  # fmt: skip
-        if config.registers:
+        if config.registers:  # drop them
             first, last = config.class_tokens, config.class_tokens + config.registers
             x = jnp.concatenate([x[:, :first], x[:, last:]], axis=1)
         return x, recorded
@@ -123,7 +120,7 @@ class Encoder(nnx.Module):
     def _embed(
         self, patches: jax.Array, positions: jax.Array, ids_keep: jax.Array | None, hidden: Hidden | None
     ) -> jax.Array:
-        """Tokens of the patches that the encoder sees, with their positions [L, D]."""
+        """Embeds the visible patches and adds their rows of the position table [L, D]."""
         if hidden is not None:
             x = jnp.repeat(self.patch_embed(patches), len(hidden.mask) // len(patches), axis=0)
             return jnp.where(hidden.mask[:, :, None] > 0, hidden.token, x) + positions
@@ -138,21 +135,14 @@ class Encoder(nnx.Module):
 def position_table(
     learned: nnx.Param | None, own_grid: tuple[int, int], grid: tuple[int, int], width: int
 ) -> jax.Array:
-    """The position table [1 + L, width] for images of a (rows, columns) grid.
-
-    Without a learned table it is computed for that grid; a learned one, of the model's own grid, is resized in 2-D.
-    """
+    """The position table [1 + L, width] for a (rows, columns) grid: computed, or the learned one resized in 2-D."""
     if learned is None:
         return jnp.asarray(sincos_table(grid, width))
     return resize_positions(learned[...], own_grid, grid)
 
 
 def patches_of(images: jax.Array, config: MAEConfig) -> tuple[jax.Array, tuple[int, int]]:
-    """Patches [B, L, p*p*C] of images [B, H, W, C], and their (rows, columns) grid.
-
-    Raises:
-      UserError: for images whose shape does not fit the model, or that are not normalised numbers.
-    """
+    """Patches [B, L, p*p*C] and (rows, columns) grid of images [B, H, W, C]; UserError if they do not fit the model."""
     if images.ndim != 4 or images.shape[-1] != config.channels:
         raise UserError(f"images of shape {images.shape}: the model takes [batch, height, width, {config.channels}]")
     if not jnp.issubdtype(images.dtype, jnp.floating):

@@ -1,8 +1,7 @@
 """Floating-point operations of the models: 2 for each multiply-add of their matrix products.
 
-The autoencoder's encoder works on the visible patches and the class token, its decoder on all patches and the class
-token; the classifier's encoder works on all patches. Element-wise work (norms, softmax, GELU) is not counted, as usual;
-it is about half a percent.
+As usual, element-wise operations (norms, softmax, GELU) are not counted; they are about half a percent. Nor are
+principal-component targets and the uniformity regulariser, which are less.
 """
 
 from mae_jax.models.classifier import ClassifierConfig
@@ -17,32 +16,31 @@ def block_flops(tokens: int, width: int, mlp_width: int) -> int:
 
 
 def cross_block_flops(tokens: int, width: int, mlp_width: int, memory: int, memory_width: int) -> int:
-    """The same of a block whose tokens attend to the `memory` tokens of another width."""
+    """As `block_flops`, for a block whose tokens attend to `memory` tokens of width `memory_width`."""
     projections = 2 * tokens * width * 2 * width + 2 * memory * memory_width * 2 * width
     attention = 2 * 2 * tokens * memory * width
     return projections + attention + mlp_flops(tokens, width, mlp_width)
 
 
 def mlp_flops(tokens: int, width: int, mlp_width: int) -> int:
-    """One MLP's forward pass for one image."""
     return 2 * tokens * width * 2 * mlp_width
 
 
 def encoder_tokens(config: MAEConfig) -> int:
-    """Tokens that the encoder works on: class tokens, registers, and the patches that it sees."""
+    """Tokens in the encoder: class tokens, registers, and visible patches."""
     patches = config.num_patches if config.encoder_mask_tokens else config.num_visible()
     return config.class_tokens + config.registers + patches
 
 
 def decoder_tokens(config: MAEConfig) -> int:
-    """Tokens that the decoder works on: class tokens and all patches; of cross-attention those that are predicted."""
+    """Tokens in the decoder: class tokens and all patches, or with cross-attention the predicted patches."""
     if config.decoder_attention == "cross":
         return config.num_predicted()
     return config.class_tokens + config.num_patches
 
 
 def forward_flops(config: MAEConfig) -> int:
-    """One image's pass through the autoencoder as it trains: encoder, decoder and prediction, for each of its masks."""
+    """One image's forward pass through the autoencoder in training, with all of its masks."""
     width, decoder_width, mlp_width = config.width, config.decoder_width, config.decoder_blocks.mlp_width
     seen, tokens = encoder_tokens(config), decoder_tokens(config)
     encoded = seen - config.registers
@@ -61,10 +59,7 @@ def forward_flops(config: MAEConfig) -> int:
 
 
 def train_flops(config: MAEConfig) -> int:
-    """One image's forward and backward pass: 3 x forward, without the gradient of the pixels, which nobody needs.
-
-    Principal components as targets and the uniformity regulariser come to less than what is not counted.
-    """
+    """One image's forward and backward pass: 3 x forward, less the gradient of the pixels."""
     return 3 * forward_flops(config) - _patch_embed_flops(config, _embedded_patches(config))
 
 
@@ -75,21 +70,21 @@ def _embedded_patches(config: MAEConfig) -> int:
 
 
 def represent_flops(config: ClassifierConfig) -> int:
-    """One image's pass through the classifier's encoder."""
+    """One image's forward pass through the classifier's encoder."""
     encoder = config.encoder
     blocks = encoder.depth * block_flops(_all_tokens(encoder), encoder.width, encoder.blocks.mlp_width)
     return _patch_embed_flops(encoder, encoder.num_patches) + blocks
 
 
 def classify_flops(config: ClassifierConfig) -> int:
-    """One representation's pass through the classifier's head."""
+    """One representation's forward pass through the classifier's head."""
     encoder = config.encoder
     pool = 2 * encoder.num_patches * encoder.width * (2 * encoder.width + 2) if config.pool == "attentive" else 0
     return pool + 2 * encoder.width * config.num_classes
 
 
 def classify_train_flops(config: ClassifierConfig) -> int:
-    """One representation's pass through the head and back, to the representation itself only if that can learn."""
+    """As `classify_flops`, plus the backward pass; into the representation only if something below it trains."""
     if config.trained_blocks != 0 or config.pool == "mean_norm":
         return 3 * classify_flops(config)
     width, attentive = config.encoder.width, config.pool == "attentive"
@@ -98,10 +93,10 @@ def classify_train_flops(config: ClassifierConfig) -> int:
 
 
 def classifier_train_flops(config: ClassifierConfig) -> int:
-    """One image's forward pass, and the backward pass of that which trains: 2 x forward, but for the first layer.
+    """One image's forward pass and the backward pass of what trains: 2 x forward, less one gradient.
 
-    The input of that one needs no gradient, since nothing below it trains (`platform.linear` folds norms).
-    With two blocks or more XLA computes it all the same, since all blocks are one loop.
+    That is the gradient of the first trained layer's input, below which nothing trains (a norm's scale and bias are
+    folded into the layer's kernel). With two or more blocks XLA computes it anyway, since all blocks are one loop.
     """
     encoder, tokens = config.encoder, _all_tokens(config.encoder)
     width, mlp_width = encoder.width, encoder.blocks.mlp_width

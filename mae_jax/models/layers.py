@@ -1,4 +1,4 @@
-"""The layers that Transformer blocks are made of."""
+"""The layers of Transformer blocks."""
 
 import dataclasses
 import functools
@@ -18,13 +18,13 @@ def _erf(x: jax.Array) -> jax.Array:
     return jax.lax.erf(x)
 
 
-# JAX has this rule, too, but that of 0.12.0 fails on a mesh (in the primitive `polynomial`).
+# JAX's own rule fails on a mesh in 0.12.0 (in the primitive `polynomial`).
 _erf.defjvps(lambda tangent, value, x: 2 / math.sqrt(math.pi) * (tangent * jnp.exp(-jnp.square(x))))
 
 
-@jax.checkpoint  # keeps x alone for the backward pass, where JAX would keep four arrays of its size
+@jax.checkpoint  # saves only x for the backward pass; JAX would save four arrays of its size
 def exact_gelu(x: jax.Array) -> jax.Array:
-    """x * Phi(x) by the error function, in float32 (`jax.nn.gelu(approximate=False)` takes the costlier erfc)."""
+    """x * Phi(x) with erf, in float32 (`jax.nn.gelu(approximate=False)` uses the costlier erfc)."""
     x = x.astype(jnp.float32)
     return 0.5 * x * (1 + _erf(x * 0.5**0.5))
 
@@ -46,7 +46,7 @@ ATTENTION_BACKENDS = ("xla", "cudnn")
 
 @dataclasses.dataclass(frozen=True)
 class BlockConfig:
-    """What defines the blocks of an encoder or decoder."""
+    """Defines the blocks of an encoder or decoder."""
 
     width: int
     num_heads: int
@@ -61,7 +61,7 @@ class BlockConfig:
 
 
 class LayerNorm(nnx.Module):
-    """A LayerNorm in float32, whose variance is the mean of squared deviations (E[x^2] - E[x]^2 loses digits)."""
+    """LayerNorm in float32; the variance is the mean squared deviation, since E[x^2] - E[x]^2 loses digits."""
 
     def __init__(self, width: int, epsilon: float, *, rngs: nnx.Rngs):
         self.epsilon = epsilon
@@ -73,13 +73,13 @@ class LayerNorm(nnx.Module):
 
 
 class PreNorm(LayerNorm):
-    """A LayerNorm whose result goes to linear layers only, which apply its scale and bias (`platform.linear`)."""
+    """A LayerNorm before linear layers, which apply its scale and bias (`platform.linear`)."""
 
     def __call__(self, x: jax.Array) -> Normed:
         return Normed(_normalize(x, self.epsilon), self.scale[...], self.bias[...])
 
 
-@functools.partial(jax.checkpoint, static_argnums=1)  # keeps x alone for the backward pass
+@functools.partial(jax.checkpoint, static_argnums=1)  # saves only x for the backward pass
 def _normalize(x: jax.Array, epsilon: float) -> jax.Array:
     x = x.astype(jnp.float32)
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
@@ -87,10 +87,7 @@ def _normalize(x: jax.Array, epsilon: float) -> jax.Array:
 
 
 class Linear(nnx.Module):
-    """A linear layer [inputs, *outputs] with a Xavier-uniform kernel, as all of MAE's: products in `dtype`.
-
-    The initial kernel is that of one matrix, also if the result has several axes.
-    """
+    """A linear layer with products in `dtype` and a kernel [inputs, *outputs], Xavier-uniform as one matrix."""
 
     def __init__(
         self,
@@ -111,7 +108,7 @@ class Linear(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """Two linear layers with an activation between them; in MAE the exact (erf) GELU."""
+    """Two linear layers with an activation between them; in MAE the exact GELU."""
 
     def __init__(self, config: BlockConfig, *, rngs: nnx.Rngs):
         self.activation, dtype = config.activation, jnp.dtype(config.dtype)
@@ -122,6 +119,6 @@ class Mlp(nnx.Module):
         return _activate_and_project(ACTIVATIONS[self.activation], self.fc1(x), self.fc2)
 
 
-@functools.partial(jax.checkpoint, static_argnums=0)  # the activation's result is computed again, not kept
+@functools.partial(jax.checkpoint, static_argnums=0)  # recomputes the activation's result instead of saving it
 def _activate_and_project(activation, x: jax.Array, project: Linear) -> jax.Array:
     return project(activation(x))

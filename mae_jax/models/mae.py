@@ -1,7 +1,6 @@
-"""The masked autoencoder: an encoder of the visible patches, a light decoder of all, a loss on the hidden ones.
+"""The masked autoencoder (He et al. 2021, arXiv 2111.06377, section 3).
 
-He et al. 2021, "Masked Autoencoders Are Scalable Vision Learners" (arXiv 2111.06377), section 3. The details that the
-paper leaves open are those of the released weights, so that these can be loaded.
+Details that the paper leaves open follow the released weights.
 """
 
 import functools
@@ -27,19 +26,19 @@ from mae_jax.models.transformer import NOTHING, Record, Recorded
 from mae_jax.models.uniformity import uniformity
 from mae_jax.runtime.errors import UserError
 
-PREDICTED = 2**31 - 1  # folded into a mask's key: the small numbers are taken (split(key)[i] is fold_in(key, i))
+PREDICTED = 2**31 - 1  # folded into a mask's key; split(key)[i] is fold_in(key, i), so small numbers are taken
 
 
 class MAEOutput(NamedTuple):
-    """What the autoencoder returns for B images of L patches, of which the encoder sees K."""
+    """The autoencoder's output for B images of L patches, K of them visible."""
 
-    loss: jax.Array  # scalar: mean squared error of the hidden patches (of all: model.loss_patches, ratio 0)
-    prediction: jax.Array  # [B, L, p*p*C] float32; of every patch, normalised if the targets are
+    loss: jax.Array  # scalar: mean squared error of the hidden patches, or of all (model.loss_patches, ratio 0)
+    prediction: jax.Array  # [B, L, p*p*C] float32, for every patch; normalised if the targets are
     mask: jax.Array  # [B, L]; 1 = hidden
     ids_restore: jax.Array  # [B, L]
     example_loss: jax.Array  # [B]; `loss` is its mean
-    # On request, of the encoder's and the decoder's blocks (transformer.Recorded), [depth + 1, B, 1 + K or L, D] and
-    # [depth, B, heads, 1 + K or L, 1 + K or L]:
+    # On request, with T = 1 + K in the encoder and 1 + L in the decoder (see transformer.Recorded):
+    # hidden states [depth + 1, B, T, D], attentions [depth, B, heads, T, T].
     hidden_states: jax.Array | None = None
     attentions: jax.Array | None = None
     decoder_hidden_states: jax.Array | None = None
@@ -49,13 +48,8 @@ class MAEOutput(NamedTuple):
 class MaskedAutoencoder(nnx.Module):
     """MAE: `model(images, key=key)` reconstructs, `model.encode(images)` gives features.
 
-    Images of any size that the patch size divides are accepted: fixed positions are formulas, learned ones are resized.
-
-    Args:
-      decoder: without one, the model can only encode.
-
-    Attributes:
-      processor: turns pictures into images for this model and back; set by `mae_jax.load`.
+    Accepts images of any size that the patch size divides: fixed positions are computed, learned ones resized. Without
+    a decoder it can only encode. `processor`, set by `mae_jax.load`, converts pictures to model inputs and back.
     """
 
     def __init__(self, config: MAEConfig, *, rngs: nnx.Rngs, decoder: bool = True):
@@ -75,21 +69,20 @@ class MaskedAutoencoder(nnx.Module):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> MAEOutput:
-        """Hides patches of each image, and predicts them.
+        """Hides patches of each image and predicts them. Give exactly one of key, noise and mask.
 
         Args:
-          images: [B, H, W, C], normalised (channel mean and standard deviation).
-          key: a key for the batch, or [B] keys, one for each image: draws the masks.
-          noise: [B, L], instead of a key: the patches with the smallest values stay visible.
-          mask: masks by hand, instead of a key: what is not 0 is hidden, [L] or [rows, columns] for all images, or [B,
-            ...] for each; or a function (number of the image, (rows, columns)) -> [L] or [rows, columns]. All images
-            have as many visible patches.
-          mask_ratio: instead of the model's own; a Python float, since shapes depend on it. With ratio 0 nothing is
-            hidden, and the loss is the mean over all patches: a plain autoencoder's.
-          output_hidden_states, output_attentions: also return those of each block.
+          images: [B, H, W, C], normalised by channel mean and standard deviation.
+          key: draws the masks; one for the batch, or [B].
+          noise: [B, L]; the patches with the smallest values stay visible.
+          mask: [L] or [rows, columns] for all images, or [B, ...]; nonzero patches are hidden. Or a function (image
+            index, (rows, columns)) -> [L] or [rows, columns]. Every image needs the same number of visible patches.
+          mask_ratio: overrides the model's; a Python float, since shapes depend on it. At 0 the loss is over all
+            patches, as in a plain autoencoder.
 
         Raises:
-          UserError, ValueError: if images, masks or ratio do not fit, or the model has no decoder.
+          UserError: the images' shape does not fit the model, the mask ratio is outside [0, 1), or there is no decoder.
+          ValueError: not exactly one of key, noise and mask is given, or its shape does not fit.
         """
         if self.decoder is None:
             raise UserError(
@@ -109,14 +102,10 @@ class MaskedAutoencoder(nnx.Module):
         return MAEOutput(loss, prediction, masks.mask, masks.ids_restore, example_loss, *encoder, *decoder)
 
     def training_loss(self, images: jax.Array, keys: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """What pre-training minimises, over images [B, H, W, C] and keys [B] that draw their masks.
+        """The pre-training loss for images [B, H, W, C] and mask keys [B], and its parts if it has several (means).
 
-        `__call__` reconstructs, with one mask of each image and predictions of all patches; this is the same loss, but
-        with `masks_per_image` masks of each image (data2vec 2.0, Baevski et al. 2022, arXiv 2212.07525, section 3.3),
-        of whose hidden patches a decoder of cross-attention predicts `prediction_ratio`, and with the regulariser.
-
-        Returns:
-          The loss, and its parts if it has several: means over the batch.
+        Unlike `__call__`, it draws `masks_per_image` masks of each image (data2vec 2.0, arXiv 2212.07525, section 3.3),
+        predicts `prediction_ratio` of the patches with a cross-attention decoder, and adds the uniformity regulariser.
         """
         config = self.config
         patches, grid = patches_of(images, config)
@@ -142,13 +131,13 @@ class MaskedAutoencoder(nnx.Module):
     def _encode(
         self, patches: jax.Array, grid: tuple[int, int], masks: Mask, record: Record = NOTHING
     ) -> tuple[jax.Array, Recorded]:
-        """The tokens that the decoder gets."""
+        """The decoder's input."""
         if self.config.encoder_mask_tokens:
             return self.encoder(patches, grid, hidden=Hidden(masks.mask, self.decoder.mask_token[...]), record=record)
         return self.encoder(patches, grid, masks.ids_keep, record=record)
 
     def _predicted(self, keys: jax.Array, masks: Mask, grid: tuple[int, int]) -> jax.Array | None:
-        """The patches [B, P] that a training step predicts; None: all."""
+        """Indices [B, P] of the patches that a training step predicts; None for all."""
         if self.config.decoder_attention == "self":
             return None
         count = self.config.num_predicted(grid)
@@ -157,7 +146,7 @@ class MaskedAutoencoder(nnx.Module):
         return masking.some_hidden(jax.vmap(jax.random.fold_in, (0, None))(keys, PREDICTED), masks, count)
 
     def _example_loss(self, prediction: jax.Array, targets: jax.Array, masks: Mask) -> jax.Array:
-        """[B]: the mean squared error of the patches that count."""
+        """Mean squared error [B] over the patches that the loss counts."""
         error = jnp.mean((prediction - targets) ** 2, axis=-1)
         only_hidden = self.config.loss_patches == "hidden" and masks.ids_keep.shape[1] < masks.mask.shape[1]
         counted = masks.mask if only_hidden else jnp.ones_like(masks.mask)
@@ -175,17 +164,11 @@ class MaskedAutoencoder(nnx.Module):
         output_attentions: bool = False,
         output_masks: bool = False,
     ) -> jax.Array | EncoderOutput:
-        """Features of images [B, H, W, C]: [B, 1 + L, D], class token first (or several), after the final norm.
+        """Features [B, 1 + L, D] of images [B, H, W, C] after the final norm, class token(s) first.
 
-        With a key, noise or mask (as in `__call__`), features [B, 1 + K, D] of the K patches that stay visible at
-        `mask_ratio` (None: the model's own), in the shuffled order of the mask. Hidden patches are left out, also by an
-        encoder that was trained with mask tokens in their places.
-
-        Returns:
-          The features alone; or an EncoderOutput, if any `output_...` is asked for.
-
-        Raises:
-          UserError, ValueError: if images, masks or ratio do not fit.
+        With a key, noise or mask (as in `__call__`, with the same errors), features [B, 1 + K, D] of the K visible
+        patches in the mask's shuffled order. Hidden patches are dropped, even if the encoder was trained with mask
+        tokens. With any `output_...`, returns an EncoderOutput.
         """
         patches, grid = patches_of(images, self.config)
         masks = None
@@ -198,11 +181,11 @@ class MaskedAutoencoder(nnx.Module):
         return EncoderOutput(features, *recorded, *((masks.mask, masks.ids_restore) if output_masks else ()))
 
     def patchify(self, images: jax.Array) -> jax.Array:
-        """Cuts images [B, H, W, C] into patches [B, L, p*p*C], as predictions have them."""
+        """Cuts images [B, H, W, C] into patches [B, L, p*p*C], the layout of predictions."""
         return patchify(images, self.config.patch_size)
 
     def unpatchify(self, patches: jax.Array, image_size: int | tuple[int, int] | None = None) -> jax.Array:
-        """Puts patches [B, L, p*p*C] together to images [B, H, W, C] of `image_size` (None: the model's)."""
+        """Inverts `patchify` for images of `image_size` (default: the model's); UserError if L does not fit it."""
         size = self.config.image_size if image_size is None else image_size
         grid = grid_size((size, size) if isinstance(size, int) else size, self.config.patch_size)
         if patches.shape[1] != grid[0] * grid[1]:
@@ -221,13 +204,10 @@ class MaskedAutoencoder(nnx.Module):
         mask: np.ndarray | MaskFn | Mask | None = None,
         paste_visible: bool = True,
     ) -> jax.Array:
-        """Pictures uint8 [B, H, W, C] of images [B, H, W, C] (normalised) whose hidden patches are predicted.
+        """uint8 pictures [B, H, W, C] of normalised images [B, H, W, C], with hidden patches predicted.
 
-        With normalised targets, each predicted patch is drawn with the true patch's mean and variance.
-
-        Args:
-          key, noise, mask, mask_ratio: of the masks, as in `__call__`; without them they are drawn from key 0.
-          paste_visible: show the visible patches as they are, not as predicted.
+        Masks are chosen as in `__call__`, by default with key 0. With normalised targets, predicted patches get
+        the true ones' mean and variance. `paste_visible` keeps visible patches. UserError without a processor.
         """
         if self.processor is None:
             raise UserError("this model has no processor: set model.processor = mae_jax.Processor(...)")
@@ -241,7 +221,7 @@ class MaskedAutoencoder(nnx.Module):
     def _masks(
         self, patches: jax.Array, grid: tuple[int, int], key=None, noise=None, mask=None, mask_ratio=None
     ) -> Mask:
-        """The masks of patches [B, L, p*p*C] from the one source that is given."""
+        """Masks of patches [B, L, p*p*C] from the one source given."""
         batch, num_patches = patches.shape[:2]
         if sum(given is not None for given in (key, noise, mask)) != 1:
             raise ValueError("give one of key=, noise= and mask=: the masks need one source")
@@ -258,7 +238,7 @@ class MaskedAutoencoder(nnx.Module):
             if noise.shape != (batch, num_patches):
                 raise ValueError(f"noise of shape {noise.shape}: {(batch, num_patches)} (batch, patches) is needed")
             return masking.masks_from_noise(jnp.asarray(noise, jnp.float32), ratio)
-        self.config.num_visible(ratio, grid)  # raises if such masks cannot be
+        self.config.num_visible(ratio, grid)  # checks the ratio
         if not hasattr(key, "dtype"):
             raise ValueError(f"key={key!r} is not a JAX key; give key=jax.random.key(0), and a ratio as mask_ratio=")
         key = key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
@@ -269,7 +249,7 @@ class MaskedAutoencoder(nnx.Module):
 
 
 def init_params(config: MAEConfig, key: jax.Array) -> dict:
-    """Initial parameters as a nested dict of float32 arrays."""
+    """Initial parameters: a nested dict of float32 arrays."""
     return nnx.to_pure_dict(nnx.state(MaskedAutoencoder(config, rngs=nnx.Rngs(key))))
 
 
@@ -279,7 +259,7 @@ def _split(config: MAEConfig, decoder: bool) -> tuple[nnx.GraphDef, nnx.State]:
 
 
 def split_fixed(config: MAEConfig, variables: dict) -> tuple[dict, dict]:
-    """A model's variables as (parameters, those that are fitted to the data and never trained)."""
+    """Splits a model's variables into trained parameters and those fitted to the data beforehand."""
     fixed = flatten_dict(nnx.to_pure_dict(nnx.filter_state(_split(config, True)[1], nnx.Not(nnx.Param))))
     trees: tuple[dict, dict] = {}, {}
     for path, leaf in flatten_dict(variables).items():
@@ -288,16 +268,16 @@ def split_fixed(config: MAEConfig, variables: dict) -> tuple[dict, dict]:
 
 
 def fit_fixed(config: MAEConfig, batches: Iterable[np.ndarray]) -> dict:
-    """The variables that are fitted to data, batches of normalised images [b, H, W, C], as a nested dict."""
+    """Fits the target's variables to batches of normalised images [b, H, W, C]; returns a nested dict."""
     return {"decoder": {"basis": TARGETS.find(config.target_name)(config).fit(batches)}}
 
 
 def abstract_params(config: MAEConfig, *, decoder: bool = True) -> dict:
-    """Shapes and types of the parameters as a nested dict."""
+    """Shapes and dtypes of the parameters, as a nested dict."""
     return nnx.to_pure_dict(_split(config, decoder)[1])
 
 
 def make_bind(config: MAEConfig, *, decoder: bool = True) -> Callable[[dict], MaskedAutoencoder]:
-    """A pure function from parameters (a nested dict, as `init_params` makes) to the model that has them."""
+    """A pure function from parameters (a nested dict, as from `init_params`) to the model."""
     graphdef, _ = _split(config, decoder)
     return lambda params: nnx.merge(graphdef, gather_outside_blocks(params))

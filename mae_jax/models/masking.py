@@ -1,4 +1,4 @@
-"""Which patches the encoder sees: masks drawn for each example, or given by hand."""
+"""Masks: drawn for each example, or given by the caller."""
 
 import math
 from collections.abc import Callable
@@ -12,43 +12,43 @@ from einops import rearrange
 from mae_jax.runtime.errors import UserError
 from mae_jax.settings.registry import Registry
 
-GRID_RATIO = 0.75  # of the masks that keep one patch of each 2 x 2
-# Blocks are drawn as BEiT does (arXiv 2106.08254, algorithm 1), whose smallest is 16 of 14 x 14 patches.
-LEAST_BLOCK = 16 / 196  # share of the patches
-BLOCK_ASPECT = 0.3  # height / width lies between this and its inverse
+GRID_RATIO = 0.75  # of grid masks, which keep one patch of each 2 x 2
+# BEiT (arXiv 2106.08254, algorithm 1): the smallest block has 16 of 14 x 14 patches.
+LEAST_BLOCK = 16 / 196  # share of all patches
+BLOCK_ASPECT = 0.3  # the least height / width; the inverse is the greatest
 BLOCK_DRAWS = 200
 
 
 class Mask(NamedTuple):
-    """Masks of a batch. B examples, L patches, K of them visible."""
+    """Masks of B examples with L patches, K of them visible."""
 
     ids_keep: jax.Array  # [B, K] the visible patches
-    ids_restore: jax.Array  # [B, L] place of each patch in the shuffled order: < K is visible
+    ids_restore: jax.Array  # [B, L] position of each patch in the shuffled order; visible if < K
     mask: jax.Array  # [B, L] float32; 1 = hidden, 0 = visible
     ids_hidden: jax.Array  # [B, L - K]
 
 
-MaskFn = Callable[[int, tuple[int, int]], np.ndarray]  # (number of the image, grid) -> 1 where a patch is hidden
+MaskFn = Callable[[int, tuple[int, int]], np.ndarray]  # (image index, grid) -> 1 where a patch is hidden
 
 # (keys [B], patches [B, L, p*p*C], (rows, columns), mask ratio, MAEConfig) -> masks with `config.num_visible` patches.
-# An example's mask must depend on its own key and patches alone, so that it is the same in every batch.
+# An example's mask must depend only on its own key and patches, so that it is the same in every batch.
 Sampler = Callable[[jax.Array, jax.Array, tuple[int, int], float, Any], Mask]
 
 SAMPLERS: Registry[Sampler] = Registry("model.mask_sampling")
 
 
 def num_visible(num_patches: int, mask_ratio: float) -> int:
-    """int(L * (1 - mask_ratio)): rounded down in floating point, as the released models do (100 patches, .8 -> 19)."""
+    """int(L * (1 - mask_ratio)) in floating point, as in the released models (100 patches, .8 -> 19)."""
     return int(num_patches * (1 - mask_ratio))
 
 
 def count_visible(grid: tuple[int, int], mask_ratio: float, cell: int = 1) -> int:
-    """Visible patches of a (rows, columns) grid whose patches are hidden in cells of `cell` x `cell`."""
+    """Number of visible patches of a (rows, columns) grid that is hidden in cells of `cell` x `cell`."""
     return cell**2 * num_visible(grid[0] * grid[1] // cell**2, mask_ratio)
 
 
 def check_mask_ratio(mask_ratio: float, grid: tuple[int, int], cell: int = 1, name: str = "mask_ratio") -> int:
-    """`count_visible`; raises UserError unless 0 <= mask_ratio < 1 and at least one of the patches stays visible."""
+    """`count_visible`; raises UserError unless 0 <= mask_ratio < 1 and at least one patch stays visible."""
     if not 0 <= mask_ratio < 1:
         raise UserError(f"{name}={mask_ratio} is outside [0, 1)")
     visible = count_visible(grid, mask_ratio, cell)
@@ -58,11 +58,7 @@ def check_mask_ratio(mask_ratio: float, grid: tuple[int, int], cell: int = 1, na
 
 
 def draw_masks(keys: jax.Array, patches: jax.Array, grid: tuple[int, int], mask_ratio: float, config: Any) -> Mask:
-    """Masks of patches [B, L, p*p*C], drawn by `config.mask_sampling` from one key an example (paper, section 3).
-
-    Raises:
-      UserError: if a sampler leaves another number of patches visible than `config.num_visible`.
-    """
+    """Masks of patches [B, L, p*p*C] by `config.mask_sampling`; UserError if it keeps the wrong number of patches."""
     masks = SAMPLERS.find(config.mask_sampling)(keys, patches, grid, mask_ratio, config)
     expected = count_visible(grid, mask_ratio, config.mask_cell)
     if masks.ids_keep.shape != (len(keys), expected):
@@ -74,17 +70,14 @@ def draw_masks(keys: jax.Array, patches: jax.Array, grid: tuple[int, int], mask_
 
 
 def random_masks(keys: jax.Array, num_patches: int, mask_ratio: float) -> Mask:
-    """Hides a uniformly random set of patches of each example. keys: [B], one key an example (paper, section 3)."""
+    """Hides a uniformly random set of patches of each example; keys: [B] (paper, section 3)."""
     ids_shuffle = jax.vmap(jax.random.permutation, in_axes=(0, None))(keys, num_patches)
     return _mask_from_order(ids_shuffle, num_visible(num_patches, mask_ratio))
 
 
 @SAMPLERS.register("random")
 def cell_masks(keys: jax.Array, patches: jax.Array, grid: tuple[int, int], mask_ratio: float, config: Any) -> Mask:
-    """Hides a uniformly random set of cells of `config.mask_cell` patches a side, or of patches if that is 1.
-
-    Cells leave larger holes (Pixio, Yang et al. 2025, arXiv 2512.15715).
-    """
+    """Hides random patches, or random cells of `config.mask_cell` patches a side (Pixio, arXiv 2512.15715)."""
     if config.mask_cell == 1:
         return random_masks(keys, grid[0] * grid[1], mask_ratio)
     cells = _cells(grid, config.mask_cell)
@@ -97,7 +90,7 @@ def cell_masks(keys: jax.Array, patches: jax.Array, grid: tuple[int, int], mask_
 
 @SAMPLERS.register("grid")
 def grid_masks(keys: jax.Array, patches: jax.Array, grid: tuple[int, int], mask_ratio: float, config: Any) -> Mask:
-    """Keeps one patch of each 2 x 2, at the same place in all of them (paper, Figure 6); the key chooses the place."""
+    """Keeps the same patch of every 2 x 2, chosen by the key (paper, Figure 6)."""
     places = _cells(grid, 2).T
 
     def order(key):
@@ -108,10 +101,10 @@ def grid_masks(keys: jax.Array, patches: jax.Array, grid: tuple[int, int], mask_
 
 @SAMPLERS.register("block")
 def block_masks(keys: jax.Array, patches: jax.Array, grid: tuple[int, int], mask_ratio: float, config: Any) -> Mask:
-    """Hides random rectangles, one after the other, until exactly as many patches are hidden as random masks hide.
+    """Hides random rectangles until as many patches are hidden as in random masks.
 
-    As BEiT does (Bao et al. 2021, arXiv 2106.08254, algorithm 1), which the paper's Table 1f follows. Of the last
-    rectangle only as many patches are hidden as were missing, row by row.
+    From BEiT (Bao et al. 2021, arXiv 2106.08254, algorithm 1), as in the paper's Table 1f. The last rectangle is cut
+    to the number of patches that were missing, row by row.
     """
     num_patches = grid[0] * grid[1]
     keep = num_visible(num_patches, mask_ratio)
@@ -123,13 +116,13 @@ def block_masks(keys: jax.Array, patches: jax.Array, grid: tuple[int, int], mask
         missing = hide - jnp.sum(hidden)
         top, left, height, width = _draw_block(jax.random.fold_in(key, n), grid, missing)
         inside = (top <= rows) & (rows < top + height) & (left <= columns) & (columns < left + width)
-        inside |= n == BLOCK_DRAWS - 1  # never seen: all draws lay inside earlier ones
+        inside |= n == BLOCK_DRAWS - 1  # out of draws (never seen): hide the rest
         new = (inside & ~hidden).reshape(-1)
         new &= jnp.cumsum(new) <= missing
         return key, hidden | new.reshape(grid), n + 1
 
     def order(key):
-        first = draw((key, jnp.zeros(grid, bool), 0))  # as on a mesh a loop begins with what varies over its devices
+        first = draw((key, jnp.zeros(grid, bool), 0))  # on a mesh, a loop's initial value must vary over the devices
         _, hidden, _ = jax.lax.while_loop(lambda state: jnp.sum(state[1]) < hide, draw, first)
         return jnp.argsort(hidden.reshape(-1), stable=True)
 
@@ -137,7 +130,7 @@ def block_masks(keys: jax.Array, patches: jax.Array, grid: tuple[int, int], mask
 
 
 def _draw_block(key: jax.Array, grid: tuple[int, int], missing: jax.Array) -> tuple[jax.Array, ...]:
-    """(top, left, height, width) of a rectangle of up to `missing` patches, or of the least size if that is more."""
+    """(top, left, height, width) of a random rectangle of at most `missing` patches, or of the least size."""
     area_key, aspect_key, top_key, left_key = jax.random.split(key, 4)
     least = max(1.0, LEAST_BLOCK * grid[0] * grid[1])
     area = jax.random.uniform(area_key, minval=least, maxval=jnp.maximum(least, missing))
@@ -150,15 +143,15 @@ def _draw_block(key: jax.Array, grid: tuple[int, int], missing: jax.Array) -> tu
 
 
 def _cells(grid: tuple[int, int], cell: int) -> jax.Array:
-    """The patches of each cell of `cell` x `cell`: [cells, cell * cell]."""
+    """The patches of each cell: [cells, cell * cell]."""
     patches = np.arange(grid[0] * grid[1]).reshape(grid)
     return jnp.asarray(rearrange(patches, "(r i) (c j) -> (r c) (i j)", i=cell, j=cell))
 
 
 def masks_from_noise(noise: jax.Array, mask_ratio: float) -> Mask:
-    """Keeps the patches with the smallest noise [B, L]; of equal values the earlier patch comes first.
+    """Keeps the patches with the smallest noise [B, L]; ties go to the earlier patch.
 
-    The noise should be float32: in bfloat16 about half of 196 uniform draws coincide, which biases the masks.
+    Noise should be float32: in bfloat16 about half of 196 uniform draws coincide, which biases the masks.
     """
     return _mask_from_order(jnp.argsort(noise, axis=1, stable=True), num_visible(noise.shape[1], mask_ratio))
 
@@ -169,14 +162,9 @@ def given_masks(hidden: jax.Array, num_visible: int) -> Mask:
 
 
 def check_given_mask(mask: np.ndarray | MaskFn, count: int, grid: tuple[int, int]) -> tuple[np.ndarray, int]:
-    """A mask by hand for `count` images of a (rows, columns) grid: bool [count, L], and the number of visible patches.
+    """A caller's mask (see `MaskedAutoencoder.__call__`) as bool [count, L], and the number of visible patches.
 
-    Args:
-      mask: what is not 0 is hidden: [L] or [rows, columns] for all images, [count, L] or [count, rows, columns]; or a
-        function (number of the image, grid) -> [L] or [rows, columns].
-
-    Raises:
-      UserError: for another shape, or unless every image has the same number of visible patches, at least one.
+    Raises UserError if the shape does not fit, images differ in that number, or it is 0.
     """
     num_patches = grid[0] * grid[1]
     if callable(mask):
@@ -210,7 +198,7 @@ def check_given_mask(mask: np.ndarray | MaskFn, count: int, grid: tuple[int, int
 
 
 def some_hidden(keys: jax.Array, masks: Mask, count: int) -> jax.Array:
-    """`count` of the hidden patches of each example, [B, count], a uniformly random set. keys: [B]."""
+    """A uniformly random set of `count` hidden patches of each example: [B, count]; keys: [B]."""
     if count == masks.ids_hidden.shape[1]:
         return masks.ids_hidden
     return jax.vmap(jax.random.permutation)(keys, masks.ids_hidden)[:, :count]
@@ -223,7 +211,7 @@ def _mask_from_order(ids_shuffle: jax.Array, keep: int) -> Mask:
 
 
 def take_patches(x: jax.Array, ids: jax.Array) -> jax.Array:
-    """Rows `ids` [B, K] of each example of x [B, L, D] (or of one table [L, D] for all): [B, K, D]."""
+    """Rows `ids` [B, K] of x [B, L, D], or of one table [L, D] for all examples: [B, K, D]."""
     if x.ndim == 2:
         return x[ids]
     return jnp.take_along_axis(x, ids[:, :, None], axis=1)

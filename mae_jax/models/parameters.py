@@ -1,4 +1,4 @@
-"""Parameter trees: nested dicts of arrays, in which stacked blocks have a leading [depth] axis."""
+"""Parameter trees: nested dicts of arrays; stacked blocks have a leading [depth] axis."""
 
 import math
 
@@ -16,7 +16,7 @@ def count_parameters(parameters) -> int:
 
 
 def join(*trees: dict) -> dict:
-    """Merges nested dicts. Arrays that several have are parts of stacked blocks, and are put one after the other."""
+    """Merges nested dicts. Arrays with the same path are parts of stacked blocks and are concatenated."""
     parts: dict[tuple, list] = {}
     for tree in trees:
         for path, leaf in flatten_dict(tree).items():
@@ -25,7 +25,7 @@ def join(*trees: dict) -> dict:
 
 
 def gather_outside_blocks(variables: dict) -> dict:
-    """A model's variables, whole but for those of the blocks, which are gathered one block at a time."""
+    """Inside `sharding.on_shards`: gathers all variables but the blocks', which are gathered one block at a time."""
     flat = flatten_dict(variables)
     rest = {path: leaf for path, leaf in flat.items() if "blocks" not in path}
     return unflatten_dict(flat | flatten_dict(gather(unflatten_dict(rest))))
@@ -36,14 +36,12 @@ def _stack(leaves: list):
 
 
 def split_trained(params: dict, trained_blocks: float | None, norm_trains: bool) -> tuple[dict, dict]:
-    """Splits a classifier's parameters {"encoder": ..., "head": ...} into (trained, frozen).
-
-    `join(frozen, trained)` undoes it.
+    """Splits a classifier's parameters {"encoder": ..., "head": ...} into (trained, frozen); `join` inverts it.
 
     Args:
-      trained_blocks: how many last blocks train; 0.5: the second half of the last one, its norm and MLP (paper, section
-        4.3); None: everything does, the embeddings too.
-      norm_trains: whether the encoder's final norm trains even if no block does.
+      trained_blocks: number of last blocks that train; 0.5: norm and MLP of the last one (paper, section 4.3); None:
+        everything trains, including the embeddings.
+      norm_trains: the encoder's final norm trains even if no block does.
     """
     if trained_blocks is None:
         return params, {}
@@ -64,5 +62,5 @@ def split_trained(params: dict, trained_blocks: float | None, norm_trains: bool)
 
 
 def _trained_rows(layer: str, trained_blocks: float) -> int:
-    """Blocks of which a layer trains."""
+    """Number of last blocks in which a layer trains."""
     return 0 if trained_blocks == 0.5 and layer in ("norm1", "attention") else math.ceil(trained_blocks)

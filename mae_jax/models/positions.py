@@ -1,4 +1,4 @@
-"""Position tables: the fixed sine-cosine table, and learned ones at another size."""
+"""Position tables: fixed sine-cosine, and learned ones resized."""
 
 import functools
 
@@ -9,14 +9,11 @@ import numpy as np
 
 @functools.lru_cache(maxsize=32)
 def sincos_table(grid: tuple[int, int], width: int) -> np.ndarray:
-    """The 2-D sine-cosine table [1 + L, width] (float32) for a (rows, columns) grid; row 0, the class token's, is zero.
+    """The 2-D sine-cosine table [1 + L, width] (float32) for a (rows, columns) grid; row 0 (class token) is zero.
 
-    The first half of the channels encodes the column, the second half the row; each half is the sines of all
-    frequencies followed by their cosines, with frequencies 10000^(-k / (width / 4)). This order is that of the released
-    MAE weights. Computed in float64, since float32 angles would be off by up to 7e-7.
-
-    Raises:
-      ValueError: if the width is not a multiple of 4.
+    As in the released weights, the first half of the channels encodes the column, the second half the row, each with
+    sines, then cosines, of frequencies 10000^(-k / (width / 4)). Computed in float64, since float32 angles would be off
+    by up to 7e-7. Raises ValueError if the width is not a multiple of 4.
     """
     if width % 4:
         raise ValueError(f"a sine-cosine table needs a width that is a multiple of 4, not {width}")
@@ -25,15 +22,14 @@ def sincos_table(grid: tuple[int, int], width: int) -> np.ndarray:
     angles = [positions.reshape(-1, 1) * frequencies for positions in (columns, rows)]
     table = np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1)
     table = np.concatenate([np.zeros((1, width)), table]).astype(np.float32)
-    table.flags.writeable = False  # the cache hands the same array to every caller
+    table.flags.writeable = False  # all callers share the cached array
     return table
 
 
 def resize_positions(table: jax.Array, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> jax.Array:
-    """Resizes a position table [1 + L, D] in 2-D to another (rows, columns) grid; the class token's row stays.
+    """Resizes a position table [1 + L, D] in 2-D to another (rows, columns) grid; keeps the class token's row.
 
-    Bicubic without antialiasing, as PyTorch's `interpolate(mode="bicubic", align_corners=False)`, which the released
-    fine-tuning code and Hugging Face's encoders use.
+    Like PyTorch's `interpolate(mode="bicubic")` in the released fine-tuning code and Hugging Face's encoders.
     """
     if tuple(old_grid) == tuple(new_grid):
         return table

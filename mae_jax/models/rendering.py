@@ -1,4 +1,4 @@
-"""Targets and predictions as pixels: patches normalised one by one, and predictions put together to images."""
+"""Per-patch normalisation, and predictions as images."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ class Reconstructions(NamedTuple):
     """Images [B, H, W, C] in the model's normalised units, except `visible`."""
 
     prediction: jax.Array
-    pasted: jax.Array  # the prediction with the visible patches replaced by the true ones
+    pasted: jax.Array  # the prediction, with the true visible patches
     visible: jax.Array  # [B, H, W, 1]: 1 where the encoder saw the pixel
 
 
@@ -28,7 +28,7 @@ def normalize_patches(patches: jax.Array) -> jax.Array:
 
 
 def denormalize_patches(normalized: jax.Array, patches: jax.Array) -> jax.Array:
-    """Inverts `normalize_patches` with the statistics of the true patches: a prediction drawn so knows them."""
+    """Inverts `normalize_patches`, with the statistics of the true patches."""
     mean, variance = patch_statistics(patches)
     return normalized * jnp.sqrt(variance + 1e-6) + mean
 
@@ -36,10 +36,9 @@ def denormalize_patches(normalized: jax.Array, patches: jax.Array) -> jax.Array:
 def reconstruct(
     images: jax.Array, prediction: jax.Array, mask: jax.Array, patch_size: int, normalized_targets: bool
 ) -> Reconstructions:
-    """Turns predictions [B, L, p*p*C] of images [B, H, W, C], hidden by mask [B, L], into images.
+    """Turns predictions [B, L, p*p*C] for images [B, H, W, C] with mask [B, L] into images.
 
-    With normalised targets a prediction lacks each patch's mean and variance; those of the true patch are used, which
-    the model does not know. Pictures must say so.
+    Predictions of normalised targets get the true patches' mean and variance; captions must say so.
     """
     grid = grid_size(images.shape[1:3], patch_size)
     patches = patchify(images, patch_size)

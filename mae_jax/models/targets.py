@@ -1,4 +1,4 @@
-"""What the decoder predicts of a patch: its pixels, normalised pixels, or their principal components."""
+"""Reconstruction targets: pixels, normalised pixels, or principal components."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -18,34 +18,28 @@ TARGETS: Registry[type["Target"]] = Registry("model.target")
 
 @TARGETS.register("pixels")
 class Target(nnx.Module):
-    """The pixels of a patch; other targets derive from it.
+    """The pixels of a patch, and the base class of targets. `fit` sets a target's `nnx.Variable`s before training."""
 
-    A target may hold values that are fitted to the data before training (`fit`) and never trained: `nnx.Variable`s.
-
-    Attributes:
-      normalized: predictions lack each patch's mean and variance; pictures use those of the true patch.
-    """
-
-    normalized = False
+    normalized = False  # True: predictions lack each patch's mean and variance; pictures use the true patch's
 
     def __init__(self, config: Any):  # MAEConfig
         self.config = config
 
     @staticmethod
     def dim(config: Any) -> int:
-        """Values that are predicted of a patch."""
+        """Number of values predicted for a patch."""
         return config.patch_dim
 
     def __call__(self, patches: jax.Array) -> jax.Array:
-        """Patches [B, L, p*p*C] to what is to be predicted of them, [B, L, dim]."""
+        """Targets [B, L, dim] of patches [B, L, p*p*C]."""
         return patches
 
     def to_patches(self, prediction: jax.Array) -> jax.Array:
-        """Predictions [B, L, dim] as patches [B, L, p*p*C], for pictures."""
+        """Predictions [B, L, dim] as patches [B, L, p*p*C]."""
         return prediction
 
     def fit(self, batches: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
-        """The values of the target's variables by name, found on batches of normalised images [b, H, W, C]."""
+        """Fits the target's variables to batches of normalised images [b, H, W, C]; returns values by name."""
         raise NotImplementedError
 
 
@@ -79,12 +73,9 @@ class PrincipalComponents(Target):
         return jnp.matmul(prediction, self.components[...], precision="highest") + self.mean[...]
 
     def fit(self, batches: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
-        """Mean [p*p*C] and components [pca_targets, p*p*C], orthonormal, the one with the largest variance first.
+        """Mean [p*p*C] and orthonormal components [pca_targets, p*p*C], by decreasing variance.
 
-        Each component has the sign that makes its largest value positive. Sums are float64.
-
-        Raises:
-          UserError: if there are fewer patches than components.
+        The largest value of each component is positive. Sums are float64. UserError if there are too few patches.
         """
         dim, wanted = self.config.patch_dim, self.config.pca_targets
         count, total, products = 0, np.zeros(dim), np.zeros((dim, dim))

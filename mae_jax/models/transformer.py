@@ -13,7 +13,7 @@ from mae_jax.runtime.sharding import checkpoint_policy, gather
 
 
 class Record(NamedTuple):
-    """What `scan_blocks` records; nothing else is computed."""
+    """What `scan_blocks` returns besides its result."""
 
     hidden_states: bool = False
     attentions: bool = False
@@ -23,14 +23,14 @@ NOTHING = Record()
 
 
 class Recorded(NamedTuple):
-    """What was recorded of `depth` blocks; None if not asked for."""
+    """What `depth` blocks recorded; None if not requested."""
 
-    hidden_states: jax.Array | None = None  # [depth + 1, b, n, d]: the first block's input, and each block's result
-    attentions: jax.Array | None = None  # [depth, b, h, n, n] float32: weight of each token (last axis) for each
+    hidden_states: jax.Array | None = None  # [depth + 1, b, n, d]: the first block's input, then each block's result
+    attentions: jax.Array | None = None  # [depth, b, h, n, n] float32: softmax over the last axis
 
 
 class Block(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). The residual stream is float32."""
+    """x + attention(norm(x)), then x + mlp(norm(x)), with x in float32. A memory comes already normed."""
 
     def __init__(self, config: BlockConfig, *, rngs: nnx.Rngs):
         self.norm1 = PreNorm(config.width, config.epsilon, rngs=rngs)
@@ -45,10 +45,9 @@ class Block(nnx.Module):
         memory: jax.Array | None = None,
         weights: bool = False,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Maps [b, n, d] to [b, n, d], and returns the attention [b, h, n, n or m] if `weights` are asked for.
+        """[b, n, d] -> [b, n, d], and with `weights` the attention [b, h, n, n or m].
 
-        `branch_scales` [2, b] multiplies the two residual branches of each example; `memory` [b, m, memory_width] is
-        what cross-attention attends to.
+        `branch_scales` [2, b] multiplies the residual branches; `memory` [b, m, memory_width] is for cross-attention.
         """
         attention_scale, mlp_scale = (1, 1) if branch_scales is None else branch_scales[:, :, None, None]
         update, attention = self.attention(self.norm1(x), memory, weights)
@@ -57,7 +56,7 @@ class Block(nnx.Module):
 
 
 def create_blocks(depth: int, config: BlockConfig, *, rngs: nnx.Rngs) -> Block:
-    """`depth` blocks as one, whose parameters have a leading [depth] axis; each block has initial values of its own."""
+    """`depth` independently initialised blocks as one, whose parameters have a leading [depth] axis."""
 
     @nnx.split_rngs(splits=depth)
     @nnx.vmap
@@ -78,15 +77,14 @@ def scan_blocks(
     frozen: int = 0,
     record: Record = NOTHING,
 ) -> tuple[jax.Array, Recorded]:
-    """Sends x [b, n, d] through stacked blocks one after the other; compile time does not grow with depth.
+    """Applies stacked blocks to x [b, n, d] in one compiled loop, so that compile time does not grow with depth.
 
     Args:
-      remat: recompute each block in the backward pass instead of keeping its activations.
-      unroll: blocks in one iteration of the compiled loop; None: 1.
-      branch_scales: [depth, 2, b], of drop path (`drop_path_scales`).
-      memory: [b, m, memory_width], what all blocks attend to if they are of cross-attention.
-      frozen: first blocks whose parameters get no gradient; if x needs none either, they cost no backward pass.
-      record: what else to return.
+      remat: recompute each block in the backward pass instead of saving its activations.
+      unroll: blocks per iteration of the loop; None: 1.
+      branch_scales: [depth, 2, b], from `drop_path_scales`.
+      memory: [b, m, memory_width], for cross-attention.
+      frozen: number of first blocks whose parameters get no gradient; if x needs none, they have no backward pass.
     """
     unroll = unroll or 1
     graphdef, stacked = nnx.split(blocks)
@@ -101,7 +99,7 @@ def scan_blocks(
 
     policy = checkpoint_policy()
     if remat or policy:
-        # Without a loop, the compiler would take what is computed again for what is there already.
+        # Without a loop, the compiler would merge recomputed values with the originals.
         apply_block = jax.checkpoint(apply_block, prevent_cse=unroll >= depth, policy=None if remat else policy)
 
     def part(first: int, last: int):
@@ -124,10 +122,9 @@ def scan_blocks(
 
 
 def drop_path_scales(keys: jax.Array, rates: np.ndarray) -> jax.Array:
-    """Random factors of the residual branches, [depth, 2, b] for keys [b] and rates [depth].
+    """Random factors [depth, 2, b] of the residual branches: 0 with probability `rate`, otherwise 1 / (1 - rate).
 
-    A branch is left out with its block's rate, and divided by 1 - rate otherwise, which keeps its mean: stochastic
-    depth (Huang et al. 2016, arXiv 1603.09382), drawn for each example and branch.
+    Stochastic depth (Huang et al. 2016, arXiv 1603.09382) for each key [b] and branch, with rates [depth].
     """
     draws = jax.vmap(lambda key: jax.random.uniform(key, (len(rates), 2)), out_axes=-1)(keys)
     rates = jnp.asarray(rates, jnp.float32)[:, None, None]

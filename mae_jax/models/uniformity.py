@@ -1,4 +1,4 @@
-"""How alike the features of different images are."""
+"""The uniformity regulariser of U-MAE."""
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +7,10 @@ from mae_jax.runtime.sharding import all_rows
 
 
 def uniformity(features: jax.Array) -> jax.Array:
-    """The mean squared cosine of the features [B, D] of two different images of the batch, over all devices.
+    """The mean squared cosine between features [B, D] of different images, over all devices; 0 for one image.
 
-    The regulariser of U-MAE (Zhang et al. 2022, arXiv 2210.08344, section 4): with it a masked autoencoder's features
-    do not collapse into a few dimensions. Of a single image it is 0. (The authors' code counts each image with itself
-    too, which adds a constant.)
+    It keeps features from collapsing into a few dimensions (Zhang et al. 2022, arXiv 2210.08344, section 4). The
+    authors' code also pairs each image with itself, which adds a constant.
     """
     features = features / jnp.linalg.norm(features, axis=1, keepdims=True)
     others = all_rows(features)
