@@ -1,4 +1,4 @@
-"""Devices: the mesh, and how arrays are laid out on it."""
+"""The device mesh, and the layout of arrays on it."""
 
 import functools
 import os
@@ -14,13 +14,13 @@ from ml_collections import ConfigDict
 from mae_jax.runtime.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
-MOST_CPU_DEVICES = 4096  # that are emulated; each takes threads
+MOST_CPU_DEVICES = 4096  # emulated ones; each takes threads
 BATCH_AXES = ("data", "fsdp")  # a batch's rows are split over both
 
-# How parameters are laid out: the first pattern that ends a parameter's path (such as "encoder/blocks/mlp/fc1/kernel")
-# decides. Matrices are split over fsdp; those of the blocks also over tensor: queries, keys, values and the first layer
-# of an MLP by their columns (heads, hidden units), the layers that follow these by their rows. Vectors that every
-# column needs stay whole, less than a part in a thousand. The axes are one block's: a stack has its depth before them.
+# Layout of parameters: the first pattern that matches the end of a path (such as "encoder/blocks/mlp/fc1/kernel") wins.
+# Matrices are split over fsdp. Those of blocks are also split over tensor: q, k, v and fc1 by columns (heads, hidden
+# units), the layers after them by rows. Other vectors are replicated; they are less than a thousandth of all values.
+# Specs are for one block: in a stack, the depth axis comes first.
 PARAMETER_RULES = (
     (r"attention/qkv/kernel", PartitionSpec("fsdp", None, "tensor")),
     (r"attention/qkv/bias", PartitionSpec(None, "tensor")),
@@ -40,17 +40,13 @@ PARAMETER_RULES = (
 
 
 def prepare_cpu(settings: ConfigDict) -> None:
-    """Says how a CPU computes, and as how many devices it counts, whatever its cores; must come before JAX starts.
+    """Sets synchronous dispatch and the number of emulated devices on a CPU (settings `mesh.*`), before JAX starts.
 
-    What one device of a CPU computes is computed while the caller waits, in its thread, which keeps the memory that a
-    step frees for the next one (`keep_freed_memory`); no second step takes as much beside it. The environment decides
-    where it has a number of devices (JAX_NUM_CPU_DEVICES, or XLA_FLAGS with `--xla_force_host_platform_device_count`).
+    With synchronous dispatch, steps run in the caller's thread, which can keep freed memory for the next step
+    (`keep_freed_memory`), and no two steps take memory at once. JAX_NUM_CPU_DEVICES, or XLA_FLAGS with
+    `--xla_force_host_platform_device_count`, overrides `mesh.cpu_devices`.
 
-    Args:
-      settings: the group `mesh`.
-
-    Raises:
-      UserError: for a number of devices that cannot be, or with JAX_ENABLE_X64.
+    Raises UserError if the number of devices is out of range, or JAX_ENABLE_X64 is on.
     """
     if jax.config.jax_enable_x64:
         raise UserError("JAX_ENABLE_X64 is on, but mae_jax computes with at most 32 bits; unset it")
@@ -66,17 +62,13 @@ def prepare_cpu(settings: ConfigDict) -> None:
 
 
 def check_cpu_devices(name: str, count: int | None) -> None:
-    """Raises UserError unless a CPU can count as so many devices; `name` is what the number is given as."""
+    """Raises UserError unless a CPU can emulate `count` devices; `name` says where the number comes from."""
     if count is None or not 1 <= count <= MOST_CPU_DEVICES:
         raise UserError(f"{name}{count} must be 1 ... {MOST_CPU_DEVICES}: each of them takes threads and memory")
 
 
 def all_devices() -> list[jax.Device]:
-    """The devices of all processes, in the order of these, so that each one's rows of a batch lie side by side.
-
-    Raises:
-      UserError: if JAX_PLATFORMS names what is not here.
-    """
+    """All devices, ordered by process for adjacent rows of a batch; UserError if JAX_PLATFORMS names a missing one."""
     try:
         devices = jax.devices()
     except (RuntimeError, AssertionError) as error:
@@ -91,13 +83,9 @@ def all_devices() -> list[jax.Device]:
 
 
 def fitting_dtype(device: jax.Device, wanted: str | None = None) -> str:
-    """The type of matrix products where the user leaves it open: what is wanted (None: bfloat16), if the chip has it.
+    """The default dtype of matrix products: `wanted` (None: bfloat16) if the chip supports bfloat16, else float32.
 
-    TPUs multiply in bfloat16, and GPUs do (NVIDIA's from compute capability 8.0 on); of CPUs few do, and others only
-    imitate it, slower than float32.
-
-    Args:
-      wanted: such as that of the checkpoint that is measured.
+    TPUs and GPUs do (NVIDIA's from compute capability 8.0); most CPUs only emulate it, slower than float32.
     """
     capability = str(getattr(device, "compute_capability", ""))  # "9.0"; AMD's are names
     early = re.fullmatch(r"[0-7]\.\d+", capability)
@@ -106,20 +94,15 @@ def fitting_dtype(device: jax.Device, wanted: str | None = None) -> str:
 
 
 def settle_dtype(config: ConfigDict, mesh: Mesh, earlier: dict[str, Any] | None = None) -> None:
-    """Sets `model.dtype` if it is open; a run that goes on keeps that of its earlier config, if the chip has it."""
+    """Sets `model.dtype` if it is None; a resumed run keeps its earlier config's dtype if the chip supports it."""
     if config.model.dtype is None:
         config.model.dtype = fitting_dtype(mesh.devices.flat[0], earlier and earlier["model"].get("dtype"))
 
 
 def make_mesh(settings: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
-    """The mesh with axes data, fsdp and tensor; at most one of the sizes may be -1: what is left.
+    """The mesh with axes data, fsdp and tensor (settings `mesh.*`), over all devices by default.
 
-    Args:
-      settings: the group `mesh`.
-      devices: None: all of all processes.
-
-    Raises:
-      UserError: if the sizes do not fit the number of devices.
+    One size may be -1: the remaining devices. Raises UserError if the sizes do not fit the number of devices.
     """
     devices = all_devices() if devices is None else devices
     sizes = [settings[axis] for axis in AXES]
@@ -134,13 +117,13 @@ def make_mesh(settings: ConfigDict, devices: list[jax.Device] | None = None) -> 
             f"{text}: their product is not the number of devices, {len(devices)}; let mesh.fsdp x mesh.tensor divide "
             "it, and mesh.data=-1 take the rest"
         )
-    # In this order, the devices of the tensor axis are the closest, as its many messages need. (`jax.make_mesh` would
-    # follow a TPU's torus instead, and tear the rows of a process apart.)
+    # This order puts the tensor axis, which sends the most messages, on the closest devices. (`jax.make_mesh` would
+    # follow a TPU's torus, and a process's rows would not be adjacent.)
     return Mesh(np.asarray(devices).reshape(sizes), AXES)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on every device."""
+    """A full copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -155,12 +138,9 @@ def batch_parts(mesh: Mesh) -> int:
 
 
 def process_share(mesh: Mesh) -> tuple[int, int]:
-    """(index, count): this process's devices hold the index-th of `count` equal shares of a batch's rows.
+    """(index, count): this process holds the index-th of `count` equal shares of a batch's rows.
 
-    Processes whose devices differ in the tensor axis alone have the same share.
-
-    Raises:
-      UserError: if the rows of a process's devices do not lie side by side.
+    Processes along the tensor axis hold the same share. UserError if a process's rows are not adjacent.
     """
     parts = batch_parts(mesh)
     found = batch_sharding(mesh).addressable_devices_indices_map((parts,)).values()
@@ -176,7 +156,7 @@ def process_share(mesh: Mesh) -> tuple[int, int]:
 
 
 def parameter_spec(path: tuple, ndim: int) -> PartitionSpec:
-    """How an array with this path in a tree of parameters, or one that mirrors it, is split over the mesh."""
+    """How the array at this path in a parameter tree, or in one that mirrors it, is split over the mesh."""
     name = "/".join(str(getattr(entry, "key", getattr(entry, "name", entry))) for entry in path)
     spec = next(spec for pattern, spec in PARAMETER_RULES if re.search(f"({pattern})$", name))
     return PartitionSpec(*(None,) * (ndim - len(spec)), *spec) if len(spec) <= ndim else PartitionSpec()
@@ -188,11 +168,7 @@ def parameter_specs(tree):
 
 
 def parameter_shardings(mesh: Mesh, tree):
-    """The layout of every array of a tree of parameters, or of one that mirrors it such as the optimizer's state.
-
-    Raises:
-      UserError: if the mesh does not divide an array.
-    """
+    """The layout of a tree of parameters, or one that mirrors it; UserError if the mesh does not divide an array."""
 
     def sharding(path, leaf):
         found = NamedSharding(mesh, parameter_spec(path, leaf.ndim))
@@ -210,7 +186,7 @@ def parameter_shardings(mesh: Mesh, tree):
 
 
 def check_heads(mesh: Mesh, model: Any, *, decoder: bool = True) -> None:
-    """Raises UserError unless the tensor axis splits the heads of a model (MAEConfig), or its encoder's, evenly."""
+    """Raises UserError unless the tensor axis divides the heads of a model (MAEConfig), or of its encoder alone."""
     size = mesh.shape["tensor"]
     for name in ("num_heads", "decoder_num_heads") if decoder else ("num_heads",):
         if getattr(model, name) % size:
@@ -220,17 +196,17 @@ def check_heads(mesh: Mesh, model: Any, *, decoder: bool = True) -> None:
 
 
 def create(init: Callable[[jax.Array], Any], key: jax.Array, mesh: Mesh):
-    """init(key), a tree of parameters or one that mirrors it, every part created on the device where it will live."""
+    """init(key), a parameter tree or one that mirrors it, with each shard created on its own device."""
     layout = parameter_shardings(mesh, jax.eval_shape(init, key))
     return jax.jit(init, out_shardings=layout, compiler_options=compiler_options(mesh))(key)
 
 
 def compiler_options(mesh: Mesh) -> dict[str, int] | None:
-    """What programs are compiled with, unless XLA_FLAGS has its own: on a CPU, with little optimisation.
+    """Little optimisation on a CPU, unless XLA_FLAGS sets a level.
 
-    With JAX 0.10 the initial values of the digits compile in 4.1 s of processor time instead of 10.3, their step in
-    12.2 and 13.4 instead of 15.9 and 15.5; the values have the same bits, and steps are as fast
-    (docs/performance.md). With no optimisation at all they are not.
+    With JAX 0.10, initialisation of the digits' model compiles in 4.1 s of processor time instead of 10.3, the step in
+    12.2 and 13.4 instead of 15.9 and 15.5. Values have the same bits, and steps are as fast (docs/performance.md),
+    which does not hold without any optimisation.
     """
     option = "xla_backend_optimization_level"
     on_cpu = mesh.devices.flat[0].platform == "cpu"
@@ -238,21 +214,17 @@ def compiler_options(mesh: Mesh) -> dict[str, int] | None:
 
 
 def put_batch(batch: dict, sharding: NamedSharding) -> dict:
-    """Sends this process's rows of a batch to its devices: a dict of global arrays, which may still be on their way."""
-    with jax.transfer_guard("allow"):  # this is where it is meant
+    """Sends this process's rows to its devices, without waiting: a dict of global arrays."""
+    with jax.transfer_guard("allow"):  # meant here
         return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
 
 
 def put(values, shardings):
-    """Sends a tree of host arrays, the same in every process, to the devices: each gets its own part and no more.
-
-    Args:
-      shardings: a tree of the same structure, or one layout for all.
-    """
+    """Sends a tree of host arrays, the same in every process, to devices. `shardings`: a like tree, or one for all."""
 
     def send(value, sharding):
         value = np.asarray(value)
-        with jax.transfer_guard("allow"):  # this is where it is meant
+        with jax.transfer_guard("allow"):  # meant here
             return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
     if isinstance(shardings, NamedSharding):
@@ -261,7 +233,7 @@ def put(values, shardings):
 
 
 def whole(arrays):
-    """A tree of global arrays that every process can fetch: unchanged, or a copy on every device if it cannot so."""
+    """Makes global arrays readable in every process: replicates them over all devices if necessary."""
     leaves = jax.tree.leaves(arrays)
     if all(isinstance(leaf, np.ndarray) or leaf.is_fully_addressable or leaf.is_fully_replicated for leaf in leaves):
         return arrays

@@ -1,8 +1,4 @@
-"""What a CPU, GPU or TPU needs: matrix products, attention, and memory, each as the platform that runs it does it best.
-
-The models call `linear` and `attention`; `jax.lax.platform_dependent` chooses by the platform that a program is
-compiled for. A path of its own for GPUs or TPUs goes here.
-"""
+"""Platform-specific matrix products and attention, chosen by `jax.lax.platform_dependent`, and memory."""
 
 import ctypes
 import functools
@@ -14,18 +10,18 @@ from einops import rearrange
 
 from mae_jax.runtime.sharding import sum_of_parts
 
-CPU_GROUPS = 4  # more take longer to compile, and are no faster on two cores
+CPU_GROUPS = 4  # more compile longer and are no faster on two cores
 WORTH_GROUPS = 2**25  # multiplications in one of attention's products
 
 # mallopt(3)
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
-_LARGEST_HEAP = 64 << 20  # bytes; of a thread other than the first (HEAP_MAX_SIZE in glibc's malloc/arena.c)
+_LARGEST_HEAP = 64 << 20  # bytes; for threads other than the first (HEAP_MAX_SIZE in glibc's malloc/arena.c)
 
 
 class Normed(NamedTuple):
-    """x * scale + bias, not yet computed: `linear` folds scale [d] and bias [d] into its kernel."""
+    """x * scale + bias, not computed: `linear` folds scale [d] and bias [d] into its kernel."""
 
-    x: jax.Array  # [..., d], of mean 0 and variance 1
+    x: jax.Array  # [..., d], with mean 0 and variance 1
     scale: jax.Array
     bias: jax.Array
 
@@ -33,9 +29,8 @@ class Normed(NamedTuple):
 def linear(x: jax.Array | Normed, kernel: jax.Array, bias: jax.Array | None, dtype: jnp.dtype) -> jax.Array:
     """x [..., i] times kernel [i, *outputs], plus bias [*outputs]: [..., *outputs].
 
-    The product is in `dtype`; bias and result are float32. (A bias that is added in bfloat16 has a gradient that is a
-    bfloat16 sum over all tokens of a batch.) The gradients of a folded norm's scale and bias are sums over the
-    kernel's numbers, instead of sums over all tokens.
+    The product is in `dtype`; bias and result are float32 (the gradient of a bias added in bfloat16 would be a bfloat16
+    sum over all tokens). The gradients of a folded scale and bias are sums over the kernel, not over all tokens.
     """
     if isinstance(x, Normed):
         return _project_normed(x, kernel, bias, dtype)
@@ -44,7 +39,7 @@ def linear(x: jax.Array | Normed, kernel: jax.Array, bias: jax.Array | None, dty
 
 @functools.partial(
     jax.checkpoint, static_argnums=3
-)  # makes the folded kernel again: a loop would keep one of each block
+)  # recomputes the folded kernel; a loop would save one for each block
 def _project_normed(normed: Normed, kernel, bias, dtype):
     outputs, kernel = kernel.shape[1:], kernel.reshape(len(kernel), -1)
     shift = jnp.dot(normed.bias, kernel, precision="highest")
@@ -64,8 +59,8 @@ def _project(x, kernel, bias, dtype, outputs):
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x [..., i] times kernel [i, o]: [..., o].
 
-    The gradient of the kernel is x^T times a gradient. XLA's fast products on a CPU (0.10) take no transposed operand,
-    and left to itself it takes others that need up to twice the time; so there, something is transposed in memory.
+    The kernel's gradient is x^T times the result's gradient. On a CPU, XLA (JAX 0.10) has no fast product with a
+    transposed operand and takes up to twice as long, so there an operand is transposed in memory.
     """
     return jnp.dot(x, kernel)
 
@@ -85,8 +80,7 @@ def _is_given(tangent) -> bool:
     return not isinstance(tangent, jax.custom_derivatives.SymbolicZero)
 
 
-# Both are written so that their transposes are the products that the platform does best, and so that x and the kernel
-# are kept for the backward pass, and not their transposes.
+# Transposed by JAX, both become the platform's fastest products; they save x and the kernel, not their transposes.
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def _tangent_times(of_x, kernel):
     return jax.lax.dot_general(of_x, kernel.T, (((of_x.ndim - 1,), (1,)), ((), ())))
@@ -100,9 +94,9 @@ def _times_tangent(x, of_kernel):
 
 
 def _transposed_in_memory(x, y):
-    """x [rows, m] times y [m, n]; the transpose moves x, or a gradient and the result, whichever are fewer numbers.
+    """x [rows, m] times y [m, n], transposing in memory either x, or y and the product, whichever is smaller.
 
-    Without the barriers XLA would take the transposes into the product.
+    Without the barriers, XLA would fuse the transposes into the product.
     """
     (rows, m), n = x.shape, y.shape[1]
     if rows * m > rows * n + m * n:
@@ -115,8 +109,8 @@ def _transposed_in_memory(x, y):
 def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """softmax(q k^T) v of scaled queries [b, n, h, d], keys and values [b, m, h, d]: [b, n, h, d].
 
-    Logits and softmax are float32. The weights [b, h, n, m] are kept for the backward pass once, in the type of q
-    (`jax.nn.dot_product_attention` keeps them twice, in float32).
+    Logits and softmax are float32. The weights [b, h, n, m] are saved once, in q's dtype
+    (`jax.nn.dot_product_attention` saves them twice, in float32).
     """
     return _on_platform(_attend, q, k, v)[0]
 
@@ -135,9 +129,9 @@ def attention_weights(q: jax.Array, k: jax.Array) -> jax.Array:
 
 
 def _on_platform(fn, q, k, *others):
-    """fn, on a CPU for a few groups of images if there is much to compute.
+    """fn; on a CPU, large inputs are split into groups of images.
 
-    There XLA (0.10) computes one product of many small matrices on one core, but several products side by side.
+    There XLA (JAX 0.10) computes a batched product on one core, but runs several products in parallel.
     """
     if q.size * k.shape[1] < WORTH_GROUPS:
         return fn(q, k, *others)
@@ -150,7 +144,7 @@ def _in_groups(fn, *arrays):
     return jax.tree.map(lambda *x: jnp.concatenate(x), *[fn(*part) for part in parts])
 
 
-def _by_head(x):  # products with one batch axis are the fastest
+def _by_head(x):  # products with one batch axis are fastest
     return rearrange(x, "b n h d -> (b h) n d")
 
 
@@ -161,7 +155,7 @@ def _attend(q, k, v):
 
 
 def _attend_tangent(q, k, v, weights, of_q, of_k, of_v):
-    """The derivative of `_attend`, linear in the last three; JAX transposes it for the backward pass."""
+    """The derivative of `_attend`, linear in the last three arguments."""
     q, k, v, of_q, of_k, of_v = map(_by_head, (q, k, v, of_q, of_k, of_v))
     b, weights = len(weights), weights.reshape(-1, *weights.shape[2:])
     of_logits = jnp.einsum("xqd,xkd->xqk", of_q, k) + jnp.einsum("xqd,xkd->xqk", q, of_k)
@@ -173,17 +167,16 @@ def _attend_tangent(q, k, v, weights, of_q, of_k, of_v):
 
 
 def keep_freed_memory() -> bool:
-    """Lets glibc keep freed memory for later arrays, instead of handing it back to the system; False without glibc.
+    """Makes glibc keep freed memory instead of returning it to the system; False without glibc.
 
-    On a CPU, each training step takes gigabytes for activations and frees them. By default every such array is mapped
-    anew, and the kernel has to find and clear each of its pages in every step, which costs a fifth to half of its time.
-    Threads keep heaps of their own; what is larger than such a heap is kept in the first thread alone, where steps on
-    a CPU therefore take their memory (`mesh.prepare_cpu`).
+    On a CPU, each training step allocates and frees gigabytes of activations. By default the kernel maps and clears
+    their pages again in every step, which takes a fifth to half of its time. Only the first thread keeps arrays larger
+    than a thread's heap, so steps run there (`mesh.prepare_cpu`).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # macOS, musl, Windows
         return False
-    # A heap of a thread goes back when it is empty, unless less than _TOP_PAD would then be left to the thread.
+    # A thread returns an empty heap, unless less than _TOP_PAD would be left to it.
     never = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, _LARGEST_HEAP))
     return all([mallopt(option, value) == 1 for option, value in never])

@@ -1,12 +1,12 @@
-"""Models on a mesh: each device runs the model on its rows of a batch, with its share of the parameters.
+"""Models on a mesh: each device runs the model on its rows of a batch, with its shard of the parameters.
 
-`on_shards` starts such a run (`jax.shard_map`). Inside it JAX knows for each array over which axes it varies, and sums
-gradients accordingly. What is sent otherwise is sent by the functions below:
+`on_shards` is `jax.shard_map`. Inside it, JAX tracks the mesh axes over which each array varies, and sums gradients
+accordingly. All other communication is in the functions below:
 
 - fsdp (ZeRO-3, Rajbhandari et al. 2019, arXiv 1910.02054): a block's matrices are gathered when the block runs, forward
-  and backward; the gradient of each is reduced and scattered at once.
-- tensor (Megatron, Shoeybi et al. 2019, arXiv 1909.08053, section 3): a device has some of the heads and of the hidden
-  units; activations are summed once after each attention and each MLP, their gradients once before.
+  and backward; gradients are reduce-scattered at once.
+- tensor (Megatron, Shoeybi et al. 2019, arXiv 1909.08053, section 3): each device has some heads and hidden units;
+  activations are summed once after each attention and MLP, their gradients once before.
 
 Why not leave this to the compiler? We tried `jax.jit` with NamedSharding, constraints on each block's parameters,
 activations, queries, keys and values, and no collective of our own. Bytes that a device sends in a ring / in theory,
@@ -20,8 +20,9 @@ for the step of `benchmarks.communication` (jax 0.10.2, 2026-11-28; parts: train
     2 x 2 x 2                1            1.00  1.00         1.12  1.08
     2 x 2 x 2                4            1.00  1.00         1.43  1.36
 
-The compiler sums gradients over data once for each part of a batch, and whole matrices where a device keeps a share.
-(On v5p XLA gathers bfloat16, which lowers both, and of a model as small as this makes reduce-scatters all-reduces.)
+The compiler sums gradients over data once for each part of a batch, and sums full matrices where a device keeps only a
+shard. (On v5p XLA gathers bfloat16, which lowers both columns, and for so small a model replaces reduce-scatters by
+all-reduces.)
 """
 
 import functools
@@ -37,7 +38,7 @@ ROWS = PartitionSpec(BATCH_AXES)
 
 
 def on_shards(fn: Callable, mesh: Mesh, in_specs, out_specs) -> Callable:
-    """A function that every device runs on its parts of the arguments, cut as the specs say; `jax.jit` compiles it."""
+    """Runs fn on every device with its parts of the arguments (`jax.shard_map`); on one device, fn itself."""
     if mesh.size == 1:
         return fn
 
@@ -51,18 +52,14 @@ def on_shards(fn: Callable, mesh: Mesh, in_specs, out_specs) -> Callable:
 
 
 def on_rows(fn: Callable, mesh: Mesh, *, shared: bool = False) -> Callable:
-    """Compiles fn(variables, *rows) -> rows, a function of each example of a batch, for a mesh.
+    """Compiles fn(variables, *rows) -> rows for a mesh: it treats each example alone, and its result is replicated.
 
-    Args:
-      fn: takes and returns trees of arrays with a leading axis [b], and a model's variables.
-      shared: every device works on all rows, whose number need not be a multiple of the devices.
-
-    Returns:
-      (variables laid out by `parameter_shardings`, rows over the batch's axes) -> rows, whole on every device.
+    Rows are trees of arrays [b, ...]; variables are laid out by `parameter_shardings`. With `shared`, every device
+    processes all rows, whose number need not be a multiple of the devices.
     """
     rows = PartitionSpec() if shared else ROWS
 
-    def copies(*arguments):  # each device's results, one after the other
+    def copies(*arguments):  # one per device, concatenated
         return jax.tree.map(lambda x: x[None], fn(*arguments))
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
@@ -76,7 +73,7 @@ def on_rows(fn: Callable, mesh: Mesh, *, shared: bool = False) -> Callable:
 
 
 def _splitting(spec: PartitionSpec, mesh: Mesh) -> PartitionSpec:
-    """A spec without the axes that have one device."""
+    """The spec without axes of size 1."""
 
     def keep(entry):
         axes = tuple(
@@ -88,34 +85,32 @@ def _splitting(spec: PartitionSpec, mesh: Mesh) -> PartitionSpec:
 
 
 def _vary_over_batch(x: jax.Array) -> jax.Array:
-    """x as each device's own value, so that its gradient is the device's own, too: the step sums it when it is due."""
+    """Marks x as varying, so that its gradient is not summed over devices: the step does that later."""
     return vary(x, axes_of(BATCH_AXES))
 
 
 def varying(x: jax.Array | jax.ShapeDtypeStruct) -> frozenset[str]:
-    """The axes along which x may differ from device to device; none outside of `on_shards`."""
+    """The axes along which x varies; none outside `on_shards`."""
     kind = (x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x)).manual_axis_type
     return kind.varying if kind else frozenset()
 
 
 def vary(x: jax.Array, axes: Iterable[str]) -> jax.Array:
-    """x as an array that may differ along some axes."""
+    """Marks x as varying along `axes`."""
     missing = tuple(axis for axis in axes if axis not in varying(x))
     return jax.lax.pcast(x, missing, to="varying") if missing else x
 
 
 def axes_of(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of some axes that split what this code works on; none outside of `on_shards`."""
+    """Those axes that have more than one device here; none outside `on_shards`."""
     mesh = jax.sharding.get_abstract_mesh()
     return tuple(name for name in names if name in mesh.manual_axes and mesh.shape[name] > 1)
 
 
 def gather(parameters, dtype: jnp.dtype | None = None):
-    """The parameters with those whole that are split over fsdp; the gradient of each goes back to its parts.
+    """Gathers the parameters (names as in `PARAMETER_RULES`) that are split over fsdp, in `dtype` (None: unchanged).
 
-    Args:
-      parameters: a tree with the names of `PARAMETER_RULES`.
-      dtype: that the gathered ones are sent and given in; None: their own. Their gradients are summed in float32.
+    Their gradients are reduce-scattered in float32.
     """
     if not axes_of(("fsdp",)):
         return parameters
@@ -134,7 +129,7 @@ def _gather(leaf, axis, dtype):
 
     @gathered.defjvp
     def tangent(primals, tangents):
-        # Parameters are float32, and so are the sums of their gradients, which this rule's transpose scatters.
+        # Transposed, this reduce-scatters gradients in float32, the dtype of the parameters.
         return whole(primals[0].astype(dtype)), whole(tangents[0]).astype(dtype)
 
     def whole(leaf):
@@ -144,9 +139,9 @@ def _gather(leaf, axis, dtype):
 
 
 def checkpoint_policy() -> Callable | None:
-    """The policy of `jax.checkpoint` that keeps everything for the backward pass but gathered parameters.
+    """The `jax.checkpoint` policy that saves everything but gathered parameters; None if nothing is gathered.
 
-    None if nothing is gathered. What matrix products take is a view, or the transpose, of what was gathered.
+    Matrix products take a reshaped or transposed view of a gathered parameter, so those are not saved either.
     """
     if not axes_of(("fsdp",)):
         return None
@@ -154,15 +149,12 @@ def checkpoint_policy() -> Callable | None:
 
 
 def sum_of_parts(product: jax.Array, x: jax.Array) -> jax.Array:
-    """A product with x: if each device has some of x's features, the sum of all devices' products."""
+    """Sums a product with x over the tensor axis if x's features are split over it."""
     return jax.lax.psum(product, "tensor") if "tensor" in varying(x) else product
 
 
 def mean_over_batch(tree):
-    """The mean over the devices that hold a batch's rows of values that are means over equally many rows.
-
-    What is the same on all of them is left as it is.
-    """
+    """Averages each device's means over the devices of a batch; values that do not vary stay unchanged."""
 
     def mean(x):
         axes = tuple(axis for axis in BATCH_AXES if axis in varying(x))
@@ -172,11 +164,11 @@ def mean_over_batch(tree):
 
 
 def all_rows(x: jax.Array) -> jax.Array:
-    """A batch's rows [b, ...] of all devices, in their order."""
+    """Gathers a batch's rows [b, ...] from all devices, in order."""
     axes = axes_of(BATCH_AXES)
     return jax.lax.all_gather(x, axes, axis=0, tiled=True) if axes else x
 
 
 def batch_devices() -> int:
-    """Number of parts that a batch's rows are split into."""
+    """Number of parts that a batch is split into; 1 outside `on_shards`."""
     return jax.lax.axis_size(axes_of(BATCH_AXES)) if axes_of(BATCH_AXES) else 1
