@@ -61,7 +61,7 @@ def create_state(init: StateInit, key: jax.Array, mesh: Mesh) -> TrainState:
 
 
 def start_from(state: TrainState, values: Variables) -> TrainState:
-    """Replaces those parameters and statistics of a state that are in `values`."""
+    """Replaces the parameters and statistics of a state that `values` contains."""
 
     def replace(tree: dict, new: dict) -> dict:
         flat = flatten_dict(tree)

@@ -18,7 +18,7 @@ STATISTICS_MOMENTUM = 0.1  # weight of a new batch in the running statistics of 
 
 
 class Parts(NamedTuple):
-    """How a batch is cut into parts, which are processed one after the other."""
+    """How a batch is cut into parts for gradient accumulation."""
 
     count: int
     run: int  # rows that stay together
@@ -38,16 +38,16 @@ def make_train_step(
     mixes_pairs: bool = False,
     skip_nonfinite: int = 0,
 ) -> TrainStep:
-    """A pure function (state, batch, key) -> (state, scalars).
+    """A pure function (state, batch [B, ...], key) -> (state, scalars).
 
-    Batch arrays have a leading axis [B]. Example b of step s has the key split(fold_in(key, s), B)[b] on any number of
-    parts and devices. The scalar `finite` tells whether the new state is finite, whatever the loss.
+    Example b of step s has the key split(fold_in(key, s), B)[b] on any number of parts and devices. The scalar `finite`
+    says whether the new state is finite, whatever the loss.
 
     Args:
-      loss_fn: runs on shards: it sees a device's rows.
+      loss_fn: gets one device's rows.
       accumulate_steps: parts of a batch; their gradients and statistics are averaged before the update.
       mixes_pairs: rows 2i and 2i + 1 must stay together.
-      skip_nonfinite: the maximum number of updates to skip because loss, gradient or new state is not finite.
+      skip_nonfinite: the most updates to skip because loss, gradient or new state is not finite.
     """
     parts = Parts(accumulate_steps, 2 if mixes_pairs else 1)
 
@@ -87,17 +87,17 @@ def make_train_step(
 
 
 def _all_finite(tree: Any) -> jax.Array:
-    """Whether all numbers of a tree are finite: a bool scalar. XLA fuses this with writing them."""
+    """Whether a tree is finite: a bool scalar. XLA fuses this with writing the values."""
     return functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)])
 
 
 def _mean_gradients(
     loss_fn: LossFn, specs: dict, parts: Parts, params: dict, frozen: dict, batch: dict, keys: jax.Array
 ):
-    """On shards: ((loss, details), gradients), means over the global batch; gradients are sharded as the parameters.
+    """On shards: ((loss, details), gradients), means over the global batch; gradients are sharded like parameters.
 
-    Gradients are summed over the data axis once, after all parts. Over the fsdp axis the backward pass has already
-    summed those of sharded parameters, since a device has no room for all of them.
+    Gradients are summed over data once, after all parts. Those of sharded parameters were already summed over fsdp in
+    the backward pass, since a device has no room for full ones.
     """
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     if parts.count == 1:
@@ -132,7 +132,7 @@ def _accumulate(grad_fn, params: dict, frozen: dict, rows, parts: Parts):
 
 
 def compile_train_step(train_step, state: TrainState, batch: dict, key: jax.Array, mesh: Mesh) -> jax.stages.Compiled:
-    """Compiles the step for a mesh, donating the state's memory; arrays may be abstract, the state's with a layout."""
+    """Compiles the step for a mesh and donates the state; arrays may be abstract, with shardings in the state."""
     state_shardings = shardings_of(state)
     step = jax.jit(
         train_step,
@@ -144,7 +144,7 @@ def compile_train_step(train_step, state: TrainState, batch: dict, key: jax.Arra
 
 
 def memory_in_bytes(compiled: jax.stages.Compiled) -> int | None:
-    """Memory on one device for the compiled step: state, batch and temporaries; None if unknown."""
+    """Bytes on one device for the compiled step: state, batch and temporaries; None if unknown."""
     analysis = compiled.memory_analysis()
     if analysis is None:
         return None
