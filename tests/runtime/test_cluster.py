@@ -165,7 +165,9 @@ def test_a_newcomer_to_the_port_of_a_run_or_of_another_program_is_refused(port, 
     meet_all(port, 2)
     with pytest.raises(UserError, match=rf"process 0 cannot listen on port {port} \(Address already in use\): choose"):
         meet(f"localhost:{port}", 2, 0)
-    with pytest.raises(UserError, match=f"process 1 of 2 does not find .* localhost:{port}: another run or program"):
+    with pytest.raises(
+        UserError, match=f"process 1 of 2 cannot find process 0 at localhost:{port}: another run or program"
+    ):
         meet(f"localhost:{port}", 2, 1)
 
 

@@ -131,7 +131,7 @@ def test_the_others_of_a_process_that_is_killed_say_so_and_end(tmp_path, victim)
     assert "another process was lost" in err or (victim == 0 and "leader" in err)
 
 
-@pytest.mark.parametrize("launcher", [by_flags, by_slurm, by_open_mpi])
+@pytest.mark.parametrize("launcher", [by_slurm, by_open_mpi])
 def test_a_mistake_that_one_process_finds_ends_all_with_code_2_and_a_line_each(tmp_path, launcher):
     (tmp_path / "file").touch()
     workdirs = [f"--workdir={tmp_path}", f"--workdir={tmp_path}/file/run"]
