@@ -55,7 +55,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
                 f"{setting}={batch_size} must be a positive multiple of the number of processes ({process_count})"
             )
         self.bad_images: dict[int, str] = {}
-        self._source, self._weighted, self._reads = source, steps is not None, 0
+        self._source, self._weighted, self._reads, self._first_reason = source, steps is not None, 0, ""
         rows = batch_size // process_count
         piece_size = max(size for size in range(1, min(rows, MAX_PIECE) + 1) if rows % size == 0)
         self._per_batch = rows // piece_size
@@ -90,7 +90,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         for index, reason in found.items():
             if index not in self.bad_images:
                 name = self.bad_images[index] = self._source.name_of(index)
-                self._first_reason = reason if len(self.bad_images) == 1 else self._first_reason
+                self._first_reason = self._first_reason or reason
                 _logger.warning("bad picture %s (%s): it is replaced by another", escaped(name), escaped(reason))
         total = len(self._source)
         limit = BAD_SHARE * max(min(self._reads, total), min(total, BAD_SHARE_SAMPLE))

@@ -40,4 +40,7 @@ class Registry(dict[str, T], Generic[T]):
         try:
             return getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
-            raise UserError(f"{self._setting}={name} cannot be imported: {first_line(error)}") from error
+            raise UserError(
+                f"{self._setting}={name} cannot be imported: {first_line(error)}; put its file beside main.py or on "
+                "PYTHONPATH, and name what it defines"
+            ) from error

@@ -22,8 +22,6 @@ from mae_jax.workdir.writing import parse_object, write_atomically
 
 METRICS = "metrics.jsonl"
 
-WRITERS: Registry = Registry("logging.writers")
-
 
 class MetricWriter(Protocol):
     """Takes numbers and pictures, in process 0 only. A class attribute `package` names a package that it needs."""
@@ -39,6 +37,9 @@ class MetricWriter(Protocol):
 
     def close(self) -> None:
         """Flushes and closes."""
+
+
+WRITERS: Registry[type[MetricWriter]] = Registry("logging.writers")
 
 
 def check_writers(names: Iterable[str]) -> None:

@@ -7,6 +7,8 @@ import pytest
 from mae_jax.runtime.errors import UserError
 from mae_jax.settings.registry import Registry
 
+REMEDY = "; put its file beside main.py or on PYTHONPATH, and name what it defines"
+
 
 @pytest.fixture
 def shapes():
@@ -29,8 +31,11 @@ def test_module_and_name_are_imported(shapes):
     "name, message",
     [
         ("sqare", """model.shape='sqare' is not one of round, square; did you mean "square"?"""),
-        ("no_such_module:f", "model.shape=no_such_module:f cannot be imported: No module named 'no_such_module'"),
-        ("math:squirt", "model.shape=math:squirt cannot be imported: module 'math' has no attribute 'squirt'"),
+        (
+            "no_such_module:f",
+            "model.shape=no_such_module:f cannot be imported: No module named 'no_such_module'" + REMEDY,
+        ),
+        ("math:squirt", "model.shape=math:squirt cannot be imported: module 'math' has no attribute 'squirt'" + REMEDY),
     ],
 )
 def test_what_cannot_be_found_is_one_line(shapes, name, message):
