@@ -4,6 +4,7 @@ A line on standard input is one run: its arguments, and the files for its standa
 on standard output, is its exit code.
 """
 
+import gc
 import json
 import os
 import runpy
@@ -37,6 +38,7 @@ def fork(arguments: list[str], out: str, err: str) -> int | None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.freeze()
     while line := sys.stdin.readline():
         code = fork(**json.loads(line))
         if code is None:
