@@ -43,7 +43,7 @@ def by_open_mpi(count: int) -> list[tuple[list[str], dict[str, str]]]:
 
 
 def start_processes(
-    count: int, *arguments: str | list[str], devices: int = 4, launcher: Callable = by_flags
+    count: int, *arguments: str | list[str], devices: int = 2, launcher: Callable = by_flags
 ) -> list[subprocess.Popen]:
     """Starts main.py `count` times with `devices` CPU devices each.
 

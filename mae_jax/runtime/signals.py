@@ -107,7 +107,7 @@ class SharedStopSignal(StopSignal):
     _asked = _interrupted = False
 
     def agree(self, step: int) -> None:
-        # For a signal before the first query JAX chooses step 1. Orbax queries too, with the step that it saves.
+        # For a signal before the first query JAX chooses step 1.
         numbers, self._asked = [step] if self._asked or step < 2 else [1, step], True
         if any(map(multihost_utils.reached_preemption_sync_point, numbers)):
             self.received = signal.SIGINT if self._interrupted else signal.SIGTERM

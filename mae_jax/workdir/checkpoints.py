@@ -38,6 +38,12 @@ FILES_BYTES = 2**17  # of a small checkpoint, besides its arrays
 State = Any  # a NamedTuple of pytrees, with the int32 scalars `step` and `skipped`
 
 
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Never: training asks for itself, and Orbax would compare times that `lightweight_initialize` leaves out."""
+        return False
+
+
 class Checkpoints:
     """The checkpoints/ folder of a workdir, with a folder for each saved step.
 
@@ -59,7 +65,7 @@ class Checkpoints:
             # Otherwise the program waits minutes for a folder that cannot be created.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        self._manager = _Manager(self._folder, options=options)
 
     def latest_step(self) -> int | None:
         """The newest step with a checkpoint that is complete or being written."""

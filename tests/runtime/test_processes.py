@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import time
 
@@ -26,8 +27,10 @@ ARGUMENTS = (
     "--config.evaluate.every_steps=20",
     "--config.evaluate.linear_probe=False",
     "--config.evaluate.max_train_examples=300",
+    "--config.checkpoint.every_steps=5",
+    "--config.optimizer.schedule=constant",  # so that runs of any length share their compiled steps
 )
-LONG = (*TINY, "--config.train.steps=2000", "--config.checkpoint.every_steps=5")
+LONG = (*ARGUMENTS, "--config.train.steps=2000", "--config.evaluate.every_steps=2000")
 BOUND = 30  # seconds in which all processes end after one has
 
 
@@ -38,9 +41,9 @@ def own_words(out):
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    """The workdir of a run in one process with all eight devices."""
+    """The workdir of a run in one process with all four devices."""
     workdir = tmp_path_factory.mktemp("one")
-    ((code, out, err),) = run_processes(1, *ARGUMENTS, f"--workdir={workdir}", devices=8)
+    ((code, out, err),) = run_processes(1, *ARGUMENTS, f"--workdir={workdir}", devices=4)
     assert code == 0, out + err
     return workdir
 
@@ -94,41 +97,65 @@ def test_two_processes_write_one_set_of_files_and_one_prints(one, two):
 
 
 def test_a_run_that_is_finished_says_so_in_any_number_of_processes(two):
-    ended = run_processes(2, *ARGUMENTS, f"--workdir={two[0]}", devices=1)
+    ended = run_processes(2, *ARGUMENTS, f"--workdir={two[0]}")
     assert [code for code, _, _ in ended] == [0, 0] and "is finished" in ended[0][1], ended
 
 
 def test_a_signal_to_one_process_stops_all_at_one_step_and_other_numbers_of_processes_go_on(one, tmp_path):
-    stopped_at = 0
-    for count, devices, told, number in ((2, 4, 1, signal.SIGTERM), (1, 8, 0, signal.SIGINT)):
-        processes = start_processes(count, *ARGUMENTS, f"--workdir={tmp_path}", devices=devices)
-        wait_for_step(processes, tmp_path, stopped_at + 2)
-        processes[told].send_signal(number)
-        ended = wait_for_end(processes, timeout=120)
-        assert [code for code, _, _ in ended] == [128 + number] * count, ended
-        assert all("SIGTERM caught" in line for _, _, err in ended for line in err.splitlines())  # JAX notes it
-        out = ended[0][1]
-        assert stopped_at == 0 or f"going on from checkpoint {stopped_at}" in out
-        stopped_at = int(re.search(r"stopped by a signal at step (\d+); everything is saved", out)[1])
-        assert (tmp_path / "checkpoints" / str(stopped_at)).is_dir() and stopped_at < 24
-    ended = run_processes(2, *ARGUMENTS, f"--workdir={tmp_path}")
-    assert [code for code, _, _ in ended] == [0, 0], ended
+    shutil.copytree(one, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("result.json", "20", "24"))
+    lines = (one / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "metrics.jsonl").write_text("".join(line for line in lines if json.loads(line)["step"] <= 15))
+    processes = start_processes(2, *ARGUMENTS, f"--workdir={tmp_path}")
+    wait_for_step(processes, tmp_path, 17)
+    processes[1].send_signal(signal.SIGTERM)
+    ended = wait_for_end(processes, timeout=120)
+    assert [code for code, _, _ in ended] == [143, 143], ended
+    assert all("SIGTERM caught" in line for _, _, err in ended for line in err.splitlines())  # JAX notes it
+    out = ended[0][1]
+    assert "going on from checkpoint 15" in out
+    stopped_at = int(re.search(r"stopped by a signal at step (\d+); everything is saved", out)[1])
+    assert (tmp_path / "checkpoints" / str(stopped_at)).is_dir() and stopped_at < 24
+    ((code, out, err),) = run_processes(1, *ARGUMENTS, f"--workdir={tmp_path}", devices=4)
+    assert code == 0 and f"going on from checkpoint {stopped_at}" in out, out + err
     assert_same_losses(tmp_path, one)
     assert_same_result(tmp_path, one)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_the_others_of_a_process_that_is_killed_say_so_and_end(tmp_path, victim):
-    processes = start_processes(2, *LONG, f"--workdir={tmp_path}", devices=1)
-    wait_for_step(processes, tmp_path, 10)
+def assert_ends_when_killed(processes, victim):
+    """Kills one process; the other must say so and end soon."""
     processes[victim].kill()
     start = time.monotonic()
     ended = wait_for_end(processes, timeout=BOUND)
     assert time.monotonic() - start < BOUND
-    code, _, err = ended[1 - victim]
-    # Of process 0, in which JAX's service runs, JAX's own dump may come at the same moment.
-    assert code == 1 or (victim == 0 and code == -signal.SIGABRT), ended
-    assert "another process was lost" in err or (victim == 0 and "leader" in err)
+    assert_says_that_another_was_lost(ended[1 - victim])
+
+
+def assert_says_that_another_was_lost(ended):
+    """On a busy machine JAX's own end, with a dump and the same reason, may come first."""
+    code, _, err = ended
+    assert (code == 1 and "another process was lost" in err) or (
+        code == -signal.SIGABRT and ("another task died" in err or "leader" in err)
+    ), ended
+
+
+def test_the_other_process_ends_when_the_first_is_killed(tmp_path):
+    processes = start_processes(2, *LONG, f"--workdir={tmp_path}")
+    wait_for_step(processes, tmp_path, 10)
+    assert_ends_when_killed(processes, victim=0)
+
+
+def test_a_run_whose_port_another_one_has_ends_with_a_line_each_and_the_other_goes_on_until_one_is_killed(tmp_path):
+    places = by_flags(2)
+    processes = start_processes(2, *LONG, f"--workdir={tmp_path}/old", launcher=lambda _: places)
+    wait_for_step(processes, tmp_path / "old", 5)
+    newcomers = run_processes(2, *LONG, f"--workdir={tmp_path}/new", launcher=lambda _: places)
+    assert [code for code, _, _ in newcomers] == [2, 2], newcomers
+    for (_, _, err), expected in zip(
+        newcomers, ("Address already in use", "another run or program listens"), strict=True
+    ):
+        assert expected in err and err.startswith("error: process ") and err.count("\n") == 1
+    assert [process.poll() for process in processes] == [None, None] and not (tmp_path / "new").exists()
+    assert_ends_when_killed(processes, victim=1)
 
 
 @pytest.mark.parametrize("launcher", [by_slurm, by_open_mpi])
@@ -136,7 +163,7 @@ def test_a_mistake_that_one_process_finds_ends_all_with_code_2_and_a_line_each(t
     (tmp_path / "file").touch()
     workdirs = [f"--workdir={tmp_path}", f"--workdir={tmp_path}/file/run"]
     start = time.monotonic()
-    ended = run_processes(2, *ARGUMENTS, workdirs, devices=1, launcher=launcher)
+    ended = run_processes(2, *ARGUMENTS, workdirs, launcher=launcher)
     assert time.monotonic() - start < 2 * BOUND
     mistake = f"{workdirs[1]} cannot be written: "
     for (code, out, err), beginning in zip(ended, ("error: process 1 failed: ", "error: "), strict=True):
@@ -159,7 +186,7 @@ def test_a_mistake_that_one_process_finds_ends_all_with_code_2_and_a_line_each(t
 )
 def test_processes_with_different_commands_or_workdirs_are_refused(tmp_path, arguments, expected):
     own = [argument.format(tmp_path) for argument in arguments]
-    ended = run_processes(2, *TINY, f"--workdir={tmp_path}", own, devices=1)
+    ended = run_processes(2, *TINY, f"--workdir={tmp_path}", own)
     assert [code for code, _, _ in ended] == [2, 2], ended
     assert all(expected in err and err.count("\n") == 1 for _, _, err in ended)
 
@@ -169,11 +196,11 @@ def test_an_error_in_one_process_has_its_traceback_there_and_ends_all(tmp_path):
     (tmp_path / "faulty.py").write_text(FAULTY)
     configs = ["--config=configs/digits.py"] * 2
     configs[culprit] = f"--config={tmp_path}/faulty.py"
-    ended = run_processes(2, configs, *LONG[1:], f"--workdir={tmp_path}/run", devices=1)
-    assert [code for code, _, _ in ended] == [1, 1], ended
+    ended = run_processes(2, configs, *LONG[1:], f"--workdir={tmp_path}/run")
+    assert ended[culprit][0] == 1, ended
     assert "in __next__" in ended[culprit][2] or "in fail" in ended[culprit][2]
     assert ended[culprit][2].endswith("RuntimeError: no more pictures\n")
-    assert ended[1 - culprit][2].startswith("error: another process was lost: it failed, was killed")
+    assert_says_that_another_was_lost(ended[1 - culprit])
 
 
 FAULTY = """
@@ -194,18 +221,3 @@ def test_a_mistake_in_the_flags_of_processes_is_one_line(tmp_path):
     code, out, err = run(*ARGUMENTS, f"--workdir={tmp_path}", "--process_count=2")
     assert code == 2 and out == "" and err.startswith("error: --coordinator and --process_index missing")
     assert err.count("\n") == 1
-
-
-def test_a_run_whose_port_another_one_has_ends_with_a_line_each_and_the_other_goes_on(tmp_path):
-    places = by_flags(2)
-    processes = start_processes(2, *LONG, f"--workdir={tmp_path}/old", devices=1, launcher=lambda _: places)
-    wait_for_step(processes, tmp_path / "old", 5)
-    newcomers = run_processes(2, *LONG, f"--workdir={tmp_path}/new", devices=1, launcher=lambda _: places)
-    assert [code for code, _, _ in newcomers] == [2, 2], newcomers
-    for (_, _, err), expected in zip(
-        newcomers, ("Address already in use", "another run or program listens"), strict=True
-    ):
-        assert expected in err and err.startswith("error: process ") and err.count("\n") == 1
-    assert [process.poll() for process in processes] == [None, None]
-    processes[1].terminate()
-    assert [code for code, _, _ in wait_for_end(processes)] == [143, 143] and not (tmp_path / "new").exists()
