@@ -14,9 +14,9 @@ from pathlib import Path
 import jax
 
 from configs import cifar10
-from mae_jax.data.datasets import make_source
 from mae_jax.data.device_batches import training_batches
 from mae_jax.data.resolutions import make_stages
+from mae_jax.data.sources import make_source
 from mae_jax.runtime.mesh import make_mesh
 
 CROPS = {"whole": ((1.0, 1.0), (1.0, 1.0)), "random crops": ((0.2, 1.0), (3 / 4, 4 / 3))}

@@ -21,7 +21,7 @@ from mae_jax.data.files import (
     list_pictures,
     read_picture_file,
 )
-from mae_jax.data.sources import SOURCES, Source
+from mae_jax.data.sources import Source
 from mae_jax.data.splits import Splits, check_no_hidden_splits, class_folders, find_splits, hold_out
 from mae_jax.runtime.errors import UserError
 
@@ -53,7 +53,6 @@ def _find_pictures(data: ConfigDict) -> _Found:
     return _Found(splits, training, evaluation, (training.files, evaluation.files), classes)
 
 
-@SOURCES.register("image_folder")
 class ImageFolder(Source):
     """Pictures below `data.path`, as encoded bytes.
 

@@ -16,12 +16,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mae_jax.data.arrays import ArrayBatches, eval_array_batches
+from mae_jax.data.augment import augment, augmentations, soft_targets
 from mae_jax.data.device_batches import DeviceBatches, evaluation_batch_size, on_devices, to_devices
-from mae_jax.data.mixing import soft_targets
 from mae_jax.data.resolutions import Stage
-from mae_jax.data.sources import Source, count_images
-from mae_jax.data.subset import Labelled, RandomSubset, StratifiedSubset
-from mae_jax.data.supervised import augment, augmentations
+from mae_jax.data.sources import Labelled, RandomSubset, Source, StratifiedSubset, count_images
 from mae_jax.evaluation.extraction import extract_features
 from mae_jax.evaluation.unseen import take_pictures
 from mae_jax.interop.transfer import describe_start, resolve_model, starting_params

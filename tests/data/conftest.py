@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from configs.common import get_config
-from mae_jax.data.datasets import make_source
 from mae_jax.data.loader import make_train_batches
+from mae_jax.data.sources import make_source
 
 SIZE = (8, 8)  # of the synthetic pictures in batches
 

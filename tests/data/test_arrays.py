@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mae_jax.data.arrays import ArrayBatches, eval_array_batches
-from mae_jax.data.datasets import make_source
 from mae_jax.data.loader import make_train_batches
+from mae_jax.data.sources import make_source
 
 
 @pytest.mark.parametrize(

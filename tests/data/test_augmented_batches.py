@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from mae_jax.data.datasets import make_source
 from mae_jax.data.loader import make_train_batches
 from mae_jax.data.rand_augment import RandAugment
+from mae_jax.data.sources import make_source
 from mae_jax.data.transforms import Pixels, resize_and_centre_crop, resize_by_pillow
 from mae_jax.runtime.errors import UserError
 from tests.data.conftest import SIZE, assert_same

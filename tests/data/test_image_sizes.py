@@ -10,10 +10,9 @@ from PIL import Image
 
 from configs import digits
 from mae_jax.data import loader
-from mae_jax.data.datasets import make_source
 from mae_jax.data.loader import make_train_batches
 from mae_jax.data.resolutions import make_stages, size_at
-from mae_jax.data.sources import Digits
+from mae_jax.data.sources import Digits, make_source
 from tests.data.conftest import SIZE, assert_same
 from tests.data.test_transforms import loop_box
 

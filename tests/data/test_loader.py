@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from mae_jax.data import loader, workers
-from mae_jax.data.datasets import make_source
 from mae_jax.data.decoding import BadImage
 from mae_jax.data.device_batches import prefetch_to_device
 from mae_jax.data.loader import make_eval_batches, make_train_batches
+from mae_jax.data.sources import make_source
 from mae_jax.data.transforms import Pixels, RandomCrop
 from mae_jax.data.workers import call_ahead
 from mae_jax.runtime.errors import UserError
@@ -212,8 +212,6 @@ PROGRAM = """
 import sys
 from absl import app
 from configs.common import get_config
-from mae_jax.data.loader import make_train_batches
-from mae_jax.data.datasets import make_source
 
 def main(argv):
     data = get_config().data
@@ -285,8 +283,6 @@ TO_THE_END = """
 import signal
 from absl import app
 from configs.common import get_config
-from mae_jax.data.loader import make_eval_batches, make_train_batches
-from mae_jax.data.datasets import make_source
 
 def main(argv):
     signal.signal(signal.SIGTERM, lambda *_: None)

@@ -9,12 +9,11 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import common
-from mae_jax.data.datasets import make_source
 from mae_jax.data.device_batches import training_batches
 from mae_jax.data.loader import make_train_batches
 from mae_jax.data.resident import bicubic_table, cut_and_resize
 from mae_jax.data.resolutions import make_stages, size_at
-from mae_jax.data.subset import Labelled, RandomSubset, StratifiedSubset, Wrapper
+from mae_jax.data.sources import Labelled, RandomSubset, StratifiedSubset, Wrapper, make_source
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import make_mesh
 

@@ -7,11 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mae_jax.data.datasets import make_source
 from mae_jax.data.image_folder import PictureFiles
 from mae_jax.data.loader import make_train_batches
-from mae_jax.data.sources import Source
-from mae_jax.data.subset import Labelled, MatchedClasses, RandomSubset, StratifiedSubset
+from mae_jax.data.sources import Labelled, MatchedClasses, RandomSubset, Source, StratifiedSubset, make_source
 from mae_jax.runtime.errors import UserError
 
 
