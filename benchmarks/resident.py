@@ -53,9 +53,8 @@ def measure(arguments: argparse.Namespace, scale: tuple, ratio: tuple) -> dict[s
         config.data.on_device = on_device
         start = time.perf_counter()
         batches[name] = training_batches(
-            source, config.data.copy_and_resolve_references(), (32, 32), 3, mesh, ("image",), stages=stages,
-            steps=range(10**6),
-        )  # fmt: skip
+            source, config.data.copy_and_resolve_references(), 3, mesh, ("image",), stages, range(10**6)
+        )
         start_seconds = time.perf_counter() - start
         images_per_second(batches[name], 0)
     turns = {name: [] for name in batches}

@@ -9,10 +9,9 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from mae_jax.data.files import FORMATS
-from mae_jax.data.transforms import Box, Picture, Pixels
+from mae_jax.data.transforms import Box, Picture, Pixels, Range
 from mae_jax.data.values import (
     BadImage,
-    Range,
     check_bands,
     check_pages,
     deep_type,

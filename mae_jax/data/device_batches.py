@@ -9,24 +9,24 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mae_jax.data.loader import make_eval_batches, make_train_batches
-from mae_jax.data.resident import ResidentBatches, can_be_resident, read_all
-from mae_jax.data.resolutions import Stage, size_at, sizes_from
+from mae_jax.data.resident import can_be_resident, read_all, resident_batches
+from mae_jax.data.resolutions import Stages, size_at, sizes_from
 from mae_jax.data.sources import Source
+from mae_jax.data.transforms import Size
 from mae_jax.runtime.console import say
 from mae_jax.runtime.mesh import batch_parts, batch_sharding, process_share, put_batch
 from mae_jax.runtime.signals import look
 
 
 class DeviceBatches(Iterator[dict[str, jax.Array]]):
-    """Endless batches on the devices from `ahead`; `batches` is their source, with `bad_images` and `close()`."""
+    """The results of `put_fn` for each of the `batches`, up to `prefetch` of them ahead.
 
-    def __init__(self, batches: Iterator[dict], ahead: Iterator[dict]):
-        self._batches, self._ahead = batches, ahead
+    `bad_images` maps indices in the source to names, for the bad pictures that this process has found so far.
+    """
 
-    @property
-    def bad_images(self) -> dict[int, str]:
-        """Indices in the source -> names, for the bad pictures that this process has found so far."""
-        return self._batches.bad_images
+    def __init__(self, batches: Iterator[dict], put_fn: Callable, prefetch: int, bad_images: dict[int, str]):
+        self._batches, self.bad_images = batches, bad_images
+        self._ahead = prefetch_to_device(batches, put_fn, prefetch)
 
     def __next__(self) -> dict[str, jax.Array]:
         return next(self._ahead)
@@ -35,54 +35,41 @@ class DeviceBatches(Iterator[dict[str, jax.Array]]):
         self._batches.close()
 
 
-def to_devices(batches: Iterator[dict], mesh: Mesh, prefetch: int) -> Iterator[dict]:
-    """Splits each batch over the devices, up to `prefetch` batches ahead."""
-    return prefetch_to_device(batches, functools.partial(put_batch, sharding=batch_sharding(mesh)), prefetch)
+def on_devices(
+    batches: Iterator[dict], mesh: Mesh, prefetch: int, names: Collection[str] | None = None
+) -> DeviceBatches:
+    """Splits each batch over the devices; `names`: only these of its arrays."""
 
+    def send(batch: dict) -> dict:
+        return put_batch({name: batch[name] for name in names or batch}, batch_sharding(mesh))
 
-def on_devices(batches: Iterator[dict], mesh: Mesh, names: Collection[str], prefetch: int) -> DeviceBatches:
-    """Splits the arrays `names` of each batch over the devices."""
-    wanted = ({name: batch[name] for name in names} for batch in batches)
-    return DeviceBatches(batches, to_devices(wanted, mesh, prefetch))
+    return DeviceBatches(batches, send, prefetch, getattr(batches, "bad_images", {}))
 
 
 def training_batches(
-    source: Source,
-    data: ConfigDict,
-    image_size: tuple[int, int],
-    channels: int,
-    mesh: Mesh,
-    names: Collection[str],
-    *,
-    stages: tuple[Stage, ...],
-    steps: range,
+    source: Source, data: ConfigDict, channels: int, mesh: Mesh, names: Collection[str], stages: Stages, steps: range
 ) -> DeviceBatches:
     """The `names` of `make_train_batches` for a run's steps, read on the host or cut out of pictures on the devices."""
     sizes, size_of = sizes_from(stages, steps.start), functools.partial(size_at, stages)
     if can_be_resident(source, data, channels, sizes, len(steps) * data.batch_size):
         if not source.in_memory:
             say(f"  data      reads {len(source):,} pictures, to keep them on the device (data.on_device)")
-        found = read_all(source, data, channels)
-        batches = ResidentBatches(*found, data, mesh, names=tuple(names), size_at=size_of, start_step=steps.start)
-        return DeviceBatches(batches, prefetch_to_device(batches, lambda batch: batch, data.prefetch_batches))
-    index, count = process_share(mesh)
+        pictures, bad_images = read_all(source, data, channels)
+        batches = resident_batches(pictures, data, mesh, names, size_of, steps.start)
+        return DeviceBatches(batches, lambda batch: batch, data.prefetch_batches, bad_images)
     batches = make_train_batches(
-        source, data, image_size, channels,
-        size_at=size_of, start_step=steps.start, process_index=index, process_count=count,
-    )  # fmt: skip
-    return on_devices(batches, mesh, names, data.prefetch_batches)
+        source, data, sizes[0], channels, size_at=size_of, start_step=steps.start, share=process_share(mesh)
+    )
+    return on_devices(batches, mesh, data.prefetch_batches, names)
 
 
 def evaluation_batches(
-    source: Source, data: ConfigDict, batch_size: int, image_size: tuple[int, int], channels: int, mesh: Mesh
-) -> Iterator[dict]:
+    source: Source, data: ConfigDict, batch_size: int, image_size: Size, channels: int, mesh: Mesh
+) -> DeviceBatches:
     """The batches of `make_eval_batches` on the devices; see `evaluation_batch_size`."""
-    index, count = process_share(mesh)
-    batches = make_eval_batches(
-        source, data, evaluation_batch_size(batch_size, len(source), mesh), image_size, channels,
-        process_index=index, process_count=count,
-    )  # fmt: skip
-    return to_devices(batches, mesh, data.prefetch_batches)
+    size = evaluation_batch_size(batch_size, len(source), mesh)
+    batches = make_eval_batches(source, data, size, image_size, channels, process_share(mesh))
+    return on_devices(batches, mesh, data.prefetch_batches)
 
 
 def evaluation_batch_size(batch_size: int, pictures: int, mesh: Mesh) -> int:

@@ -12,8 +12,8 @@ from PIL import Image
 from mae_jax.data.augment import denormalize, normalize
 from mae_jax.data.decoding import BadImage, decode, to_array
 from mae_jax.data.files import read_picture_file
-from mae_jax.data.transforms import Pixels, resize_and_centre_crop
-from mae_jax.data.values import Range, scaled
+from mae_jax.data.transforms import Pixels, Range, resize_and_centre_crop
+from mae_jax.data.values import scaled
 from mae_jax.runtime.errors import UserError, reason
 
 MAX_SIDE, LEAST_CROP = 2**15, 0.01

@@ -4,10 +4,10 @@ A step's batch equals that of `make_train_batches` bit for bit: order and boxes 
 filter computes in integers.
 """
 
+import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,11 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mae_jax.data.arrays import own_rows
-from mae_jax.data.loader import MAX_PIECE, make_eval_batches
+from mae_jax.data.loader import ENDLESS, MAX_PIECE, Arrays, Order, SizeAt, make_eval_batches, places_of
 from mae_jax.data.rand_augment import make_augmentation
-from mae_jax.data.reading import Order
 from mae_jax.data.sources import Source
-from mae_jax.data.transforms import crop_draws, sample_crops
+from mae_jax.data.transforms import Size, crop_draws, sample_crops
+from mae_jax.data.workers import call_ahead
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import batch_sharding, process_share, put, put_batch, replicated
 
@@ -32,13 +31,11 @@ _BICUBIC = -0.5
 _PRECISION = 22
 
 
-def can_be_resident(
-    source: Source, data: ConfigDict, channels: int, sizes: list[tuple[int, int]], examples: int
-) -> bool:
+def can_be_resident(source: Source, data: ConfigDict, channels: int, sizes: Sequence[Size], examples: int) -> bool:
     """Whether a run's pictures go to the devices: as `data.on_device` says; if unset, where possible and worthwhile.
 
-    `sizes` are all (height, width) of the training images. With fewer `examples` left to train on than pictures,
-    reading all would not pay. Raises UserError if `data.on_device=True` is impossible.
+    `sizes` are those of all training images. With fewer `examples` left to train on than pictures, reading all would
+    not pay. Raises UserError if `data.on_device=True` is impossible.
     """
     if data.on_device is False:
         return False
@@ -48,7 +45,7 @@ def can_be_resident(
     return obstacle is None and bool(data.on_device or examples >= len(source))
 
 
-def _obstacle(source: Source, data: ConfigDict, channels: int, sizes: list[tuple[int, int]]) -> str | None:
+def _obstacle(source: Source, data: ConfigDict, channels: int, sizes: Sequence[Size]) -> str | None:
     size = source.picture_size
     if size is None:
         return "the pictures are not known to have one size"
@@ -65,83 +62,52 @@ def _obstacle(source: Source, data: ConfigDict, channels: int, sizes: list[tuple
     return None
 
 
-def read_all(source: Source, data: ConfigDict, channels: int) -> tuple[dict[str, np.ndarray], dict[int, str]]:
+def read_all(source: Source, data: ConfigDict, channels: int) -> tuple[Arrays, dict[int, str]]:
     """Reads and decodes all N pictures, as training would one by one.
 
     Returns {"image": uint8 [N, h, w, c], "label": int32 [N], "index": int64 [N]}, and `Batches.bad_images`.
     """
-    batches = make_eval_batches(source, data, MAX_PIECE, source.picture_size, channels, eval_crop=1.0)
+    data = ConfigDict(data.to_dict() | {"eval_crop": 1.0})
+    batches = make_eval_batches(source, data, MAX_PIECE, source.picture_size, channels)
     parts = [{name: rows[batch["weight"] > 0] for name, rows in batch.items()} for batch in batches]
     return {name: np.concatenate([p[name] for p in parts]) for name in ("image", "label", "index")}, batches.bad_images
 
 
-class ResidentBatches(Iterator[dict[str, jax.Array]]):
+def resident_batches(
+    pictures: Arrays, data: ConfigDict, mesh: Mesh, names: Collection[str], size_at: SizeAt, start_step: int
+) -> Iterator[dict[str, jax.Array]]:
     """The endless batches of `make_train_batches`, cut on the devices out of the pictures of `read_all`."""
+    share, (height, width) = process_share(mesh), pictures["image"].shape[1:3]
+    order, images = Order(len(pictures["image"]), data.seed), put(pictures["image"], replicated(mesh))
+    cut = jax.jit(cut_and_resize, out_shardings=batch_sharding(mesh))
+    take = jax.jit(lambda images, rows: images[rows], out_shardings=batch_sharding(mesh))
 
-    def __init__(
-        self,
-        pictures: dict[str, np.ndarray],
-        bad_images: dict[int, str],
-        data: ConfigDict,
-        mesh: Mesh,
-        *,
-        names: tuple[str, ...],
-        size_at: Callable[[int], tuple[int, int]],
-        start_step: int = 0,
-    ):
-        self.bad_images = bad_images
-        self._data, self._mesh, self._names = data, mesh, names
-        self._size_at, self._step = size_at, start_step
-        self._own = own_rows(data.batch_size, *process_share(mesh))
-        self._order = Order(len(pictures["image"]), data.seed)
-        self._picture_size = pictures["image"].shape[1:3]
-        self._facts = {name: pictures[name] for name in names if name != "image"}
-        self._images = put(pictures["image"], replicated(mesh))
-        self._cutter = functools.cache(self._make_cutter)
-        self._thread = ThreadPoolExecutor(1)  # works one step ahead, since the order takes a while
-        self._coming = self._thread.submit(self._choose, start_step)
+    @functools.cache
+    def tables(size: Size) -> list[jax.Array]:
+        return put([bicubic_table(height, size[0]), bicubic_table(width, size[1])], replicated(mesh))
 
-    def __next__(self) -> dict[str, jax.Array]:
-        size, chosen = self._size_at(self._step), self._coming.result()
-        self._step += 1
-        self._coming = self._thread.submit(self._choose, self._step)
-        batch = put_batch(chosen, batch_sharding(self._mesh))
-        boxes = (batch.pop("box"),) if "box" in batch else ()
-        images = self._cutter(size)(self._images, batch.pop("row"), *boxes)
-        return {name: images if name == "image" else batch[name] for name in self._names}
+    def takes_all(size: Size) -> bool:  # the only possible crop is the whole picture
+        return {*data.crop_scale, *data.crop_ratio} == {1} and height == width == size[0] == size[1]
 
-    def close(self) -> None:
-        self._thread.shutdown(cancel_futures=True)
-
-    def _choose(self, step: int) -> dict[str, np.ndarray]:
+    def choose(number: int) -> Arrays:
         """This process's rows of a step: "row" int32 [b], crops "box" int32 [b, 4], labels and indices."""
-        data, (height, width) = self._data, self._picture_size
-        places = range(step * data.batch_size, (step + 1) * data.batch_size)[self._own]
-        rows = np.fromiter((self._order(place) for place in places), np.int32, len(places))
-        chosen = {name: values[rows] for name, values in self._facts.items()} | {"row": rows}
-        if self._takes_all(self._size_at(step)):
+        places = places_of(start_step + number, data.batch_size, share)
+        rows = np.fromiter(map(order, places), np.int32, len(places))
+        chosen = {name: pictures[name][rows] for name in names if name != "image"} | {"row": rows}
+        if takes_all(size_at(start_step + number)):
             return chosen
         sides = (np.full(len(places), side) for side in (height, width))
         draws = crop_draws(data.seed, places.start, len(places))
         boxes = sample_crops(*sides, draws, data.crop_scale, data.crop_ratio, data.crop_rule)
         return chosen | {"box": boxes.astype(np.int32)}
 
-    def _takes_all(self, size: tuple[int, int]) -> bool:
-        """Whether the only possible crop is the whole picture at its own size."""
-        height, width = self._picture_size
-        return {*self._data.crop_scale, *self._data.crop_ratio} == {1} and height == width == size[0] == size[1]
-
-    def _make_cutter(self, size: tuple[int, int]) -> Callable[..., jax.Array]:
-        """Compiles (images [N, h, w, c], rows [b], boxes [b, 4] or nothing) -> uint8 [b, *size, c]."""
-        compile_fn = functools.partial(jax.jit, out_shardings=batch_sharding(self._mesh))
-        if self._takes_all(size):
-            return compile_fn(lambda images, rows: images[rows])
-        tables = [
-            put(bicubic_table(longest, out), replicated(self._mesh))
-            for longest, out in zip(self._picture_size, size, strict=True)
-        ]
-        cut = compile_fn(cut_and_resize)
-        return lambda images, rows, boxes: cut(images, rows, boxes, *tables)
+    # One step ahead, since the order takes a while.
+    with contextlib.closing(call_ahead(choose, ENDLESS, workers=0, threads=1, ahead=1)) as ahead:
+        for step, chosen in enumerate(ahead, start_step):
+            size, batch = size_at(step), put_batch(chosen, batch_sharding(mesh))
+            rows, boxes = batch.pop("row"), batch.pop("box", None)
+            shown = take(images, rows) if takes_all(size) else cut(images, rows, boxes, *tables(size))
+            yield {name: shown if name == "image" else batch[name] for name in names}
 
 
 def cut_and_resize(

@@ -22,9 +22,10 @@ class Stage(NamedTuple):
     image_size: tuple[int, int]  # height and width in pixels
 
 
-def make_stages(
-    resolutions: Sequence[tuple[float, Any]], image_size: tuple[int, int], total_steps: int
-) -> tuple[Stage, ...]:
+Stages = Sequence[Stage]
+
+
+def make_stages(resolutions: Sequence[tuple[float, Any]], image_size: tuple[int, int], total_steps: int) -> Stages:
     """The stages of a run, without empty ones; the last has `image_size` and at least one step."""
     ends = [min(round(share * total_steps), total_steps - 1) for share, _ in resolutions]
     sizes = [*(_pair(size) for _, size in resolutions), tuple(image_size)]
@@ -32,12 +33,12 @@ def make_stages(
     return tuple(Stage(first, size) for first, end, size in begins if first < end)
 
 
-def size_at(stages: Sequence[Stage], step: int) -> tuple[int, int]:
+def size_at(stages: Stages, step: int) -> tuple[int, int]:
     """(height, width) of the images of a step."""
     return stages[bisect.bisect_right([stage.first_step for stage in stages], step) - 1].image_size
 
 
-def sizes_from(stages: Sequence[Stage], step: int) -> tuple[tuple[int, int], ...]:
+def sizes_from(stages: Stages, step: int) -> tuple[tuple[int, int], ...]:
     """The distinct sizes of a step and all later ones, in order."""
     current = size_at(stages, step)
     later = (stage.image_size for stage in stages if stage.first_step > step)

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-Range = tuple[float, float]  # the values that become black and white
+from mae_jax.data.transforms import Range
 
 
 class BadImage(ValueError):

@@ -144,8 +144,7 @@ class Objective(abc.ABC):
     def batches(self, state: State, steps: range, stages: tuple[Stage, ...]) -> DeviceBatches:
         """The batches of these steps; images have the size of their stage."""
         return training_batches(
-            self.train_source, self.config.data, self.model.image_size, self.model.channels,
-            self.mesh, self.batch, stages=stages, steps=steps,
+            self.train_source, self.config.data, self.model.channels, self.mesh, self.batch, stages, steps
         )  # fmt: skip
 
     def evaluate(self, state: State, reporter: Reporter) -> dict[str, float]:

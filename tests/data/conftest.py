@@ -40,7 +40,7 @@ def batches(make_config):
         config = make_config(**{"name": "synthetic", "num_examples": 40, "batch_size": 12, **settings})
         source = make_source(config, "train", (12, 12), 3)
         iterator = make_train_batches(source, config, SIZE, 3, size_at=size_at, start_step=start_step,
-                                      process_index=process_index, process_count=process_count)  # fmt: skip
+                                      share=(process_index, process_count))  # fmt: skip
         result = list(itertools.islice(iterator, count))
         iterator.close()
         return result

@@ -10,7 +10,7 @@ from PIL import Image
 
 from configs import common
 from mae_jax.data.device_batches import training_batches
-from mae_jax.data.loader import make_train_batches
+from mae_jax.data.loader import Batches, make_train_batches
 from mae_jax.data.resident import bicubic_table, cut_and_resize
 from mae_jax.data.resolutions import make_stages, size_at
 from mae_jax.data.sources import Labelled, RandomSubset, StratifiedSubset, Wrapper, make_source
@@ -30,7 +30,7 @@ def make_data(**overrides) -> ConfigDict:
 def batches_of(data, source, size, devices=1, steps=range(1000), resolutions=(), channels=1):
     mesh = make_mesh(ConfigDict(dict(data=devices, fsdp=1, tensor=1)), jax.devices()[:devices])
     stages = make_stages(resolutions, size, len(range(steps.stop)))
-    return training_batches(source, data, size, channels, mesh, NAMES, stages=stages, steps=steps), stages
+    return training_batches(source, data, channels, mesh, NAMES, stages, steps), stages
 
 
 def fetched(batches, count):
@@ -86,7 +86,7 @@ def test_pictures_that_a_classifier_trains_on_live_on_the_device_with_the_same_b
     data = make_data(name=name, num_examples=40)
     source = wrap(make_source(data, "train", (8, 8), channels), data)
     on_device, _ = batches_of(data, source, (8, 8), channels=channels)
-    assert type(on_device._batches).__name__ == "ResidentBatches"
+    assert not isinstance(on_device._batches, Batches)
     data.on_device = False
     read, _ = batches_of(data, source, (8, 8), channels=channels)
     assert_same(fetched(on_device, 5), fetched(read, 5))
@@ -107,7 +107,7 @@ def test_every_box_has_the_bits_that_pillow_gives_it(size, out):
 
 def is_resident(batches):
     batches.close()
-    return type(batches._batches).__name__ == "ResidentBatches"
+    return not isinstance(batches._batches, Batches)
 
 
 def test_small_pictures_that_are_seen_at_least_once_live_on_the_device_unless_told_otherwise():

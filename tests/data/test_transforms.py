@@ -1,5 +1,6 @@
 """Crops and resizing on the host, against torch and the definitions."""
 
+import functools
 import math
 import tracemalloc
 
@@ -11,10 +12,10 @@ from hypothesis import strategies as st
 from mae_jax.data.transforms import (
     CROP_TRIES,
     LONGEST,
-    CentreCrop,
     Pixels,
-    RandomCrop,
+    centre_crop,
     crop_draws,
+    random_crop,
     random_resized_crop,
     resize_and_centre_crop,
     resize_by_pillow,
@@ -244,8 +245,10 @@ def test_evaluation_always_gives_the_size_asked_for(height, width, size, eval_cr
 
 @pytest.mark.parametrize("shape", [(1, 30_000, 3), (30_000, 1, 3), (3, 20_000, 1)])
 @pytest.mark.parametrize("transform", [
-    CentreCrop(0.875), RandomCrop((0.2, 1), RATIO, 0), RandomCrop((0.2, 1), RATIO, 0, "clip"),
-    RandomCrop((0.2, 1), (1e-4, 1e4), 0, "clip"),
+    functools.partial(centre_crop, eval_crop=0.875),
+    functools.partial(random_crop, seed=0, scale=(0.2, 1), ratio=RATIO),
+    functools.partial(random_crop, seed=0, scale=(0.2, 1), ratio=RATIO, rule="clip"),
+    functools.partial(random_crop, seed=0, scale=(0.2, 1), ratio=(1e-4, 1e4), rule="clip"),
 ], ids=["centre", "retry", "clip", "any ratio"])  # fmt: skip
 def test_a_very_long_picture_takes_little_memory(shape, transform):
     picture, shape = Pixels(noise(*shape)), (224, 224, shape[2])
