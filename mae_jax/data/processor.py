@@ -10,10 +10,9 @@ import numpy as np
 from PIL import Image
 
 from mae_jax.data.augment import denormalize, normalize
-from mae_jax.data.decoding import BadImage, decode, to_array
+from mae_jax.data.decoding import BadImage, Encoded, decode, scaled
 from mae_jax.data.files import read_picture_file
 from mae_jax.data.transforms import Pixels, Range, resize_and_centre_crop
-from mae_jax.data.values import scaled
 from mae_jax.runtime.errors import UserError, reason
 
 MAX_SIDE, LEAST_CROP = 2**15, 0.01
@@ -77,7 +76,7 @@ class Processor:
                 data = read_picture_file(Path(picture).expanduser())
                 picture = decode(data, self.channels, MAX_PIXELS, self.value_range)
             elif isinstance(picture, Image.Image):
-                picture = to_array(picture, self.channels, self.value_range)
+                picture = Encoded(picture, self.channels, self.value_range).whole()
             else:
                 array = np.asarray(picture)
                 name = f"an array {array.dtype}{list(array.shape)}"

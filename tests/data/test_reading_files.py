@@ -6,11 +6,11 @@ import time
 
 import pytest
 
+from mae_jax.data.decoding import BadImage
 from mae_jax.data.files import MAX_BYTES, read_picture_file
 from mae_jax.data.image_folder import PictureFiles
 from mae_jax.data.loader import PictureReader
 from mae_jax.data.processor import Processor
-from mae_jax.data.values import BadImage
 from mae_jax.runtime.errors import UserError
 from tests.data.conftest import picture_bytes
 
