@@ -47,6 +47,7 @@ class Pixels:
 
 # (picture, place in the global order, (height, width)) -> uint8 [height, width, c]
 Transform = Callable[[Picture, int, Size], np.ndarray]
+Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # a random change of uint8 [h, w, c]
 
 
 def random_crop(
@@ -64,9 +65,9 @@ def centre_crop(picture: Picture, place: int, size: Size, *, eval_crop: float) -
 
 
 def augmented(
-    picture: Picture, place: int, size: Size, *, transform: Transform, augment: Callable, seed: int
+    picture: Picture, place: int, size: Size, *, transform: Transform, augment: Augment, seed: int
 ) -> np.ndarray:
-    """A transform and then `augment`, a random change of uint8 [h, w, c] by a generator, which the place seeds."""
+    """A transform and then `augment`, whose generator the place seeds."""
     # The 1 keeps this stream apart from that of `crop_draws`, whose counters are below 2^128.
     rng = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 1, place]))
     return augment(transform(picture, place, size), rng)

@@ -347,7 +347,9 @@ def test_what_the_system_refuses_to_reader_processes_is_one_line(monkeypatch):
         raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
 
     monkeypatch.setattr(workers, "ProcessPoolExecutor", refuse)
-    with pytest.raises(UserError, match="data.num_workers=2 processes cannot be started: Resource.*num_workers=0"):
+    with pytest.raises(
+        UserError, match="data.num_workers=2: a reader process .* cannot be started.*Resource.*num_workers=0"
+    ):
         list(call_ahead(end, 5, workers=2, threads=1, ahead=2))
 
 
