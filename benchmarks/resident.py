@@ -1,7 +1,7 @@
 """Small pictures on the device against reading them: `python -m benchmarks.resident --path=TFDS_DIR [--json=FILE]`.
 
 Images a second of ready uint8 batches on the device, of CIFAR-10 as configs/cifar10.py has it (whole pictures) and with
-random crops: cut out on the device (mae_jax/data/resident.py), or read by threads. They take turns; medians.
+random crops: cut out on the device (mae_jax/data/device_batches.py), or read by threads. They take turns; medians.
 """
 
 import argparse

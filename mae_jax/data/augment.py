@@ -4,6 +4,7 @@ Each example's randomness comes from its own typed JAX key of keys [b], so it is
 a key for one function only: split it for several.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -60,10 +61,7 @@ def color_jitter(keys: jax.Array, images: jax.Array, strength: float) -> jax.Arr
     Factors are uniform in [1 - strength, 1 + strength], strength <= 1. Images [b, h, w, c] are on 0..255, not yet
     normalised; the result is float32, clipped to 0..255 after each change. Only 3 channels have a saturation.
     """
-
-    def draw(key):
-        return jax.random.uniform(key, (3,), minval=1 - strength, maxval=1 + strength)
-
+    draw = functools.partial(jax.random.uniform, shape=(3,), minval=1 - strength, maxval=1 + strength)
     factors = jax.vmap(draw)(keys)
     images = blend(images, 0.0, factors[:, 0])
     images = blend(images, grey(images).mean((1, 2), keepdims=True), factors[:, 1])
@@ -129,10 +127,7 @@ def inside_boxes(boxes: Sequence[jax.Array], height: int, width: int) -> jax.Arr
 
 
 def soft_targets(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
-    """Labels int [b] as smoothed distributions float32 [b, k] (Szegedy et al. 2016, arXiv 1512.00567, section 7).
-
-    The share `smoothing` s is spread evenly: the label gets 1 - s + s / k, every other class s / k.
-    """
+    """Labels int [b] as distributions float32 [b, k]: `smoothing` is spread evenly (arXiv 1512.00567, section 7)."""
     return jax.nn.one_hot(labels, num_classes) * (1 - smoothing) + smoothing / num_classes
 
 
@@ -141,8 +136,8 @@ def mix(data: ConfigDict, keys: jax.Array, images: jax.Array, targets: jax.Array
 
     Rows 2i and 2i + 1 are partners, so the batch must be even. Both keep the same share lambda ~ Beta(alpha, alpha) of
     themselves; the key of row 2i decides everything. (The recipe's reference code draws one lambda per batch and pairs
-    row i with row b - 1 - i. One per pair of neighbours keeps results independent of the devices; shuffling makes the
-    pairs random either way.) Images [b, h, w, c] are normalised; for the targets [b, k] see `soft_targets`.
+    row i with row b - 1 - i. One per pair of neighbours keeps results independent of the devices.) Images [b, h, w, c]
+    are normalised; for the targets [b, k] see `soft_targets`.
     """
     mixup, cutmix = data.mixup, data.cutmix  # the alphas; 0: off
     if not mixup and not cutmix:
@@ -174,8 +169,7 @@ def mix(data: ConfigDict, keys: jax.Array, images: jax.Array, targets: jax.Array
 def cutmix_boxes(keys: jax.Array, lam: jax.Array, height: int, width: int) -> tuple[jax.Array, ...]:
     """Cutmix boxes for lambdas float [n]: (top, left, height, width), int32 [n], and the share outside, float32 [n].
 
-    Each side is sqrt(1 - lambda) of the image's, in whole pixels. The centre is uniform over the image, and the border
-    clips the box.
+    Each side is sqrt(1 - lambda) of the image's. The centre is uniform over the image, and the border clips the box.
     """
 
     def draw(key, lam):

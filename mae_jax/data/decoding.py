@@ -11,7 +11,7 @@ from PIL import Image, ImageCms
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from mae_jax.data.files import FORMATS
-from mae_jax.data.transforms import Box, Picture, Pixels, Range, Size
+from mae_jax.data.transforms import Box, Picture, Range, Size
 from mae_jax.runtime.errors import UserError
 
 # How much larger than the wanted size a box must stay after the decoder shrinks it. At 1, the decoder's sharper filter
@@ -69,7 +69,7 @@ def open_picture(data: bytes | np.ndarray, channels: int, max_pixels: int, value
     the channels of the data set cannot become `channels`.
     """
     if isinstance(data, np.ndarray):
-        return Pixels(_from_array(data, channels, value_range))
+        return Picture(_from_array(data, channels, value_range))
     if channels not in (1, 3):
         raise UserError(f"encoded pictures have 1 or 3 channels, but model.channels={channels}: set it to 3")
     if not data:
@@ -82,7 +82,7 @@ def open_picture(data: bytes | np.ndarray, channels: int, max_pixels: int, value
         return Encoded(picture, channels, value_range, data)
 
 
-class Encoded:
+class Encoded(Picture):
     """A Pillow picture, upright `height` x `width` pixels. It can be decoded once: call `whole` or `part`, not both."""
 
     def __init__(self, picture: Image.Image, channels: int, value_range: Range | None, data: bytes = b""):

@@ -41,10 +41,9 @@ class Listing(NamedTuple):
 
 
 def list_pictures(folder: Path, skip: Collection[str] = ()) -> Listing:
-    """Lists the pictures at any depth below `folder`, except in its sub-folders named in `skip`.
+    """Lists the pictures at any depth below `folder`, except in its sub-folders named in `skip`. Links are followed.
 
-    Links are followed; hidden names, and all but regular files, are left out. Raises UserError for unreadable folders
-    and broken links, whose pictures would be missing silently.
+    Raises UserError for unreadable folders and broken links, whose pictures would be missing silently.
     """
     files, unread, top = [], Counter(), []
     waiting = [(str(folder), "", frozenset())]  # path, path relative to `folder`, real paths of its parents
@@ -78,12 +77,10 @@ def sub_folders(folder: Path) -> list[str]:
 
 
 def holds_pictures(folder: Path) -> bool:
-    """Whether there are pictures directly in the folder."""
     return any(kind == "file" and is_picture_name(name) for name, kind in _scan(folder))
 
 
 def is_picture_name(name: str) -> bool:
-    """Whether a file name has the extension of a picture, in any case."""
     return name.lower().endswith(EXTENSIONS)
 
 

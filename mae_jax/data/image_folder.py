@@ -94,13 +94,11 @@ class PictureFiles(_Pictures):
 
 
 class ImageFolder(_Pictures):
-    """Pictures below `data.path`.
+    """Pictures below `data.path`: for training and evaluation as `find_splits` says, or with a share held out.
 
-    `find_splits` finds the folders for training and evaluation. Without one for evaluation, the share
-    `data.eval_fraction` of the training pictures is held out (`hold_out`). Folders of pictures are classes, numbered in
-    the order of their names; their pictures may be at any depth. A folder that holds pictures directly is unlabelled.
-    Evaluation pictures have the labels of training, unless that lacks one of their classes. Raises UserError if nothing
-    is found, or as `find_splits` and `list_pictures` do; NothingToTrainOn if all pictures are for evaluation.
+    Folders of pictures are classes, numbered in the order of their names; their pictures may be at any depth. A folder
+    that holds pictures directly is unlabelled. Evaluation pictures have the labels of training, unless that lacks one
+    of their classes. Raises UserError if nothing is found; NothingToTrainOn if all pictures are for evaluation.
     """
 
     def __init__(self, split: str, data: ConfigDict, image_size: Size, channels: int, found: _Found | None = None):
@@ -153,11 +151,14 @@ def _check_pictures(folder: Path, listing: Listing) -> None:
 
 def _check_trainable(found: _Found, eval_fraction: float) -> None:
     splits = found.splits
-    if splits.evaluation and _overlap(splits):
-        raise UserError(
-            f"{splits.train} is for training and {splits.evaluation} for evaluation, but they share pictures: "
-            "name another folder in data.eval_split"
-        )
+    if splits.evaluation:
+        train, evaluation = splits.train.resolve(), splits.evaluation.resolve()
+        below = evaluation.is_relative_to(train) and splits.beside.isdisjoint(evaluation.relative_to(train).parts[:1])
+        if below or train.is_relative_to(evaluation):
+            raise UserError(
+                f"{splits.train} is for training and {splits.evaluation} for evaluation, but they share pictures: "
+                "name another folder in data.eval_split"
+            )
     if not found.files[0] and splits.evaluation:
         raise NothingToTrainOn(f"no training pictures: {splits.train} has only those of {splits.evaluation}")
     if not found.files[0]:
@@ -165,11 +166,3 @@ def _check_trainable(found: _Found, eval_fraction: float) -> None:
             f"data.eval_fraction={eval_fraction} leaves none of the pictures in {splits.train} to learn from: "
             "set it to 0.1, for example"
         )
-
-
-def _overlap(splits: Splits) -> bool:
-    """Whether the training folder contains the evaluation folder without leaving it out, or the reverse."""
-    train, evaluation = splits.train.resolve(), splits.evaluation.resolve()
-    if train.is_relative_to(evaluation):
-        return True
-    return evaluation.is_relative_to(train) and evaluation.relative_to(train).parts[0] not in splits.beside

@@ -17,7 +17,6 @@ from ml_collections import ConfigDict
 
 from mae_jax.data.decoding import BadImage, open_picture
 from mae_jax.data.rand_augment import make_augmentation
-from mae_jax.data.resolutions import Stage, size_at
 from mae_jax.data.sources import Source
 from mae_jax.data.transforms import Picture, Size, Transform, augmented, centre_crop, random_crop
 from mae_jax.data.workers import call_ahead
@@ -31,23 +30,19 @@ BAD_SHARE = 0.01  # above this share of bad pictures, the data are at fault
 BAD_SHARE_SAMPLE = 10_000  # the share refers to at least this many pictures, even if fewer have been read
 
 Arrays = dict[str, np.ndarray]
+Share = tuple[int, int]  # (i, n): the rows of process i of n
 SizeAt = Callable[[int], Size]  # step -> (height, width) of its images
+Sizes = Size | SizeAt
 
 _logger = logging.getLogger("mae_jax")
 
 
-@dataclasses.dataclass(frozen=True)
-class Order:
-    """The global order, place -> index: with a seed, shuffled in each epoch; else each once, then -1 (padding)."""
-
-    length: int
-    seed: int | None = None
-
-    def __call__(self, place: int) -> int:
-        if self.seed is None:
-            return place if place < self.length else -1
-        epoch, place_in_epoch = divmod(place, self.length)
-        return index_shuffle(place_in_epoch, max_index=self.length - 1, seed=_epoch_seed(self.seed, epoch), rounds=4)
+def index_at(place: int, length: int, seed: int | None) -> int:
+    """The global order: with a seed, shuffled in each epoch of this length; else each once, then -1 (padding)."""
+    if seed is None:
+        return place if place < length else -1
+    epoch, place_in_epoch = divmod(place, length)
+    return index_shuffle(place_in_epoch, max_index=length - 1, seed=_epoch_seed(seed, epoch), rounds=4)
 
 
 @functools.lru_cache(maxsize=16)
@@ -55,7 +50,7 @@ def _epoch_seed(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
 
 
-def places_of(step: int, batch_size: int, share: tuple[int, int] = (0, 1)) -> range:
+def places_of(step: int, batch_size: int, share: Share = (0, 1)) -> range:
     """The places of a step, or the share (i, n) of the process i of n."""
     rows = batch_size // share[1]
     first = step * batch_size + share[0] * rows
@@ -63,16 +58,15 @@ def places_of(step: int, batch_size: int, share: tuple[int, int] = (0, 1)) -> ra
 
 
 def array_batches(
-    arrays: Arrays, batch_size: int, share: tuple[int, int] = (0, 1), seed: int | None = None, start_step: int = 0
+    arrays: Arrays, batch_size: int, share: Share = (0, 1), seed: int | None = None, start_step: int = 0
 ) -> Iterator[Arrays]:
     """Batches of arrays [N, ...] in memory: with a seed endless, in the order of `make_train_batches`.
 
     Else every row once, in order, and "weight" float32 [b], 0 for the last batch's padding.
     """
     total = len(next(iter(arrays.values())))
-    order, steps = Order(total, seed), -(-total // batch_size)
-    for step in itertools.count(start_step) if seed is not None else range(steps):
-        rows = np.fromiter(map(order, places_of(step, batch_size, share)), np.int64)
+    for step in range(-(-total // batch_size)) if seed is None else itertools.count(start_step):
+        rows = np.fromiter((index_at(place, total, seed) for place in places_of(step, batch_size, share)), np.int64)
         batch = {name: array[rows] for name, array in arrays.items()}
         if seed is None:
             for values in batch.values():
@@ -83,7 +77,7 @@ def array_batches(
 
 @dataclasses.dataclass(frozen=True)
 class PictureReader:
-    """Reads and transforms a picture or its replacement, as the settings `data.*` say."""
+    """Reads a picture or its replacement, as the settings `data.*` say."""
 
     source: Source
     data: ConfigDict
@@ -134,7 +128,7 @@ class _PieceReader:
     """Reads piece k of a process's rows. One thread reads a piece, so all threads work on the next batch."""
 
     reader: PictureReader
-    order: Order
+    seed: int | None  # of the order
     transform: Transform
     size_at: SizeAt
     places_of: Callable[[int], range]  # step -> places of the process's rows
@@ -150,7 +144,7 @@ class _PieceReader:
         images = np.zeros((rows, *size, self.reader.channels), np.uint8)
         labels, indices, all_bad = np.full(rows, -1, np.int32), np.full(rows, -1, np.int64), {}
         for row, place in enumerate(places[part * rows : (part + 1) * rows]):
-            if (asked := self.order(place)) >= 0:
+            if (asked := index_at(place, len(self.reader.source), self.seed)) >= 0:
                 take = functools.partial(self.transform, place=place, size=size)
                 images[row], labels[row], indices[row], bad = self.reader.read_or_replace(asked, take)
                 all_bad |= bad
@@ -167,10 +161,10 @@ class Batches(Iterator[Arrays]):
         self,
         reader: PictureReader,
         transform: Transform,
-        size_at: SizeAt,
+        image_size: Sizes,
         batch_size: int,
         steps: int | None,
-        share: tuple[int, int],
+        share: Share,
         start_step: int = 0,
     ):
         """`steps` None: endless and shuffled, for training; else in order, with weights, for evaluation."""
@@ -180,13 +174,14 @@ class Batches(Iterator[Arrays]):
                 f"{setting}={batch_size} must be a positive multiple of the number of processes ({share[1]})"
             )
         source, data = reader.source, reader.data
+        size_at = image_size if callable(image_size) else functools.partial(_same_size, tuple(image_size))
         self.bad_images: dict[int, str] = {}
         self._source, self._weighted, self._reads, self._first_reason = source, steps is not None, 0, ""
         rows = batch_size // share[1]
         self._per_batch = rows // max(size for size in range(1, min(rows, MAX_PIECE) + 1) if rows % size == 0)
-        order = Order(len(source), data.seed if steps is None else None)
         places = functools.partial(places_of, batch_size=batch_size, share=share)
-        read_piece = _PieceReader(reader, order, transform, size_at, places, self._per_batch, start_step)
+        seed = data.seed if steps is None else None
+        read_piece = _PieceReader(reader, seed, transform, size_at, places, self._per_batch, start_step)
         count = ENDLESS if steps is None else steps * self._per_batch
         workers = data.num_workers
         # More threads than cores only contend for Python's lock (two per core took 1.2 to 1.4 times as long as one).
@@ -226,19 +221,12 @@ class Batches(Iterator[Arrays]):
 
 
 def make_train_batches(
-    source: Source,
-    data: ConfigDict,
-    image_size: Size,
-    channels: int,
-    *,
-    size_at: SizeAt | None = None,
-    start_step: int = 0,
-    share: tuple[int, int] = (0, 1),
+    source: Source, data: ConfigDict, image_size: Sizes, channels: int, start_step: int = 0, share: Share = (0, 1)
 ) -> Batches:
     """Endless batches of shuffled, cropped and augmented pictures.
 
-    Every epoch shows each picture once, in a new order; a batch may span two epochs. `size_at` None: always
-    `image_size`; `share` (i, n): only the rows of process i of n. Raises UserError: at once for impossible settings, on
+    Every epoch shows each picture once, in a new order; a batch may span two epochs. `image_size` may be a function of
+    the step. `share` (i, n): only the rows of process i of n. Raises UserError: at once for impossible settings, on
     `next` for unusable pictures.
 
     Returns {"image": uint8 [b, h, w, c], "label": int32 [b], "index": int64 [b]} with b = data.batch_size / n. Label
@@ -255,12 +243,12 @@ def make_train_batches(
         transform = functools.partial(random_crop, seed=data.seed, **rules)
     if augment := make_augmentation(data, channels):
         transform = functools.partial(augmented, transform=transform, augment=augment, seed=data.seed)
-    reader, size_at = PictureReader(source, data, channels), size_at or _always(image_size)
-    return Batches(reader, transform, size_at, data.batch_size, None, share, start_step)
+    reader = PictureReader(source, data, channels)
+    return Batches(reader, transform, image_size, data.batch_size, None, share, start_step)
 
 
 def make_eval_batches(
-    source: Source, data: ConfigDict, batch_size: int, image_size: Size, channels: int, share: tuple[int, int] = (0, 1)
+    source: Source, data: ConfigDict, batch_size: int, image_size: Size, channels: int, share: Share = (0, 1)
 ) -> Batches:
     """Every picture exactly once, in order, centre-cropped; `batch_size` counts over all processes.
 
@@ -269,8 +257,8 @@ def make_eval_batches(
     """
     transform, steps = functools.partial(centre_crop, eval_crop=data.eval_crop), -(-len(source) // max(batch_size, 1))
     reader = PictureReader(source, data, channels)
-    return Batches(reader, transform, _always(image_size), batch_size, steps, share)
+    return Batches(reader, transform, image_size, batch_size, steps, share)
 
 
-def _always(size: Size) -> SizeAt:
-    return functools.partial(size_at, (Stage(0, tuple(size)),))
+def _same_size(size: Size, step: int) -> Size:
+    return size

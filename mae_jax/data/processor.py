@@ -12,7 +12,7 @@ from PIL import Image
 from mae_jax.data.augment import denormalize, normalize
 from mae_jax.data.decoding import BadImage, Encoded, decode, scaled
 from mae_jax.data.files import read_picture_file
-from mae_jax.data.transforms import Pixels, Range, resize_and_centre_crop
+from mae_jax.data.transforms import Picture, Range, resize_and_centre_crop
 from mae_jax.runtime.errors import UserError, reason
 
 MAX_SIDE, LEAST_CROP = 2**15, 0.01
@@ -82,7 +82,7 @@ class Processor:
                 picture = decode(self._to_bytes(array), self.channels, MAX_PIXELS)
         except (BadImage, OSError) as error:
             raise UserError(f"{name} cannot be used: {reason(error)}") from error
-        return resize_and_centre_crop(Pixels(picture), self.image_size, self.eval_crop)
+        return resize_and_centre_crop(Picture(picture), self.image_size, self.eval_crop)
 
     def _to_bytes(self, picture: np.ndarray) -> np.ndarray:
         """uint8 of an array of uint8, of floats on [0, 1], or with a `value_range` of any numbers."""

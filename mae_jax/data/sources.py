@@ -19,8 +19,8 @@ SOURCES["image_folder"] = "mae_jax.data.image_folder:ImageFolder"
 class Source:
     """Pictures and labels of one split, by index. A data set implements `__len__` and `__getitem__` at least.
 
-    It is made by `Class(split, data, image_size, channels)`: "train" or "eval"; the settings `data.*`; the model's
-    (height, width) and channels, which pictures need not have. Reader processes get a pickled copy.
+    `Class(split, data, image_size, channels)` makes it: "train" or "eval", the settings `data.*`, the model's (height,
+    width) and channels, which pictures need not have. Reader processes get a pickled copy.
     """
 
     class_names: Sequence[str] | None = None  # of the labels 0, 1, ...; None: no labels
@@ -38,7 +38,6 @@ class Source:
 
     @functools.cached_property
     def num_classes(self) -> int:
-        """0 without labels."""
         return len(self.class_names or ())
 
     def labels(self) -> np.ndarray:
@@ -119,10 +118,7 @@ class StratifiedSubset(Wrapper):
 
     def __init__(self, source: Source, fraction: float, seed: int = 0):
         if source.num_classes < 2:
-            raise UserError(
-                f"data.label_fraction={fraction} takes a share of each class, but the pictures have no labels: "
-                "leave it unset, or use labelled data"
-            )
+            raise UserError(f"data.label_fraction={fraction}, but the pictures have no labels: leave it unset")
         labels, rng = source.labels(), np.random.default_rng(seed)
         members = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
         super().__init__(source, np.concatenate([m[: max(1, round(fraction * len(m)))] for m in members]))
@@ -161,10 +157,7 @@ def match_classes(source: Source, class_names: Sequence[str], whose: str) -> Sou
 
 
 class Labelled(Wrapper):
-    """A source that checks labels on reading. UserError for fewer than 2 classes or a label outside [0, num_classes).
-
-    The first picture is read at once: a split may have no labels at all.
-    """
+    """A source that checks labels on reading. UserError for fewer than 2 classes or a label that is none of them."""
 
     def __init__(self, source: Source, data: ConfigDict):
         if source.num_classes < 2:
@@ -178,7 +171,7 @@ class Labelled(Wrapper):
             )
         super().__init__(source)
         with contextlib.suppress(OSError):  # the loader deals with bad pictures
-            self[0]
+            self[0]  # a split may have no labels at all
 
     def __getitem__(self, index: int) -> dict:
         record = super().__getitem__(index)

@@ -3,7 +3,6 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -17,30 +16,19 @@ LONGEST = 8  # times the length that the aspect asks for; of longer pictures onl
 DRAWS_AT_ONCE = 64  # places whose crops are drawn together (20 KB), since making a generator is slow
 
 
-class Picture(Protocol):
-    """What crops are taken from: an array or an encoded picture."""
-
-    height: int
-    width: int
-
-    def whole(self) -> np.ndarray:
-        """uint8 [h, w, c]."""
-
-    def part(self, box: Box, size: Size, exact: bool = True) -> np.ndarray:
-        """The box, resized to uint8 [*size, c] by Pillow's antialiasing bicubic filter; if not `exact`, nearly so."""
-
-
-class Pixels:
-    """A picture in memory, uint8 [h, w, c]."""
+class Picture:
+    """What crops are taken from: here an array uint8 [h, w, c]; `decoding.Encoded` is decoded on demand."""
 
     def __init__(self, image: np.ndarray):
         self._image = image
         self.height, self.width, _ = image.shape
 
     def whole(self) -> np.ndarray:
+        """uint8 [h, w, c]."""
         return self._image
 
     def part(self, box: Box, size: Size, exact: bool = True) -> np.ndarray:
+        """The box, resized to uint8 [*size, c] by Pillow's antialiasing bicubic filter; if not `exact`, nearly so."""
         top, left, height, width = box
         return resize_by_pillow(self._image[top : top + height, left : left + width], size)
 
@@ -91,15 +79,12 @@ def _draws_of_run(seed: int, run: int) -> np.ndarray:
 def sample_crops(
     heights: np.ndarray, widths: np.ndarray, draws: np.ndarray, scale: Range, ratio: Range, rule: str = "retry"
 ) -> np.ndarray:
-    """Boxes int64 [n, 4] (top, left, height, width) of random resized crops, inside n pictures.
+    """Boxes int64 [n, 4] (top, left, height, width) of random resized crops, inside pictures of these sides, int [n].
 
-    Args:
-      heights, widths: of the pictures, int [n], pixels.
-      draws: [n, CROP_TRIES, 4]; see `crop_draws`.
-      scale: least and greatest share of a picture's area; uniform (Szegedy et al. 2015, arXiv 1409.4842, section 6).
-      ratio: least and greatest width / height of a box; log-uniform.
-      rule: retry: the first try that fits, else the largest central box with an allowed ratio; clip: the first try, its
-        sides clipped to the picture's, as in the linear probe of MAE's authors.
+    The share of a picture's area is uniform in `scale` (Szegedy et al. 2015, arXiv 1409.4842, section 6), width /
+    height log-uniform in `ratio`; for `draws` see `crop_draws`. The rule "retry" takes the first try that fits, else
+    the largest central box with an allowed ratio; "clip" takes the first try, its sides clipped to the picture's, as in
+    the linear probe of MAE's authors.
     """
     heights, widths = heights[:, None], widths[:, None]
     areas = heights * widths * (scale[0] + (scale[1] - scale[0]) * draws[..., 0])
@@ -145,24 +130,17 @@ def resize_and_centre_crop(picture: Picture, size: Size, eval_crop: float) -> np
     more than LONGEST times as long as the aspect asks for, only its middle is resized: 30,000 x 1 pixels would make
     7,680,000 x 256.
     """
-    top, left, height, width = _middle(picture.height, picture.width, size)
+    height = min(picture.height, max(1, LONGEST * picture.width * size[0] // size[1]))
+    width = min(picture.width, max(1, LONGEST * picture.height * size[1] // size[0]))
     least_height, least_width = round(size[0] / eval_crop), round(size[1] / eval_crop)
     # In integers: a float scale can fall one pixel short. The longer side is truncated, as in torchvision.
     if least_height * width >= least_width * height:
         resized = least_height, max(least_width, width * least_height // height)
     else:
         resized = max(least_height, height * least_width // width), least_width
-    image = picture.part((top, left, height, width), resized)
+    image = picture.part(((picture.height - height) // 2, (picture.width - width) // 2, height, width), resized)
     top, left = round((resized[0] - size[0]) / 2), round((resized[1] - size[1]) / 2)
     return image[top : top + size[0], left : left + size[1]]
-
-
-def _middle(height: int, width: int, size: Size) -> Box:
-    """The whole picture, or the middle of one more than LONGEST times as long as `size` asks for."""
-    most_height = max(1, LONGEST * width * size[0] // size[1])
-    most_width = max(1, LONGEST * height * size[1] // size[0])
-    kept_height, kept_width = min(height, most_height), min(width, most_width)
-    return (height - kept_height) // 2, (width - kept_width) // 2, kept_height, kept_width
 
 
 def resize_by_pillow(image: np.ndarray, size: Size) -> np.ndarray:

@@ -8,16 +8,15 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
+from typing import Any
 
 from mae_jax.runtime.errors import UserError, reason
 from mae_jax.runtime.platform import keep_freed_memory
 
-T = TypeVar("T")
 _in_process: dict[str, Any] = {}  # in a worker process: its function and threads
 
 
-def call_ahead(fn: Callable[[int], T], count: int, *, workers: int, threads: int, ahead: int) -> Iterator[T]:
+def call_ahead(fn: Callable[[int], Any], count: int, *, workers: int, threads: int, ahead: int) -> Iterator:
     """Yields fn(0), ..., fn(count - 1), with up to `ahead` calls made or in progress ahead of time.
 
     `workers` processes call `fn`, which must be picklable (0: this process calls it), each with `threads` threads. When

@@ -39,7 +39,7 @@ def batches(make_config):
     def make(count, *, size_at=None, start_step=0, process_index=0, process_count=1, **settings):
         config = make_config(**{"name": "synthetic", "num_examples": 40, "batch_size": 12, **settings})
         source = make_source(config, "train", (12, 12), 3)
-        iterator = make_train_batches(source, config, SIZE, 3, size_at=size_at, start_step=start_step,
+        iterator = make_train_batches(source, config, size_at or SIZE, 3, start_step=start_step,
                                       share=(process_index, process_count))  # fmt: skip
         result = list(itertools.islice(iterator, count))
         iterator.close()

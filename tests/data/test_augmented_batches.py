@@ -6,7 +6,7 @@ import pytest
 from mae_jax.data.loader import make_train_batches
 from mae_jax.data.rand_augment import rand_augment
 from mae_jax.data.sources import make_source
-from mae_jax.data.transforms import Pixels, resize_and_centre_crop, resize_by_pillow
+from mae_jax.data.transforms import Picture, resize_and_centre_crop, resize_by_pillow
 from mae_jax.runtime.errors import UserError
 from tests.data.conftest import SIZE, assert_same
 from tests.data.test_transforms import loop_box
@@ -41,7 +41,7 @@ def test_a_picture_is_augmented_after_the_crop_and_both_follow_from_the_place_al
 def test_the_centre_crop_of_evaluation_can_be_trained_on(batches, make_config):
     source = make_source(make_config(name="synthetic", num_examples=40), "train", (12, 12), 3)
     for batch in batches(4, crop_rule="centre", eval_crop=0.8):
-        expected = [resize_and_centre_crop(Pixels(source[i]["image"]), SIZE, 0.8) for i in batch["index"]]
+        expected = [resize_and_centre_crop(Picture(source[i]["image"]), SIZE, 0.8) for i in batch["index"]]
         np.testing.assert_array_equal(batch["image"], expected)
 
 

@@ -19,7 +19,7 @@ from mae_jax.data.decoding import BadImage
 from mae_jax.data.device_batches import prefetch_to_device
 from mae_jax.data.loader import make_eval_batches, make_train_batches
 from mae_jax.data.sources import make_source
-from mae_jax.data.transforms import Pixels, random_crop
+from mae_jax.data.transforms import Picture, random_crop
 from mae_jax.data.workers import call_ahead
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.signals import Stopped, StopSignal
@@ -56,7 +56,7 @@ def test_the_seed_decides_the_order(batches):
 
 def test_the_seed_decides_the_crops():
     image = np.random.default_rng(0).integers(0, 256, (50, 50, 3), np.uint8)
-    crop = functools.partial(random_crop, Pixels(image), 7, SIZE, scale=(0.2, 1.0), ratio=(0.75, 4 / 3))
+    crop = functools.partial(random_crop, Picture(image), 7, SIZE, scale=(0.2, 1.0), ratio=(0.75, 4 / 3))
     crops = [crop(seed=seed).tobytes() for seed in (5, 5, 6)]
     assert crops[0] == crops[1] != crops[2]
 

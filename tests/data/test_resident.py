@@ -9,9 +9,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import common
-from mae_jax.data.device_batches import training_batches
+from mae_jax.data.device_batches import bicubic_table, cut_and_resize, training_batches
 from mae_jax.data.loader import Batches, make_train_batches
-from mae_jax.data.resident import bicubic_table, cut_and_resize
 from mae_jax.data.resolutions import make_stages, size_at
 from mae_jax.data.sources import Labelled, RandomSubset, StratifiedSubset, Wrapper, make_source
 from mae_jax.runtime.errors import UserError
@@ -66,7 +65,7 @@ def test_the_same_goes_for_other_sizes_channels_and_a_restart_in_a_later_stage()
     with data.unlocked():
         data.on_device = True
     on_device, stages = batches_of(data, source, (20, 28), **options)
-    expected = make_train_batches(source, data, (20, 28), 3, size_at=functools.partial(size_at, stages), start_step=4)
+    expected = make_train_batches(source, data, functools.partial(size_at, stages), 3, start_step=4)
     found = fetched(on_device, 4)
     assert {batch["image"].shape[1:3] for batch in found} == {(20, 14), (20, 28)}
     assert_same(found, [next(expected) for _ in range(4)])

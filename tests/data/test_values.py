@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from mae_jax.data.decoding import BadImage, decode, deep_type, open_picture
+from mae_jax.data.device_batches import read_all
 from mae_jax.data.loader import PictureReader, make_train_batches
-from mae_jax.data.resident import read_all
 from mae_jax.data.transforms import resize_and_centre_crop
 from mae_jax.runtime.errors import UserError
 from tests.data.conftest import png_16_bit
