@@ -43,8 +43,6 @@ _NOT_READ = "which is not read: save it as 8- or 16-bit grey or RGB, as PNG or u
 # Tags of TIFF 6.0 and their values.
 _SUBFILE, _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _EXTRA, _SAMPLE_FORMAT = 254, 258, 262, 277, 284, 338, 339
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # photometric interpretation -> colour samples per pixel
-_ALPHA = (1, 2, 999)  # types of extra samples; 999 is Corel Draw's
-_NO_PAGE = 1 | 4  # a reduced copy, or a mask
 _KINDS = {2: "signed ", 3: "float ", 5: "complex ", 6: "complex "}
 
 
@@ -216,7 +214,7 @@ def _check_bands(picture: Image.Image) -> None:
     tags = getattr(picture, "tag_v2", {})
     samples, extra = tags.get(_SAMPLES, 1), tuple(tags.get(_EXTRA, ()))
     beyond = samples - _COLOURS.get(tags.get(_PHOTOMETRIC, 0), samples)
-    if beyond > 0 and not (beyond == len(extra) == 1 and extra[0] in _ALPHA):
+    if beyond > 0 and not (beyond == len(extra) == 1 and extra[0] in (1, 2, 999)):  # alpha; 999 is Corel Draw's
         raise BadImage(f"{_describe(tags)}, {beyond} beyond its colours, not marked as transparency: save only colours")
 
 
@@ -225,7 +223,7 @@ def _check_pages(picture: Image.Image) -> None:
     if picture.format == "TIFF":
         for page in range(1, picture.n_frames):
             picture.seek(page)
-            if not picture.tag_v2.get(_SUBFILE, 0) & _NO_PAGE:
+            if not picture.tag_v2.get(_SUBFILE, 0) & (1 | 4):  # a reduced copy, or a mask
                 raise BadImage(f"a TIFF of {picture.n_frames} pages: save each as a file")
         picture.seek(0)
 

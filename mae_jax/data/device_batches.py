@@ -36,10 +36,7 @@ _PRECISION = 22
 
 
 class DeviceBatches(Iterator[dict[str, jax.Array]]):
-    """The results of `put_fn` for each of the `batches`, up to `prefetch` of them ahead.
-
-    `bad_images` maps indices in the source to names, for the bad pictures that this process has found so far.
-    """
+    """The results of `put_fn` for each of the `batches`, up to `prefetch` ahead; for `bad_images` see `Batches`."""
 
     def __init__(self, batches: Iterator[dict], put_fn: Callable, prefetch: int, bad_images: dict[int, str]):
         self._batches, self.bad_images = batches, bad_images

@@ -130,7 +130,7 @@ class _PieceReader:
     reader: PictureReader
     seed: int | None  # of the order
     transform: Transform
-    size_at: SizeAt
+    image_size: Sizes
     places_of: Callable[[int], range]  # step -> places of the process's rows
     pieces_per_batch: int
     start_step: int
@@ -139,7 +139,8 @@ class _PieceReader:
         """The rows "image", "label" and "index", and "bad": {index: reason} of bad pictures."""
         step, part = divmod(piece, self.pieces_per_batch)
         step += self.start_step
-        size, places = self.size_at(step), self.places_of(step)
+        size = self.image_size(step) if callable(self.image_size) else self.image_size
+        places = self.places_of(step)
         rows = len(places) // self.pieces_per_batch
         images = np.zeros((rows, *size, self.reader.channels), np.uint8)
         labels, indices, all_bad = np.full(rows, -1, np.int32), np.full(rows, -1, np.int64), {}
@@ -154,7 +155,7 @@ class _PieceReader:
 class Batches(Iterator[Arrays]):
     """Batches of a source. Close them if you stop early, or the program waits for what is read ahead.
 
-    `bad_images` maps indices in the source to names, for the bad pictures that this process has found so far.
+    `bad_images`: index in the source -> name, for the bad pictures that this process has found so far.
     """
 
     def __init__(
@@ -174,14 +175,13 @@ class Batches(Iterator[Arrays]):
                 f"{setting}={batch_size} must be a positive multiple of the number of processes ({share[1]})"
             )
         source, data = reader.source, reader.data
-        size_at = image_size if callable(image_size) else functools.partial(_same_size, tuple(image_size))
         self.bad_images: dict[int, str] = {}
         self._source, self._weighted, self._reads, self._first_reason = source, steps is not None, 0, ""
         rows = batch_size // share[1]
         self._per_batch = rows // max(size for size in range(1, min(rows, MAX_PIECE) + 1) if rows % size == 0)
         places = functools.partial(places_of, batch_size=batch_size, share=share)
         seed = data.seed if steps is None else None
-        read_piece = _PieceReader(reader, seed, transform, size_at, places, self._per_batch, start_step)
+        read_piece = _PieceReader(reader, seed, transform, image_size, places, self._per_batch, start_step)
         count = ENDLESS if steps is None else steps * self._per_batch
         workers = data.num_workers
         # More threads than cores only contend for Python's lock (two per core took 1.2 to 1.4 times as long as one).
@@ -258,7 +258,3 @@ def make_eval_batches(
     transform, steps = functools.partial(centre_crop, eval_crop=data.eval_crop), -(-len(source) // max(batch_size, 1))
     reader = PictureReader(source, data, channels)
     return Batches(reader, transform, image_size, batch_size, steps, share)
-
-
-def _same_size(size: Size, step: int) -> Size:
-    return size

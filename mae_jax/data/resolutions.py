@@ -17,10 +17,8 @@ EXAMPLE = "--config.train.resolutions='((0.5, 128), (0.75, 160))'"
 
 
 class Stage(NamedTuple):
-    """A stretch of steps with one image size."""
-
     first_step: int
-    image_size: tuple[int, int]  # height and width in pixels
+    image_size: tuple[int, int]  # height and width in pixels of this and the following steps
 
 
 Stages = Sequence[Stage]
@@ -41,9 +39,8 @@ def size_at(stages: Stages, step: int) -> tuple[int, int]:
 
 def sizes_from(stages: Stages, step: int) -> tuple[tuple[int, int], ...]:
     """The distinct sizes of a step and all later ones, in order."""
-    current = size_at(stages, step)
     later = (stage.image_size for stage in stages if stage.first_step > step)
-    return tuple(dict.fromkeys((current, *later)))
+    return tuple(dict.fromkeys((size_at(stages, step), *later)))
 
 
 def check_resolutions(resolutions: Any, model: MAEConfig | None = None) -> None:

@@ -42,11 +42,8 @@ def find_splits(root: Path, train_split: str, eval_split: str) -> Splits:
         unused = [name for name in folders if name not in taken]
         if evaluation is None and eval_split:
             if other := next((name for name in unused if list_pictures(root / name).files), None):
-                answers = (
-                    "data.train_split='' for a class; for a split, set data.eval_split to the name of the other one, "
-                    "or to '' to hold out a share of this one"
-                )
-                raise _class_or_split(root, train.name, other, answers)
+                answer = "data.eval_split to the name of the other one, or to '' to hold out a share of this one"
+                raise _class_or_split(root, train.name, other, "data.train_split", answer)
         return Splits(train, evaluation, frozenset(), unused)
     beside = {name for name in folders if eval_split and name.lower() in VALIDATION + TEST}
     beside |= {evaluation.name} if evaluation and evaluation.parent == root else set()
@@ -55,15 +52,15 @@ def find_splits(root: Path, train_split: str, eval_split: str) -> Splits:
         for name in sorted(beside):
             if holds_pictures(root / name) and any(holds_pictures(root / other) for other in classes):
                 answer = f"data.eval_split={'./' * (name == eval_split)}{name}"
-                answers = f"data.eval_split='' for a class, {answer} for a split"
-                raise _class_or_split(root, name, first_few(classes), answers)
+                raise _class_or_split(root, name, first_few(classes), "data.eval_split", answer)
     unused = [name for name in sorted(beside) if evaluation is None or name != evaluation.name]
     return Splits(root, evaluation, frozenset(beside), unused)
 
 
-def _class_or_split(root: Path, name: str, others: str, answers: str) -> UserError:
+def _class_or_split(root: Path, name: str, others: str, setting: str, answer: str) -> UserError:
     """For a folder that could be a class (trains) next to other classes (cars)."""
-    return UserError(f"{root} holds pictures in {name} and in {others}: is {name} a class or a split? Set {answers}")
+    question = f"{root} holds pictures in {name} and in {others}: is {name} a class or a split?"
+    return UserError(f"{question} Set {setting}='' for a class; for a split, set {answer}")
 
 
 def check_no_hidden_splits(root: Path, files: list[str], splits: Splits) -> None:
