@@ -19,7 +19,7 @@ ERASING_TRIES = 10
 
 
 def augment(data: ConfigDict, keys: jax.Array, images: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """All that the settings `data.*` ask for: uint8 images [b, h, w, c] become normalised; targets are float [b, k]."""
+    """All that the settings ask for: uint8 images [b, h, w, c] become normalised; targets are float [b, k]."""
     flip_keys, color_keys, erase_keys, mix_keys = jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, 4))(keys), 1, 0)
     images = random_flip(flip_keys, images) if data.flip else images
     images = color_jitter(color_keys, images, data.color_jitter) if data.color_jitter else images
@@ -69,7 +69,7 @@ def color_jitter(keys: jax.Array, images: jax.Array, strength: float) -> jax.Arr
 
 
 def blend(images: jax.Array, others: jax.Array | float, factors: jax.Array) -> jax.Array:
-    """Images [b, h, w, c] (0..255), weighted by `factors` [b], plus the others with the remaining weight; clipped."""
+    """Images [b, h, w, c] (0..255) times `factors` [b], plus the others times the rest to 1; clipped."""
     factors = factors[:, None, None, None]
     return jnp.clip(factors * images.astype(jnp.float32) + (1 - factors) * others, 0, 255)
 
@@ -119,15 +119,16 @@ def erasing_boxes(keys: jax.Array, height: int, width: int) -> tuple[jax.Array, 
 
 
 def inside_boxes(boxes: Sequence[jax.Array], height: int, width: int) -> jax.Array:
-    """Masks bool [b, height, width, 1], True inside boxes (top, left, height, width), int32 [b] each, pixels."""
+    """Masks bool [b, height, width, 1], True inside boxes (top, left, height, width), int32 [b] pixels."""
     top, left, box_height, box_width = (side[:, None] for side in boxes)
     rows, columns = jnp.arange(height), jnp.arange(width)
-    in_rows, in_columns = (rows >= top) & (rows < top + box_height), (columns >= left) & (columns < left + box_width)
+    in_rows = (rows >= top) & (rows < top + box_height)
+    in_columns = (columns >= left) & (columns < left + box_width)
     return (in_rows[:, :, None] & in_columns[:, None, :])[..., None]
 
 
 def soft_targets(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
-    """Labels int [b] as distributions float32 [b, k]: `smoothing` is spread evenly (arXiv 1512.00567, section 7)."""
+    """Labels int [b] as float32 [b, k], the share `smoothing` spread evenly (arXiv 1512.00567, section 7)."""
     return jax.nn.one_hot(labels, num_classes) * (1 - smoothing) + smoothing / num_classes
 
 

@@ -1,4 +1,4 @@
-"""Decodes files and arrays to uint8 pictures: orientation, colour modes, transparency, deep values, refusals."""
+"""Decodes files and arrays to uint8 pictures: orientation, colours, transparency, deep values, refusals."""
 
 import contextlib
 import io

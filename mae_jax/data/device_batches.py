@@ -30,13 +30,11 @@ from mae_jax.runtime.signals import look
 LIMIT = 2 * 2**30  # bytes of all pictures that live on the devices, per device
 LARGEST_SIDE = 128  # of them, pixels; a filter table has the cube of this in entries, 8 MiB
 
-# As in Pillow: Keys's parameter, and the fractional bits of a coefficient.
-_BICUBIC = -0.5
-_PRECISION = 22
+_PRECISION = 22  # fractional bits of a coefficient, as in Pillow
 
 
 class DeviceBatches(Iterator[dict[str, jax.Array]]):
-    """The results of `put_fn` for each of the `batches`, up to `prefetch` ahead; for `bad_images` see `Batches`."""
+    """The results of `put_fn` for each batch, up to `prefetch` ahead; for `bad_images` see `Batches`."""
 
     def __init__(self, batches: Iterator[dict], put_fn: Callable, prefetch: int, bad_images: dict[int, str]):
         self._batches, self.bad_images = batches, bad_images
@@ -136,7 +134,7 @@ def _obstacle(source: Source, data: ConfigDict, channels: int, sizes: Sequence[S
 
 
 def read_all(source: Source, data: ConfigDict, channels: int) -> tuple[Arrays, dict[int, str]]:
-    """All N pictures: "image" uint8 [N, h, w, c], "label" int32 [N], "index" int64 [N]; and `Batches.bad_images`."""
+    """All pictures: "image" uint8 [N, h, w, c], "label" and "index" [N]; and `Batches.bad_images`."""
     data = ConfigDict(data.to_dict() | {"eval_crop": 1.0})
     batches = make_eval_batches(source, data, 64, source.picture_size, channels)
     parts = [{name: rows[batch["weight"] > 0] for name, rows in batch.items()} for batch in batches]
@@ -219,6 +217,6 @@ def bicubic_table(longest: int, out: int) -> np.ndarray:
 
 
 def _keys(x: np.ndarray) -> np.ndarray:
-    x, a = np.abs(x), _BICUBIC
+    x, a = np.abs(x), -0.5
     near, far = ((a + 2) * x - (a + 3)) * x * x + 1, (((x - 5) * x + 8) * x - 4) * a
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))

@@ -53,8 +53,10 @@ def list_pictures(folder: Path, skip: Collection[str] = ()) -> Listing:
         for name, kind in _scan(path) if here not in parents else ():  # a link may lead to a parent
             if kind == "file" and is_picture_name(name):
                 files.append(prefix + name)
+            elif kind == "file":
+                unread[os.path.splitext(name)[1].lower() or "without extension"] += 1
             elif kind != "folder":
-                unread[(os.path.splitext(name)[1].lower() or "without extension") if kind == "file" else kind] += 1
+                unread[kind] += 1
             elif prefix or name not in skip:
                 waiting.append((os.path.join(path, name), prefix + name + os.sep, parents | {here}))
                 top += [] if prefix else [name]

@@ -55,7 +55,7 @@ def _find_pictures(data: ConfigDict) -> _Found:
 
 
 class _Pictures(Source):
-    """`_files` below `_folder`, as encoded bytes; labels are the places of their first folders in `class_names`."""
+    """`_files` below `_folder`, encoded; a label is the place of a file's first folder in `class_names`."""
 
     _folder: str | Path
     _files: list[str]
@@ -83,7 +83,8 @@ class PictureFiles(_Pictures):
     def __init__(self, path: str | Path):
         check_exists(str(path))
         self._folder, name = os.path.split(path)
-        self._files, self.place = [name] if os.path.isfile(path) and is_picture_name(name) else [], f"in {path}"
+        self._files = [name] if os.path.isfile(path) and is_picture_name(name) else []
+        self.place = f"in {path}"
         if os.path.isdir(path):
             found = list_pictures(path)
             self._folder, self._files = path, found.files
@@ -159,10 +160,8 @@ def _check_trainable(found: _Found, eval_fraction: float) -> None:
                 f"{splits.train} is for training and {splits.evaluation} for evaluation, but they share pictures: "
                 "name another folder in data.eval_split"
             )
-    if not found.files[0] and splits.evaluation:
-        raise NothingToTrainOn(f"no training pictures: {splits.train} has only those of {splits.evaluation}")
     if not found.files[0]:
-        raise NothingToTrainOn(
-            f"data.eval_fraction={eval_fraction} leaves none of the pictures in {splits.train} to learn from: "
-            "set it to 0.1, for example"
-        )
+        why = f"data.eval_fraction={eval_fraction} leaves none of the pictures: set it to 0.1, for example"
+        if splits.evaluation:
+            why = f"it has only those of {splits.evaluation}"
+        raise NothingToTrainOn(f"no training pictures in {splits.train}: {why}")

@@ -38,7 +38,7 @@ _logger = logging.getLogger("mae_jax")
 
 
 def index_at(place: int, length: int, seed: int | None) -> int:
-    """The global order: with a seed, shuffled in each epoch of this length; else each once, then -1 (padding)."""
+    """The global order: with a seed, shuffled in each epoch; else each index once, then -1 (padding)."""
     if seed is None:
         return place if place < length else -1
     epoch, place_in_epoch = divmod(place, length)
@@ -255,6 +255,6 @@ def make_eval_batches(
     The batches are those of `make_train_batches`, and "weight": float32 [b], 0 for the padding (black, label and index
     -1) of the last one, else 1. All processes get the same number of batches.
     """
-    transform, steps = functools.partial(centre_crop, eval_crop=data.eval_crop), -(-len(source) // max(batch_size, 1))
-    reader = PictureReader(source, data, channels)
+    transform = functools.partial(centre_crop, eval_crop=data.eval_crop)
+    reader, steps = PictureReader(source, data, channels), -(-len(source) // max(batch_size, 1))
     return Batches(reader, transform, image_size, batch_size, steps, share)

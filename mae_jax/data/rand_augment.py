@@ -98,7 +98,7 @@ def rand_augment(
 
 
 def make_augmentation(data: ConfigDict, channels: int) -> Augment | None:
-    """The augmentation of cropped pictures, if any. UserError for an unknown name, and unless channels are 1 or 3."""
+    """The augmentation of cropped pictures, if any; UserError if there is none for the name or the channels."""
     if data.augmentation == "none":
         return None
     if data.augmentation != "rand_augment":

@@ -1,4 +1,4 @@
-"""Sources: the interface of a data set, the registry of data sets, parts of a source, and two that need no files."""
+"""Sources: their interface, the registry of data sets, parts of a source, and two that need no files."""
 
 import contextlib
 import functools
@@ -118,7 +118,7 @@ class StratifiedSubset(Wrapper):
 
     def __init__(self, source: Source, fraction: float, seed: int = 0):
         if source.num_classes < 2:
-            raise UserError(f"data.label_fraction={fraction}, but the pictures have no labels: leave it unset")
+            raise UserError(f"data.label_fraction={fraction}, but pictures have no labels: leave it unset")
         labels, rng = source.labels(), np.random.default_rng(seed)
         members = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
         super().__init__(source, np.concatenate([m[: max(1, round(fraction * len(m)))] for m in members]))
@@ -157,7 +157,7 @@ def match_classes(source: Source, class_names: Sequence[str], whose: str) -> Sou
 
 
 class Labelled(Wrapper):
-    """A source that checks labels on reading. UserError for fewer than 2 classes or a label that is none of them."""
+    """A source that checks labels on reading; UserError for fewer than 2 classes or a label outside them."""
 
     def __init__(self, source: Source, data: ConfigDict):
         if source.num_classes < 2:

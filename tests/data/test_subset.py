@@ -68,7 +68,7 @@ def test_a_stratified_subset_is_random_and_the_seed_decides_it():
 
 
 def test_a_stratified_subset_of_pictures_without_labels_is_refused():
-    with pytest.raises(UserError, match="data.label_fraction=0.1.* have no labels: leave it unset"):
+    with pytest.raises(UserError, match="data.label_fraction=0.1, .* have no labels: leave it unset"):
         StratifiedSubset(Pictures([-1] * 10, 0), 0.1)
 
 
