@@ -106,10 +106,7 @@ def find_folder(path: str | None) -> Path:
         raise UserError("data.path is not set: an image folder needs it, e.g. --config.data.path=/data/pictures")
     check_exists(path)
     if not os.path.isdir(path):
-        raise UserError(
-            f"data.path={path} is a file, not a folder; set data.path to the folder of your pictures, "
-            "after unpacking it if it is an archive"
-        )
+        raise UserError(f"data.path={path} is a file, not a folder; name a folder, and unpack archives first")
     return Path(path)
 
 

@@ -57,9 +57,6 @@ def _find_pictures(data: ConfigDict) -> _Found:
 class _Pictures(Source):
     """`_files` below `_folder`, encoded; a label is the place of a file's first folder in `class_names`."""
 
-    _folder: str | Path
-    _files: list[str]
-
     def __len__(self) -> int:
         return len(self._files)
 

@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 from mae_jax.models.config import MAEConfig
 from mae_jax.runtime.errors import UserError
 
-EXAMPLE = "--config.train.resolutions='((0.5, 128), (0.75, 160))'"
-
 
 class Stage(NamedTuple):
     first_step: int
@@ -49,11 +47,13 @@ def check_resolutions(resolutions: Any, model: MAEConfig | None = None) -> None:
     A `model`, if known already, must take images of these sizes, none larger than its own. Raises UserError.
     """
     text = f"train.resolutions={resolutions}"
-    if not isinstance(resolutions, tuple | list) or not all(_is_pair(pair) for pair in resolutions):
-        raise UserError(f"{text} must be pairs of a share of the run and pixels, for example {EXAMPLE}")
-    shares = [0.0, *(share for share, _ in resolutions), 1.0]
-    if not all(low < high for low, high in itertools.pairwise(shares)):
-        raise UserError(f"{text}: the shares must rise and lie between 0 and 1, for example {EXAMPLE}")
+    pairs = isinstance(resolutions, tuple | list) and all(_is_pair(pair) for pair in resolutions)
+    shares = [0.0, *(share for share, _ in resolutions), 1.0] if pairs else []
+    if not pairs or not all(low < high for low, high in itertools.pairwise(shares)):
+        raise UserError(
+            f"{text} must be pairs of a share of the run, rising between 0 and 1, and pixels, for example "
+            "--config.train.resolutions='((0.5, 128), (0.75, 160))'"
+        )
     for _, size in resolutions if model else ():
         height, width = _sides(size)
         if height > model.image_size[0] or width > model.image_size[1]:
