@@ -19,10 +19,9 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs.common import get_config
-from mae_jax.data.datasets import make_source
 from mae_jax.data.decoding import open_picture
 from mae_jax.data.loader import make_train_batches
-from mae_jax.data.sources import Source
+from mae_jax.data.sources import Source, make_source
 from mae_jax.data.transforms import CROP_TRIES, Box, crop_draws, random_resized_crop, sample_crops
 
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)

@@ -1,7 +1,7 @@
 """Small pictures on the device against reading them: `python -m benchmarks.resident --path=TFDS_DIR [--json=FILE]`.
 
 Images a second of ready uint8 batches on the device, of CIFAR-10 as configs/cifar10.py has it (whole pictures) and with
-random crops: cut out on the device (mae_jax/data/resident.py), or read by threads. They take turns; medians.
+random crops: cut out on the device (mae_jax/data/device_batches.py), or read by threads. They take turns; medians.
 """
 
 import argparse
@@ -14,9 +14,9 @@ from pathlib import Path
 import jax
 
 from configs import cifar10
-from mae_jax.data.datasets import make_source
 from mae_jax.data.device_batches import training_batches
 from mae_jax.data.resolutions import make_stages
+from mae_jax.data.sources import make_source
 from mae_jax.runtime.mesh import make_mesh
 
 CROPS = {"whole": ((1.0, 1.0), (1.0, 1.0)), "random crops": ((0.2, 1.0), (3 / 4, 4 / 3))}
@@ -53,9 +53,8 @@ def measure(arguments: argparse.Namespace, scale: tuple, ratio: tuple) -> dict[s
         config.data.on_device = on_device
         start = time.perf_counter()
         batches[name] = training_batches(
-            source, config.data.copy_and_resolve_references(), (32, 32), 3, mesh, ("image",), stages=stages,
-            steps=range(10**6),
-        )  # fmt: skip
+            source, config.data.copy_and_resolve_references(), 3, mesh, ("image",), stages, range(10**6)
+        )
         start_seconds = time.perf_counter() - start
         images_per_second(batches[name], 0)
     turns = {name: [] for name in batches}

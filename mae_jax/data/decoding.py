@@ -1,34 +1,25 @@
-"""Decodes encoded bytes and arrays to uint8 pictures: colour modes, orientation, transparency, and refusals."""
+"""Decodes files and arrays to uint8 pictures: orientation, colours, transparency, deep values, refusals."""
 
 import contextlib
 import io
 import math
+import sys
 from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageCms
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from mae_jax.data.files import FORMATS
-from mae_jax.data.transforms import Box, Picture, Pixels
-from mae_jax.data.values import (
-    BadImage,
-    Range,
-    check_bands,
-    check_pages,
-    deep_type,
-    describe_unknown,
-    scaled,
-    to_eight_bits,
-)
+from mae_jax.data.transforms import Box, Picture, Range, Size
 from mae_jax.runtime.errors import UserError
 
 # How much larger than the wanted size a box must stay after the decoder shrinks it. At 1, the decoder's sharper filter
 # would do all of the resizing.
 SPARE = 1.5
 
-_ORIENTATION_TAG = 0x0112  # EXIF 2.3, section 4.6.4
 _TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,  # EXIF 2.3, section 4.6.4
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE,
@@ -36,7 +27,27 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SWAPS_SIDES = {_TRANSPOSE[orientation] for orientation in (5, 6, 7, 8)}
+
+# Pillow's raw modes that keep all bits -> name for messages, NumPy type.
+_DEEP = {
+    "I;12": ("12-bit grey", np.uint16),
+    **dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N", "I;16R"), ("16-bit grey", np.uint16)),
+    **dict.fromkeys(("I;16S", "I;16BS"), ("signed 16-bit grey", np.int32)),
+    "I;32N": ("32-bit grey", np.uint32),
+    **dict.fromkeys(("I", "I;32S", "I;32BS"), ("signed 32-bit grey", np.int32)),
+    **dict.fromkeys(("F", "F;32F", "F;32BF"), ("32-bit float grey", np.float32)),
+    **dict.fromkeys(("RGB;16L", "RGB;16B", "RGB;16N"), ("16-bit RGB", np.uint16)),
+}
+_SWAPPED = ("I;16BS", "I;32BS", "F;32BF")  # Pillow 13 swaps their bytes again after libtiff did
+_NOT_READ = "which is not read: save it as 8- or 16-bit grey or RGB, as PNG or uncompressed TIFF"
+# Tags of TIFF 6.0 and their values.
+_SUBFILE, _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _EXTRA, _SAMPLE_FORMAT = 254, 258, 262, 277, 284, 338, 339
+_COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # photometric interpretation -> colour samples per pixel
+_KINDS = {2: "signed ", 3: "float ", 5: "complex ", 6: "complex "}
+
+
+class BadImage(ValueError):
+    """A picture that cannot be used. The message says why; the caller adds the name."""
 
 
 def decode(data: bytes | np.ndarray, channels: int, max_pixels: int, value_range: Range | None = None) -> np.ndarray:
@@ -47,22 +58,16 @@ def decode(data: bytes | np.ndarray, channels: int, max_pixels: int, value_range
 def open_picture(data: bytes | np.ndarray, channels: int, max_pixels: int, value_range: Range | None = None) -> Picture:
     """Opens a picture; its pixels are decoded on demand.
 
-    Encoded bytes become what a viewer shows on white paper: turned by the EXIF orientation, transparency over white,
-    the first frame of an animation; 1 channel is the luminance (ITU-R 601). Arrays stay as they are, except that grey
-    is repeated to 3 channels and 3 become 1. Values other than unsigned 8-bit need `value_range`.
+    Encoded bytes, for 1 or 3 channels, become what a viewer shows on white paper: turned by the EXIF orientation,
+    transparency over white, the first frame of an animation; 1 channel is the luminance (ITU-R 601). Arrays, uint8 [h,
+    w] or [h, w, c], stay as they are, except that grey is repeated to 3 channels and 3 become 1. `value_range` (low,
+    high) gives the values that become 0 and 255, for 8-bit pictures and arrays too; others than 8-bit need it.
 
-    Args:
-      data: an encoded picture, or uint8 [h, w] or [h, w, c].
-      channels: 1 or 3 for encoded pictures, any number for arrays.
-      max_pixels: larger encoded pictures are refused before decoding; Pillow's own limit is 178,956,970.
-      value_range: (low, high), the values that become 0 and 255, for 8-bit pictures and arrays too; clipped beyond.
-
-    Raises:
-      BadImage: empty, truncated, unknown or too large, or unusable values; perhaps only when pixels are read.
-      UserError: the channels of the data set cannot become `channels`.
+    Raises BadImage, perhaps only when pixels are read; before decoding for more than `max_pixels`. Raises UserError if
+    the channels of the data set cannot become `channels`.
     """
     if isinstance(data, np.ndarray):
-        return Pixels(_from_array(data, channels, value_range))
+        return Picture(_from_array(data, channels, value_range))
     if channels not in (1, 3):
         raise UserError(f"encoded pictures have 1 or 3 channels, but model.channels={channels}: set it to 3")
     if not data:
@@ -71,42 +76,35 @@ def open_picture(data: bytes | np.ndarray, channels: int, max_pixels: int, value
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
         if picture.width * picture.height > max_pixels:
             raise BadImage(f"{picture.width} x {picture.height} pixels are more than data.max_pixels={max_pixels}")
-        check_pages(picture)
+        _check_pages(picture)
         return Encoded(picture, channels, value_range, data)
 
 
-def to_array(picture: Image.Image, channels: int, value_range: Range | None = None) -> np.ndarray:
-    """uint8 [h, w, channels] of a Pillow picture of any mode, upright; see `open_picture`."""
-    deep = deep_type(picture)
-    if deep and picture.mode == "RGB":
-        raise BadImage(f"{deep[0]}, of which Pillow keeps 8 bits: give its path, or an array of its values")
-    return Encoded(picture, channels, value_range).whole()
-
-
-class Encoded:
+class Encoded(Picture):
     """A Pillow picture, upright `height` x `width` pixels. It can be decoded once: call `whole` or `part`, not both."""
 
     def __init__(self, picture: Image.Image, channels: int, value_range: Range | None, data: bytes = b""):
         self._picture, self._channels, self._value_range = picture, channels, value_range
-        check_bands(picture)
+        _check_bands(picture)
         deep = deep_type(picture)  # known only before loading
         if picture.format != "JPEG":  # other formats may store the orientation after the pixels
             picture.load()
-        self._transpose = _transpose_of(picture)
+        self._orientation = 1
+        with contextlib.suppress(Exception):  # a damaged EXIF block does not spoil the picture
+            self._orientation = picture.getexif().get(0x0112, 1)
         if deep:
-            self._picture = Image.fromarray(to_eight_bits(picture, deep, value_range, data))
+            self._picture = Image.fromarray(_to_eight_bits(picture, *deep, value_range, data))
             self._value_range = None
-        self.width, self.height = picture.size[::-1] if self._transpose in _SWAPS_SIDES else picture.size
+        self.width, self.height = picture.size if self._orientation not in (5, 6, 7, 8) else picture.size[::-1]
 
     def whole(self) -> np.ndarray:
         return _from_array(np.asarray(self._load()), self._channels)
 
-    def part(self, box: Box, size: tuple[int, int], exact: bool = True) -> np.ndarray:
+    def part(self, box: Box, size: Size, exact: bool = True) -> np.ndarray:
         """The box resized to uint8 [*size, channels]; see `Picture`.
 
         If not `exact`, the JPEG decoder may first shrink the picture by 2, 4 or 8, as long as the box stays larger than
-        `size` by SPARE: several times as fast, and as close to the exact part as another good filter (40 dB and more;
-        tests/data/test_parts.py).
+        `size` by SPARE: several times as fast, and as close to the exact part as another good filter (40 dB and more).
         """
         top, left, height, width = box
         scale = 1 if exact else self._scale_for(min(height / size[0], width / size[1]))
@@ -124,7 +122,7 @@ class Encoded:
         if self._picture.format != "JPEG":
             return 1
         # If sides were rounded up, turning the picture would move its corner.
-        sides = (0,) if self._transpose is None else self._picture.size
+        sides = self._picture.size if self._orientation in _TRANSPOSE else (0,)
         fits = (s for s in (8, 4, 2) if reduction >= SPARE * s and all(side % s == 0 for side in sides))
         return next(fits, 1)
 
@@ -135,8 +133,8 @@ class Encoded:
             if scale > 1:
                 picture.draft(picture.mode, (picture.width // scale, picture.height // scale))
             picture.load()
-            if self._transpose is not None:
-                picture = picture.transpose(self._transpose)
+            if self._orientation in _TRANSPOSE:
+                picture = picture.transpose(_TRANSPOSE[self._orientation])
             picture = _to_grey_or_rgb(picture)
             if self._value_range:
                 table = scaled(np.arange(256, dtype=np.uint8), self._value_range).tolist()
@@ -154,8 +152,7 @@ def _naming_the_damage(data: bytes = b"") -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise BadImage(f"absurdly large: {error}") from error
     except Image.UnidentifiedImageError as error:
-        what = describe_unknown(data) or f"not a picture in any of the formats {', '.join(FORMATS)}"
-        raise BadImage(what) from error
+        raise BadImage(_describe_unknown(data)) from error
     except Exception as error:  # on damaged files, Pillow raises almost anything
         raise BadImage(f"damaged: {str(error) or type(error).__name__}") from error
 
@@ -187,20 +184,119 @@ def _from_array(image: np.ndarray, channels: int, value_range: Range | None = No
     )
 
 
-def _transpose_of(picture: Image.Image) -> Image.Transpose | None:
-    try:
-        return _TRANSPOSE.get(picture.getexif().get(_ORIENTATION_TAG))
-    except Exception:  # a damaged EXIF block does not spoil the picture
-        return None
-
-
 def _to_grey_or_rgb(picture: Image.Image) -> Image.Image:
-    """Converts a picture of any 8-bit mode to mode L (grey) or RGB."""
     if picture.has_transparency_data:
         white = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
     if picture.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         return ImageCms.profileToProfile(picture, lab, srgb, outputMode="RGB")
-    wanted = "L" if picture.mode in ("1", "L") else "RGB"
-    return picture if picture.mode == wanted else picture.convert(wanted)  # convert() always copies
+    if picture.mode in ("L", "RGB"):
+        return picture  # convert() always copies
+    return picture.convert("L" if picture.mode == "1" else "RGB")
+
+
+def scaled(values: np.ndarray, value_range: Range) -> np.ndarray:
+    """Values as uint8: `low` and below become 0, `high` and above 255; linear in between, rounded."""
+    low, high = value_range
+
+    def scale(some: np.ndarray) -> np.ndarray:
+        return np.rint(np.clip((some.astype(np.float64) - low) * 255 / (high - low), 0, 255)).astype(np.uint8)
+
+    if values.dtype.kind == "u" and values.dtype.itemsize <= 2:
+        return scale(np.arange(2 ** (8 * values.dtype.itemsize)))[values]
+    parts = np.array_split(values, -(-values.size // 2**22) or 1)  # all at once would take several times the memory
+    return np.concatenate([scale(part) for part in parts])
+
+
+def _check_bands(picture: Image.Image) -> None:
+    """Raises BadImage for a TIFF with samples beyond its colours and transparency."""
+    tags = getattr(picture, "tag_v2", {})
+    samples, extra = tags.get(_SAMPLES, 1), tuple(tags.get(_EXTRA, ()))
+    beyond = samples - _COLOURS.get(tags.get(_PHOTOMETRIC, 0), samples)
+    if beyond > 0 and not (beyond == len(extra) == 1 and extra[0] in (1, 2, 999)):  # alpha; 999 is Corel Draw's
+        raise BadImage(f"{_describe(tags)}, {beyond} beyond its colours, not marked as transparency: save only colours")
+
+
+def _check_pages(picture: Image.Image) -> None:
+    """Raises BadImage for a TIFF with further pages, other than smaller copies and masks."""
+    if picture.format == "TIFF":
+        for page in range(1, picture.n_frames):
+            picture.seek(page)
+            if not picture.tag_v2.get(_SUBFILE, 0) & (1 | 4):  # a reduced copy, or a mask
+                raise BadImage(f"a TIFF of {picture.n_frames} pages: save each as a file")
+        picture.seek(0)
+
+
+def deep_type(picture: Image.Image) -> tuple[str, type] | None:
+    """Name and NumPy type of values that are not unsigned 8-bit grey or colours, else None.
+
+    Call it before the file is loaded: afterwards only the mode is left, which says less than the header. Raises
+    BadImage if Pillow changes the values.
+    """
+    tags, tile = getattr(picture, "tag_v2", {}), next(iter(getattr(picture, "tile", ())), None)
+    codec, args = (tile.codec_name, tile.args) if tile else ("", picture.mode)
+    args = args if isinstance(args, tuple) else (args,)
+    raw = str(args[0] if args else "")
+    bits = max(tags.get(_BITS, (1,))) if tags else 16 if picture.format == "PNG" and ";16" in raw else 8
+    if codec.startswith("ppm") and len(args) > 1:  # scaled by the header's white value
+        bits = args[-1].bit_length()
+    garbled = codec == "libtiff" and raw in _SWAPPED
+    garbled |= bits > 8 and tags.get(_PLANAR) == 2 and tags.get(_SAMPLES, 1) > 1
+    if raw in _DEEP and not garbled:
+        return _DEEP[raw]
+    if bits > 8 or garbled or picture.mode in _DEEP:
+        what = _describe(tags) if tags else f"a {picture.format} of {bits}-bit {raw.split(';')[0]}"
+        raise BadImage(f"{what}, {_NOT_READ}")
+    return ("signed 8-bit grey", np.int8) if tags.get(_SAMPLE_FORMAT, (1,))[0] == 2 else None
+
+
+def _to_eight_bits(picture: Image.Image, name: str, dtype: type, value_range: Range | None, data: bytes) -> np.ndarray:
+    """uint8 [h, w] or [h, w, 3] of a `deep_type`; of 16-bit colours, the low bytes are read from `data`."""
+    values = np.asarray(picture)
+    if picture.mode == "RGB":
+        if not data:
+            raise BadImage(f"{name}, of which Pillow keeps 8 bits: give its path, or an array of its values")
+        values = values.astype(dtype) << 8 | _low_bytes(data)
+    elif dtype in (np.int8, np.uint32):  # Pillow takes these for uint8 and int32
+        values = values.view(dtype)
+    if not np.isfinite(values).all():
+        raise BadImage(f"{name} with values that are not finite")
+    if value_range is None:
+        raise BadImage(
+            f"{name} with values from {values.min():g} to {values.max():g}; nothing says which are black and white: "
+            "set data.value_range=(low, high), which scales every picture alike"
+        )
+    if "transparency" in picture.info:
+        raise BadImage(f"{name} with a transparent value, which is not supported: save the picture without it")
+    grey = scaled(values, value_range)
+    return 255 - grey if getattr(picture, "tag_v2", {}).get(_PHOTOMETRIC) == 0 else grey
+
+
+def _low_bytes(data: bytes) -> np.ndarray:
+    """Of 16-bit colours Pillow keeps the high byte; with the byte order reversed, it keeps the low one."""
+    picture, reversed_order = Image.open(io.BytesIO(data)), {"L": "B", "B": "L", "N": "LB"[sys.byteorder == "little"]}
+    for place, tile in enumerate(picture.tile):
+        raw, *others = [tile.args] if isinstance(tile.args, str) else tile.args
+        args = (raw[:-1] + reversed_order[raw[-1]], *others)
+        picture.tile[place] = tile._replace(args=args if others else args[0])
+    return np.asarray(picture)
+
+
+def _describe_unknown(data: bytes) -> str:
+    """What a file that Pillow cannot open holds, if it is a TIFF with readable tags."""
+    with contextlib.suppress(Exception):  # on damaged files, Pillow raises almost anything
+        stream, tags = io.BytesIO(data), ImageFileDirectory_v2(data[:16] if b"+" in data[2:4] else data[:8])
+        stream.seek(tags.next)
+        tags.load(stream)
+        if _PHOTOMETRIC in tags:
+            return f"{_describe(tags)}, {_NOT_READ}"
+    return f"not a picture in any of the formats {', '.join(FORMATS)}"
+
+
+def _describe(tags: ImageFileDirectory_v2) -> str:
+    bits, kind = max(tags.get(_BITS, (1,))), _KINDS.get(tags.get(_SAMPLE_FORMAT, (1,))[0], "")
+    samples = tags.get(_SAMPLES, 1)
+    white = ", of which 0 is white" if tags.get(_PHOTOMETRIC) == 0 else ""
+    planes = ", plane by plane" if samples > 1 and tags.get(_PLANAR) == 2 else ""
+    return f"a TIFF of {samples} x {bits}-bit {kind}numbers a pixel{white}{planes}"

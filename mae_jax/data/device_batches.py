@@ -1,32 +1,44 @@
-"""Batches on the devices: read on the host, or cut out of pictures that live on the devices."""
+"""Batches on the devices: read on the host, or cut out of small pictures that all live on the devices.
+
+In the latter case no device waits for Python. A step's batch equals that of `make_train_batches` bit for bit: order and
+boxes are the same, and Pillow's bicubic filter computes in integers.
+"""
 
 import collections
+import contextlib
 import functools
-from collections.abc import Callable, Collection, Iterator
+import itertools
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mae_jax.data.loader import make_eval_batches, make_train_batches
-from mae_jax.data.resident import ResidentBatches, can_be_resident, read_all
-from mae_jax.data.resolutions import Stage, size_at, sizes_from
+from mae_jax.data.loader import ENDLESS, Arrays, SizeAt, index_at, make_eval_batches, make_train_batches, places_of
+from mae_jax.data.rand_augment import make_augmentation
+from mae_jax.data.resolutions import Stages, size_at, sizes_from
 from mae_jax.data.sources import Source
+from mae_jax.data.transforms import Size, crop_draws, sample_crops
+from mae_jax.data.workers import call_ahead
 from mae_jax.runtime.console import say
-from mae_jax.runtime.mesh import batch_parts, batch_sharding, process_share, put_batch
+from mae_jax.runtime.errors import UserError
+from mae_jax.runtime.mesh import batch_parts, batch_sharding, process_share, put, put_batch, replicated
 from mae_jax.runtime.signals import look
+
+LIMIT = 2 * 2**30  # bytes of all pictures that live on the devices, per device
+LARGEST_SIDE = 128  # of them, pixels; a filter table has the cube of this in entries, 8 MiB
+
+_PRECISION = 22  # fractional bits of a coefficient, as in Pillow
 
 
 class DeviceBatches(Iterator[dict[str, jax.Array]]):
-    """Endless batches on the devices from `ahead`; `batches` is their source, with `bad_images` and `close()`."""
+    """The results of `put_fn` for each batch, up to `prefetch` ahead; for `bad_images` see `Batches`."""
 
-    def __init__(self, batches: Iterator[dict], ahead: Iterator[dict]):
-        self._batches, self._ahead = batches, ahead
-
-    @property
-    def bad_images(self) -> dict[int, str]:
-        """Indices in the source -> names, for the bad pictures that this process has found so far."""
-        return self._batches.bad_images
+    def __init__(self, batches: Iterator[dict], put_fn: Callable, prefetch: int, bad_images: dict[int, str]):
+        self._batches, self.bad_images = batches, bad_images
+        self._ahead = prefetch_to_device(batches, put_fn, prefetch)
 
     def __next__(self) -> dict[str, jax.Array]:
         return next(self._ahead)
@@ -35,54 +47,39 @@ class DeviceBatches(Iterator[dict[str, jax.Array]]):
         self._batches.close()
 
 
-def to_devices(batches: Iterator[dict], mesh: Mesh, prefetch: int) -> Iterator[dict]:
-    """Splits each batch over the devices, up to `prefetch` batches ahead."""
-    return prefetch_to_device(batches, functools.partial(put_batch, sharding=batch_sharding(mesh)), prefetch)
+def on_devices(
+    batches: Iterator[dict], mesh: Mesh, prefetch: int, names: Collection[str] | None = None
+) -> DeviceBatches:
+    """Splits each batch over the devices; `names`: only these of its arrays."""
 
+    def send(batch: dict) -> dict:
+        return put_batch({name: batch[name] for name in names or batch}, batch_sharding(mesh))
 
-def on_devices(batches: Iterator[dict], mesh: Mesh, names: Collection[str], prefetch: int) -> DeviceBatches:
-    """Splits the arrays `names` of each batch over the devices."""
-    wanted = ({name: batch[name] for name in names} for batch in batches)
-    return DeviceBatches(batches, to_devices(wanted, mesh, prefetch))
+    return DeviceBatches(batches, send, prefetch, getattr(batches, "bad_images", {}))
 
 
 def training_batches(
-    source: Source,
-    data: ConfigDict,
-    image_size: tuple[int, int],
-    channels: int,
-    mesh: Mesh,
-    names: Collection[str],
-    *,
-    stages: tuple[Stage, ...],
-    steps: range,
+    source: Source, data: ConfigDict, channels: int, mesh: Mesh, names: Collection[str], stages: Stages, steps: range
 ) -> DeviceBatches:
     """The `names` of `make_train_batches` for a run's steps, read on the host or cut out of pictures on the devices."""
     sizes, size_of = sizes_from(stages, steps.start), functools.partial(size_at, stages)
-    if can_be_resident(source, data, channels, sizes, len(steps) * data.batch_size):
+    if _can_be_resident(source, data, channels, sizes, len(steps) * data.batch_size):
         if not source.in_memory:
             say(f"  data      reads {len(source):,} pictures, to keep them on the device (data.on_device)")
-        found = read_all(source, data, channels)
-        batches = ResidentBatches(*found, data, mesh, names=tuple(names), size_at=size_of, start_step=steps.start)
-        return DeviceBatches(batches, prefetch_to_device(batches, lambda batch: batch, data.prefetch_batches))
-    index, count = process_share(mesh)
-    batches = make_train_batches(
-        source, data, image_size, channels,
-        size_at=size_of, start_step=steps.start, process_index=index, process_count=count,
-    )  # fmt: skip
-    return on_devices(batches, mesh, names, data.prefetch_batches)
+        pictures, bad_images = read_all(source, data, channels)
+        batches = _resident_batches(pictures, data, mesh, names, size_of, steps.start)
+        return DeviceBatches(batches, lambda batch: batch, data.prefetch_batches, bad_images)
+    batches = make_train_batches(source, data, size_of, channels, steps.start, process_share(mesh))
+    return on_devices(batches, mesh, data.prefetch_batches, names)
 
 
 def evaluation_batches(
-    source: Source, data: ConfigDict, batch_size: int, image_size: tuple[int, int], channels: int, mesh: Mesh
-) -> Iterator[dict]:
+    source: Source, data: ConfigDict, batch_size: int, image_size: Size, channels: int, mesh: Mesh
+) -> DeviceBatches:
     """The batches of `make_eval_batches` on the devices; see `evaluation_batch_size`."""
-    index, count = process_share(mesh)
-    batches = make_eval_batches(
-        source, data, evaluation_batch_size(batch_size, len(source), mesh), image_size, channels,
-        process_index=index, process_count=count,
-    )  # fmt: skip
-    return to_devices(batches, mesh, data.prefetch_batches)
+    size = evaluation_batch_size(batch_size, len(source), mesh)
+    batches = make_eval_batches(source, data, size, image_size, channels, process_share(mesh))
+    return on_devices(batches, mesh, data.prefetch_batches)
 
 
 def evaluation_batch_size(batch_size: int, pictures: int, mesh: Mesh) -> int:
@@ -105,3 +102,121 @@ def prefetch_to_device(batches: Iterator, put_fn: Callable, size: int) -> Iterat
             yield queue.popleft()
     while queue:
         yield queue.popleft()
+
+
+def _can_be_resident(source: Source, data: ConfigDict, channels: int, sizes: Sequence[Size], examples: int) -> bool:
+    """Whether a run's pictures go to the devices: as `data.on_device` says; if unset, where possible and worthwhile.
+
+    `sizes` are those of all training images. With fewer `examples` left to train on than pictures, reading all would
+    not pay. Raises UserError if `data.on_device=True` is impossible.
+    """
+    if data.on_device is False:
+        return False
+    obstacle = _obstacle(source, data, channels, sizes)
+    if data.on_device and obstacle:
+        raise UserError(f"data.on_device=True, but {obstacle}: leave it out")
+    return obstacle is None and bool(data.on_device or examples >= len(source))
+
+
+def _obstacle(source: Source, data: ConfigDict, channels: int, sizes: Sequence[Size]) -> str | None:
+    size = source.picture_size
+    if size is None:
+        return "the pictures are not known to have one size"
+    if max(itertools.chain(size, *sizes)) > LARGEST_SIDE:
+        return f"there are pictures with more than {LARGEST_SIDE} pixels a side"
+    if any(height < size[0] or width < size[1] for height, width in sizes):
+        return "the pictures are made smaller, which Pillow does in an order of its own"
+    if len(source) * size[0] * size[1] * channels > LIMIT:
+        return f"the pictures take more than {LIMIT // 2**20:,} MiB"
+    if data.crop_rule == "centre" or make_augmentation(data, channels):
+        return f"data.crop_rule={data.crop_rule}, data.augmentation={data.augmentation} needs reading one by one"
+    return None
+
+
+def read_all(source: Source, data: ConfigDict, channels: int) -> tuple[Arrays, dict[int, str]]:
+    """All pictures: "image" uint8 [N, h, w, c], "label" and "index" [N]; and `Batches.bad_images`."""
+    data = ConfigDict(data.to_dict() | {"eval_crop": 1.0})
+    batches = make_eval_batches(source, data, 64, source.picture_size, channels)
+    parts = [{name: rows[batch["weight"] > 0] for name, rows in batch.items()} for batch in batches]
+    return {name: np.concatenate([p[name] for p in parts]) for name in ("image", "label", "index")}, batches.bad_images
+
+
+def _resident_batches(
+    pictures: Arrays, data: ConfigDict, mesh: Mesh, names: Collection[str], size_at: SizeAt, start_step: int
+) -> Iterator[dict[str, jax.Array]]:
+    """The endless batches of `make_train_batches`, cut on the devices out of the pictures of `read_all`."""
+    share, (height, width) = process_share(mesh), pictures["image"].shape[1:3]
+    total, images = len(pictures["image"]), put(pictures["image"], replicated(mesh))
+    cut = jax.jit(cut_and_resize, out_shardings=batch_sharding(mesh))
+    take = jax.jit(lambda images, rows: images[rows], out_shardings=batch_sharding(mesh))
+
+    @functools.cache
+    def tables(size: Size) -> list[jax.Array]:
+        return put([bicubic_table(height, size[0]), bicubic_table(width, size[1])], replicated(mesh))
+
+    def takes_all(size: Size) -> bool:  # the only possible crop is the whole picture
+        return {*data.crop_scale, *data.crop_ratio} == {1} and height == width == size[0] == size[1]
+
+    def choose(number: int) -> Arrays:
+        """This process's rows of a step: "row" int32 [b], crops "box" int32 [b, 4], labels and indices."""
+        places = places_of(start_step + number, data.batch_size, share)
+        rows = np.fromiter((index_at(place, total, data.seed) for place in places), np.int32, len(places))
+        chosen = {name: pictures[name][rows] for name in names if name != "image"} | {"row": rows}
+        if takes_all(size_at(start_step + number)):
+            return chosen
+        sides = (np.full(len(places), side) for side in (height, width))
+        draws = crop_draws(data.seed, places.start, len(places))
+        boxes = sample_crops(*sides, draws, data.crop_scale, data.crop_ratio, data.crop_rule)
+        return chosen | {"box": boxes.astype(np.int32)}
+
+    # One step ahead, since the order takes a while.
+    with contextlib.closing(call_ahead(choose, ENDLESS, workers=0, threads=1, ahead=1)) as ahead:
+        for step, chosen in enumerate(ahead, start_step):
+            size, batch = size_at(step), put_batch(chosen, batch_sharding(mesh))
+            rows, boxes = batch.pop("row"), batch.pop("box", None)
+            shown = take(images, rows) if takes_all(size) else cut(images, rows, boxes, *tables(size))
+            yield {name: shown if name == "image" else batch[name] for name in names}
+
+
+def cut_and_resize(
+    images: jax.Array, rows: jax.Array, boxes: jax.Array, table_of_rows: jax.Array, table_of_columns: jax.Array
+) -> jax.Array:
+    """Boxes int32 [b, 4] of images[rows], uint8 [N, h, w, c], enlarged bit for bit as by Pillow: uint8 [b, H, W, c].
+
+    Pillow's bicubic filter does columns first, rounds, then rows. Each direction needs its `bicubic_table`.
+    """
+    top, left, height, width = boxes.T
+    _, image_height, image_width, _ = images.shape
+    # Starting at the box's corner; beyond the box the tables are 0.
+    ys = jnp.minimum(top[:, None] + jnp.arange(image_height), image_height - 1)
+    xs = jnp.minimum(left[:, None] + jnp.arange(image_width), image_width - 1)
+    x = images[rows[:, None, None], ys[:, :, None], xs[:, None, :]].astype(jnp.int32)
+    x = _rounded(jnp.einsum("bok,bhkc->bhoc", table_of_columns[width], x))
+    x = _rounded(jnp.einsum("bok,bkwc->bowc", table_of_rows[height], x))
+    return x.astype(jnp.uint8)
+
+
+def _rounded(x: jax.Array) -> jax.Array:
+    return jnp.clip((x + (1 << (_PRECISION - 1))) >> _PRECISION, 0, 255)
+
+
+def bicubic_table(longest: int, out: int) -> np.ndarray:
+    """Coefficients that enlarge n values to `out`, for every n up to `longest`: int32 [longest + 1, out, longest].
+
+    Result o is the sum over k of table[n, o, k] times value k, in units of 2^-22: the filter of Keys (1981, IEEE TASSP
+    29, eq. 15) with a = -1/2, rounded as in Pillow. Only for n <= out: otherwise Pillow stretches the filter and
+    chooses the order of the directions.
+    """
+    table = np.zeros((longest + 1, out, longest), np.int32)
+    for n in range(1, longest + 1):
+        centres = (np.arange(out) + 0.5) * (n / out)
+        weights = _keys(np.arange(n) - centres[:, None] + 0.5)  # 0 beyond a distance of 2
+        weights = weights / weights.sum(1, keepdims=True) * (1 << _PRECISION)
+        table[n, :, :n] = np.trunc(weights + np.copysign(0.5, weights))
+    return table
+
+
+def _keys(x: np.ndarray) -> np.ndarray:
+    x, a = np.abs(x), -0.5
+    near, far = ((a + 2) * x - (a + 3)) * x * x + 1, (((x - 5) * x + 8) * x - 4) * a
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))

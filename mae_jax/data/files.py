@@ -41,32 +41,26 @@ class Listing(NamedTuple):
 
 
 def list_pictures(folder: Path, skip: Collection[str] = ()) -> Listing:
-    """Lists the pictures at any depth below `folder`, except in its sub-folders named in `skip`.
+    """Lists the pictures at any depth below `folder`, except in its sub-folders named in `skip`. Links are followed.
 
-    Links are followed; hidden names, and all but regular files, are left out. Raises UserError for unreadable folders
-    and broken links, whose pictures would be missing silently.
+    Raises UserError for unreadable folders and broken links, whose pictures would be missing silently.
     """
     files, unread, top = [], Counter(), []
     waiting = [(str(folder), "", frozenset())]  # path, path relative to `folder`, real paths of its parents
     while waiting:
         path, prefix, parents = waiting.pop()
         here = os.path.realpath(path)
-        if here in parents:  # a link to a parent
-            continue
-        for entry in _visible(path):
-            kind = _kind(entry)
-            if kind == "folder":
-                if prefix or entry.name not in skip:
-                    waiting.append((entry.path, prefix + entry.name + os.sep, parents | {here}))
-                    if not prefix:
-                        top.append(entry.name)
-            elif kind == "file" and is_picture_name(entry.name):
-                files.append(prefix + entry.name)
-            else:
-                unread[_extension(entry.name) if kind == "file" else kind] += 1
-    files.sort()
-    full = set(folders_of(files))
-    return Listing(files, sorted(name for name in top if name not in full), unread)
+        for name, kind in _scan(path) if here not in parents else ():  # a link may lead to a parent
+            if kind == "file" and is_picture_name(name):
+                files.append(prefix + name)
+            elif kind == "file":
+                unread[os.path.splitext(name)[1].lower() or "without extension"] += 1
+            elif kind != "folder":
+                unread[kind] += 1
+            elif prefix or name not in skip:
+                waiting.append((os.path.join(path, name), prefix + name + os.sep, parents | {here}))
+                top += [] if prefix else [name]
+    return Listing(sorted(files), sorted({*top} - {*folders_of(files)}), unread)
 
 
 def folder_of(file: str) -> str:
@@ -81,27 +75,24 @@ def folders_of(files: list[str]) -> list[str]:
 
 def sub_folders(folder: Path) -> list[str]:
     """Names of the folders in a folder, sorted, without hidden ones."""
-    return sorted(entry.name for entry in _visible(folder) if _kind(entry) == "folder")
+    return sorted(name for name, kind in _scan(folder) if kind == "folder")
 
 
 def holds_pictures(folder: Path) -> bool:
-    """Whether there are pictures directly in the folder."""
-    return any(_kind(entry) == "file" and is_picture_name(entry.name) for entry in _visible(folder))
+    return any(kind == "file" and is_picture_name(name) for name, kind in _scan(folder))
 
 
 def is_picture_name(name: str) -> bool:
-    """Whether a file name has the extension of a picture, in any case."""
     return name.lower().endswith(EXTENSIONS)
 
 
 def describe_unread(unread: Counter[str]) -> str:
     """One line about files that are not pictures; empty if there are none."""
-    if not unread:
-        return ""
-    total, ranked = sum(unread.values()), sorted(unread.items(), key=lambda item: (-item[1], item[0]))
-    what = "files of types that are" if total > 1 else "file of a type that is"
-    line = f"{total:,} {what} not read: {first_few([f'{kind} {count:,}' for kind, count in ranked])}"
-    return line + ("; pip install pillow-heif reads .heic" if _HEIF & unread.keys() else "")
+    ranked = sorted(unread.items(), key=lambda item: (-item[1], item[0]))
+    what = "file of a type that is" if unread.total() == 1 else "files of types that are"
+    line = f"{unread.total():,} {what} not read: {first_few([f'{kind} {count:,}' for kind, count in ranked])}"
+    line += "; pip install pillow-heif reads .heic" if _HEIF & unread.keys() else ""
+    return line if unread else ""
 
 
 def first_few(names: list[str]) -> str:
@@ -115,10 +106,7 @@ def find_folder(path: str | None) -> Path:
         raise UserError("data.path is not set: an image folder needs it, e.g. --config.data.path=/data/pictures")
     check_exists(path)
     if not os.path.isdir(path):
-        raise UserError(
-            f"data.path={path} is a file, not a folder; set data.path to the folder of your pictures, "
-            "after unpacking it if it is an archive"
-        )
+        raise UserError(f"data.path={path} is a file, not a folder; name a folder, and unpack archives first")
     return Path(path)
 
 
@@ -126,15 +114,15 @@ def check_exists(path: str) -> None:
     """Raises UserError, with the cause, if the file or folder `data.path` is missing or unreadable."""
     try:
         os.stat(path)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        what = ": there is no such folder; set data.path to the folder of your pictures"
-        if os.path.islink(path):
-            what = f" is a link to {os.readlink(path)}, which does not exist"
-        elif any(character in path for character in "*?["):
-            what = ": patterns are not expanded; set data.path to the folder that holds the pictures"
-        raise UserError(f"data.path={path}{what}") from error
     except OSError as error:
-        raise UserError(f"data.path={path} cannot be read: {reason(error)}") from error
+        what = f" cannot be read: {reason(error)}"
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            what = (
+                ": there is no such folder, and patterns are not expanded; set data.path to the folder of your pictures"
+            )
+            if os.path.islink(path):
+                what = f" is a link to {os.readlink(path)}, which does not exist"
+        raise UserError(f"data.path={path}{what}") from error
 
 
 def read_picture_file(path: str | Path) -> bytes:
@@ -152,33 +140,30 @@ def _open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a FIFO would wait for a writer
 
 
-def _visible(folder: str | Path) -> list[os.DirEntry]:
-    def scan():
+def _scan(folder: str | Path) -> list[tuple[str, str]]:
+    """Names in a folder, without hidden ones, and their kinds: file, folder, pipe, socket or device."""
+
+    def read():
         with os.scandir(folder) as entries:
             return [entry for entry in entries if not entry.name.startswith(".") and entry.name not in HIDDEN]
 
     try:
-        return with_patience(scan)
+        entries = with_patience(read)
     except OSError as error:
         raise UserError(f"{folder} cannot be read: {reason(error)}; fix that, or move the folder elsewhere") from error
+    return [(entry.name, _kind(entry)) for entry in entries]
 
 
 def _kind(entry: os.DirEntry) -> str:
-    """file, folder, pipe, socket or device."""
-    if entry.is_file(follow_symlinks=False):  # these two need no further system call
-        return "file"
-    if entry.is_dir(follow_symlinks=False):
-        return "folder"
     try:
-        mode = entry.stat().st_mode
-    except FileNotFoundError as error:
-        target = os.readlink(entry.path) if entry.is_symlink() else "nothing"
-        raise UserError(f"{entry.path} is a link to {target}, which does not exist: fix or remove the link") from error
+        if entry.is_file():  # these two need a system call only for links
+            return "file"
+        if entry.is_dir():
+            return "folder"
+        kinds = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
+        return kinds.get(stat.S_IFMT(entry.stat().st_mode), "device")
     except OSError as error:
-        raise UserError(f"{entry.path} cannot be read: {reason(error)}; fix or remove it") from error
-    tests = {"file": stat.S_ISREG, "folder": stat.S_ISDIR, "pipe": stat.S_ISFIFO, "socket": stat.S_ISSOCK}
-    return next((kind for kind, is_kind in tests.items() if is_kind(mode)), "device")
-
-
-def _extension(name: str) -> str:
-    return os.path.splitext(name)[1].lower() or "without extension"
+        what = f"cannot be read: {reason(error)}"
+        if isinstance(error, FileNotFoundError) and entry.is_symlink():
+            what = f"is a link to {os.readlink(entry.path)}, which does not exist"
+        raise UserError(f"{entry.path} {what}; fix or remove it") from error

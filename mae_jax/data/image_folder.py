@@ -21,8 +21,9 @@ from mae_jax.data.files import (
     list_pictures,
     read_picture_file,
 )
-from mae_jax.data.sources import SOURCES, Source
+from mae_jax.data.sources import Source
 from mae_jax.data.splits import Splits, check_no_hidden_splits, class_folders, find_splits, hold_out
+from mae_jax.data.transforms import Size
 from mae_jax.runtime.errors import UserError
 
 
@@ -53,41 +54,8 @@ def _find_pictures(data: ConfigDict) -> _Found:
     return _Found(splits, training, evaluation, (training.files, evaluation.files), classes)
 
 
-@SOURCES.register("image_folder")
-class ImageFolder(Source):
-    """Pictures below `data.path`, as encoded bytes.
-
-    `find_splits` finds the folders for training and evaluation. Without one for evaluation, the share
-    `data.eval_fraction` of the training pictures is held out (`hold_out`). Folders of pictures are classes, numbered in
-    the order of their names; their pictures may be at any depth. A folder that holds pictures directly is unlabelled.
-    Evaluation pictures have the labels of training, unless that lacks one of their classes. Raises UserError if nothing
-    is found, or as `find_splits` and `list_pictures` do; NothingToTrainOn if all pictures are for evaluation.
-    """
-
-    def __init__(
-        self, split: str, data: ConfigDict, image_size: tuple[int, int], channels: int, found: _Found | None = None
-    ):
-        splits, training, evaluation, files, classes = found = found or _find_pictures(data)
-        self._folder, self._files, self.class_names = splits.train, files[split == "eval"], classes
-        self.place = f"in {splits.train}"
-        if split == "train":
-            _check_trainable(found, data.eval_fraction)
-            return
-        listings = {splits.train: training}
-        if splits.evaluation is None:
-            self.place = f"held out of {splits.train}" if files[0] else f"in {splits.train} (all of it)"
-        else:
-            _check_pictures(splits.evaluation, evaluation)
-            listings[splits.evaluation] = evaluation
-            own = class_folders(splits.evaluation, evaluation.files)
-            self.class_names = classes if own and set(own) <= set(classes or ()) else own
-            self._folder, self.place = splits.evaluation, f"in {splits.evaluation}"
-        self.notes = _notes(listings, splits.unused) + _lacking(self.class_names, *files)
-
-    @classmethod
-    def open_both(cls, data: ConfigDict, image_size: tuple[int, int], channels: int) -> tuple[Source, Source]:
-        found = _find_pictures(data)  # once: large folders take minutes
-        return tuple(cls(split, data, image_size, channels, found) for split in ("train", "eval"))
+class _Pictures(Source):
+    """`_files` below `_folder`, encoded; a label is the place of a file's first folder in `class_names`."""
 
     def __len__(self) -> int:
         return len(self._files)
@@ -106,35 +74,74 @@ class ImageFolder(Source):
         return os.path.join(self._folder, self._files[index])
 
 
-class PictureFiles(Source):
+class PictureFiles(_Pictures):
     """One picture file, or all below a folder in the order of their names, unlabelled; UserError if there is none."""
 
     def __init__(self, path: str | Path):
         check_exists(str(path))
-        path, unread = Path(path), ""
-        if path.is_dir():
+        self._folder, name = os.path.split(path)
+        self._files = [name] if os.path.isfile(path) and is_picture_name(name) else []
+        self.place = f"in {path}"
+        if os.path.isdir(path):
             found = list_pictures(path)
-            self._files, unread = [path / file for file in found.files], describe_unread(found.unread)
+            self._folder, self._files = path, found.files
+            self.notes = _unread(found)
+            _check_pictures(path, found)
+        elif not self._files:
+            raise UserError(f"data.path={path} is not a picture; files of pictures end in {' '.join(EXTENSIONS)}")
+
+
+class ImageFolder(_Pictures):
+    """Pictures below `data.path`: for training and evaluation as `find_splits` says, or with a share held out.
+
+    Folders of pictures are classes, numbered in the order of their names; their pictures may be at any depth. A folder
+    that holds pictures directly is unlabelled. Evaluation pictures have the labels of training, unless that lacks one
+    of their classes. Raises UserError if nothing is found; NothingToTrainOn if all pictures are for evaluation.
+    """
+
+    def __init__(self, split: str, data: ConfigDict, image_size: Size, channels: int, found: _Found | None = None):
+        splits, training, evaluation, files, classes = found = found or _find_pictures(data)
+        self._folder, self._files, self.class_names = splits.train, files[split == "eval"], classes
+        self.place = f"in {splits.train}"
+        if split == "train":
+            _check_trainable(found, data.eval_fraction)
+            return
+        listings = {splits.train: training}
+        if splits.evaluation is None:
+            self.place = f"held out of {splits.train}" if files[0] else f"in {splits.train} (all of it)"
         else:
-            self._files = [path] if path.is_file() and is_picture_name(path.name) else []
-        if not self._files:
-            holds = f"has no pictures{f' ({unread})' if unread else ''}" if path.is_dir() else "is not a picture"
-            raise UserError(f"data.path={path} {holds}; files of pictures end in {' '.join(EXTENSIONS)}")
-        self.place, self.notes = f"in {path}", [unread] if unread else []
+            _check_pictures(splits.evaluation, evaluation)
+            listings[splits.evaluation] = evaluation
+            own = class_folders(splits.evaluation, evaluation.files)
+            self.class_names = classes if own and set(own) <= set(classes or ()) else own
+            self._folder, self.place = splits.evaluation, f"in {splits.evaluation}"
+        self.notes = [
+            f"no picture in {len(listing.empty):,} of the folders in {folder}: {first_few(listing.empty)}"
+            for folder, listing in listings.items()
+            if listing.empty
+        ]
+        self.notes += _unread(*listings.values())
+        self.notes += [f"folders that are not used: {first_few(splits.unused)}"] if splits.unused else []
+        for part, purpose in zip(files, ("learn from", "evaluate on"), strict=True):
+            lacking = sorted(set(self.class_names or ()) - set(map(folder_of, part)))
+            if lacking and all(files):
+                share = f"{len(lacking):,} of {len(self.class_names):,} classes"
+                self.notes.append(f"no pictures to {purpose} for {share}: {first_few(lacking)}")
 
-    def __len__(self) -> int:
-        return len(self._files)
+    @classmethod
+    def open_both(cls, data: ConfigDict, image_size: Size, channels: int) -> tuple[Source, Source]:
+        found = _find_pictures(data)  # once: large folders take minutes
+        return tuple(cls(split, data, image_size, channels, found) for split in ("train", "eval"))
 
-    def __getitem__(self, index: int) -> dict:
-        return {"image": read_picture_file(self._files[index]), "label": -1}
 
-    def name_of(self, index: int) -> str:
-        return str(self._files[index])
+def _unread(*listings: Listing) -> list[str]:
+    unread = describe_unread(sum((listing.unread for listing in listings), Counter()))
+    return [unread] if unread else []
 
 
 def _check_pictures(folder: Path, listing: Listing) -> None:
     if not listing.files:
-        there = f"; there are {unread}" if (unread := describe_unread(listing.unread)) else ""
+        there = "; ".join(["", *_unread(listing)])
         raise UserError(
             f"no pictures found in {folder}: expected files ending in {' '.join(EXTENSIONS)}, any case{there}"
         )
@@ -142,50 +149,16 @@ def _check_pictures(folder: Path, listing: Listing) -> None:
 
 def _check_trainable(found: _Found, eval_fraction: float) -> None:
     splits = found.splits
-    if splits.evaluation and _overlap(splits):
-        raise UserError(
-            f"{splits.train} is for training and {splits.evaluation} for evaluation, but they share pictures: "
-            "name another folder in data.eval_split"
-        )
-    if not found.files[0] and splits.evaluation:
-        raise NothingToTrainOn(
-            f"no training pictures: {splits.train} has no pictures other than those of {splits.evaluation}"
-        )
+    if splits.evaluation:
+        train, evaluation = splits.train.resolve(), splits.evaluation.resolve()
+        below = evaluation.is_relative_to(train) and splits.beside.isdisjoint(evaluation.relative_to(train).parts[:1])
+        if below or train.is_relative_to(evaluation):
+            raise UserError(
+                f"{splits.train} is for training and {splits.evaluation} for evaluation, but they share pictures: "
+                "name another folder in data.eval_split"
+            )
     if not found.files[0]:
-        raise NothingToTrainOn(
-            f"data.eval_fraction={eval_fraction} leaves none of the pictures in {splits.train} to learn from: "
-            "set it to 0.1, for example"
-        )
-
-
-def _overlap(splits: Splits) -> bool:
-    """Whether the training folder contains the evaluation folder without leaving it out, or the reverse."""
-    train, evaluation = splits.train.resolve(), splits.evaluation.resolve()
-    if train.is_relative_to(evaluation):
-        return True
-    return evaluation.is_relative_to(train) and evaluation.relative_to(train).parts[0] not in splits.beside
-
-
-def _notes(listings: dict[Path, Listing], unused: list[str]) -> list[str]:
-    """Lines about what is in the folders but not used."""
-    notes = [
-        f"no picture in {len(found.empty):,} of the folders in {folder}: {first_few(found.empty)}"
-        for folder, found in listings.items()
-        if found.empty
-    ]
-    unread = sum((found.unread for found in listings.values()), Counter())
-    notes += [describe_unread(unread)] if unread else []
-    return notes + ([f"folders that are not used: {first_few(unused)}"] if unused else [])
-
-
-def _lacking(classes: list[str] | None, train_files: list[str], eval_files: list[str]) -> list[str]:
-    """A line for each split that has no picture of some classes; nothing if a split is empty."""
-    notes = []
-    if train_files and eval_files:
-        for files, purpose in ((train_files, "learn from"), (eval_files, "evaluate on")):
-            lacking = sorted(set(classes or ()) - set(map(folder_of, files)))
-            if lacking:
-                notes.append(
-                    f"no pictures to {purpose} for {len(lacking):,} of {len(classes):,} classes: {first_few(lacking)}"
-                )
-    return notes
+        why = f"data.eval_fraction={eval_fraction} leaves none of the pictures: set it to 0.1, for example"
+        if splits.evaluation:
+            why = f"it has only those of {splits.evaluation}"
+        raise NothingToTrainOn(f"no training pictures in {splits.train}: {why}")

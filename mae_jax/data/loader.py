@@ -3,67 +3,185 @@
 The batch of step s is a pure function of (data.seed, s): no thread, process or restart can change it.
 """
 
+import dataclasses
 import functools
 import itertools
 import logging
-import math
 import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
+from grain.experimental import index_shuffle
 from ml_collections import ConfigDict
 
+from mae_jax.data.decoding import BadImage, open_picture
 from mae_jax.data.rand_augment import make_augmentation
-from mae_jax.data.reading import Order, PictureReader, PieceReader
 from mae_jax.data.sources import Source
-from mae_jax.data.transforms import Augmented, CentreCrop, RandomCrop, Transform
+from mae_jax.data.transforms import Picture, Size, Transform, augmented, centre_crop, random_crop
 from mae_jax.data.workers import call_ahead
-from mae_jax.runtime.errors import UserError, escaped
+from mae_jax.runtime.errors import UserError, escaped, reason
+from mae_jax.runtime.retry import with_patience
 
+REPLACEMENT_TRIES = 20  # pictures tried in place of a bad one
 MAX_PIECE = 64  # pictures that a thread reads before handing them over
 ENDLESS = 2**40  # pieces
 BAD_SHARE = 0.01  # above this share of bad pictures, the data are at fault
 BAD_SHARE_SAMPLE = 10_000  # the share refers to at least this many pictures, even if fewer have been read
 
+Arrays = dict[str, np.ndarray]
+Share = tuple[int, int]  # (i, n): the rows of process i of n
+SizeAt = Callable[[int], Size]  # step -> (height, width) of its images
+Sizes = Size | SizeAt
+
 _logger = logging.getLogger("mae_jax")
 
 
-class Batches(Iterator[dict[str, np.ndarray]]):
+def index_at(place: int, length: int, seed: int | None) -> int:
+    """The global order: with a seed, shuffled in each epoch; else each index once, then -1 (padding)."""
+    if seed is None:
+        return place if place < length else -1
+    epoch, place_in_epoch = divmod(place, length)
+    return index_shuffle(place_in_epoch, max_index=length - 1, seed=_epoch_seed(seed, epoch), rounds=4)
+
+
+@functools.lru_cache(maxsize=16)
+def _epoch_seed(seed: int, epoch: int) -> int:
+    return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+
+
+def places_of(step: int, batch_size: int, share: Share = (0, 1)) -> range:
+    """The places of a step, or the share (i, n) of the process i of n."""
+    rows = batch_size // share[1]
+    first = step * batch_size + share[0] * rows
+    return range(first, first + rows)
+
+
+def array_batches(
+    arrays: Arrays, batch_size: int, share: Share = (0, 1), seed: int | None = None, start_step: int = 0
+) -> Iterator[Arrays]:
+    """Batches of arrays [N, ...] in memory: with a seed endless, in the order of `make_train_batches`.
+
+    Else every row once, in order, and "weight" float32 [b], 0 for the last batch's padding.
+    """
+    total = len(next(iter(arrays.values())))
+    for step in range(-(-total // batch_size)) if seed is None else itertools.count(start_step):
+        rows = np.fromiter((index_at(place, total, seed) for place in places_of(step, batch_size, share)), np.int64)
+        batch = {name: array[rows] for name, array in arrays.items()}
+        if seed is None:
+            for values in batch.values():
+                values[rows < 0] = 0
+            batch["weight"] = np.float32(rows >= 0)
+        yield batch
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureReader:
+    """Reads a picture or its replacement, as the settings `data.*` say."""
+
+    source: Source
+    data: ConfigDict
+    channels: int
+
+    def read(self, index: int, take: Callable[[Picture], np.ndarray]) -> tuple[np.ndarray, int]:
+        """(take(picture), its label). Raises BadImage; on a failing disk, only after two seconds of retries."""
+        try:
+            record = with_patience(lambda: self.source[index])
+        except OSError as error:  # the file is gone, unreadable, or on a faulty disk
+            raise BadImage(reason(error)) from error
+        try:
+            picture = open_picture(record["image"], self.channels, self.data.max_pixels, self.data.value_range)
+            return take(picture), record["label"]
+        except UserError as error:
+            raise UserError(f"{self.source.name_of(index)}: {error}") from error
+
+    def read_or_replace(
+        self, index: int, take: Callable[[Picture], np.ndarray]
+    ) -> tuple[np.ndarray, int, int, dict[int, str]]:
+        """(take(picture), label, index of the picture read, {index: reason} of bad ones before it)."""
+        bad: dict[int, str] = {}
+        for candidate in _candidates(index, len(self.source)):
+            try:
+                return *self.read(candidate, take), candidate, bad
+            except BadImage as error:
+                if self.data.on_bad_image == "raise":
+                    raise UserError(
+                        f"{self.source.name_of(candidate)} cannot be used: {error}; fix or remove it, "
+                        "or set data.on_bad_image=replace"
+                    ) from error
+                bad[candidate] = str(error)
+        raise UserError(
+            f"{self.source.name_of(index)} and the {REPLACEMENT_TRIES} pictures tried in its place cannot be used; "
+            f"the first: {bad[index]}"
+        )
+
+
+def _candidates(index: int, length: int) -> Iterator[int]:
+    yield index
+    rng = np.random.default_rng((index, length))
+    for _ in range(REPLACEMENT_TRIES):
+        yield int(rng.integers(length))
+
+
+@dataclasses.dataclass(frozen=True)
+class _PieceReader:
+    """Reads piece k of a process's rows. One thread reads a piece, so all threads work on the next batch."""
+
+    reader: PictureReader
+    seed: int | None  # of the order
+    transform: Transform
+    image_size: Sizes
+    places_of: Callable[[int], range]  # step -> places of the process's rows
+    pieces_per_batch: int
+    start_step: int
+
+    def __call__(self, piece: int) -> dict[str, Any]:
+        """The rows "image", "label" and "index", and "bad": {index: reason} of bad pictures."""
+        step, part = divmod(piece, self.pieces_per_batch)
+        step += self.start_step
+        size = self.image_size(step) if callable(self.image_size) else self.image_size
+        places = self.places_of(step)
+        rows = len(places) // self.pieces_per_batch
+        images = np.zeros((rows, *size, self.reader.channels), np.uint8)
+        labels, indices, all_bad = np.full(rows, -1, np.int32), np.full(rows, -1, np.int64), {}
+        for row, place in enumerate(places[part * rows : (part + 1) * rows]):
+            if (asked := index_at(place, len(self.reader.source), self.seed)) >= 0:
+                take = functools.partial(self.transform, place=place, size=size)
+                images[row], labels[row], indices[row], bad = self.reader.read_or_replace(asked, take)
+                all_bad |= bad
+        return {"image": images, "label": labels, "index": indices, "bad": all_bad}
+
+
+class Batches(Iterator[Arrays]):
     """Batches of a source. Close them if you stop early, or the program waits for what is read ahead.
 
-    `bad_images` maps indices in the source to names, for the bad pictures that this process has found so far.
+    `bad_images`: index in the source -> name, for the bad pictures that this process has found so far.
     """
 
     def __init__(
         self,
-        source: Source,
-        data: ConfigDict,
-        channels: int,
+        reader: PictureReader,
         transform: Transform,
-        size_at: Callable[[int], tuple[int, int]],
-        *,
+        image_size: Sizes,
         batch_size: int,
-        setting: str,
         steps: int | None,
+        share: Share,
         start_step: int = 0,
-        process_index: int = 0,
-        process_count: int = 1,
     ):
-        """`setting` names the batch size in errors; `steps` None: endless and shuffled, else in order, with weights."""
-        if batch_size < 1 or batch_size % process_count:
+        """`steps` None: endless and shuffled, for training; else in order, with weights, for evaluation."""
+        if batch_size < 1 or batch_size % share[1]:
+            setting = "data.batch_size" if steps is None else "evaluate.batch_size"
             raise UserError(
-                f"{setting}={batch_size} must be a positive multiple of the number of processes ({process_count})"
+                f"{setting}={batch_size} must be a positive multiple of the number of processes ({share[1]})"
             )
+        source, data = reader.source, reader.data
         self.bad_images: dict[int, str] = {}
         self._source, self._weighted, self._reads, self._first_reason = source, steps is not None, 0, ""
-        rows = batch_size // process_count
-        piece_size = max(size for size in range(1, min(rows, MAX_PIECE) + 1) if rows % size == 0)
-        self._per_batch = rows // piece_size
-        reader = PictureReader(source, channels, data.max_pixels, data.on_bad_image, data.value_range)
-        order = Order(len(source), data.seed if steps is None else None)
-        read_piece = PieceReader(
-            reader, order, transform, size_at, batch_size, process_index * rows, piece_size, self._per_batch, start_step
-        )
+        rows = batch_size // share[1]
+        self._per_batch = rows // max(size for size in range(1, min(rows, MAX_PIECE) + 1) if rows % size == 0)
+        places = functools.partial(places_of, batch_size=batch_size, share=share)
+        seed = data.seed if steps is None else None
+        read_piece = _PieceReader(reader, seed, transform, image_size, places, self._per_batch, start_step)
         count = ENDLESS if steps is None else steps * self._per_batch
         workers = data.num_workers
         # More threads than cores only contend for Python's lock (two per core took 1.2 to 1.4 times as long as one).
@@ -73,13 +191,13 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         ahead = data.prefetch_batches * self._per_batch
         self._pieces = call_ahead(read_piece, count, workers=workers, threads=threads, ahead=ahead)
 
-    def __next__(self) -> dict[str, np.ndarray]:
+    def __next__(self) -> Arrays:
         pieces = list(itertools.islice(self._pieces, self._per_batch))
         if not pieces:
             raise StopIteration
         batch = {name: np.concatenate([piece[name] for piece in pieces]) for name in ("image", "label", "index")}
         self._reads += np.count_nonzero(batch["index"] >= 0)
-        self._note_bad({index: reason for piece in pieces for index, reason in piece["bad"].items()})
+        self._note_bad({index: why for piece in pieces for index, why in piece["bad"].items()})
         return batch | ({"weight": np.float32(batch["index"] >= 0)} if self._weighted else {})
 
     def close(self) -> None:
@@ -87,83 +205,56 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         self._pieces.close()
 
     def _note_bad(self, found: dict[int, str]) -> None:
-        for index, reason in found.items():
+        for index, why in found.items():
             if index not in self.bad_images:
                 name = self.bad_images[index] = self._source.name_of(index)
-                self._first_reason = self._first_reason or reason
-                _logger.warning("bad picture %s (%s): it is replaced by another", escaped(name), escaped(reason))
-        total = len(self._source)
-        limit = BAD_SHARE * max(min(self._reads, total), min(total, BAD_SHARE_SAMPLE))
-        if len(self.bad_images) > limit:
+                self._first_reason = self._first_reason or why
+                _logger.warning("bad picture %s (%s): it is replaced by another", escaped(name), escaped(why))
+        total, bad = len(self._source), list(self.bad_images.values())
+        if len(bad) > BAD_SHARE * max(min(self._reads, total), min(total, BAD_SHARE_SAMPLE)):
             self.close()
-            names = ", ".join(list(self.bad_images.values())[:3])
             raise UserError(
-                f"{len(self.bad_images)} of the first {self._reads} pictures read, of {total}, cannot be used: {names}"
-                f"{', ...' if len(self.bad_images) > 3 else ''} (the first: {self._first_reason}); up to 1 % are "
-                "replaced by others: remove or fix such files (each is named in the log)"
+                f"{len(bad)} of the first {self._reads} pictures read, of {total}, cannot be used: "
+                f"{', '.join(bad[:3])}{', ...' if len(bad) > 3 else ''} (the first: {self._first_reason}); up to 1 % "
+                "are replaced by others: remove or fix such files (each is named in the log)"
             )
 
 
 def make_train_batches(
-    source: Source,
-    data: ConfigDict,
-    image_size: tuple[int, int],
-    channels: int,
-    *,
-    size_at: Callable[[int], tuple[int, int]] | None = None,
-    **share: int,
+    source: Source, data: ConfigDict, image_size: Sizes, channels: int, start_step: int = 0, share: Share = (0, 1)
 ) -> Batches:
     """Endless batches of shuffled, cropped and augmented pictures.
 
-    Every epoch shows each picture once, in a new order; a batch may span two epochs. `size_at` maps a step to the
-    (height, width) of its images (None: always `image_size`); `share` is start_step, process_index and process_count.
-    Raises UserError: at once for impossible settings, on `next` for unusable pictures.
+    Every epoch shows each picture once, in a new order; a batch may span two epochs. `image_size` may be a function of
+    the step. `share` (i, n): only the rows of process i of n. Raises UserError: at once for impossible settings, on
+    `next` for unusable pictures.
 
-    Returns:
-      {"image": uint8 [b, h, w, c], "label": int32 [b], "index": int64 [b]} with b = data.batch_size / process_count:
-      rows [process_index * b, (process_index + 1) * b) of the global batch. Label and index are those of the picture
-      shown, even if it replaces a bad one.
+    Returns {"image": uint8 [b, h, w, c], "label": int32 [b], "index": int64 [b]} with b = data.batch_size / n. Label
+    and index are those of the picture shown, even if it replaces a bad one.
     """
     if len(source) < data.batch_size:
         raise UserError(
             f"data.batch_size={data.batch_size} is larger than the training data ({len(source)} pictures): "
             f"set data.batch_size to {len(source)} or less"
         )
-    transform: Transform = CentreCrop(data.eval_crop)
+    transform: Transform = functools.partial(centre_crop, eval_crop=data.eval_crop)
     if data.crop_rule != "centre":
-        transform = RandomCrop(tuple(data.crop_scale), tuple(data.crop_ratio), data.seed, data.crop_rule)
+        rules = dict(scale=tuple(data.crop_scale), ratio=tuple(data.crop_ratio), rule=data.crop_rule)
+        transform = functools.partial(random_crop, seed=data.seed, **rules)
     if augment := make_augmentation(data, channels):
-        transform = Augmented(transform, augment, data.seed)
-    size_at = size_at or functools.partial(_same_size, tuple(image_size))
-    return Batches(
-        source, data, channels, transform, size_at,
-        batch_size=data.batch_size, setting="data.batch_size", steps=None, **share,
-    )  # fmt: skip
+        transform = functools.partial(augmented, transform=transform, augment=augment, seed=data.seed)
+    reader = PictureReader(source, data, channels)
+    return Batches(reader, transform, image_size, data.batch_size, None, share, start_step)
 
 
 def make_eval_batches(
-    source: Source,
-    data: ConfigDict,
-    batch_size: int,
-    image_size: tuple[int, int],
-    channels: int,
-    *,
-    eval_crop: float | None = None,
-    **share: int,
+    source: Source, data: ConfigDict, batch_size: int, image_size: Size, channels: int, share: Share = (0, 1)
 ) -> Batches:
     """Every picture exactly once, in order, centre-cropped; `batch_size` counts over all processes.
 
     The batches are those of `make_train_batches`, and "weight": float32 [b], 0 for the padding (black, label and index
-    -1) of the last one, else 1. All processes get the same number of batches. `eval_crop` replaces `data.eval_crop`;
-    `share` is process_index and process_count.
+    -1) of the last one, else 1. All processes get the same number of batches.
     """
-    transform = CentreCrop(data.eval_crop if eval_crop is None else eval_crop)
-    steps = math.ceil(len(source) / max(batch_size, 1))
-    return Batches(
-        source, data, channels, transform, functools.partial(_same_size, tuple(image_size)),
-        batch_size=batch_size, setting="evaluate.batch_size", steps=steps, **share,
-    )  # fmt: skip
-
-
-def _same_size(size: tuple[int, int], step: int) -> tuple[int, int]:
-    return size
+    transform = functools.partial(centre_crop, eval_crop=data.eval_crop)
+    reader, steps = PictureReader(source, data, channels), -(-len(source) // max(batch_size, 1))
+    return Batches(reader, transform, image_size, batch_size, steps, share)

@@ -10,10 +10,9 @@ import numpy as np
 from PIL import Image
 
 from mae_jax.data.augment import denormalize, normalize
-from mae_jax.data.decoding import BadImage, decode, to_array
+from mae_jax.data.decoding import BadImage, Encoded, decode, scaled
 from mae_jax.data.files import read_picture_file
-from mae_jax.data.transforms import Pixels, resize_and_centre_crop
-from mae_jax.data.values import Range, scaled
+from mae_jax.data.transforms import Picture, Range, resize_and_centre_crop
 from mae_jax.runtime.errors import UserError, reason
 
 MAX_SIDE, LEAST_CROP = 2**15, 0.01
@@ -32,25 +31,24 @@ class Processor:
     value_range: Range | None = None  # (low, high): black and white of every picture; None: pictures have 8 bits
 
     def __post_init__(self):
-        size = self.image_size
+        size, limits = self.image_size, self.value_range
         sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
-        if len(sides) != 2 or not all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in sides):
-            raise UserError(f"image_size={size} must be one int, or (height, width), from 1 to {MAX_SIDE:,} pixels")
-        if not LEAST_CROP <= self.eval_crop <= 1:
-            raise UserError(f"eval_crop={self.eval_crop} must be from {LEAST_CROP} to 1")
-        limits = self.value_range
-        if limits is not None and not (
-            np.shape(limits) == (2,) and np.isfinite(limits).all() and limits[0] < limits[1]
-        ):
-            raise UserError(f"value_range={limits} must be (low, high) with low < high")
+        fits = len(sides) == 2 and all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in sides)
+        self._check(fits, "image_size", f"one int, or (height, width), from 1 to {MAX_SIDE:,} pixels")
+        self._check(LEAST_CROP <= self.eval_crop <= 1, "eval_crop", f"from {LEAST_CROP} to 1")
+        two = limits is None or (np.shape(limits) == (2,) and np.isfinite(limits).all() and limits[0] < limits[1])
+        self._check(two, "value_range", "(low, high) with low < high")
         object.__setattr__(self, "image_size", sides)
         for name in ("mean", "std"):
             values = getattr(self, name)
             object.__setattr__(self, name, tuple(values) if isinstance(values, list | tuple) else (float(values),))
-            if len(getattr(self, name)) not in (1, self.channels):
-                raise UserError(f"{name}={values} must be one number, or one for each of {self.channels} channels")
-        if not min(self.std) > 0:
-            raise UserError(f"std={self.std} must be above 0")
+            one_each = len(getattr(self, name)) in (1, self.channels)
+            self._check(one_each, name, f"one number, or one for each of {self.channels} channels")
+        self._check(min(self.std) > 0, "std", "above 0")
+
+    def _check(self, holds: bool, name: str, what: str) -> None:
+        if not holds:
+            raise UserError(f"{name}={getattr(self, name)} must be {what}")
 
     def __call__(self, pictures: Any) -> jax.Array:
         """Normalised float32 images [B, H, W, C] of one picture or several.
@@ -77,14 +75,14 @@ class Processor:
                 data = read_picture_file(Path(picture).expanduser())
                 picture = decode(data, self.channels, MAX_PIXELS, self.value_range)
             elif isinstance(picture, Image.Image):
-                picture = to_array(picture, self.channels, self.value_range)
+                picture = Encoded(picture, self.channels, self.value_range).whole()
             else:
                 array = np.asarray(picture)
                 name = f"an array {array.dtype}{list(array.shape)}"
                 picture = decode(self._to_bytes(array), self.channels, MAX_PIXELS)
         except (BadImage, OSError) as error:
             raise UserError(f"{name} cannot be used: {reason(error)}") from error
-        return resize_and_centre_crop(Pixels(picture), self.image_size, self.eval_crop)
+        return resize_and_centre_crop(Picture(picture), self.image_size, self.eval_crop)
 
     def _to_bytes(self, picture: np.ndarray) -> np.ndarray:
         """uint8 of an array of uint8, of floats on [0, 1], or with a `value_range` of any numbers."""
@@ -95,11 +93,7 @@ class Processor:
             return scaled(picture, self.value_range)
         if picture.dtype == np.uint8:
             return picture
-        if not floats:
-            raise UserError(f"an array of {picture.dtype}: pictures are uint8, or floats on [0, 1]")
-        if picture.size and not (picture.min() >= 0 and picture.max() <= 1):
-            raise UserError(
-                f"a float array with values from {picture.min():g} to {picture.max():g}: pictures are uint8, or floats "
-                "on [0, 1]"
-            )
+        if not floats or (picture.size and not (picture.min() >= 0 and picture.max() <= 1)):
+            found = f" with values from {picture.min():g} to {picture.max():g}" if floats else ""
+            raise UserError(f"an array of {picture.dtype}{found}: pictures are uint8, or floats on [0, 1]")
         return np.round(picture * 255).astype(np.uint8)

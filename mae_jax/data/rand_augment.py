@@ -4,23 +4,25 @@ The variant is `rand-m9-mstd0.5-inc1` of MAE's fine-tuning recipe: 15 operations
 which varies a little between operations.
 """
 
-import dataclasses
+import functools
 from collections.abc import Callable
 
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image, ImageEnhance, ImageOps
 
+from mae_jax.data.transforms import Augment
 from mae_jax.runtime.errors import UserError
 
 MAX_MAGNITUDE = 10.0
 APPLY_PROBABILITY = 0.5  # of a drawn operation
 MAX_DEGREES = 30.0  # at magnitude 10, like those below
 MAX_SHEAR = 0.3  # pixels per pixel
-MAX_TRANSLATION = 0.45  # of the side
+MAX_SHIFT = 0.45  # of the side
 MAX_ENHANCEMENT = 0.9  # distance of the factor from 1
 MAX_ADDED = 110  # grey levels
 
+BICUBIC = Image.Resampling.BICUBIC
 Fill = int | tuple[int, ...]  # the colour of areas from outside the picture
 # (picture, strength in [-1, 1], fill) -> picture; the sign, if it matters, is a direction, or more or less colour.
 Operation = Callable[[Image.Image, float, Fill], Image.Image]
@@ -44,36 +46,27 @@ def _enhance(enhancer: type) -> Operation:
 
 def _affine(picture: Image.Image, matrix: tuple[float, ...], fill: Fill) -> Image.Image:
     """`matrix`, row by row, maps coordinates in the result to those in `picture`, both from the top left corner."""
-    return picture.transform(
-        picture.size, Image.Transform.AFFINE, matrix, resample=Image.Resampling.BICUBIC, fillcolor=fill
-    )
+    return picture.transform(picture.size, Image.Transform.AFFINE, matrix, resample=BICUBIC, fillcolor=fill)
 
 
 OPERATIONS: dict[str, Operation] = {
-    "auto_contrast": lambda picture, strength, fill: ImageOps.autocontrast(picture),
-    "equalize": lambda picture, strength, fill: ImageOps.equalize(picture),
-    "invert": lambda picture, strength, fill: ImageOps.invert(picture),
-    "rotate": lambda picture, strength, fill: picture.rotate(
-        strength * MAX_DEGREES, Image.Resampling.BICUBIC, fillcolor=fill
-    ),
+    "auto_contrast": lambda picture, s, fill: ImageOps.autocontrast(picture),
+    "equalize": lambda picture, s, fill: ImageOps.equalize(picture),
+    "invert": lambda picture, s, fill: ImageOps.invert(picture),
+    "rotate": lambda picture, s, fill: picture.rotate(s * MAX_DEGREES, BICUBIC, fillcolor=fill),
     "posterize": _posterize,
     # Inverts values from the threshold up.
-    "solarize": lambda picture, strength, fill: ImageOps.solarize(picture, 256 - int(abs(strength) * 256)),
+    "solarize": lambda picture, s, fill: ImageOps.solarize(picture, 256 - int(abs(s) * 256)),
     "solarize_add": _solarize_add,
     "color": _enhance(ImageEnhance.Color),
     "contrast": _enhance(ImageEnhance.Contrast),
     "brightness": _enhance(ImageEnhance.Brightness),
     "sharpness": _enhance(ImageEnhance.Sharpness),
-    "shear_x": lambda picture, strength, fill: _affine(picture, (1, strength * MAX_SHEAR, 0, 0, 1, 0), fill),
-    "shear_y": lambda picture, strength, fill: _affine(picture, (1, 0, 0, strength * MAX_SHEAR, 1, 0), fill),
-    "translate_x": lambda picture, strength, fill: _affine(
-        picture, (1, 0, strength * MAX_TRANSLATION * picture.width, 0, 1, 0), fill
-    ),
-    "translate_y": lambda picture, strength, fill: _affine(
-        picture, (1, 0, 0, 0, 1, strength * MAX_TRANSLATION * picture.height), fill
-    ),
+    "shear_x": lambda picture, s, fill: _affine(picture, (1, s * MAX_SHEAR, 0, 0, 1, 0), fill),
+    "shear_y": lambda picture, s, fill: _affine(picture, (1, 0, 0, s * MAX_SHEAR, 1, 0), fill),
+    "translate_x": lambda picture, s, fill: _affine(picture, (1, 0, s * MAX_SHIFT * picture.width, 0, 1, 0), fill),
+    "translate_y": lambda picture, s, fill: _affine(picture, (1, 0, 0, 0, 1, s * MAX_SHIFT * picture.height), fill),
 }
-_NAMES = tuple(OPERATIONS)
 
 
 def apply_operation(name: str, image: np.ndarray, level: float, sign: int, fill: tuple[int, ...]) -> np.ndarray:
@@ -84,40 +77,38 @@ def apply_operation(name: str, image: np.ndarray, level: float, sign: int, fill:
     return np.asarray(picture).reshape(image.shape)
 
 
-@dataclasses.dataclass(frozen=True)
-class RandAugment:
-    """Random operations on a picture: (uint8 [h, w, c], generator) -> uint8 [h, w, c]. UserError unless c is 1 or 3."""
+def rand_augment(
+    image: np.ndarray, rng: np.random.Generator, ops: int, magnitude: float, std: float, fill: tuple[int, ...]
+) -> np.ndarray:
+    """Applies each of `ops` random operations with APPLY_PROBABILITY to uint8 [h, w, c]; c is 1 or 3.
 
-    ops: int  # operations drawn per picture, with replacement; each is applied with APPLY_PROBABILITY
-    magnitude: float  # mean of an operation's strength, in [0, MAX_MAGNITUDE]
-    magnitude_std: float  # its standard deviation; clipped to the same range
-    fill: tuple[int, ...]  # c grey levels (0..255) for areas from outside the picture
-
-    def __post_init__(self):
-        if len(self.fill) not in (1, 3):
-            raise UserError(
-                f"model.channels={len(self.fill)}: data.augmentation=rand_augment works on 1 or 3 channels; "
-                "set data.augmentation=none"
-            )
-
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        for _ in range(self.ops):
-            # Always draws everything, so an operation's draws do not depend on those before it.
-            name = _NAMES[rng.integers(len(_NAMES))]
-            applied = rng.random() < APPLY_PROBABILITY
-            magnitude = min(max(rng.normal(self.magnitude, self.magnitude_std), 0.0), MAX_MAGNITUDE)
-            sign = 1 if rng.random() < 0.5 else -1
-            if applied:
-                image = apply_operation(name, image, magnitude / MAX_MAGNITUDE, sign, self.fill)
-        return image
+    Their strengths have the mean `magnitude` and the standard deviation `std`, clipped to [0, MAX_MAGNITUDE]; `fill`
+    has c grey levels (0..255) for areas from outside the picture.
+    """
+    names = tuple(OPERATIONS)
+    for _ in range(ops):
+        # Always draws everything, so an operation's draws do not depend on those before it.
+        name = names[rng.integers(len(names))]
+        applied = rng.random() < APPLY_PROBABILITY
+        strength = min(max(rng.normal(magnitude, std), 0.0), MAX_MAGNITUDE)
+        sign = 1 if rng.random() < 0.5 else -1
+        if applied:
+            image = apply_operation(name, image, strength / MAX_MAGNITUDE, sign, fill)
+    return image
 
 
-def make_augmentation(data: ConfigDict, channels: int) -> RandAugment | None:
-    """The augmentation of cropped pictures, if any. UserError as RandAugment; ValueError for an unknown name."""
-    if data.augmentation not in ("none", "rand_augment"):
-        raise ValueError(f"data.augmentation={data.augmentation!r} is not one of none, rand_augment")
+def make_augmentation(data: ConfigDict, channels: int) -> Augment | None:
+    """The augmentation of cropped pictures, if any; UserError if there is none for the name or the channels."""
     if data.augmentation == "none":
         return None
+    if data.augmentation != "rand_augment":
+        raise UserError(f"data.augmentation={data.augmentation!r} is not one of none, rand_augment")
+    if channels not in (1, 3):
+        raise UserError(
+            f"model.channels={channels}: data.augmentation=rand_augment works on 1 or 3 channels; "
+            "set data.augmentation=none"
+        )
     mean = tuple(data.mean) * (channels if len(data.mean) == 1 else 1)
     fill = tuple(min(max(round(255 * value), 0), 255) for value in mean)
-    return RandAugment(data.rand_augment_ops, data.rand_augment_magnitude, data.rand_augment_magnitude_std, fill)
+    ops, magnitude, std = data.rand_augment_ops, data.rand_augment_magnitude, data.rand_augment_magnitude_std
+    return functools.partial(rand_augment, ops=ops, magnitude=magnitude, std=std, fill=fill)

@@ -1,47 +1,44 @@
 """Progressive resolution: smaller training images in the first stages of a run (`train.resolutions`).
 
-For pre-training: FastMIM-P (Guo et al. 2022, arXiv 2212.06593) and DailyMAE (Wu et al. 2024, arXiv 2404.00509).
-Positions are a formula, or a table that the forward pass resizes: a model takes every size that its patches divide.
+FastMIM-P (Guo et al. 2022, arXiv 2212.06593), DailyMAE (Wu et al. 2024, arXiv 2404.00509). Models take every size that
+their patches divide: positions are a formula, or a table that the forward pass resizes.
 """
 
 import bisect
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from mae_jax.models.config import MAEConfig
 from mae_jax.runtime.errors import UserError
 
-EXAMPLE = "--config.train.resolutions='((0.5, 128), (0.75, 160))'"
-
 
 class Stage(NamedTuple):
-    """A stretch of steps with one image size."""
-
     first_step: int
-    image_size: tuple[int, int]  # height and width in pixels
+    image_size: tuple[int, int]  # height and width in pixels of this and the following steps
 
 
-def make_stages(
-    resolutions: Sequence[tuple[float, Any]], image_size: tuple[int, int], total_steps: int
-) -> tuple[Stage, ...]:
+Stages = Sequence[Stage]
+
+
+def make_stages(resolutions: Sequence[tuple[float, Any]], image_size: tuple[int, int], total_steps: int) -> Stages:
     """The stages of a run, without empty ones; the last has `image_size` and at least one step."""
     ends = [min(round(share * total_steps), total_steps - 1) for share, _ in resolutions]
-    sizes = [*(_pair(size) for _, size in resolutions), tuple(image_size)]
+    sizes = [*(_sides(size) for _, size in resolutions), tuple(image_size)]
     begins = zip([0, *ends], [*ends, total_steps], sizes, strict=True)
     return tuple(Stage(first, size) for first, end, size in begins if first < end)
 
 
-def size_at(stages: Sequence[Stage], step: int) -> tuple[int, int]:
+def size_at(stages: Stages, step: int) -> tuple[int, int]:
     """(height, width) of the images of a step."""
     return stages[bisect.bisect_right([stage.first_step for stage in stages], step) - 1].image_size
 
 
-def sizes_from(stages: Sequence[Stage], step: int) -> tuple[tuple[int, int], ...]:
+def sizes_from(stages: Stages, step: int) -> tuple[tuple[int, int], ...]:
     """The distinct sizes of a step and all later ones, in order."""
-    current = size_at(stages, step)
     later = (stage.image_size for stage in stages if stage.first_step > step)
-    return tuple(dict.fromkeys((current, *later)))
+    return tuple(dict.fromkeys((size_at(stages, step), *later)))
 
 
 def check_resolutions(resolutions: Any, model: MAEConfig | None = None) -> None:
@@ -50,13 +47,15 @@ def check_resolutions(resolutions: Any, model: MAEConfig | None = None) -> None:
     A `model`, if known already, must take images of these sizes, none larger than its own. Raises UserError.
     """
     text = f"train.resolutions={resolutions}"
-    if not isinstance(resolutions, tuple | list) or not all(_is_pair(pair) for pair in resolutions):
-        raise UserError(f"{text} must be pairs of a share of the run and pixels, for example {EXAMPLE}")
-    shares = [0.0, *(share for share, _ in resolutions), 1.0]
-    if not all(low < high for low, high in zip(shares, shares[1:], strict=False)):
-        raise UserError(f"{text}: the shares must rise and lie between 0 and 1, for example {EXAMPLE}")
+    pairs = isinstance(resolutions, tuple | list) and all(_is_pair(pair) for pair in resolutions)
+    shares = [0.0, *(share for share, _ in resolutions), 1.0] if pairs else []
+    if not pairs or not all(low < high for low, high in itertools.pairwise(shares)):
+        raise UserError(
+            f"{text} must be pairs of a share of the run, rising between 0 and 1, and pixels, for example "
+            "--config.train.resolutions='((0.5, 128), (0.75, 160))'"
+        )
     for _, size in resolutions if model else ():
-        height, width = _pair(size)
+        height, width = _sides(size)
         if height > model.image_size[0] or width > model.image_size[1]:
             raise UserError(
                 f"{text}: {height} x {width} pixels are more than model.image_size="
@@ -71,9 +70,9 @@ def check_resolutions(resolutions: Any, model: MAEConfig | None = None) -> None:
 def _is_pair(pair: Any) -> bool:
     if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[0], int | float):
         return False
-    size = pair[1] if isinstance(pair[1], tuple | list) else (pair[1], pair[1])
-    return len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)
+    sides = _sides(pair[1])
+    return len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides)
 
 
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)
+def _sides(size: Any) -> tuple:
+    return tuple(size) if isinstance(size, tuple | list) else (size, size)

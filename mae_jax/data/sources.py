@@ -1,23 +1,26 @@
-"""Sources: the interface of a data set, the registry of data sets, and two that need no files."""
+"""Sources: their interface, the registry of data sets, parts of a source, and two that need no files."""
 
+import contextlib
 import functools
 from collections.abc import Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from mae_jax.data.files import first_few
 from mae_jax.runtime.errors import UserError, escaped
 from mae_jax.settings.registry import Registry
 
-# Name -> class, called with (split, data, image_size, channels); see `Source`. Other plain names are TFDS data sets.
+# Name -> class, called with (split, data, image_size, channels); see `Source`.
 SOURCES: Registry[type["Source"]] = Registry("data.name")
+SOURCES["image_folder"] = "mae_jax.data.image_folder:ImageFolder"
 
 
 class Source:
     """Pictures and labels of one split, by index. A data set implements `__len__` and `__getitem__` at least.
 
-    It is made by `Class(split, data, image_size, channels)`: "train" or "eval"; the settings `data.*`; the model's
-    (height, width) and channels, which pictures need not have. Reader processes get a pickled copy.
+    `Class(split, data, image_size, channels)` makes it: "train" or "eval", the settings `data.*`, the model's (height,
+    width) and channels, which pictures need not have. Reader processes get a pickled copy.
     """
 
     class_names: Sequence[str] | None = None  # of the labels 0, 1, ...; None: no labels
@@ -35,7 +38,6 @@ class Source:
 
     @functools.cached_property
     def num_classes(self) -> int:
-        """0 without labels."""
         return len(self.class_names or ())
 
     def labels(self) -> np.ndarray:
@@ -53,6 +55,23 @@ class Source:
         return cls("train", data, image_size, channels), cls("eval", data, image_size, channels)
 
 
+def make_source(data: ConfigDict, split: str, image_size: tuple[int, int], channels: int) -> Source:
+    """Opens one split, "train" or "eval". UserError if the data are missing or differ from the settings `data.*`."""
+    return _find(data.name)(split, data, image_size, channels)
+
+
+def make_sources(data: ConfigDict, image_size: tuple[int, int], channels: int) -> tuple[Source, Source]:
+    """Opens both splits, with the same classes behind the labels. UserError also if training lacks a class."""
+    train, evaluation = _find(data.name).open_both(data, image_size, channels)
+    return train, match_classes(evaluation, train.class_names or (), f"the training data {train.place}")
+
+
+def _find(name: str) -> type[Source]:
+    """A registered or imported class. Other names, such as "imagenet2012:5.1.0", are TFDS's."""
+    own = name in SOURCES or name.partition(":")[2].isidentifier()
+    return SOURCES.find(name if own else "mae_jax.data.tfds_source:TfdsSource")
+
+
 def describe_sources(name: str, train: Source | None, evaluation: Source) -> list[str]:
     """Lines for users: the numbers of pictures, where they are, and notes. Without training, `train` is None."""
     return [escaped(line) for line in (f"{name}: {count_images(train, evaluation)}", *evaluation.notes)]
@@ -65,6 +84,106 @@ def count_images(train: Source | None, evaluation: Source) -> str:
     return escaped(", ".join(told))
 
 
+class Wrapper(Source):
+    """A source with the properties of another; its pictures, or those at `indices` (int [n]), in its order."""
+
+    def __init__(self, source: Source, indices: np.ndarray | None = None):
+        self._source = source
+        self.indices = np.arange(len(source)) if indices is None else np.sort(indices)
+        for name in ("class_names", "num_classes", "picture_size", "in_memory", "place", "notes"):
+            setattr(self, name, getattr(source, name))
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> dict:
+        return self._source[int(self.indices[index])]
+
+    def labels(self) -> np.ndarray:
+        return self._source.labels()[self.indices]
+
+    def name_of(self, index: int) -> str:
+        return self._source.name_of(int(self.indices[index]))
+
+
+class RandomSubset(Wrapper):
+    """At most `count` random pictures; the same seed gives the same ones."""
+
+    def __init__(self, source: Source, count: int, seed: int = 0):
+        super().__init__(source, np.random.default_rng(seed).permutation(len(source))[:count])
+
+
+class StratifiedSubset(Wrapper):
+    """A random share of each class, at least 1 picture; the same for the same seed. UserError without labels."""
+
+    def __init__(self, source: Source, fraction: float, seed: int = 0):
+        if source.num_classes < 2:
+            raise UserError(f"data.label_fraction={fraction}, but pictures have no labels: leave it unset")
+        labels, rng = source.labels(), np.random.default_rng(seed)
+        members = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+        super().__init__(source, np.concatenate([m[: max(1, round(fraction * len(m)))] for m in members]))
+
+
+class MatchedClasses(Wrapper):
+    """A source with its labels renumbered to index `class_names`, which contain its own."""
+
+    def __init__(self, source: Source, class_names: Sequence[str]):
+        super().__init__(source)
+        self.class_names, self.num_classes = list(class_names), len(class_names)
+        self._places = np.array([*map(self.class_names.index, source.class_names), -1])  # -1 stays -1
+
+    def __getitem__(self, index: int) -> dict:
+        record = super().__getitem__(index)
+        return record | {"label": int(self._places[record["label"]])}
+
+    def labels(self) -> np.ndarray:
+        return self._places[super().labels()]
+
+
+def match_classes(source: Source, class_names: Sequence[str], whose: str) -> Source:
+    """The source, its labels renumbered by name to index `class_names`; unchanged if its classes have no names.
+
+    Raises UserError for a class that is not among `class_names`, which the message says are those of `whose`.
+    """
+    found = source.class_names
+    if not found or list(found) == list(class_names):
+        return source
+    if unknown := [repr(name) for name in found if name not in set(class_names)]:
+        others = f" ({len(unknown):,} such)" if len(unknown) > 1 else ""
+        raise UserError(
+            f"the pictures {source.place} have the class {unknown[0]}{others}, which {whose} does not have: it has "
+            f"{first_few(list(map(repr, class_names))) or 'none'}"
+        )
+    return MatchedClasses(source, class_names)
+
+
+class Labelled(Wrapper):
+    """A source that checks labels on reading; UserError for fewer than 2 classes or a label outside them."""
+
+    def __init__(self, source: Source, data: ConfigDict):
+        if source.num_classes < 2:
+            setting, remedy = f"data.name={data.name}", "choose labelled data"
+            if data.name == "image_folder":
+                setting = f"data.path={data.path}"
+                remedy = "put those of each class into a folder of its own (train/cat/1.jpg, train/dog/1.jpg, ...)"
+            found = "are all of one class" if source.num_classes else "have no labels"
+            raise UserError(
+                f"{setting}: the pictures, such as {source.name_of(0)}, {found}, but this task needs classes: {remedy}"
+            )
+        super().__init__(source)
+        with contextlib.suppress(OSError):  # the loader deals with bad pictures
+            self[0]  # a split may have no labels at all
+
+    def __getitem__(self, index: int) -> dict:
+        record = super().__getitem__(index)
+        if not 0 <= record["label"] < self.num_classes:
+            raise UserError(
+                f"{self.name_of(index)} has the label {record['label']}, which is outside [0, {self.num_classes}): "
+                "choose a split whose pictures are all labelled"
+            )
+        return record
+
+
 @SOURCES.register("digits")
 class Digits(Source):
     """scikit-learn's 1797 handwritten digits, grey, 8 x 8 pixels; 80 % of each class are for training."""
@@ -73,9 +192,7 @@ class Digits(Source):
     picture_size = (8, 8)
     in_memory = True
 
-    def __init__(
-        self, split: str, data: ConfigDict | None = None, image_size: tuple[int, int] = (8, 8), channels: int = 1
-    ):
+    def __init__(self, split: str, *others):
         from sklearn.datasets import load_digits  # imported here, since it takes a second
         from sklearn.model_selection import train_test_split
 
@@ -98,7 +215,6 @@ class Synthetic(Source):
     """`data.num_examples` noisy gratings, with the orientation as the class; each depends on its index alone."""
 
     class_names = [f"grating_{18 * label}_degrees" for label in range(10)]
-    _NOISE = 24.0  # standard deviation, grey levels
 
     def __init__(self, split: str, data: ConfigDict, image_size: tuple[int, int], channels: int):
         if data.num_examples < 4:
@@ -122,8 +238,7 @@ class Synthetic(Source):
         across = np.cos(angle) * np.arange(width) + np.sin(angle) * np.arange(height)[:, None]
         wave = np.sin(2 * np.pi * (cycles * across / min(height, width) + rng.uniform()))
         contrast = rng.uniform(40, 80, channels)
-        noise = self._NOISE * rng.standard_normal(self._shape, np.float32)
-        image = 127.5 + contrast * wave[..., None] + noise
+        image = 127.5 + contrast * wave[..., None] + 24.0 * rng.standard_normal(self._shape, np.float32)
         return {"image": np.clip(np.round(image), 0, 255).astype(np.uint8), "label": label}
 
     def labels(self) -> np.ndarray:

@@ -41,14 +41,26 @@ def find_splits(root: Path, train_split: str, eval_split: str) -> Splits:
         taken = {folder.name for folder in (train, evaluation) if folder}
         unused = [name for name in folders if name not in taken]
         if evaluation is None and eval_split:
-            _check_no_other_pictures(root, train, unused)
+            if other := next((name for name in unused if list_pictures(root / name).files), None):
+                answer = "data.eval_split to the name of the other one, or to '' to hold out a share of this one"
+                raise _class_or_split(root, train.name, other, "data.train_split", answer)
         return Splits(train, evaluation, frozenset(), unused)
     beside = {name for name in folders if eval_split and name.lower() in VALIDATION + TEST}
     beside |= {evaluation.name} if evaluation and evaluation.parent == root else set()
     if eval_split == USUAL["data.eval_split"]:
-        _check_not_classes(root, sorted(beside), [name for name in folders if name not in beside])
+        classes = [name for name in folders if name not in beside]
+        for name in sorted(beside):
+            if holds_pictures(root / name) and any(holds_pictures(root / other) for other in classes):
+                answer = f"data.eval_split={'./' * (name == eval_split)}{name}"
+                raise _class_or_split(root, name, first_few(classes), "data.eval_split", answer)
     unused = [name for name in sorted(beside) if evaluation is None or name != evaluation.name]
     return Splits(root, evaluation, frozenset(beside), unused)
+
+
+def _class_or_split(root: Path, name: str, others: str, setting: str, answer: str) -> UserError:
+    """For a folder that could be a class (trains) next to other classes (cars)."""
+    question = f"{root} holds pictures in {name} and in {others}: is {name} a class or a split?"
+    return UserError(f"{question} Set {setting}='' for a class; for a split, set {answer}")
 
 
 def check_no_hidden_splits(root: Path, files: list[str], splits: Splits) -> None:
@@ -58,9 +70,10 @@ def check_no_hidden_splits(root: Path, files: list[str], splits: Splits) -> None
         if file.count(os.sep) > 1:
             folder, below, _ = file.split(os.sep, 2)
             inner.setdefault(folder, set()).add(below)
-    names = [*folders_of(files), *sorted(splits.beside)]
-    train, others = (next((n for n in names if _has_word(n, words)), None) for words in (TRAIN, VALIDATION + TEST))
-    if train and others:
+    names = {name: re.split(r"[\W\d_]+", name.lower()) for name in (*folders_of(files), *sorted(splits.beside))}
+    roles = (set(TRAIN), {*VALIDATION, *TEST})
+    train, others = (next((name for name, words in names.items() if role & {*words}), None) for role in roles)
+    if train and others:  # train2017, images-val
         raise UserError(
             f"{root}: {train} and {others} are named like splits: set data.train_split={train} and "
             f"data.eval_split={others}, or data.train_split='' if they are classes"
@@ -73,18 +86,13 @@ def check_no_hidden_splits(root: Path, files: list[str], splits: Splits) -> None
                 "which? Set data.train_split and data.eval_split to their names, or data.train_split='' if they are "
                 "classes"
             )
-    for folder, names in inner.items():
-        known = [name for name in sorted(names) if name.lower() in TRAIN + VALIDATION + TEST]
-        if any(name.lower() in TRAIN for name in known) and len(known) > 1:
+    for folder, below in inner.items():
+        train, others = (sorted(name for name in below if name.lower() in role) for role in roles)
+        if train and others:
             raise UserError(
-                f"{root}: its folder {folder} holds {' and '.join(known)}, as splits do: "
+                f"{root}: its folder {folder} holds {' and '.join(train + others)}, as splits do: "
                 f"set data.path={root / folder}, or data.train_split='' if they are part of a class"
             )
-
-
-def _has_word(name: str, words: tuple[str, ...]) -> bool:
-    """Whether a name contains one of the words, as train2017 and images-val do."""
-    return any(word in words for word in re.split(r"[\W\d_]+", name.lower()))
 
 
 def _find(root: Path, folders: list[str], setting: str, name: str) -> Path | None:
@@ -109,28 +117,6 @@ def _find(root: Path, folders: list[str], setting: str, name: str) -> Path | Non
     return None
 
 
-def _check_no_other_pictures(root: Path, train: Path, others: list[str]) -> None:
-    """Refuses a training folder that could be a class (trains) next to other classes (cars)."""
-    for name in others:
-        if list_pictures(root / name).files:
-            raise UserError(
-                f"{root} holds pictures in {train.name} and in {name}: is {train.name} a class or a split? "
-                "Set data.train_split='' for a class; for a split, set data.eval_split to the name of the other "
-                "one, or to '' to hold out a share of this one"
-            )
-
-
-def _check_not_classes(root: Path, splits: list[str], others: list[str]) -> None:
-    """Refuses an evaluation folder that could be a class (tests) next to other classes (cars)."""
-    for name in splits:
-        if holds_pictures(root / name) and any(holds_pictures(root / other) for other in others):
-            setting = f"data.eval_split={'./' * (name == USUAL['data.eval_split'])}{name}"
-            raise UserError(
-                f"{root} holds pictures in {name} and in {first_few(others)}: is {name} a class or a split? "
-                f"Set data.eval_split='' for a class, {setting} for a split"
-            )
-
-
 def class_folders(folder: Path, files: list[str]) -> list[str] | None:
     """Class folders of the pictures in `folder`, sorted; None if they lie directly in it; UserError if both."""
     classes = folders_of(files)
@@ -146,11 +132,10 @@ def class_folders(folder: Path, files: list[str]) -> list[str] | None:
 def hold_out(files: list[str], fraction: float, folder: Path, by_class: bool) -> tuple[list[str], list[str]]:
     """Splits the pictures of `folder` into (training, evaluation): class by class if `by_class`, else all together.
 
-    `files` are relative to `folder`; the first folder of each is its class. `fraction`, in (0, 1], is the share for
-    evaluation. Each class of two or more pictures is on both sides; a single picture is for training. (If all classes
-    have only one, they count as one class: pre-training needs no labels.) A hash of the name decides, not data.seed. So
-    the split is the same on every host and in every run: no run is evaluated on pictures that an earlier one learned
-    from, and new pictures hardly change it. Raises UserError for fewer than 2 pictures, unless all are for evaluation.
+    `fraction`, in (0, 1], is the share for evaluation. Each class of two or more pictures is on both sides; a single
+    picture is for training. (If all classes have only one, they count as one class: pre-training needs no labels.) A
+    hash of the name decides, not data.seed, so no run is evaluated on pictures that an earlier one learned from, and
+    new pictures hardly change the split. Raises UserError for fewer than 2 pictures, unless all are for evaluation.
     """
     if fraction == 1:
         return [], files
@@ -159,14 +144,13 @@ def hold_out(files: list[str], fraction: float, folder: Path, by_class: bool) ->
     classes: dict[str, list[str]] = defaultdict(list)
     for file in files:
         classes[folder_of(file) if by_class else ""].append(file)
-    if len(classes) == len(files):
-        classes = {"": files}
+    classes = {"": files} if len(classes) == len(files) else classes
+
+    def hash_of(file: str) -> bytes:
+        return hashlib.blake2b(file.encode("utf-8", "surrogateescape")).digest()
+
     held_out: set[str] = set()
     for members in classes.values():
         count = min(len(members) - 1, max(1, round(fraction * len(members))))
-        held_out.update(sorted(members, key=_rank)[:count])
+        held_out.update(sorted(members, key=hash_of)[:count])
     return [file for file in files if file not in held_out], [file for file in files if file in held_out]
-
-
-def _rank(file: str) -> bytes:
-    return hashlib.blake2b(file.encode("utf-8", "surrogateescape")).digest()

@@ -3,18 +3,18 @@
 import contextlib
 import difflib
 import errno
-import functools
 import logging
 import os
 import pickle
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from mae_jax.data.sources import SOURCES, Source
+from mae_jax.data.transforms import Size
 from mae_jax.runtime.errors import UserError, reason
 from mae_jax.runtime.retry import with_patience
 
@@ -31,13 +31,12 @@ class TfdsSource(Source):
     them).
     """
 
-    def __init__(self, split: str, data: ConfigDict, image_size: tuple[int, int], channels: int):
-        name, data_dir, setting = data.name, data.path, f"data.{split}_split"
-        split = data[f"{split}_split"]
+    def __init__(self, split: str, data: ConfigDict, image_size: Size, channels: int):
+        name, setting, split = data.name, f"data.{split}_split", data[f"{split}_split"]
         with _quiet():
             import tensorflow_datasets as tfds  # imported here: runs on other data need not wait for it
 
-            builder = _make_builder(tfds, name, data_dir)
+            builder = _make_builder(tfds, name, data.path)
             features = builder.info.features
             supervised = builder.info.supervised_keys or ()
             self._image_key = _choose(features, tfds.features.Image, (*supervised, "image"))
@@ -45,12 +44,22 @@ class TfdsSource(Source):
             if self._image_key is None:
                 raise UserError(f"data.name={name}: it has no images, only {', '.join(features)}")
             if not builder.is_prepared():
-                raise UserError(_how_to_prepare(builder, name, data_dir))
+                options = [f"--data_dir={data.path}"] if data.path else []
+                options += ["--manual_dir=FOLDER_OF_THE_ARCHIVES"] if builder.MANUAL_DOWNLOAD_INSTRUCTIONS else []
+                raise UserError(
+                    f"data.name={name} is not prepared in {builder.data_dir}: once, run "
+                    f"{_command('build', name, *options, '--file_format=array_record')}, or set data.path to the "
+                    "data_dir where it is; for a folder of pictures, set data.name=image_folder"
+                )
             try:
                 decoders = {self._image_key: tfds.decode.SkipDecoding()}
                 self._records = builder.as_data_source(split=split, decoders=decoders)
             except NotImplementedError as error:  # in a format without random access, such as TFRecord
-                raise UserError(_how_to_convert(builder, name)) from error
+                options = [f"--dataset_version_dir={builder.data_dir}", "--out_file_format=array_record"]
+                raise UserError(
+                    f"data.name={name} is prepared in {builder.data_dir} as {builder.info.file_format.value}, which "
+                    f"cannot be read in random order: once, run {_command('convert_format', *options)}"
+                ) from error
             except ValueError as error:
                 raise UserError(
                     f"{setting}={split}: {name} has no such split, or it is empty; there are "
@@ -72,33 +81,30 @@ class TfdsSource(Source):
         return {"image": record[self._image_key], "label": int(record[self._label_key]) if self._label_key else -1}
 
     def _read(self, read: Callable[[Any], Any]) -> Any:
-        """read(the records). After an OSError the next call reopens them: a failed reader never recovers."""
+        """read(the records). After an error the next call reopens them: a failed reader never recovers.
+
+        Raises OSError: the system's error that ArrayRecord names, else EBADMSG for a damaged file.
+        """
         try:
             return read(self._records)
         except RuntimeError as error:
             self._records = pickle.loads(pickle.dumps(self._records))  # without the open files
-            raise _as_os_error(error) from error
+            what = str(error).split("; ")[0]
+            named = (code for code in errno.errorcode if what.endswith(f"() failed: {os.strerror(code)}"))
+            raise OSError(next(named, errno.EBADMSG), what) from error
 
     def labels(self) -> np.ndarray:
         """Reads every record, but decodes no picture; raises UserError if that fails."""
         labels = np.full(len(self), -1, np.int64)
         for first in range(0, len(self) if self.num_classes else 0, _LABELS_AT_ONCE):
-            indices = range(first, min(first + _LABELS_AT_ONCE, len(self)))
-            # Together: record by record takes three times as long.
-            read = functools.partial(self._read, lambda records, some=list(indices): records.__getitems__(some))
-            try:
-                labels[indices] = [record[self._label_key] for record in with_patience(read)]
+            some = list(range(first, min(first + _LABELS_AT_ONCE, len(self))))
+            try:  # together: record by record takes three times as long
+                found = with_patience(lambda some=some: self._read(lambda records: records.__getitems__(some)))
+                labels[some] = [record[self._label_key] for record in found]
             except (OSError, TypeError) as error:  # a truncated file has no label
                 why = reason(error) if isinstance(error, OSError) else "records are empty"
                 raise UserError(f"the labels {self.place} cannot be read: {why}; prepare the data set again") from error
         return labels
-
-
-def _as_os_error(error: RuntimeError) -> OSError:
-    """The system error that ArrayRecord names, else EBADMSG: a damaged file."""
-    what = str(error).split("; ")[0]
-    code = next((code for code in errno.errorcode if what.endswith(f"() failed: {os.strerror(code)}")), errno.EBADMSG)
-    return OSError(code, what)
 
 
 def _make_builder(tfds, name: str, data_dir: str | None):
@@ -109,46 +115,23 @@ def _make_builder(tfds, name: str, data_dir: str | None):
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"use {', '.join(SOURCES)} or the name of a TFDS data set"
         raise UserError(f"data.name={name}: there is no such data set; {hint}") from error
-    except ImportError as error:
-        raise UserError(f"data.name={name}: install the package that TFDS needs for it: {_last_line(error)}") from error
-    except Exception as error:  # TFDS has no one type for a wrong version, config or spelling
-        raise UserError(f"data.name={name}: TFDS cannot open it: {_last_line(error)}") from error
-
-
-def _last_line(error: Exception) -> str:
-    return next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__).strip()
+    except Exception as error:  # TFDS has no one type for a wrong version, config or spelling, or a missing package
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"data.name={name}: TFDS cannot open it: {lines[-1].strip()}") from error
 
 
 def _choose(features, feature_type: type, preferred: tuple[str, ...]) -> str | None:
     """The key of a feature of this type: the first preferred one, else the first of all."""
     keys = [key for key, feature in features.items() if isinstance(feature, feature_type)]
-    return next((key for key in preferred if key in keys), keys[0] if keys else None)
+    return next((key for key in (*preferred, *keys) if key in keys), None)
 
 
-def _how_to_prepare(builder, name: str, data_dir: str | None) -> str:
-    command = ["tfds", "build", name]
-    if data_dir:
-        command.append(f"--data_dir={data_dir}")
-    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
-        command.append("--manual_dir=FOLDER_OF_THE_ARCHIVES")
-    command.append("--file_format=array_record")
-    where = f"{builder.data_dir}" + ("" if data_dir else " (data.path is not set)")
-    return (
-        f"data.name={name} is not prepared in {where}: once, run `pip install tensorflow && {shlex.join(command)}`, "
-        "or set data.path to the data_dir where it is; for a folder of pictures, set data.name=image_folder"
-    )
-
-
-def _how_to_convert(builder, name: str) -> str:
-    command = ["tfds", "convert_format", f"--dataset_version_dir={builder.data_dir}", "--out_file_format=array_record"]
-    return (
-        f"data.name={name} is prepared in {builder.data_dir} as {builder.info.file_format.value}, which cannot be read "
-        f"in random order: once, run `pip install tensorflow && {shlex.join(command)}`"
-    )
+def _command(*arguments: str) -> str:
+    return f"`pip install tensorflow && {shlex.join(['tfds', *arguments])}`"
 
 
 @contextlib.contextmanager
-def _quiet():
+def _quiet() -> Iterator[None]:
     """Keeps TFDS's progress notes and warnings out of the log; errors still reach the user."""
     logger = logging.getLogger("absl")
     level = logger.level

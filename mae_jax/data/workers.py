@@ -8,17 +8,15 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
+from typing import Any
 
 from mae_jax.runtime.errors import UserError, reason
 from mae_jax.runtime.platform import keep_freed_memory
 
-T = TypeVar("T")
-_STOPS = (signal.SIGINT, signal.SIGTERM)
 _in_process: dict[str, Any] = {}  # in a worker process: its function and threads
 
 
-def call_ahead(fn: Callable[[int], T], count: int, *, workers: int, threads: int, ahead: int) -> Iterator[T]:
+def call_ahead(fn: Callable[[int], Any], count: int, *, workers: int, threads: int, ahead: int) -> Iterator:
     """Yields fn(0), ..., fn(count - 1), with up to `ahead` calls made or in progress ahead of time.
 
     `workers` processes call `fn`, which must be picklable (0: this process calls it), each with `threads` threads. When
@@ -34,29 +32,25 @@ def call_ahead(fn: Callable[[int], T], count: int, *, workers: int, threads: int
 
 
 def _from_processes(fn: Callable, runs: Iterable[range], workers: int, threads: int, ahead: int) -> Iterator:
-    remedy = "set data.num_workers=0 to read in threads"
-
     def submit(fn: Callable, *arguments: Any) -> Future:
         # The first call starts the processes, which inherit the blocked stop signals. A terminal, Slurm and `timeout`
         # send these to all processes, but a run that stops still needs data until it reaches a safe point.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         try:
             return pool.submit(fn, *arguments)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     try:
-        pool = ProcessPoolExecutor(
-            workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(fn, threads)
-        )
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(fn, threads))
         for results in _in_order(pool, submit, _call_run, runs, ahead):
             yield from results
-    except BrokenProcessPool as error:
+    except (BrokenProcessPool, OSError) as error:  # errors from reading pictures never get here
         raise UserError(
-            f"data.num_workers={workers}: a reader process has died, perhaps for lack of memory; use fewer, or {remedy}"
+            f"data.num_workers={workers}: a reader process has died or cannot be started, perhaps for lack of memory "
+            f"({reason(error)}); use fewer, or set data.num_workers=0 to read in threads"
         ) from error
-    except OSError as error:  # errors from reading pictures never get here
-        raise UserError(f"data.num_workers={workers} processes cannot be started: {reason(error)}; {remedy}") from error
 
 
 def _in_order(pool: Executor, submit: Callable, fn: Callable, items: Iterable, ahead: int) -> Iterator:

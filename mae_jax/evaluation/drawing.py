@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mae_jax.data.augment import denormalize
 from mae_jax.data.loader import make_eval_batches
-from mae_jax.data.subset import RandomSubset
+from mae_jax.data.sources import RandomSubset
 from mae_jax.evaluation.evaluator import EVALUATORS, EvaluationData, Evaluator, State
 from mae_jax.models.rendering import Reconstructions, reconstruct
 from mae_jax.models.targets import TARGETS

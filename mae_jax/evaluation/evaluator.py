@@ -11,8 +11,7 @@ from ml_collections import ConfigDict
 
 from mae_jax.data.augment import normalize
 from mae_jax.data.device_batches import evaluation_batches
-from mae_jax.data.sources import Source, count_images
-from mae_jax.data.subset import RandomSubset
+from mae_jax.data.sources import RandomSubset, Source, count_images
 from mae_jax.evaluation.extraction import extract_features, pool
 from mae_jax.evaluation.hidden_patches import HiddenPatches
 from mae_jax.models.config import MAEConfig

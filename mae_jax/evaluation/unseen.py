@@ -7,12 +7,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mae_jax.data.datasets import make_source
 from mae_jax.data.files import find_folder
 from mae_jax.data.image_folder import ImageFolder
-from mae_jax.data.sources import Source
+from mae_jax.data.sources import Source, StratifiedSubset, make_source, match_classes
 from mae_jax.data.splits import find_splits
-from mae_jax.data.subset import StratifiedSubset, match_classes
 from mae_jax.interop.foreign import is_foreign
 from mae_jax.interop.hub import is_hub
 from mae_jax.interop.workdirs import Weights, find_checkpoint, read_config, read_own_config

@@ -5,7 +5,7 @@ The settings decide which: `classifier.trained_blocks`, `.pool` and `.batch_norm
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,11 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mae_jax.data.arrays import ArrayBatches, eval_array_batches
-from mae_jax.data.device_batches import DeviceBatches, evaluation_batch_size, on_devices, to_devices
-from mae_jax.data.mixing import soft_targets
+from mae_jax.data.augment import augment, augmentations, soft_targets
+from mae_jax.data.device_batches import DeviceBatches, evaluation_batch_size, on_devices
+from mae_jax.data.loader import array_batches
 from mae_jax.data.resolutions import Stage
-from mae_jax.data.sources import Source, count_images
-from mae_jax.data.subset import Labelled, RandomSubset, StratifiedSubset
-from mae_jax.data.supervised import augment, augmentations
+from mae_jax.data.sources import Labelled, RandomSubset, Source, StratifiedSubset, count_images
 from mae_jax.evaluation.extraction import extract_features
 from mae_jax.evaluation.unseen import take_pictures
 from mae_jax.interop.transfer import describe_start, resolve_model, starting_params
@@ -210,19 +208,11 @@ class Classification(Objective):
         for split, source in (("train", self.train_source), ("eval", self.eval_source)):
             features, labels = extract_features(represent, data.batches(source), len(source))
             kept[split] = {"feature": features, "label": labels}
-        index, count = process_share(self.mesh)
+        share, prefetch = process_share(self.mesh), config.data.prefetch_batches
         size = evaluation_batch_size(config.evaluate.batch_size, len(self.eval_source), self.mesh)
-
-        def evaluation_batches() -> Iterator[dict]:
-            arrays = eval_array_batches(kept["eval"], size, process_index=index, process_count=count)
-            return to_devices(arrays, self.mesh, config.data.prefetch_batches)
-
-        data.kept_batches = evaluation_batches
-        batches = ArrayBatches(
-            kept["train"], config.data.batch_size, seed=config.data.seed,
-            start_step=steps.start, process_index=index, process_count=count,
-        )  # fmt: skip
-        return on_devices(batches, self.mesh, self.batch, config.data.prefetch_batches)
+        data.kept_batches = lambda: on_devices(array_batches(kept["eval"], size, share), self.mesh, prefetch)
+        batches = array_batches(kept["train"], config.data.batch_size, share, config.data.seed, steps.start)
+        return on_devices(batches, self.mesh, prefetch, self.batch)
 
     def _represent(self, variables: dict, batch: dict) -> jax.Array:
         data = self.evaluation.data

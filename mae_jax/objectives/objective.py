@@ -10,10 +10,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mae_jax.data.datasets import make_sources
 from mae_jax.data.device_batches import DeviceBatches, training_batches
 from mae_jax.data.resolutions import Stage, check_resolutions
-from mae_jax.data.sources import Source
+from mae_jax.data.sources import Source, make_sources
 from mae_jax.evaluation import evaluator
 from mae_jax.evaluation.evaluator import EvaluationData
 from mae_jax.evaluation.suite import EvaluationSuite
@@ -145,8 +144,7 @@ class Objective(abc.ABC):
     def batches(self, state: State, steps: range, stages: tuple[Stage, ...]) -> DeviceBatches:
         """The batches of these steps; images have the size of their stage."""
         return training_batches(
-            self.train_source, self.config.data, self.model.image_size, self.model.channels,
-            self.mesh, self.batch, stages=stages, steps=steps,
+            self.train_source, self.config.data, self.model.channels, self.mesh, self.batch, stages, steps
         )  # fmt: skip
 
     def evaluate(self, state: State, reporter: Reporter) -> dict[str, float]:

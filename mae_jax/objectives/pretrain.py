@@ -13,11 +13,10 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mae_jax.data.augment import color_jitter, normalize, random_flip
+from mae_jax.data.augment import augmentations, color_jitter, normalize, random_flip
 from mae_jax.data.files import first_few
 from mae_jax.data.loader import make_eval_batches
-from mae_jax.data.subset import RandomSubset
-from mae_jax.data.supervised import augmentations
+from mae_jax.data.sources import RandomSubset
 from mae_jax.evaluation.evaluator import Trained
 from mae_jax.interop.transfer import fitting_params, resolve_pictures
 from mae_jax.interop.workdirs import Weights

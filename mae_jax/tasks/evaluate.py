@@ -6,8 +6,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mae_jax.data.sources import Source, count_images
-from mae_jax.data.subset import Labelled, match_classes
+from mae_jax.data.sources import Labelled, Source, count_images, match_classes
 from mae_jax.evaluation.classification import (
     Accuracy,
     Predictions,

@@ -5,10 +5,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mae_jax.data.datasets import make_source, make_sources
 from mae_jax.data.image_folder import NothingToTrainOn
-from mae_jax.data.sources import Source
-from mae_jax.data.subset import Labelled, StratifiedSubset, match_classes
+from mae_jax.data.sources import Labelled, Source, StratifiedSubset, make_source, make_sources, match_classes
 from mae_jax.evaluation.evaluator import EvaluationData, Trained
 from mae_jax.evaluation.unseen import find_training_pictures
 from mae_jax.interop.workdirs import Weights

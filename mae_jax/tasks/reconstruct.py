@@ -4,9 +4,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mae_jax.data.datasets import make_source
 from mae_jax.data.image_folder import PictureFiles
-from mae_jax.data.sources import Source, count_images
+from mae_jax.data.sources import Source, count_images, make_source
 from mae_jax.interop.weights import has_decoder
 from mae_jax.interop.workdirs import Weights
 from mae_jax.models.classifier import is_classifier

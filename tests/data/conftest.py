@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from configs.common import get_config
-from mae_jax.data.datasets import make_source
 from mae_jax.data.loader import make_train_batches
+from mae_jax.data.sources import make_source
 
 SIZE = (8, 8)  # of the synthetic pictures in batches
 
@@ -39,8 +39,8 @@ def batches(make_config):
     def make(count, *, size_at=None, start_step=0, process_index=0, process_count=1, **settings):
         config = make_config(**{"name": "synthetic", "num_examples": 40, "batch_size": 12, **settings})
         source = make_source(config, "train", (12, 12), 3)
-        iterator = make_train_batches(source, config, SIZE, 3, size_at=size_at, start_step=start_step,
-                                      process_index=process_index, process_count=process_count)  # fmt: skip
+        iterator = make_train_batches(source, config, size_at or SIZE, 3, start_step=start_step,
+                                      share=(process_index, process_count))  # fmt: skip
         result = list(itertools.islice(iterator, count))
         iterator.close()
         return result

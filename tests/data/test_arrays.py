@@ -5,9 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mae_jax.data.arrays import ArrayBatches, eval_array_batches
-from mae_jax.data.datasets import make_source
-from mae_jax.data.loader import make_train_batches
+from mae_jax.data.loader import array_batches, make_train_batches
+from mae_jax.data.sources import make_source
 
 
 @pytest.mark.parametrize(
@@ -20,7 +19,7 @@ def test_arrays_have_the_order_that_pictures_have_from_any_step_on(make_config, 
     expected = [batch["index"] for batch in itertools.islice(pictures, 9)]
     pictures.close()
     arrays = {"feature": np.arange(2 * total).reshape(total, 2) * 0.5, "label": np.arange(total)}
-    batches = list(itertools.islice(ArrayBatches(arrays, batch_size, seed=seed, start_step=start_step), 9))
+    batches = list(itertools.islice(array_batches(arrays, batch_size, seed=seed, start_step=start_step), 9))
     for batch, index in zip(batches, expected, strict=True):
         assert batch.keys() == arrays.keys()
         np.testing.assert_array_equal(batch["label"], index)
@@ -32,8 +31,8 @@ def test_arrays_have_the_order_that_pictures_have_from_any_step_on(make_config, 
 @settings(deadline=None, max_examples=8)
 def test_a_run_that_goes_on_sees_the_batches_of_one_that_never_stopped(total, batch_size, start_step):
     arrays = {"label": np.arange(total)}
-    whole = itertools.islice(ArrayBatches(arrays, batch_size, seed=1), start_step, start_step + 3)
-    resumed = ArrayBatches(arrays, batch_size, seed=1, start_step=start_step)
+    whole = itertools.islice(array_batches(arrays, batch_size, seed=1), start_step, start_step + 3)
+    resumed = array_batches(arrays, batch_size, seed=1, start_step=start_step)
     for batch in whole:
         np.testing.assert_array_equal(next(resumed)["label"], batch["label"])
 
@@ -42,7 +41,7 @@ def test_a_run_that_goes_on_sees_the_batches_of_one_that_never_stopped(total, ba
 @settings(deadline=None)
 def test_every_row_is_evaluated_once_in_order_and_what_fills_up_has_no_weight(total, batch_size):
     arrays = {"feature": 1 + np.arange(6 * total, dtype=np.float32).reshape(total, 2, 3), "label": 1 + np.arange(total)}
-    batches = list(eval_array_batches(arrays, batch_size))
+    batches = list(array_batches(arrays, batch_size))
     assert len(batches) == -(-total // batch_size)
     for batch in batches:
         assert batch["feature"].shape == (batch_size, 2, 3) and batch["feature"].dtype == np.float32
@@ -60,12 +59,12 @@ def test_every_row_is_evaluated_once_in_order_and_what_fills_up_has_no_weight(to
 def test_the_rows_of_all_processes_make_up_the_batch_of_one(total, rows, processes):
     arrays, size = {"feature": np.arange(3 * total).reshape(total, 3)}, rows * processes
 
-    def both(**place):
-        yield from itertools.islice(ArrayBatches(arrays, size, seed=1, **place), 3)
-        yield from eval_array_batches(arrays, size, **place)
+    def both(share):
+        yield from itertools.islice(array_batches(arrays, size, share, seed=1), 3)
+        yield from array_batches(arrays, size, share)
 
-    parts = [both(process_index=index, process_count=processes) for index in range(processes)]
-    for whole, *own in zip(both(), *parts, strict=True):
+    parts = [both((index, processes)) for index in range(processes)]
+    for whole, *own in zip(both((0, 1)), *parts, strict=True):
         for name, expected in whole.items():
             assert all(len(part[name]) == rows for part in own)
             np.testing.assert_array_equal(np.concatenate([part[name] for part in own]), expected)

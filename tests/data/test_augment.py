@@ -8,18 +8,31 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from PIL import Image, ImageEnhance
 
 from mae_jax.data.augment import (
-    adjust_brightness,
-    adjust_contrast,
-    adjust_saturation,
+    blend,
     color_jitter,
     denormalize,
     erasing_boxes,
+    grey,
     normalize,
     random_erasing,
     random_flip,
 )
 
 erase = jax.jit(random_erasing)
+
+
+def adjust_brightness(images, factors):
+    return blend(images, 0.0, factors)
+
+
+def adjust_contrast(images, factors):
+    return blend(images, grey(images).mean((1, 2), keepdims=True), factors)
+
+
+def adjust_saturation(images, factors):
+    return blend(images, grey(images), factors)
+
+
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 5, 6, 3), np.uint8)
 
 

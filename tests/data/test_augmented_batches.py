@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from mae_jax.data.datasets import make_source
 from mae_jax.data.loader import make_train_batches
-from mae_jax.data.rand_augment import RandAugment
-from mae_jax.data.transforms import Pixels, resize_and_centre_crop, resize_by_pillow
+from mae_jax.data.rand_augment import rand_augment
+from mae_jax.data.sources import make_source
+from mae_jax.data.transforms import Picture, resize_and_centre_crop, resize_by_pillow
 from mae_jax.runtime.errors import UserError
 from tests.data.conftest import SIZE, assert_same
 from tests.data.test_transforms import loop_box
@@ -30,19 +30,18 @@ def test_a_picture_is_augmented_after_the_crop_and_both_follow_from_the_place_al
     iterator = make_train_batches(source, config, SIZE, 3, start_step=2)
     batch = next(iterator)
     iterator.close()
-    augment = RandAugment(3, 9.0, 0.5, (128, 128, 128))
     for row, index in enumerate(batch["index"]):
         draws = np.random.Generator(np.random.Philox(key=7, counter=10 * (24 + row))).random((10, 4))
         top, left, height, width = loop_box(12, 12, draws, rule="clip")
         crop = resize_by_pillow(source[index]["image"][top : top + height, left : left + width], SIZE)
         rng = np.random.Generator(np.random.Philox(key=7, counter=[0, 0, 1, 24 + row]))
-        np.testing.assert_array_equal(batch["image"][row], augment(crop, rng))
+        np.testing.assert_array_equal(batch["image"][row], rand_augment(crop, rng, 3, 9.0, 0.5, (128, 128, 128)))
 
 
 def test_the_centre_crop_of_evaluation_can_be_trained_on(batches, make_config):
     source = make_source(make_config(name="synthetic", num_examples=40), "train", (12, 12), 3)
     for batch in batches(4, crop_rule="centre", eval_crop=0.8):
-        expected = [resize_and_centre_crop(Pixels(source[i]["image"]), SIZE, 0.8) for i in batch["index"]]
+        expected = [resize_and_centre_crop(Picture(source[i]["image"]), SIZE, 0.8) for i in batch["index"]]
         np.testing.assert_array_equal(batch["image"], expected)
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mae_jax.data.datasets import make_source
 from mae_jax.data.loader import make_eval_batches, make_train_batches
+from mae_jax.data.sources import make_source
 from mae_jax.runtime.errors import UserError
 from tests.data.conftest import picture_bytes
 

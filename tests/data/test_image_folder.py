@@ -7,9 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from mae_jax.data.datasets import make_source, make_sources
 from mae_jax.data.image_folder import NothingToTrainOn
-from mae_jax.data.sources import describe_sources
+from mae_jax.data.sources import describe_sources, make_source, make_sources
 from mae_jax.runtime.errors import UserError
 from tests.data.conftest import names
 

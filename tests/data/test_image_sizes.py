@@ -10,10 +10,9 @@ from PIL import Image
 
 from configs import digits
 from mae_jax.data import loader
-from mae_jax.data.datasets import make_source
 from mae_jax.data.loader import make_train_batches
 from mae_jax.data.resolutions import make_stages, size_at
-from mae_jax.data.sources import Digits
+from mae_jax.data.sources import Digits, make_source
 from tests.data.conftest import SIZE, assert_same
 from tests.data.test_transforms import loop_box
 
@@ -70,7 +69,7 @@ def test_threads_and_pieces_do_not_mix_sizes(grow, monkeypatch):
 
 def digits_batches(size_at=None, **where):
     """Five batches of whole digits, 8 x 8 pixels."""
-    iterator = make_train_batches(Digits("train"), digits.get_config().data, SIZE, 1, size_at=size_at, **where)
+    iterator = make_train_batches(Digits("train"), digits.get_config().data, size_at or SIZE, 1, **where)
     found = list(itertools.islice(iterator, 5))
     iterator.close()
     return found
@@ -88,7 +87,7 @@ def test_a_whole_digit_at_half_its_size_is_pillows_antialiased_reduction():
 def test_the_crop_without_chance_has_the_size_of_the_step_too(make_config):
     config = make_config(name="synthetic", num_examples=40, batch_size=12, crop_rule="centre", eval_crop=1.0)
     source = make_source(config, "train", (12, 12), 3)
-    iterator = make_train_batches(source, config, SIZE, 3, size_at=lambda step: (6, 6))
+    iterator = make_train_batches(source, config, lambda step: (6, 6), 3)
     batch = next(iterator)
     iterator.close()
     for image, index in zip(batch["image"], batch["index"], strict=True):

@@ -1,6 +1,7 @@
 """Batches: their order, what decides it, and that nothing else does."""
 
 import errno
+import functools
 import itertools
 import os
 import signal
@@ -14,11 +15,11 @@ import numpy as np
 import pytest
 
 from mae_jax.data import loader, workers
-from mae_jax.data.datasets import make_source
 from mae_jax.data.decoding import BadImage
 from mae_jax.data.device_batches import prefetch_to_device
 from mae_jax.data.loader import make_eval_batches, make_train_batches
-from mae_jax.data.transforms import Pixels, RandomCrop
+from mae_jax.data.sources import make_source
+from mae_jax.data.transforms import Picture, random_crop
 from mae_jax.data.workers import call_ahead
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.signals import Stopped, StopSignal
@@ -55,7 +56,8 @@ def test_the_seed_decides_the_order(batches):
 
 def test_the_seed_decides_the_crops():
     image = np.random.default_rng(0).integers(0, 256, (50, 50, 3), np.uint8)
-    crops = [RandomCrop((0.2, 1.0), (0.75, 4 / 3), seed)(Pixels(image), 7, SIZE).tobytes() for seed in (5, 5, 6)]
+    crop = functools.partial(random_crop, Picture(image), 7, SIZE, scale=(0.2, 1.0), ratio=(0.75, 4 / 3))
+    crops = [crop(seed=seed).tobytes() for seed in (5, 5, 6)]
     assert crops[0] == crops[1] != crops[2]
 
 
@@ -127,10 +129,7 @@ def test_full_crops_show_small_pictures_as_they_are(make_config):
 def test_evaluation_sees_every_example_exactly_once_in_order(make_config, process_count, num_examples, steps):
     config = make_config(name="synthetic", num_examples=num_examples)
     source = make_source(config, "eval", (12, 12), 3)
-    shares = [
-        list(make_eval_batches(source, config, 12, SIZE, 3, process_index=i, process_count=process_count))
-        for i in range(process_count)
-    ]
+    shares = [list(make_eval_batches(source, config, 12, SIZE, 3, (i, process_count))) for i in range(process_count)]
     assert [len(share) for share in shares] == [steps] * process_count
     rows = {key: np.concatenate([share[step][key] for step in range(steps) for share in shares])
             for key in ("image", "label", "index", "weight")}  # fmt: skip
@@ -195,7 +194,7 @@ def test_an_evaluation_batch_that_processes_cannot_share_is_refused_at_once(make
     config = make_config(name="synthetic")
     source = make_source(config, "eval", SIZE, 3)
     with pytest.raises(UserError, match="evaluate.batch_size=10 must be a positive multiple"):
-        make_eval_batches(source, config, 10, SIZE, 3, process_count=3)
+        make_eval_batches(source, config, 10, SIZE, 3, (0, 3))
 
 
 def test_the_device_is_always_given_size_batches_ahead():
@@ -213,7 +212,7 @@ import sys
 from absl import app
 from configs.common import get_config
 from mae_jax.data.loader import make_train_batches
-from mae_jax.data.datasets import make_source
+from mae_jax.data.sources import make_source
 
 def main(argv):
     data = get_config().data
@@ -286,7 +285,7 @@ import signal
 from absl import app
 from configs.common import get_config
 from mae_jax.data.loader import make_eval_batches, make_train_batches
-from mae_jax.data.datasets import make_source
+from mae_jax.data.sources import make_source
 
 def main(argv):
     signal.signal(signal.SIGTERM, lambda *_: None)
@@ -348,7 +347,9 @@ def test_what_the_system_refuses_to_reader_processes_is_one_line(monkeypatch):
         raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
 
     monkeypatch.setattr(workers, "ProcessPoolExecutor", refuse)
-    with pytest.raises(UserError, match="data.num_workers=2 processes cannot be started: Resource.*num_workers=0"):
+    with pytest.raises(
+        UserError, match="data.num_workers=2: a reader process .* cannot be started.*Resource.*num_workers=0"
+    ):
         list(call_ahead(end, 5, workers=2, threads=1, ahead=2))
 
 

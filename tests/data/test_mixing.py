@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
-from mae_jax.data.mixing import cutmix_boxes, mix, soft_targets
+from mae_jax.data.augment import cutmix_boxes, mix, soft_targets
 
-BOTH = {"mixup": 0.8, "cutmix": 1.0, "probability": 1.0, "switch_probability": 0.5}
+BOTH = {"mixup": 0.8, "cutmix": 1.0, "mix_probability": 1.0, "mix_switch_probability": 0.5}
 MIXUP, CUTMIX = BOTH | {"cutmix": 0.0}, BOTH | {"mixup": 0.0}
 
 
@@ -23,7 +24,7 @@ def make_batch(b, height=8, width=6, classes=5, seed=0):
 
 def compiled_mix(batch, settings):
     """What `mix` makes of (keys, images, targets), as one program like that of a training step."""
-    return jax.jit(functools.partial(mix, **settings))(*batch)
+    return jax.jit(functools.partial(mix, ConfigDict(settings)))(*batch)
 
 
 def kept_shares(targets, mixed) -> np.ndarray:
@@ -56,7 +57,7 @@ def test_soft_targets_give_torchs_label_smoothing_loss(smoothing):
     assert float(loss) == pytest.approx(expected.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("settings", [BOTH, MIXUP, CUTMIX, BOTH | {"probability": 0.5}])
+@pytest.mark.parametrize("settings", [BOTH, MIXUP, CUTMIX, BOTH | {"mix_probability": 0.5}])
 def test_targets_are_distributions_before_and_after_mixing(settings):
     keys, images, targets = make_batch(64)
     _, mixed = compiled_mix((keys, images, targets), settings)
@@ -67,13 +68,13 @@ def test_targets_are_distributions_before_and_after_mixing(settings):
 
 def test_without_alphas_nothing_is_changed():
     keys, images, targets = make_batch(3)  # odd: there is nothing to pair
-    result = mix(keys, images, targets, **BOTH | {"mixup": 0.0, "cutmix": 0.0})
+    result = mix(ConfigDict(BOTH | {"mixup": 0.0, "cutmix": 0.0}), keys, images, targets)
     assert result[0] is images and result[1] is targets
 
 
 def test_an_odd_batch_cannot_be_paired():
     with pytest.raises(ValueError, match="there are 3: their number must be even"):
-        mix(*make_batch(3), **BOTH)
+        mix(ConfigDict(BOTH), *make_batch(3))
 
 
 def test_mixup_weighs_an_image_and_its_partner_by_the_lambda_of_their_targets():
@@ -121,7 +122,7 @@ def test_the_probabilities_decide_which_pairs_are_mixed_and_how():
     b = 4000
     keys = jax.random.split(jax.random.key(0), b)
     images = jnp.broadcast_to(jnp.arange(b, dtype=jnp.float32)[:, None, None, None], (b, 16, 16, 1))
-    settings = {"mixup": 1.0, "cutmix": 1.0, "probability": 0.6, "switch_probability": 0.25}
+    settings = {"mixup": 1.0, "cutmix": 1.0, "mix_probability": 0.6, "mix_switch_probability": 0.25}
     mixed = np.asarray(compiled_mix((keys, images, jnp.eye(2)[jnp.arange(b) % 2]), settings)[0])[::2, :, :, 0]
     own = np.arange(0, b, 2)[:, None, None]
     cut = ((mixed == own) | (mixed == own + 1)).all((1, 2)) & (mixed != own).any((1, 2))
@@ -152,7 +153,7 @@ def test_cutmix_boxes_have_the_side_shares_lambda_asks_for_and_are_cut_off_at_th
 
 def test_a_pair_is_mixed_by_the_key_of_its_first_row_alone():
     keys, images, targets = make_batch(16)
-    compiled = jax.jit(functools.partial(mix, **BOTH))
+    compiled = jax.jit(functools.partial(mix, ConfigDict(BOTH)))
     together = compiled(keys, images, targets)
     for i in range(0, 16, 2):
         rows = slice(i, i + 2)
@@ -164,7 +165,7 @@ def test_a_pair_is_mixed_by_the_key_of_its_first_row_alone():
 @pytest.mark.parametrize("b", [32, 8])  # of 8, partners lie on different devices
 def test_mixing_is_the_same_on_eight_devices_and_on_one(b):
     batch = make_batch(b)
-    compiled = jax.jit(functools.partial(mix, **BOTH))
+    compiled = jax.jit(functools.partial(mix, ConfigDict(BOTH)))
     mesh = Mesh(np.asarray(jax.devices()[:8]), ("data",))
     spread = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
     for one, many in zip(compiled(*batch), compiled(*spread), strict=True):

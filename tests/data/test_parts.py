@@ -1,5 +1,6 @@
 """Boxes cut out of encoded pictures: the bits of Pillow's, and how near they are where the decoder shrinks."""
 
+import functools
 import io
 import math
 from pathlib import Path
@@ -10,7 +11,7 @@ import sklearn.datasets
 from PIL import Image, ImageOps
 
 from mae_jax.data.decoding import SPARE, BadImage, decode, open_picture
-from mae_jax.data.transforms import CentreCrop, Pixels, RandomCrop, resize_and_centre_crop
+from mae_jax.data.transforms import Picture, centre_crop, random_crop, resize_and_centre_crop
 
 LIMIT = 10**7
 PHOTOGRAPHS = [Path(sklearn.datasets.__file__).parent / "images" / name for name in ("china.jpg", "flower.jpg")]
@@ -138,9 +139,9 @@ def test_the_decoder_shrinks_a_picture_only_where_the_filter_still_has_something
 
 def test_a_random_crop_may_be_shrunk_by_the_decoder_and_a_centre_crop_never_is():
     data = PHOTOGRAPHS[0].read_bytes()
-    whole = Pixels(decode(data, 3, LIMIT))
-    crop = RandomCrop((0.5, 1.0), (3 / 4, 4 / 3), 0)
+    whole = Picture(decode(data, 3, LIMIT))
+    crop = functools.partial(random_crop, seed=0, scale=(0.5, 1.0), ratio=(3 / 4, 4 / 3))
     shrunk, exact = crop(open_picture(data, 3, LIMIT), 5, (64, 64)), crop(whole, 5, (64, 64))
     assert 38 < decibels(shrunk, exact) < 70
-    centre = CentreCrop(0.875)(open_picture(data, 3, LIMIT), 5, (32, 32))
+    centre = centre_crop(open_picture(data, 3, LIMIT), 5, (32, 32), eval_crop=0.875)
     np.testing.assert_array_equal(centre, resize_and_centre_crop(whole, (32, 32), 0.875))

@@ -1,12 +1,13 @@
 """RandAugment: each operation against its formula, and what is drawn how often."""
 
+import functools
 import pickle
 
 import numpy as np
 import pytest
 
 from mae_jax.data import rand_augment
-from mae_jax.data.rand_augment import OPERATIONS, RandAugment, apply_operation, make_augmentation
+from mae_jax.data.rand_augment import OPERATIONS, apply_operation, make_augmentation
 from mae_jax.runtime.errors import UserError
 
 FILL = (124, 116, 104)
@@ -21,6 +22,10 @@ def noise(height=24, width=31, channels=3, seed=0) -> np.ndarray:
 
 def apply(name, image, level, sign=1) -> np.ndarray:
     return apply_operation(name, image, level, sign, FILL if image.shape[2] == 3 else FILL[:1])
+
+
+def make(ops, fill=FILL):
+    return functools.partial(rand_augment.rand_augment, ops=ops, magnitude=9.0, std=0.5, fill=fill)
 
 
 def test_there_are_fifteen_operations():
@@ -151,7 +156,7 @@ def applied(monkeypatch):
 
 @pytest.mark.parametrize("ops", [1, 2, 4])
 def test_each_of_the_operations_drawn_is_applied_with_probability_one_half(applied, ops):
-    augment = RandAugment(ops, 9.0, 0.5, FILL)
+    augment = make(ops)
     for seed in range(2000):
         applied.append([])
         augment(noise(), np.random.default_rng(seed))
@@ -164,7 +169,7 @@ def test_each_of_the_operations_drawn_is_applied_with_probability_one_half(appli
 
 def test_operations_levels_and_signs_are_drawn_as_the_settings_say(applied):
     applied.append([])
-    augment, rng = RandAugment(2, 9.0, 0.5, FILL), np.random.default_rng(0)
+    augment, rng = make(2), np.random.default_rng(0)
     for _ in range(6000):
         augment(noise(1, 1), rng)
     names, levels, signs = zip(*applied[0], strict=True)
@@ -178,19 +183,19 @@ def test_operations_levels_and_signs_are_drawn_as_the_settings_say(applied):
 
 
 def test_equal_generators_give_equal_pictures_and_others_do_not():
-    augment = RandAugment(2, 9.0, 0.5, FILL)
+    augment = make(2)
     copy = pickle.loads(pickle.dumps(augment))
     results = [augment(noise(), np.random.default_rng(seed)).tobytes() for seed in range(30)]
     assert results == [copy(noise(), np.random.default_rng(seed)).tobytes() for seed in range(30)]
     assert len(set(results)) > 15
 
 
-def test_grey_pictures_stay_grey_and_other_channels_are_refused():
-    augment = RandAugment(3, 9.0, 0.5, FILL[:1])
+def test_grey_pictures_stay_grey_and_other_channels_are_refused(make_config):
+    augment = make(3, FILL[:1])
     for seed in range(30):
         assert augment(noise(channels=1), np.random.default_rng(seed)).shape == (24, 31, 1)
     with pytest.raises(UserError, match="model.channels=4: data.augmentation=rand_augment works on 1 or 3 channels"):
-        RandAugment(2, 9.0, 0.5, (1, 2, 3, 4))
+        make_augmentation(make_config(augmentation="rand_augment"), 4)
 
 
 @pytest.mark.parametrize("mean, channels, fill", [

@@ -111,7 +111,7 @@ def test_what_is_no_error_of_the_system_is_raised_at_once(pauses):
 @pytest.fixture
 def tiny(tmp_path, make_config):
     """Returns a function that opens a data set of 30 pictures as ArrayRecord; and the file that it is in."""
-    from mae_jax.data.datasets import make_source
+    from mae_jax.data.sources import make_source
 
     prepare(tmp_path, {"image": IMAGE, "label": LABEL}, {"train": 30})
     file = next(tmp_path.rglob("*array_record*"))

@@ -6,11 +6,11 @@ import time
 
 import pytest
 
+from mae_jax.data.decoding import BadImage
 from mae_jax.data.files import MAX_BYTES, read_picture_file
 from mae_jax.data.image_folder import PictureFiles
+from mae_jax.data.loader import PictureReader
 from mae_jax.data.processor import Processor
-from mae_jax.data.reading import PictureReader
-from mae_jax.data.values import BadImage
 from mae_jax.runtime.errors import UserError
 from tests.data.conftest import picture_bytes
 
@@ -30,14 +30,14 @@ BAD = [("fifo.png", "it is no regular file"), ("zero.png", "it is no regular fil
 
 
 @pytest.mark.parametrize("name, reason", BAD)
-def test_what_never_ends_or_never_begins_is_a_bad_picture_at_once(folder, name, reason):
+def test_what_never_ends_or_never_begins_is_a_bad_picture_at_once(folder, make_config, name, reason):
     class Source:
         def __getitem__(self, index):
             return {"image": read_picture_file(folder / name), "label": -1}
 
     began = time.monotonic()
     with pytest.raises(BadImage, match=reason):
-        PictureReader(Source(), 3, 10**6, "replace").read(0, lambda picture: picture.whole())
+        PictureReader(Source(), make_config(), 3).read(0, lambda picture: picture.whole())
     assert time.monotonic() - began < 1  # neither waited for nor tried again
 
 

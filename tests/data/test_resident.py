@@ -9,12 +9,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import common
-from mae_jax.data.datasets import make_source
-from mae_jax.data.device_batches import training_batches
-from mae_jax.data.loader import make_train_batches
-from mae_jax.data.resident import bicubic_table, cut_and_resize
+from mae_jax.data.device_batches import bicubic_table, cut_and_resize, training_batches
+from mae_jax.data.loader import Batches, make_train_batches
 from mae_jax.data.resolutions import make_stages, size_at
-from mae_jax.data.subset import Labelled, RandomSubset, StratifiedSubset, Wrapper
+from mae_jax.data.sources import Labelled, RandomSubset, StratifiedSubset, Wrapper, make_source
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import make_mesh
 
@@ -31,7 +29,7 @@ def make_data(**overrides) -> ConfigDict:
 def batches_of(data, source, size, devices=1, steps=range(1000), resolutions=(), channels=1):
     mesh = make_mesh(ConfigDict(dict(data=devices, fsdp=1, tensor=1)), jax.devices()[:devices])
     stages = make_stages(resolutions, size, len(range(steps.stop)))
-    return training_batches(source, data, size, channels, mesh, NAMES, stages=stages, steps=steps), stages
+    return training_batches(source, data, channels, mesh, NAMES, stages, steps), stages
 
 
 def fetched(batches, count):
@@ -67,7 +65,7 @@ def test_the_same_goes_for_other_sizes_channels_and_a_restart_in_a_later_stage()
     with data.unlocked():
         data.on_device = True
     on_device, stages = batches_of(data, source, (20, 28), **options)
-    expected = make_train_batches(source, data, (20, 28), 3, size_at=functools.partial(size_at, stages), start_step=4)
+    expected = make_train_batches(source, data, functools.partial(size_at, stages), 3, start_step=4)
     found = fetched(on_device, 4)
     assert {batch["image"].shape[1:3] for batch in found} == {(20, 14), (20, 28)}
     assert_same(found, [next(expected) for _ in range(4)])
@@ -87,7 +85,7 @@ def test_pictures_that_a_classifier_trains_on_live_on_the_device_with_the_same_b
     data = make_data(name=name, num_examples=40)
     source = wrap(make_source(data, "train", (8, 8), channels), data)
     on_device, _ = batches_of(data, source, (8, 8), channels=channels)
-    assert type(on_device._batches).__name__ == "ResidentBatches"
+    assert not isinstance(on_device._batches, Batches)
     data.on_device = False
     read, _ = batches_of(data, source, (8, 8), channels=channels)
     assert_same(fetched(on_device, 5), fetched(read, 5))
@@ -108,7 +106,7 @@ def test_every_box_has_the_bits_that_pillow_gives_it(size, out):
 
 def is_resident(batches):
     batches.close()
-    return type(batches._batches).__name__ == "ResidentBatches"
+    return not isinstance(batches._batches, Batches)
 
 
 def test_small_pictures_that_are_seen_at_least_once_live_on_the_device_unless_told_otherwise():

@@ -9,9 +9,7 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.linear_model import RidgeClassifier
 
-from mae_jax.data.datasets import make_source, make_sources
-from mae_jax.data.sources import SOURCES, Digits, count_images
-from mae_jax.data.subset import RandomSubset
+from mae_jax.data.sources import SOURCES, Digits, RandomSubset, count_images, make_source, make_sources
 from mae_jax.runtime.errors import UserError
 
 

@@ -7,11 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mae_jax.data.datasets import make_source
 from mae_jax.data.image_folder import PictureFiles
 from mae_jax.data.loader import make_train_batches
-from mae_jax.data.sources import Source
-from mae_jax.data.subset import Labelled, MatchedClasses, RandomSubset, StratifiedSubset
+from mae_jax.data.sources import Labelled, MatchedClasses, RandomSubset, Source, StratifiedSubset, make_source
 from mae_jax.runtime.errors import UserError
 
 
@@ -70,7 +68,7 @@ def test_a_stratified_subset_is_random_and_the_seed_decides_it():
 
 
 def test_a_stratified_subset_of_pictures_without_labels_is_refused():
-    with pytest.raises(UserError, match="data.label_fraction=0.1 .* have no labels"):
+    with pytest.raises(UserError, match="data.label_fraction=0.1, .* have no labels: leave it unset"):
         StratifiedSubset(Pictures([-1] * 10, 0), 0.1)
 
 

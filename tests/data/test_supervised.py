@@ -4,10 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from mae_jax.data.datasets import make_source
+from mae_jax.data.augment import augment, augmentations, soft_targets
 from mae_jax.data.loader import make_train_batches
-from mae_jax.data.mixing import soft_targets
-from mae_jax.data.supervised import augment, augmentations
+from mae_jax.data.sources import make_source
 
 OFF = dict(crop_rule="centre", flip=False, augmentation="none", color_jitter=0.0, erasing=0.0, mixup=0.0, cutmix=0.0)
 ON = [

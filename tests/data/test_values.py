@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mae_jax.data.decoding import BadImage, decode, open_picture
-from mae_jax.data.loader import make_train_batches
-from mae_jax.data.reading import PictureReader
-from mae_jax.data.resident import read_all
+from mae_jax.data.decoding import BadImage, decode, deep_type, open_picture
+from mae_jax.data.device_batches import read_all
+from mae_jax.data.loader import PictureReader, make_train_batches
 from mae_jax.data.transforms import resize_and_centre_crop
-from mae_jax.data.values import deep_type
 from mae_jax.runtime.errors import UserError
 from tests.data.conftest import png_16_bit
 
@@ -235,7 +233,7 @@ def test_training_resident_pictures_and_evaluation_are_scaled_alike(make_config)
     source, config = Files([tiff(twelve)] * 8), make_config(batch_size=4, value_range=(0, 4095))
     whole = expected(twelve, 0, 4095)
     np.testing.assert_array_equal(read_all(source, config, 3)[0]["image"][5], whole)
-    reader = PictureReader(source, 3, LIMIT, "raise", config.value_range)
+    reader = PictureReader(source, config, 3)
     image, _ = reader.read(0, lambda picture: resize_and_centre_crop(picture, (6, 9), 1.0))
     np.testing.assert_array_equal(image, whole)
     config.update(crop_scale=(1, 1), crop_ratio=(1.5, 1.5), flip=False)

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import common, image_folder
-from mae_jax.data.datasets import make_source
+from mae_jax.data.sources import make_source
 from mae_jax.evaluation.unseen import (
     TRAINED_ON,
     choose_pictures,

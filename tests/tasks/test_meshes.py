@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import digits
-from mae_jax.data.device_batches import to_devices
+from mae_jax.data.device_batches import on_devices
 from mae_jax.data.loader import make_train_batches
 from mae_jax.data.sources import Digits
 from mae_jax.models.mae import MAEConfig, init_params, make_bind
@@ -103,13 +103,11 @@ def test_batches_and_masks_are_the_same_bits_on_every_mesh(name):
     model = MAEConfig(**{**config.model, "num_heads": 8, "decoder_num_heads": 8})
 
     def first_batches(mesh):
-        index, count = process_share(mesh)
-        batches = make_train_batches(
-            Digits("train"), config.data, (8, 8), 1, start_step=3, process_index=index, process_count=count
-        )
+        share = process_share(mesh)
+        batches = make_train_batches(Digits("train"), config.data, (8, 8), 1, start_step=3, share=share)
         try:
-            on_devices = to_devices(batches, mesh, 1)
-            return [jax.device_get(next(on_devices)) for _ in range(2)]
+            sent = on_devices(batches, mesh, 1)
+            return [jax.device_get(next(sent)) for _ in range(2)]
         finally:
             batches.close()
 
