@@ -135,7 +135,7 @@ def run(argv: list[str], stop: StopSignal, startup: Startup) -> None:
         config.ablate = common.get_config().ablate  # one run of an ablation is a run like any other
 
     if DRY_RUN.value and config.task == "ablate":
-        return say(*task.describe_plan(plan).split("\n"))
+        return say(*task.describe_plan(plan))
     if DRY_RUN.value and trains(config.task):
         return say(*task.dry_run(config, TOPOLOGY.value))
     if DRY_RUN.value:

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 
 from mae_jax.runtime.errors import UserError
-from mae_jax.tasks.ablation.execution import Outcome
-from mae_jax.tasks.ablation.plot import choose_scale, draw, make_panels, make_paper_panels
-from mae_jax.tasks.ablation.program import make_plan
-from mae_jax.tasks.ablation.table import make_rows
+from mae_jax.tasks.ablation.jobs import Outcome, make_plan
+from mae_jax.tasks.ablation.report import choose_scale, draw, make_panels, make_paper_panels, make_rows
 from tests.tasks.test_grid import make_config, plan_of
 
 SCORES = ("linear_probe/top1", "eval/loss")
