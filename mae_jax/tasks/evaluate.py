@@ -8,21 +8,14 @@ from ml_collections import ConfigDict
 
 from mae_jax.data.sources import Source, count_images
 from mae_jax.data.subset import Labelled, match_classes
-from mae_jax.evaluation.classification import (
-    Accuracy,
-    Predictions,
-    class_table,
-    confusion_matrix,
-    draw_confusion_matrix,
-)
+from mae_jax.evaluation.classification import Accuracy, class_table, confusion_matrix, draw_confusion_matrix
 from mae_jax.interop.workdirs import Weights
 from mae_jax.models.classifier import is_classifier
 from mae_jax.runtime.console import say
 from mae_jax.runtime.errors import UserError, escaped
 from mae_jax.runtime.signals import StopSignal
 from mae_jax.settings.usage import check_read
-from mae_jax.tasks.frozen import find_sources
-from mae_jax.tasks.measuring import open_checkpoint, open_data, run_evaluators, write_measurement
+from mae_jax.tasks.measuring import find_sources, open_checkpoint, open_data, run_evaluators, write_measurement
 from mae_jax.tasks.reconstruct import reconstruct
 from mae_jax.workdir.writing import save_picture, write_atomically
 
@@ -45,24 +38,18 @@ def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
         if isinstance(evaluator, Accuracy):
             images = count_images(None, data.evaluation)
             result["correct"] = int((evaluator.predictions.rank < 1).sum())
+            confusions = confusion_matrix(evaluator.predictions, len(class_names))
+            rows, text = class_table(confusions, class_names), io.StringIO()
+            writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+            write_atomically(workdir / "classes.csv", text.getvalue())
             title = [f"{state.name}: top-1 {result['eval/top1']:.2%} of", images]
-            write_classes(workdir, evaluator.predictions, class_names, title)
+            save_picture(workdir / "confusion_matrix.png", draw_confusion_matrix(confusions, class_names, title))
+            say(*describe_classes(rows))
             say("top-1 {eval/top1:.2%}, top-5 {eval/top5:.2%}, loss {eval/loss:.4f} on ".format_map(result) + images)
             say(f"see {workdir}/confusion_matrix.png and {workdir}/classes.csv")
     write_measurement(workdir, config, result)
-
-
-def write_classes(workdir: Path, found: Predictions, class_names: list[str], title: list[str]) -> None:
-    """Writes classes.csv and confusion_matrix.png, and prints the table."""
-    confusions = confusion_matrix(found, len(class_names))
-    rows = class_table(confusions, class_names)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(workdir / "classes.csv", text.getvalue())
-    save_picture(workdir / "confusion_matrix.png", draw_confusion_matrix(confusions, class_names, title))
-    say(*describe_classes(rows))
 
 
 def match_to_classifier(source: Source, weights: Weights, config: ConfigDict) -> tuple[Source, list[str]]:
@@ -81,10 +68,8 @@ def match_to_classifier(source: Source, weights: Weights, config: ConfigDict) ->
             f"{source.num_classes}; choose data with the same classes"
         )
     elif foreign and found:
-        if known:
-            say(f"note: its classes ({known[0]}, ...) and the data's ({found[0]}, ...) are matched by their order")
-        elif source.num_classes < num_classes:
-            say(f"note: its classes have no names: the data's are taken for the first {source.num_classes}")
+        if known or source.num_classes < num_classes:
+            say(f"note: the classes of the data ({found[0]}, ...) are matched by their order to {config.init_from}'s")
         known = None
     names = [escaped(name) for name in known or found or ()]
     return source, names + [f"class {label}" for label in range(len(names), num_classes)]

@@ -10,8 +10,7 @@ from mae_jax.runtime.console import say
 from mae_jax.runtime.errors import escaped
 from mae_jax.runtime.processes import is_main
 from mae_jax.runtime.signals import StopSignal
-from mae_jax.tasks.frozen import open_encoder
-from mae_jax.tasks.measuring import write_measurement
+from mae_jax.tasks.measuring import open_encoder, write_measurement
 from mae_jax.workdir.writing import replacing
 
 

@@ -7,8 +7,7 @@ from ml_collections import ConfigDict
 from mae_jax.evaluation.linear_probe import LinearProbe
 from mae_jax.runtime.console import say
 from mae_jax.runtime.signals import StopSignal
-from mae_jax.tasks.frozen import open_encoder, with_random_encoder
-from mae_jax.tasks.measuring import write_measurement
+from mae_jax.tasks.measuring import open_encoder, with_random_encoder, write_sweep
 
 NAME = "logistic_regression"
 
@@ -18,21 +17,16 @@ def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
     data, state = open_encoder(config, workdir)
     settings = data.config.evaluate
     sweep = LinearProbe(data.config, data).sweep(state, sorted({settings.probe_c, *settings.probe_sweep_c}))
-    usual = next(row for row in sweep if row["c"] == settings.probe_c)
-    best = max(sweep, key=lambda row: row["top1"])
+    for row in sweep:
+        say("C {c:<8} top-1 {top1:.2%}  top-5 {top5:.2%}".format_map(row))
+    usual, best = next(row for row in sweep if row["c"] == settings.probe_c), max(sweep, key=lambda row: row["top1"])
+    say("best: C {c}: top-1 {top1:.2%} (chosen on the evaluation images themselves, so optimistic)".format_map(best))
     result = {"step": state.step} | {f"{NAME}/{key}": usual[key] for key in ("top1", "top5")}
     result |= {f"{NAME}/best_top1": best["top1"], f"{NAME}/best_c": best["c"]}
-    for row in sweep:
-        say(f"C {row['c']:<8} top-1 {row['top1']:.2%}  top-5 {row['top5']:.2%}")
-    say(f"best: C {best['c']}: top-1 {best['top1']:.2%} (chosen on the evaluation images themselves, so optimistic)")
     if settings.random_encoder:
         other, random_state = with_random_encoder(data)
         (row,) = LinearProbe(data.config, other).sweep(random_state, [settings.probe_c])
         result |= {f"random_encoder/{NAME}/{key}": row[key] for key in ("top1", "top5")}
-        say(f"an encoder with random weights, C {row['c']}: top-1 {row['top1']:.2%}  top-5 {row['top5']:.2%}")
-    protocol = (
-        f"{data.description}; multinomial logistic regression by L-BFGS; best: the best C on the evaluation images "
-        "themselves"
-    )
-    write_measurement(workdir, data.config, result | {"sweep": sweep, "protocol": protocol})
-    say(protocol, f"see {workdir}/result.json")
+        say("an encoder with random weights, C {c}: top-1 {top1:.2%}  top-5 {top5:.2%}".format_map(row))
+    method = "multinomial logistic regression by L-BFGS; best: the best C on the evaluation images themselves"
+    write_sweep(workdir, data, result, sweep, method)

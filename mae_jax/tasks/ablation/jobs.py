@@ -28,7 +28,7 @@ SHARED = (
     "data.path", "data.num_threads", "data.num_workers", "data.prefetch_batches", "data.on_bad_image",
     "mesh.data", "mesh.fsdp", "mesh.tensor",
 )  # fmt: skip
-PICTURES = tuple(f"data.{name}" for name in (*PLACE, "value_range"))  # also taken, if the command sets data.name
+PLACES = tuple(f"data.{name}" for name in (*PLACE, "value_range"))  # also taken, if the command sets data.name
 LONGEST_NAME = 200  # of a folder; file systems allow 255 bytes
 # Scores by task; those of measuring tasks go under the protocol's name.
 PRETRAINED = ("knn/top1", "linear_probe/top1", "rankme")
@@ -132,7 +132,7 @@ def make_runs(
         start = [f"--config={config.file}", "--config.task=pretrain"]
         runs = [make_run("pretrain", start, given, None, tuple(protocols))]
         trained, pretrain = runs[0].config, runs[0].folder
-        taken = SHARED + (PICTURES if "data.name" in config.given else ())
+        taken = SHARED + (PLACES if "data.name" in config.given else ())
         taken = [key for key in taken if not unused_with(trained, key)]
         for name, (measuring, overrides) in protocols.items():
             usual = protocol_settings(measuring)
