@@ -37,7 +37,7 @@ def run(config: ConfigDict, workdir: Path, stop: StopSignal, startup: Startup | 
 
 
 def dry_run(config: ConfigDict, topology: str | None) -> list[str]:
-    """Describes a run and its cost, creating no workdir and no arrays; UserError also if the memory does not suffice."""
+    """Describes a run and its cost, without a workdir and arrays; UserError if a step needs too much memory."""
     mesh = make_mesh(config.mesh, devices_for(topology))
     with tempfile.TemporaryDirectory() as folder:
         objective = OBJECTIVES.find(config.task)(config, Path(folder), mesh)

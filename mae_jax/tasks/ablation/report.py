@@ -20,9 +20,6 @@ from mae_jax.tasks.ablation.jobs import Outcome, Plan, Run, read_outcome, resolv
 from mae_jax.workdir.history import keep_earlier_measurement
 from mae_jax.workdir.writing import finite_or_null, save_picture, write_atomically, write_json
 
-PAPER_LABEL = "top-1 % (ViT-L, ImageNet)"
-OURS, PAPERS = "tab:blue", "tab:gray"
-
 
 def report(config: ConfigDict, plan: Plan, workdir: Path) -> None:
     """Writes, prints and plots the scores so far."""
@@ -165,15 +162,6 @@ class Panel(NamedTuple):
     errors: list[float] | None
     color: str
 
-    @property
-    def is_curve(self) -> bool:
-        return all(isinstance(x, int | float) for x in self.xs)
-
-    @property
-    def height(self) -> float:
-        """In inches."""
-        return 2.8 if self.is_curve else 0.9 + 0.3 * len(self.xs)
-
 
 def make_panels(plan: Plan, rows: list[dict[str, Any]], scores: tuple[str, ...]) -> list[Panel]:
     """A panel for each score; rows and scores without values are left out."""
@@ -190,13 +178,14 @@ def make_panels(plan: Plan, rows: list[dict[str, Any]], scores: tuple[str, ...])
         measured = next((run for run in plan.runs if run.after and run.name == score.split("/")[0]), plan.runs[0])
         data = measured.config.data.name or plan.runs[0].config.data.name
         label = score.rsplit("/", 1)[-1].replace("top", "top-") + unit
-        panels.append(Panel(f"{score}, {data}", label, [x for x, _ in points], ys, errors, OURS))
+        panels.append(Panel(f"{score}, {data}", label, [x for x, _ in points], ys, errors, "tab:blue"))
     return [panel for panel in panels if panel.xs]
 
 
 def make_paper_panels(paper: tuple) -> list[Panel]:
     """A panel for each curve (name, ((x, y), ...)) of the paper."""
-    return [Panel(name, PAPER_LABEL, *map(list, zip(*points, strict=True)), None, PAPERS) for name, points in paper]
+    curves = [(name, *map(list, zip(*points, strict=True))) for name, points in paper]
+    return [Panel(name, "top-1 % (ViT-L, ImageNet)", xs, ys, None, "tab:gray") for name, xs, ys in curves]
 
 
 def draw(ours: list[Panel], papers: list[Panel], x_label: str, title: str, source: str) -> np.ndarray:
@@ -206,11 +195,10 @@ def draw(ours: list[Panel], papers: list[Panel], x_label: str, title: str, sourc
 
     columns = [column for column in (ours, papers) if column]
     lines = max(map(len, columns))
-    heights = [max(column[i].height for column in columns if i < len(column)) for i in range(lines)]
-    figure = Figure(figsize=(5.6 * len(columns), sum(heights) + 0.6), dpi=120, layout="constrained")
+    figure = Figure(figsize=(5.6 * len(columns), 3.2 * lines + 0.6), dpi=120, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
     canvas = FigureCanvasAgg(figure)
-    grid = figure.subplots(lines, len(columns), squeeze=False, height_ratios=heights)
+    grid = figure.subplots(lines, len(columns), squeeze=False)
     for column, places in zip(columns, grid.T, strict=True):
         for panel, axes in itertools.zip_longest(column, places):
             if panel:
@@ -222,27 +210,25 @@ def draw(ours: list[Panel], papers: list[Panel], x_label: str, title: str, sourc
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
+def _draw_panel(axes, panel: Panel, x_label: str) -> None:
+    numbers = all(isinstance(x, int | float) for x in panel.xs)
+    style = dict(color=panel.color, linestyle="-" if numbers else "none", marker="o", markersize=5, capsize=3)
+    axes.errorbar(panel.xs, panel.ys, panel.errors, **style)
+    axes.set(xlabel=x_label, ylabel=panel.label)
+    axes.set_title(panel.title, fontsize=10)
+    axes.grid(alpha=0.3)
+    if not numbers:
+        axes.set_xticks(range(len(panel.xs)), panel.xs, fontsize=8, rotation=30, ha="right")
+        axes.margins(x=0.1)
+    elif choose_scale(panel.xs) == "log":
+        axes.set_xscale("log")
+        axes.minorticks_off()
+        axes.set_xticks(panel.xs, [f"{x:g}" for x in panel.xs])  # by default, ticks are powers of ten
+
+
 def choose_scale(xs: list[float]) -> str:
     """The scale, linear or log, on which numbers lie more evenly."""
     if min(xs) <= 0 or len(set(xs)) < 3:
         return "linear"
     gaps, ratios = np.diff(sorted(set(xs))), np.diff(np.log(sorted(set(xs))))
     return "log" if max(ratios) / min(ratios) < max(gaps) / min(gaps) else "linear"
-
-
-def _draw_panel(axes, panel: Panel, x_label: str) -> None:
-    axes.set_title(panel.title, fontsize=10)
-    axes.grid(alpha=0.3)
-    style = dict(color=panel.color, marker="o", markersize=5, capsize=3)
-    if panel.is_curve:
-        axes.errorbar(panel.xs, panel.ys, panel.errors, **style)
-        axes.set(xlabel=x_label, ylabel=panel.label, xscale=choose_scale(panel.xs))
-        if axes.get_xscale() == "log":  # by default, ticks are powers of ten
-            axes.minorticks_off()
-            axes.set_xticks(panel.xs, [f"{x:g}" for x in panel.xs])
-    else:
-        axes.errorbar(panel.ys, range(len(panel.xs)), xerr=panel.errors, linestyle="none", **style)
-        axes.set_yticks(range(len(panel.xs)), panel.xs, fontsize=8)
-        axes.set_ylim(len(panel.xs) - 0.5, -0.5)
-        axes.set_xlabel(panel.label)
-        axes.margins(x=0.1)
