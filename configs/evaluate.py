@@ -7,7 +7,4 @@ from configs import common
 
 
 def get_config():
-    config = common.get_config()
-    config.task = "evaluate"
-    config.data.name = None  # the checkpoint's
-    return config
+    return common.of_checkpoint("evaluate")

@@ -14,8 +14,6 @@ from configs import common
 
 
 def get_config():
-    config = common.get_config()
-    config.task = "export"
-    config.data.name = None  # the checkpoint's
+    config = common.of_checkpoint("export")
     config.format = "huggingface"
     return config

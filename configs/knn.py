@@ -7,8 +7,6 @@ from configs import common
 
 
 def get_config():
-    config = common.get_config()
-    config.task = "knn"
-    config.data.name = None  # the checkpoint's
+    config = common.of_checkpoint("knn")
     config.evaluate.max_train_examples = None  # all
     return config

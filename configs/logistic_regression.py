@@ -3,10 +3,10 @@
 python main.py --config=configs/logistic_regression.py --config.init_from=runs/digits
 """
 
-from configs import knn
+from configs import common
 
 
 def get_config():
-    config = knn.get_config()
-    config.task = "logistic_regression"
+    config = common.of_checkpoint("logistic_regression")
+    config.evaluate.max_train_examples = None  # all
     return config
