@@ -32,11 +32,9 @@ def report(config: ConfigDict, plan: Plan, workdir: Path) -> None:
     if panels := make_panels(plan, make_rows(plan, ablate.plot), ablate.plot):
         # If the command line changes the axes, the file's title and curves no longer fit.
         axes = parse_grid(resolve([f"--config={config.file}"]).ablate.grid)
-        others = [axis.keys for axis in plan.axes] != [axis.keys for axis in axes]
-        paper, title, source = (
-            "" if others and f"ablate.{name}" not in config.given else ablate[name]
-            for name in ("paper", "title", "source")
-        )
+        fit = [axis.keys for axis in plan.axes] == [axis.keys for axis in axes]
+        names = ("paper", "title", "source")
+        paper, title, source = (ablate[name] if fit or f"ablate.{name}" in config.given else "" for name in names)
         x_label = ", ".join(axis.title for axis in plan.axes)
         save_picture(workdir / "plot.png", draw(panels, make_paper_panels(paper), x_label, title, source))
         files.append("plot.png")
@@ -46,7 +44,7 @@ def report(config: ConfigDict, plan: Plan, workdir: Path) -> None:
     if missing := sum(row["missing"] > 0 for row in rows):
         say(f"{missing} of {len(rows)} cells are incomplete: other shards or the same command will complete them")
     else:
-        rows = [{key: row[key] for key in row if key not in ("labels", "missing")} for row in rows]
+        rows = [{key: value for key, value in row.items() if key not in ("labels", "missing")} for row in rows]
         result = finite_or_null({"rows": rows})
         keep_earlier_measurement(workdir, result)
         write_json(workdir / "result.json", result)
@@ -57,11 +55,7 @@ def report(config: ConfigDict, plan: Plan, workdir: Path) -> None:
 def make_rows(
     plan: Plan, scores: tuple[str, ...], outcome: Callable[[Run], Outcome] = read_outcome
 ) -> list[dict[str, Any]]:
-    """A row for each cell: {"cell", "labels", "settings", "seeds", "scores", "train_gflop_per_image", "minutes",
-    "failed", "missing"}.
-
-    Scores are as in `summarize_values`. Minutes sum over the cell's runs, shared ones too, and average over seeds.
-    """
+    """A row for each cell. Minutes sum over the cell's runs, shared ones too, and average over seeds."""
     rows = []
     for cell in plan.cells:
         failed, missing, minutes, values = {}, 0, [], {score: [] for score in scores}
