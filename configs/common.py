@@ -17,8 +17,7 @@ def get_config() -> ConfigDict:
     # pretrain | classify | knn | logistic_regression | features | evaluate | reconstruct | export | ablate
     config.task = "pretrain"
     config.seed = 0  # of the initial weights, and of masks, mixing and drop path
-    # Initial weights: a workdir (its newest checkpoint), one checkpoint step, a facebookresearch/mae .pth, a Hugging
-    # Face or timm folder or file, or hf://owner/name.
+    # A workdir, one checkpoint step, the authors' .pth, a Hugging Face or timm folder or file, hf://owner/name.
     config.init_from = placeholder(str)
     config.format = placeholder(str)  # export: huggingface | facebook | timm
     config.encoder_only = False  # export: leave out the decoder or the head
@@ -30,8 +29,7 @@ def get_config() -> ConfigDict:
     ablate = config.ablate = ConfigDict()  # pre-trains and measures each cell of a grid (docs/ablations.md)
     ablate.grid = ()  # axes: (key, values) or (key, values, names); keys that change together form a tuple
     ablate.seeds = (0,)  # each makes a separate run, as seed and data.seed
-    # Protocols that measure the pre-trained encoder: (name, config, overrides), for example ("finetune",
-    # "finetune_digits", (("train.epochs", 20.0),)). Pre-training itself measures k-NN and a logistic regression.
+    # Protocols for each encoder: (name, config, overrides), as ("a", "finetune", (("train.epochs", 20.0),)).
     ablate.measure = ()
     ablate.scores = ("eval/loss",)  # columns of the table: pre-training's results, and NAME/top1 of the protocols
     ablate.plot = ()  # the scores to draw
@@ -77,18 +75,15 @@ def get_config() -> ConfigDict:
     model.activation = "gelu"  # of the MLPs; gelu is exact (gelu_tanh, relu, ...: models/layers.py lists them)
     model.qkv_bias = True  # whether queries, keys and values have a bias
     model.norm_epsilon = 1e-6  # of every LayerNorm
-    # Of the matrix products: float32 | bfloat16; None: bfloat16 if the chip has it (not a CPU). All else is float32.
-    # On some accelerators JAX's default for float32 products is less precise: see jax_default_matmul_precision.
+    # Of matrix products: float32 (jax_default_matmul_precision) | bfloat16; None: bfloat16 if the chip has it.
     model.dtype = placeholder(str)
     model.attention = "xla"  # xla | cudnn (fused; NVIDIA GPUs, with dtype bfloat16)
     model.remat = False  # recompute the blocks' activations in the backward pass: less memory, more time
-    # Blocks unrolled in one iteration of the scan over depth. None: 1, or all (a tenth faster) where a CPU trains at
-    # most 12 blocks without remat and mesh.fsdp.
+    # Blocks unrolled in an iteration of the scan over depth. None: 1; up to 12 where a CPU trains.
     model.scan_unroll = placeholder(int)
 
     data = config.data = ConfigDict()
-    # digits | image_folder | synthetic | the name of a TFDS data set | "module:Class", your own source. None: the data
-    # that the checkpoint in init_from was trained on (not for pre-training).
+    # digits | image_folder | synthetic | a TFDS data set | module:Class. None: what init_from was trained on.
     data.name = FieldReference("imagenet2012", field_type=str)
     data.path = placeholder(str)  # image_folder: its folder; TFDS: its data_dir (None: TFDS's own default)
     # TFDS splits, or sub-folders of an image folder, in any case and usual spelling ("": none).
@@ -124,8 +119,7 @@ def get_config() -> ConfigDict:
     data.num_threads = 16  # reader threads at most; never more than cores (in a worker process: than its share)
     data.num_workers = 0  # reader processes; 0: threads of the main process read
     data.prefetch_batches = 2  # batches kept ready on the device, and as many more on the host
-    # Pictures stay on the devices and are cropped there, to the same bits. None: if all have one size of at most 128
-    # pixels, take at most 2 GiB, and are seen at least once.
+    # Pictures stay on the devices and are cropped there. None: if all have one size of at most 128.
     data.on_device = placeholder(bool)
     data.on_bad_image = "replace"  # replace: use another, count it, fail above 1 %; raise: stop at the first
     data.max_pixels = 178_956_970  # width x height above which a picture is refused; at most this, Pillow's own limit
@@ -146,8 +140,7 @@ def get_config() -> ConfigDict:
     train = config.train = ConfigDict()
     train.epochs = 800.0  # of floor(examples / batch size) steps each
     train.steps = placeholder(int)  # if set, replaces the epochs
-    # Smaller images first (arXiv 2212.06593, 2404.00509): pairs (share of the run at which a stage ends, its size), as
-    # in ((0.5, 128), (0.75, 160)). The last stage and evaluation: model.image_size.
+    # Smaller images first (arXiv 2212.06593): (share of the run at which a stage ends, its size), as ((0.5, 128),).
     train.resolutions = ()
     train.log_every_steps = 50
     train.skip_nonfinite = 0  # non-finite updates that may be skipped before the run stops
@@ -156,13 +149,11 @@ def get_config() -> ConfigDict:
     train.ema_decay = placeholder(float)  # if set, a moving average of the weights is kept, evaluated and exported
 
     optimizer = config.optimizer = ConfigDict()
-    # adamw | lars (linear and attentive probes) | muon: for the blocks' matrices, adamw for the rest (Jordan et al.
-    # 2024, kellerjordan.github.io/posts/muon), scaled to use adamw's rate and decay (arXiv 2502.16982).
+    # adamw | lars (probes) | muon (arXiv 2502.16982: for the blocks' matrices, at adamw's rate).
     optimizer.name = "adamw"
     optimizer.base_learning_rate = 1.5e-4  # at batch 256: the peak rate is this x batch_size / 256
     optimizer.warmup_epochs = 40.0  # linear from 0; in a run that is no longer than this, a tenth of it
-    # After the warm-up: cosine (half a period, down to the minimum) | constant | warmup_stable_decay (constant, then
-    # linear to the minimum, arXiv 2405.18392) | "module:function", your own (docs/extending.md).
+    # After the warm-up: cosine | constant | warmup_stable_decay (arXiv 2405.18392) | module:function.
     optimizer.schedule = "cosine"
     optimizer.decay_fraction = 0.2  # warmup_stable_decay: share of the steps after the warm-up in which the rate falls
     optimizer.min_learning_rate = 0.0  # at the end
@@ -184,12 +175,10 @@ def get_config() -> ConfigDict:
 
     evaluate = config.evaluate = ConfigDict()
     evaluate.every_steps = placeholder(int)  # None: at the end only
-    # Names of evaluators, or "module:class" of your own (docs/extending.md). (): the objective's;
-    # pretrain: ("loss", "reconstructions", "knn", "linear_probe", "rankme"); classify: ("accuracy",).
+    # loss | reconstructions | knn | linear_probe | rankme | accuracy | module:class; (): the objective's.
     evaluate.evaluators = ()
     evaluate.mask_ratio = placeholder(float)  # for the evaluation's losses and pictures; None: the model's
-    # Your own masks, not 0 = hidden: FILE.npy with [rows, columns] or [pictures, rows, columns] patches, or
-    # FILE.py:FUNCTION, (number of the picture, (rows, columns)) -> [rows, columns]. None: masks are drawn.
+    # Your own masks (README): FILE.npy, [pictures, rows, columns], or FILE.py:FUNCTION; None: masks are drawn.
     evaluate.mask = placeholder(str)
     evaluate.batch_size = 256  # images at most, over all devices
     evaluate.token = "mean"  # features: mean (of the patch tokens) | class (the class token), after the final norm
