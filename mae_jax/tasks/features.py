@@ -17,8 +17,7 @@ from mae_jax.workdir.writing import replacing
 def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
     """Writes {train,eval}_features.npy [N, D] float32, {train,eval}_labels.npy [N] (-1: no label), and result.json.
 
-    Without training images there are only `eval` files, and earlier `train` files are removed. Features are streamed to
-    disk; the files get their names when all are complete.
+    Without training images, earlier `train` files are removed. All files get their names when all are complete.
     """
     data, state = open_encoder(config, workdir, labelled=False)
     result, written = {"step": state.step}, []

@@ -48,11 +48,7 @@ def open_checkpoint(
     """Reads the weights in `config.init_from`; returns them, and the config with matching `model` and `data`.
 
     Pictures are the checkpoint's own or those of `data.name` and `data.path`, and are prepared as in training. The seed
-    is the checkpoint's, unless set. Another `model.image_size` resizes the position table.
-
-    Args:
-      needs_data: require settings that select pictures.
-      computes: the model is run, not just read.
+    is the checkpoint's, unless set. `computes`: the model is run, not just read.
     """
     if not config.init_from:
         raise UserError("init_from is not set: which model? For example --config.init_from=runs/digits")
@@ -117,10 +113,7 @@ def _data(config: ConfigDict, own: dict[str, Any]) -> dict[str, Any]:
 def find_sources(
     weights: Weights, config: ConfigDict, *, to_train: bool = True, labelled: bool = False
 ) -> tuple[Source | None, Source]:
-    """Training images, or None without `to_train` or if there are none, and evaluation images.
-
-    `labelled`: training images are required, and both must have labels.
-    """
+    """Training images, if there are any, and evaluation images. `labelled`: both must be there and have labels."""
     data, size, channels = config.data, MAEConfig(**config.model).image_size, config.model.channels
     if not to_train:
         return None, make_source(data, "eval", size, channels)

@@ -4,17 +4,15 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mae_jax.data.datasets import make_source
 from mae_jax.data.image_folder import PictureFiles
 from mae_jax.data.sources import Source, count_images
 from mae_jax.interop.weights import has_decoder
 from mae_jax.interop.workdirs import Weights
 from mae_jax.models.classifier import is_classifier
-from mae_jax.models.config import MAEConfig
 from mae_jax.runtime.console import say
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.signals import StopSignal
-from mae_jax.tasks.measuring import open_checkpoint, open_data, run_evaluators, write_measurement
+from mae_jax.tasks.measuring import find_sources, open_checkpoint, open_data, run_evaluators, write_measurement
 
 NAMES = ("loss", "reconstructions")  # default evaluators
 
@@ -27,10 +25,8 @@ def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
     if is_classifier(weights.config):
         raise UserError(f"init_from={config.init_from} is a classifier, which has no decoder: nothing to reconstruct")
     if pictures:
-        source = PictureFiles(pictures)
         config.data.name, config.data.path = None, pictures  # for result.json
-    else:
-        source = make_source(config.data, "eval", MAEConfig(**config.model).image_size, config.model.channels)
+    source = PictureFiles(pictures) if pictures else find_sources(weights, config, to_train=False)[1]
     reconstruct(weights, config, workdir, None, source)
 
 

@@ -116,10 +116,10 @@ def check_curves(paper: tuple) -> None:
             ) from error
 
 
-def owner_of(key: str, protocols: Iterable[str]) -> str:
-    """The protocol that a grid key belongs to, or "pretrain"."""
-    first = key.split(".", 1)[0]
-    return first if first in protocols else "pretrain"
+def split_key(key: str, protocols: Iterable[str]) -> tuple[str, str]:
+    """The protocol that a grid key belongs to, or "pretrain"; and the setting."""
+    first, _, rest = key.partition(".")
+    return (first, rest) if first in protocols else ("pretrain", key)
 
 
 def check_keys(axes: list[Axis], protocols: Protocols, known: Iterable[str]) -> None:
@@ -130,8 +130,7 @@ def check_keys(axes: list[Axis], protocols: Protocols, known: Iterable[str]) -> 
     for where, key in asked:
         if key not in words:
             raise UserError(f"{where}: unknown setting {key!r}{nearest_setting(key, words)}")
-        owner = owner_of(key, protocols)
-        own = key.removeprefix(f"{owner}.")
+        owner, own = split_key(key, protocols)
         if own in RESERVED or own.startswith("ablate.") or (own == "init_from" and owner != "pretrain"):
             remedy = "set ablate.seeds" if "seed" in own else "leave it out"
             raise UserError(f"{where} cannot set {key}, which the ablation sets itself; {remedy}")

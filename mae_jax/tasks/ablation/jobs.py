@@ -19,7 +19,7 @@ from mae_jax.settings.suggestions import nearest
 from mae_jax.settings.usage import unused_with
 from mae_jax.tasks import check_task
 from mae_jax.tasks.ablation import grid
-from mae_jax.tasks.ablation.grid import RESERVED, Axis, Cell, Protocols, owner_of
+from mae_jax.tasks.ablation.grid import RESERVED, Axis, Cell, Protocols, split_key
 from mae_jax.workdir.writing import read_object
 
 ROOT = Path(__file__).parents[3]
@@ -80,19 +80,14 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
     grid.check_keys(axes, protocols, known)
     for key in (key for axis in axes for key in axis.keys if key in config.given):
         raise UserError(f"--config.{key} is what ablate.grid varies: change --config.ablate.grid, or leave it out")
-    for name, _ in protocols.values():
-        protocol_settings(name)
-
     cells, by_folder, needed = grid.make_cells(axes), {}, {}
     for cell, seed in itertools.product(cells, seeds):
         needed[cell.name, seed] = []
         for run in make_runs(config, axes, cell, protocols, seed, workdir.absolute()):
             same = by_folder.setdefault(str(run.folder).casefold(), run)
             if same.arguments != run.arguments:
-                raise UserError(
-                    f"the cells {same.cell!r} and {run.cell!r} would share the folder {same.folder}; give the values "
-                    "of ablate.grid names that differ in letters or digits"
-                )
+                remedy = "give the values of ablate.grid names that differ in letters or digits"
+                raise UserError(f"cells {same.cell!r} and {run.cell!r} would share the folder {same.folder}; {remedy}")
             needed[cell.name, seed].append(same)
     runs = list(by_folder.values())
     check_scores(ablate, runs)
@@ -112,12 +107,12 @@ def make_runs(
     """A cell's runs for one seed: pre-training, then its protocols. A UserError names the cell."""
     varied = {owner: {} for owner in ("pretrain", *protocols)}
     for key, value in cell.settings.items():
-        owner = owner_of(key, protocols)
-        varied[owner][key.removeprefix(f"{owner}.")] = value
+        owner, own = split_key(key, protocols)
+        varied[owner][own] = value
 
     def make_run(name: str, start: list[str], settings: dict, after: Path | None, measured_by: tuple = ()) -> Run:
         """Its folder is named by the axes that affect it: cells that differ only in other axes share it."""
-        affects = [any(owner_of(key, protocols) in ("pretrain", name) for key in axis.keys) for axis in axes]
+        affects = [any(split_key(key, protocols)[0] in ("pretrain", name) for key in axis.keys) for axis in axes]
         parts = "__".join(grid.safe_name(part) for part in itertools.compress(cell.names, affects))
         if len(parts.encode()) > LONGEST_NAME:
             raise UserError("its name is too long for a folder; give the values of ablate.grid shorter names")
