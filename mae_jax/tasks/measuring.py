@@ -154,7 +154,7 @@ def open_encoder(config: ConfigDict, workdir: Path, *, labelled: bool = True) ->
     """`open_data` for measuring features: training images too (see `find_sources`); writes config.json."""
     weights, config = open_checkpoint(config, workdir)
     data, state = open_data(weights, config, *find_sources(weights, config, labelled=labelled))
-    write_config(workdir, config)
+    write_json(workdir / "config.json", config.to_dict() | provenance())
     return data, state
 
 
@@ -171,7 +171,7 @@ def run_evaluators(
 ) -> tuple[EvaluationSuite, dict[str, Any]]:
     """Runs evaluators; writes pictures to NAME/<step>.png and returns numbers for result.json."""
     suite = EvaluationSuite(data.config, data, names)
-    write_config(workdir, data.config)
+    write_json(workdir / "config.json", data.config.to_dict() | provenance())  # no check is left that could refuse it
     numbers, pictures = suite.run(state)
     for name, picture in pictures.items():
         say(f"see {save_picture(workdir / name / f'{state.step}.png', picture)}")
@@ -180,11 +180,6 @@ def run_evaluators(
             say(f"{name} {value:.4f}")
     numbers = {f"eval/{name}": value for name, value in numbers.items()}
     return suite, {"step": state.step} | numbers | {"images": len(data.evaluation)}
-
-
-def write_config(workdir: Path, config: ConfigDict) -> None:
-    """Writes config.json. Call it after all checks of the settings."""
-    write_json(workdir / "config.json", config.to_dict() | provenance())
 
 
 def write_measurement(workdir: Path, config: ConfigDict, result: dict[str, Any]) -> None:

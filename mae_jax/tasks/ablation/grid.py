@@ -132,8 +132,7 @@ def check_keys(axes: list[Axis], protocols: Protocols, known: Iterable[str]) -> 
             raise UserError(f"{where}: unknown setting {key!r}{nearest_setting(key, words)}")
         owner, own = split_key(key, protocols)
         if own in RESERVED or own.startswith("ablate.") or (own == "init_from" and owner != "pretrain"):
-            remedy = "set ablate.seeds" if "seed" in own else "leave it out"
-            raise UserError(f"{where} cannot set {key}, which the ablation sets itself; {remedy}")
+            raise UserError(f"{where} cannot set {key}, which the ablation sets itself: leave it out, set ablate.seeds")
 
 
 def parse_shard(shard: str | None) -> tuple[int, int]:

@@ -64,12 +64,11 @@ def make_rows(
             found = {key: value for end in ends.values() for key, value in (end.scores or {}).items()}
             for score in found.keys() & values.keys():
                 values[score].append(found[score])
-            errors = [f"{name}: {end.error}" for name, end in ends.items() if end.error]
-            blocked = ends["pretrain"].error  # a failed pre-training blocks the rest
-            if errors:
-                failed[f"seed {seed}"] = errors[0] if blocked else "; ".join(errors)
-            if not blocked:
-                missing += sum(end.scores is None and end.error is None for end in ends.values())
+            if ends["pretrain"].error:  # it blocks the rest
+                ends = {"pretrain": ends["pretrain"]}
+            if errors := [f"{name}: {end.error}" for name, end in ends.items() if end.error]:
+                failed[f"seed {seed}"] = "; ".join(errors)
+            missing += sum(end.scores is None and end.error is None for end in ends.values())
             if all(end.scores is not None and end.seconds is not None for end in ends.values()):
                 minutes.append(sum(end.seconds for end in ends.values()) / 60)
         rows.append({
