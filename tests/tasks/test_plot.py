@@ -7,7 +7,7 @@ import pytest
 
 from mae_jax.runtime.errors import UserError
 from mae_jax.tasks.ablation.jobs import Outcome, make_plan
-from mae_jax.tasks.ablation.report import choose_scale, draw, make_panels, make_paper_panels, make_rows
+from mae_jax.tasks.ablation.report import draw, make_panels, make_paper_panels, make_rows
 from tests.tasks.test_grid import make_config, plan_of
 
 SCORES = ("linear_probe/top1", "eval/loss")
@@ -36,17 +36,6 @@ def test_cells_that_failed_are_absent_and_named_rows_keep_their_names():
     (panel, _) = panels_of((("data.crop_rule", ("retry", "centre")),), absent=("crop_rule retry",))
     assert panel.xs == ["crop_rule centre"]
     assert panels_of((("data.crop_rule", ("retry",)),), absent=("crop_rule retry",)) == []
-
-
-@pytest.mark.parametrize(
-    "xs, scale",
-    [
-        ((0.125, 0.25, 0.5, 0.625, 0.75, 0.875), "linear"), ((100, 200, 400, 800, 1600), "log"), ((1, 2), "linear"),
-        ((0, 0.5, 1, 2, 4), "linear"), ((3,), "linear"),
-    ],
-)  # fmt: skip
-def test_numbers_are_spaced_by_the_scale_on_which_they_lie_evenly(xs, scale):
-    assert choose_scale(list(xs)) == scale
 
 
 @pytest.mark.parametrize(

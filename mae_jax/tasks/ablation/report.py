@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import io
-import itertools
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -153,7 +152,6 @@ class Panel(NamedTuple):
     xs: list[float] | list[str]
     ys: list[float]
     errors: list[float] | None
-    color: str
 
 
 def make_panels(plan: Plan, rows: list[dict[str, Any]], scores: tuple[str, ...]) -> list[Panel]:
@@ -171,14 +169,14 @@ def make_panels(plan: Plan, rows: list[dict[str, Any]], scores: tuple[str, ...])
         measured = next((run for run in plan.runs if run.after and run.name == score.split("/")[0]), plan.runs[0])
         data = measured.config.data.name or plan.runs[0].config.data.name
         label = score.rsplit("/", 1)[-1].replace("top", "top-") + unit
-        panels.append(Panel(f"{score}, {data}", label, [x for x, _ in points], ys, errors, "tab:blue"))
+        panels.append(Panel(f"{score}, {data}", label, [x for x, _ in points], ys, errors))
     return [panel for panel in panels if panel.xs]
 
 
 def make_paper_panels(paper: tuple) -> list[Panel]:
     """A panel for each curve (name, ((x, y), ...)) of the paper."""
     curves = [(name, *map(list, zip(*points, strict=True))) for name, points in paper]
-    return [Panel(name, "top-1 % (ViT-L, ImageNet)", xs, ys, None, "tab:gray") for name, xs, ys in curves]
+    return [Panel(name, "top-1 % (ViT-L, ImageNet)", xs, ys, None) for name, xs, ys in curves]
 
 
 def draw(ours: list[Panel], papers: list[Panel], x_label: str, title: str, source: str) -> np.ndarray:
@@ -192,36 +190,23 @@ def draw(ours: list[Panel], papers: list[Panel], x_label: str, title: str, sourc
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
     canvas = FigureCanvasAgg(figure)
     grid = figure.subplots(lines, len(columns), squeeze=False)
-    for column, places in zip(columns, grid.T, strict=True):
-        for panel, axes in itertools.zip_longest(column, places):
-            if panel:
-                _draw_panel(axes, panel, x_label)
-            else:
-                axes.set_axis_off()
+    for panels, places, color in zip(columns, grid.T, ("tab:blue", "tab:gray"), strict=False):
+        for axes in places[len(panels) :]:
+            axes.set_axis_off()
+        for panel, axes in zip(panels, places, strict=False):
+            numbers = all(isinstance(x, int | float) for x in panel.xs)
+            style = dict(color=color, linestyle="-" if numbers else "none", marker="o", markersize=5, capsize=3)
+            axes.errorbar(panel.xs, panel.ys, panel.errors, **style)
+            axes.set(xlabel=x_label, ylabel=panel.label)
+            axes.set_title(panel.title, fontsize=10)
+            axes.grid(alpha=0.3)
+            if not numbers:
+                axes.set_xticks(range(len(panel.xs)), panel.xs, fontsize=8, rotation=30, ha="right")
+                axes.margins(x=0.1)
+            elif max(panel.xs) > 10 * min(panel.xs) > 0:
+                axes.set_xscale("log")
+                axes.minorticks_off()
+                axes.set_xticks(panel.xs, [f"{x:g}" for x in panel.xs])  # by default, ticks are powers of ten
     figure.suptitle("\n".join(filter(None, [title, f"right: {source}" if papers and source else ""])), fontsize=11)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def _draw_panel(axes, panel: Panel, x_label: str) -> None:
-    numbers = all(isinstance(x, int | float) for x in panel.xs)
-    style = dict(color=panel.color, linestyle="-" if numbers else "none", marker="o", markersize=5, capsize=3)
-    axes.errorbar(panel.xs, panel.ys, panel.errors, **style)
-    axes.set(xlabel=x_label, ylabel=panel.label)
-    axes.set_title(panel.title, fontsize=10)
-    axes.grid(alpha=0.3)
-    if not numbers:
-        axes.set_xticks(range(len(panel.xs)), panel.xs, fontsize=8, rotation=30, ha="right")
-        axes.margins(x=0.1)
-    elif choose_scale(panel.xs) == "log":
-        axes.set_xscale("log")
-        axes.minorticks_off()
-        axes.set_xticks(panel.xs, [f"{x:g}" for x in panel.xs])  # by default, ticks are powers of ten
-
-
-def choose_scale(xs: list[float]) -> str:
-    """The scale, linear or log, on which numbers lie more evenly."""
-    if min(xs) <= 0 or len(set(xs)) < 3:
-        return "linear"
-    gaps, ratios = np.diff(sorted(set(xs))), np.diff(np.log(sorted(set(xs))))
-    return "log" if max(ratios) / min(ratios) < max(gaps) / min(gaps) else "linear"
