@@ -3,8 +3,7 @@
     python main.py --config=configs/cifar10.py --config.data.path=DATA_DIR [--config.model.patch_size=4]
 
 For a first look or on a CPU take patches of 4 pixels. Settings follow github.com/IcarusWizard/MAE, which reports 89.8 %
-fine-tuned after 2,000 epochs at batch 4096; the base rate is higher as the batch is small. Results: docs/results.md.
-"""
+fine-tuned after 2,000 epochs at batch 4096; the base rate is higher as the batch is small. Results: docs/results.md."""
 
 from configs import common
 

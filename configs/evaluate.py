@@ -1,7 +1,6 @@
 """Measures an autoencoder (loss, reconstructions) or a classifier (accuracy, each class) on its evaluation images.
 
-python main.py --config=configs/evaluate.py --config.init_from=runs/digits
-"""
+python main.py --config=configs/evaluate.py --config.init_from=runs/digits"""
 
 from configs import common
 

@@ -7,8 +7,7 @@
     facebook     model.pth, as facebookresearch/mae writes it (needs PyTorch)
     timm         config.json, model.safetensors: timm.create_model("local-dir:DIR"); encoders and classifiers
 
---config.encoder_only=True leaves out the decoder or the head. DIR must be empty or hold an earlier export.
-"""
+--config.encoder_only=True leaves out the decoder or the head. DIR must be empty or hold an earlier export."""
 
 from configs import common
 

@@ -1,7 +1,6 @@
 """Writes a checkpoint's frozen features: {train,eval}_features.npy, float32 [images, width], {train,eval}_labels.npy.
 
-python main.py --config=configs/features.py --config.init_from=runs/digits [--config.evaluate.token=class]
-"""
+python main.py --config=configs/features.py --config.init_from=runs/digits [--config.evaluate.token=class]"""
 
 from configs import common
 

@@ -1,7 +1,6 @@
 """Logistic regression on a checkpoint's frozen features, for several strengths of its penalty; data as for knn.py.
 
-python main.py --config=configs/logistic_regression.py --config.init_from=runs/digits
-"""
+python main.py --config=configs/logistic_regression.py --config.init_from=runs/digits"""
 
 from configs import common
 

@@ -4,8 +4,7 @@
 
 Measured on 2 x86 cores: 290 images a second, 17 s for an epoch of 5,000 pictures. On 5,000 pictures of CIFAR-10
 (`--config.train.epochs=8`, 178 s), k-NN gets 38.2 % of 500 pictures right (a random encoder 29.0 %), logistic
-regression 47.4 % (40.2 %); ten epochs of 2,000 pictures are too few. The 200 epochs have not been run.
-"""
+regression 47.4 % (40.2 %); ten epochs of 2,000 pictures are too few. The 200 epochs have not been run."""
 
 from configs import common
 

@@ -1,7 +1,6 @@
 """How pictures are augmented in pre-training (He et al. 2021, Table 1e); digits are never mirrored.
 
-python main.py --config=configs/ablations/augmentation.py[:BASE]
-"""
+python main.py --config=configs/ablations/augmentation.py[:BASE]"""
 
 from configs.ablations import base as bases
 

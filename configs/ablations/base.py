@@ -2,8 +2,7 @@
 
 Every ablation takes a base after a colon (the digits if there is none):
 
-    python main.py --config=configs/ablations/mask_ratio.py:vit_large --config.data.path=DATA_DIR
-"""
+    python main.py --config=configs/ablations/mask_ratio.py:vit_large --config.data.path=DATA_DIR"""
 
 import importlib
 

@@ -1,7 +1,6 @@
 """Fine-tuning only the last blocks (He et al. 2021, Figure 9); all cells of a seed share one pre-training.
 
-python main.py --config=configs/ablations/partial_finetuning.py[:BASE]
-"""
+python main.py --config=configs/ablations/partial_finetuning.py[:BASE]"""
 
 from configs.ablations import base as bases
 from mae_jax.runtime.errors import UserError
