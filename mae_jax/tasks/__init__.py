@@ -9,8 +9,9 @@ from mae_jax.objectives.objective import OBJECTIVES
 from mae_jax.settings.checks import check
 from mae_jax.settings.usage import check_read
 
-MEASURING = ("knn", "logistic_regression", "features", "evaluate", "reconstruct", "export")  # of a checkpoint
-TASKS = dict.fromkeys(OBJECTIVES, "train") | {name: name for name in MEASURING} | {"ablate": "ablation.program"}
+# Name -> module.
+TASKS = dict.fromkeys(OBJECTIVES, "train") | dict.fromkeys(("knn", "logistic_regression", "features"), "frozen")
+TASKS |= {"evaluate": "evaluate", "reconstruct": "evaluate", "export": "export", "ablate": "ablation.program"}
 
 
 def trains(name: str) -> bool:

@@ -1,6 +1,5 @@
 """Shared by the tasks that measure a checkpoint: opening it, choosing the pictures, writing results."""
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,10 @@ from mae_jax.interop.transfer import OWN_MODEL_SETTINGS
 from mae_jax.interop.workdirs import Weights
 from mae_jax.models.classifier import is_classifier
 from mae_jax.models.config import MAEConfig
-from mae_jax.models.mae import init_params, make_bind
 from mae_jax.runtime.console import say
 from mae_jax.runtime.errors import UserError
-from mae_jax.runtime.mesh import all_devices, check_heads, create, fitting_dtype, make_mesh, parameter_shardings, put
+from mae_jax.runtime.mesh import all_devices, check_heads, fitting_dtype, make_mesh, parameter_shardings, put
 from mae_jax.runtime.processes import from_main, is_main
-from mae_jax.runtime.seeds import make_key
 from mae_jax.settings.checks import check_channels
 from mae_jax.settings.fields import defaults, flatten
 from mae_jax.settings.usage import check_read
@@ -150,22 +147,6 @@ def open_data(
     return data, Trained(weights.step, values, f"{config.init_from}, {weights.origin}")
 
 
-def open_encoder(config: ConfigDict, workdir: Path, *, labelled: bool = True) -> tuple[EvaluationData, Trained]:
-    """`open_data` for measuring features: training images too (see `find_sources`); writes config.json."""
-    weights, config = open_checkpoint(config, workdir)
-    data, state = open_data(weights, config, *find_sources(weights, config, labelled=labelled))
-    write_json(workdir / "config.json", config.to_dict() | provenance())
-    return data, state
-
-
-def with_random_encoder(data: EvaluationData) -> tuple[EvaluationData, Trained]:
-    """The same images, and a randomly initialised encoder of the same size."""
-    data.forget()
-    params = create(functools.partial(init_params, data.model), make_key(data.config.seed, "init"), data.mesh)
-    bind = make_bind(data.model)
-    return EvaluationData(data.config, bind, data.mesh, data.train, data.evaluation), Trained(0, params, "random")
-
-
 def run_evaluators(
     names: Sequence[str], data: EvaluationData, state: Trained, workdir: Path
 ) -> tuple[EvaluationSuite, dict[str, Any]]:
@@ -189,10 +170,3 @@ def write_measurement(workdir: Path, config: ConfigDict, result: dict[str, Any])
     keep_earlier_measurement(workdir, result)
     write_json(workdir / "result.json", result)
     write_once(workdir, config.to_dict(), result["step"], result)
-
-
-def write_sweep(workdir: Path, data: EvaluationData, result: dict[str, Any], sweep: list[dict], method: str) -> None:
-    """`write_measurement` of scores for several values of a setting, and how they were measured."""
-    protocol = f"{data.description}; {method}"
-    write_measurement(workdir, data.config, result | {"sweep": sweep, "protocol": protocol})
-    say(protocol, f"see {workdir}/result.json")

@@ -32,6 +32,13 @@ def test_a_panel_has_the_mean_in_per_cent_and_the_deviation():
     assert panels_of((("model.mask_ratio", (0.5,)),), seeds=(0,))[0].errors is None
 
 
+def test_cells_that_differ_in_one_number_are_a_curve_and_others_have_their_names():
+    assert panels_of((("train.epochs", (1, 2.5)),))[0].xs == [1, 2.5]
+    assert panels_of((("model.remat", (True, False)),))[0].xs == ["remat True", "remat False"]
+    both = panels_of((("train.epochs", (1,)), ("model.depth", (1, 2))))[0]
+    assert both.xs == ["epochs 1, depth 1", "epochs 1, depth 2"]
+
+
 def test_cells_that_failed_are_absent_and_named_rows_keep_their_names():
     (panel, _) = panels_of((("data.crop_rule", ("retry", "centre")),), absent=("crop_rule retry",))
     assert panel.xs == ["crop_rule centre"]

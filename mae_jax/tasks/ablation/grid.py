@@ -29,12 +29,6 @@ class Cell(NamedTuple):
     names: tuple[str, ...]  # the labels, with their axis's title where they need it
     settings: dict[str, Any]
 
-    @property
-    def x(self) -> float | None:
-        """Its place on the plot's axis, if cells differ in one number."""
-        value, *others = self.settings.values()
-        return value if type(value) in (int, float) and not others else None
-
 
 Protocols = dict[str, tuple[str, dict[str, Any]]]  # name -> (config in configs/, overrides)
 

@@ -156,11 +156,12 @@ class Panel(NamedTuple):
 
 def make_panels(plan: Plan, rows: list[dict[str, Any]], scores: tuple[str, ...]) -> list[Panel]:
     """A panel for each score; rows and scores without values are left out."""
-    numbers = all(cell.x is not None for cell in plan.cells)
+    values = [list(row["settings"].values()) for row in rows]
+    numbers = all(len(value) == 1 and type(value[0]) in (int, float) for value in values)
+    xs = [value[0] if numbers else row["cell"] for value, row in zip(values, rows, strict=True)]
     panels = []
     for score in scores:
-        found = zip(plan.cells, (row["scores"][score] for row in rows), strict=True)
-        points = [(cell.x if numbers else cell.name, summary) for cell, summary in found if summary["values"]]
+        points = [(x, row["scores"][score]) for x, row in zip(xs, rows, strict=True) if row["scores"][score]["values"]]
         if numbers:
             points.sort(key=lambda point: point[0])
         scale, unit = (100, " %") if is_share(score) else (1, "")
