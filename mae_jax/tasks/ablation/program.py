@@ -1,6 +1,7 @@
 """Runs an ablation: pre-trains and measures each cell of a grid with each seed, then writes a table and a plot."""
 
 import ctypes
+import functools
 import json
 import os
 import shlex
@@ -28,7 +29,7 @@ from mae_jax.workdir.writing import read_object, write_atomically, write_json
 
 TABLE_LOCK = ".lock_table"  # for shards that start or end at the same time
 POLL_SECONDS = 0.2
-DIE_WITH_PARENT = 1  # Linux: PR_SET_PDEATHSIG
+DIE_WITH_PARENT = 1  # Linux's PR_SET_PDEATHSIG: if the ablation is killed, its run gets a signal, saves and stops
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 # Settings that may differ between attempts of a run: they affect how it runs and what it logs, not its result.
 FREE = (
@@ -131,7 +132,7 @@ def execute(run: Run, stop: StopSignal) -> Outcome:
         # In a session of its own, a Ctrl-C reaches it only once, from here.
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-            preexec_fn=_end_with_parent if LIBC else None,
+            preexec_fn=LIBC and functools.partial(LIBC.prctl, DIE_WITH_PARENT, signal.SIGTERM),
         )  # fmt: skip
         try:
             while process.poll() is None and stop.received is None:
@@ -151,11 +152,6 @@ def execute(run: Run, stop: StopSignal) -> Outcome:
     error = None if finished or stopped else explain(code, said)
     write_json(folder / "status.json", {"seconds": before + time.perf_counter() - start, "error": error})
     return read_outcome(run)
-
-
-def _end_with_parent() -> None:
-    """Runs between fork and exec: if this process is killed, the child gets SIGTERM, saves and stops."""
-    LIBC.prctl(DIE_WITH_PARENT, signal.SIGTERM)
 
 
 def explain(code: int, said: list[str]) -> str:

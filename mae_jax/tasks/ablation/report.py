@@ -27,7 +27,6 @@ def report(config: ConfigDict, plan: Plan, workdir: Path) -> None:
     table = draw_markdown(rows, plan.axes, plan.scores)
     write_atomically(workdir / "table.md", table)
     write_atomically(workdir / "table.csv", draw_csv(rows, plan.axes, plan.scores))
-    files = ["table.md", "table.csv"]
     if panels := make_panels(plan, make_rows(plan, ablate.plot), ablate.plot):
         # If the command line changes the axes, the file's title and curves no longer fit.
         axes = parse_grid(resolve([f"--config={config.file}"]).ablate.grid)
@@ -36,7 +35,6 @@ def report(config: ConfigDict, plan: Plan, workdir: Path) -> None:
         paper, title, source = (ablate[name] if fit or f"ablate.{name}" in config.given else "" for name in names)
         x_label = ", ".join(axis.title for axis in plan.axes)
         save_picture(workdir / "plot.png", draw(panels, make_paper_panels(paper), x_label, title, source))
-        files.append("plot.png")
     say("", *table.split("\n"))
     if failed := sum(len(row["failed"]) for row in rows):
         say(f"{failed} of {len(rows) * len(plan.seeds)} runs failed; the same command tries them again")
@@ -47,8 +45,7 @@ def report(config: ConfigDict, plan: Plan, workdir: Path) -> None:
         result = finite_or_null({"rows": rows})
         keep_earlier_measurement(workdir, result)
         write_json(workdir / "result.json", result)
-        files.append("result.json")
-    say(f"see {', '.join(f'{workdir}/{name}' for name in files)}")
+    say(f"see {workdir}/table.md")
 
 
 def make_rows(
