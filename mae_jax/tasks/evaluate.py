@@ -10,6 +10,7 @@ from mae_jax.data.image_folder import PictureFiles
 from mae_jax.data.sources import Source, count_images
 from mae_jax.data.subset import Labelled, match_classes
 from mae_jax.evaluation.classification import Accuracy, class_table, confusion_matrix, draw_confusion_matrix
+from mae_jax.evaluation.suite import EvaluationSuite
 from mae_jax.interop.weights import has_decoder
 from mae_jax.interop.workdirs import Weights
 from mae_jax.models.classifier import is_classifier
@@ -17,8 +18,9 @@ from mae_jax.runtime.console import say
 from mae_jax.runtime.errors import UserError, escaped
 from mae_jax.runtime.signals import StopSignal
 from mae_jax.settings.usage import check_read
-from mae_jax.tasks.measuring import find_sources, open_checkpoint, open_data, run_evaluators, write_measurement
-from mae_jax.workdir.writing import save_picture, write_atomically
+from mae_jax.tasks.measuring import find_sources, open_checkpoint, open_data, write_measurement
+from mae_jax.workdir.reporting import provenance
+from mae_jax.workdir.writing import save_picture, write_atomically, write_json
 
 SHOWN_CLASSES = 20
 
@@ -51,14 +53,22 @@ def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
             "released ones mae_pretrain_vit_*_full or mae_visualize_vit_*)"
         )
     data, state = open_data(weights, config, train, evaluation)
-    suite, result = run_evaluators(names, data, state, workdir)
+    suite = EvaluationSuite(config, data, names)
+    write_json(workdir / "config.json", config.to_dict() | provenance())
+    numbers, drawn = suite.run(state)
+    result = {"step": state.step} | {f"eval/{name}": value for name, value in numbers.items()}
+    result["images"] = len(data.evaluation)
+    for name, picture in drawn.items():
+        say(f"see {save_picture(workdir / name / f'{state.step}.png', picture)}")
+    for name, value in numbers.items():
+        if name not in ("loss", "top1", "top5"):  # which are printed below
+            say(f"{name} {value:.4f}")
     images = count_images(None, data.evaluation)
     for evaluator in suite.evaluators:
         if isinstance(evaluator, Accuracy):
             result["correct"] = int((evaluator.predictions.rank < 1).sum())
-            write_classes(
-                workdir, evaluator, class_names, [f"{state.name}: top-1 {result['eval/top1']:.2%} of", images]
-            )
+            title = [f"{state.name}: top-1 {result['eval/top1']:.2%} of", images]
+            write_classes(workdir, evaluator, class_names, title)
             say("top-1 {eval/top1:.2%}, top-5 {eval/top5:.2%}, loss {eval/loss:.4f} on ".format_map(result) + images)
             say(f"see {workdir}/confusion_matrix.png and {workdir}/classes.csv")
     if "eval/loss" in result and not classifies:

@@ -1,6 +1,5 @@
 """Shared by the tasks that measure a checkpoint: opening it, choosing the pictures, writing results."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from mae_jax.data.image_folder import NothingToTrainOn
 from mae_jax.data.sources import Source, describe_sources
 from mae_jax.data.subset import Labelled, StratifiedSubset, match_classes
 from mae_jax.evaluation.evaluator import EvaluationData, Trained
-from mae_jax.evaluation.suite import EvaluationSuite
 from mae_jax.evaluation.unseen import NO_PICTURES, PLACE, check_has_path, choose_pictures, find_training_pictures
 from mae_jax.interop import weights as interop
 from mae_jax.interop.foreign import is_foreign
@@ -28,8 +26,7 @@ from mae_jax.settings.fields import defaults, flatten
 from mae_jax.settings.usage import check_read
 from mae_jax.workdir.history import keep_earlier_measurement
 from mae_jax.workdir.metrics import write_once
-from mae_jax.workdir.reporting import provenance
-from mae_jax.workdir.writing import finite_or_null, save_picture, write_json
+from mae_jax.workdir.writing import finite_or_null, write_json
 
 # Settings of `data` that the command decides, as it does OWN_MODEL_SETTINGS; the rest comes from the checkpoint.
 READING = (
@@ -145,22 +142,6 @@ def open_data(
     say(*describe_sources(config.data.name or config.data.path, data.train, data.evaluation))
     values = put(weights.params, parameter_shardings(mesh, weights.params))
     return data, Trained(weights.step, values, f"{config.init_from}, {weights.origin}")
-
-
-def run_evaluators(
-    names: Sequence[str], data: EvaluationData, state: Trained, workdir: Path
-) -> tuple[EvaluationSuite, dict[str, Any]]:
-    """Runs evaluators; writes pictures to NAME/<step>.png and returns numbers for result.json."""
-    suite = EvaluationSuite(data.config, data, names)
-    write_json(workdir / "config.json", data.config.to_dict() | provenance())  # no check is left that could refuse it
-    numbers, pictures = suite.run(state)
-    for name, picture in pictures.items():
-        say(f"see {save_picture(workdir / name / f'{state.step}.png', picture)}")
-    for name, value in numbers.items():
-        if name not in ("loss", "top1", "top5"):  # the tasks print these
-            say(f"{name} {value:.4f}")
-    numbers = {f"eval/{name}": value for name, value in numbers.items()}
-    return suite, {"step": state.step} | numbers | {"images": len(data.evaluation)}
 
 
 def write_measurement(workdir: Path, config: ConfigDict, result: dict[str, Any]) -> None:
