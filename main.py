@@ -55,18 +55,15 @@ WORKDIR = flags.DEFINE_string("workdir", None, "folder of everything that the ru
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if the launcher does not provide it")
 PROCESS_COUNT = flags.DEFINE_integer("process_count", None, "number of processes, with --coordinator")
 PROCESS_INDEX = flags.DEFINE_integer("process_index", None, "which of them this one is, from 0")
-DRY_RUN = flags.DEFINE_boolean(
-    "dry_run", False, "compile the step, print what it needs (ablations: list the runs), exit"
-)
+DRY_RUN = flags.DEFINE_boolean("dry_run", False, "only compile the step and print its cost (ablations: list the runs)")
 TOPOLOGY = flags.DEFINE_string("topology", None, "with --dry_run: compile for other devices, v5p:4x4x4 or cpu:64")
 
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line; a mistake in it ends the program with one line and exit code 2."""
     if command_line.asks_for_help(argv[1:]):
-        every_flag = {"--helpfull", "-helpfull"} & set(argv)
-        found = flags.FLAGS.get_help() if every_flag else flags.FLAGS.main_module_help()
-        say(*"\n".join((__doc__, found, command_line.describe_configs(argv[1:]))).split("\n"))
+        help = (__doc__, flags.FLAGS.main_module_help(), command_line.describe_configs(argv[1:]))
+        say(*"\n".join(help).split("\n"))
         sys.exit(0)
     try:
         command_line.check_command_line(argv[1:])
@@ -89,10 +86,8 @@ def main(argv: list[str], startup: Startup) -> None:
         prepare_cpu(CONFIG.value.mesh)
         place = COORDINATOR.value, PROCESS_COUNT.value, PROCESS_INDEX.value
         if CONFIG.value.task == "ablate" and find_place(*place, os.environ):
-            raise UserError(
-                "an ablation is one process, which starts a process for each of its runs; to share the runs among "
-                "hosts start it once on each, with --config.shard=0/N to N-1/N"
-            )
+            remedy = "to share its runs among hosts start it once on each, with --config.shard=0/N to N-1/N"
+            raise UserError(f"an ablation is one process, which starts one for each of its runs; {remedy}")
         if CONFIG.value.task != "ablate" and not DRY_RUN.value:
             processes.start(*place, saves=saves)
     except UserError as error:
@@ -127,7 +122,7 @@ def run(argv: list[str], stop: StopSignal, startup: Startup) -> None:
     expand_paths(config)
     path, argument = command_line.config_file(sys.argv[1:])
     arguments = [argument] if argument else []
-    workdir = Path(WORKDIR.value or "_".join([f"runs/{path.stem}", *arguments]))
+    workdir = Path(WORKDIR.value or "_".join([f"runs/{path.stem}", *arguments])).expanduser()
     if config.task == "ablate":
         config.file = ":".join([str(path.absolute()), *arguments])
         plan = task.make_plan(config, workdir)  # before a folder is made: it may raise UserError
@@ -135,15 +130,17 @@ def run(argv: list[str], stop: StopSignal, startup: Startup) -> None:
         config.ablate = common.get_config().ablate  # one run of an ablation is a run like any other
 
     if DRY_RUN.value and config.task == "ablate":
-        return say(*task.describe_plan(plan).split("\n"))
+        return say(*task.describe_plan(plan))
     if DRY_RUN.value and trains(config.task):
         return say(*task.dry_run(config, TOPOLOGY.value))
-    if DRY_RUN.value:
-        raise UserError(f"--dry_run compiles a training step, but config.task={config.task} trains nothing")
-    if TOPOLOGY.value is not None:
-        raise UserError(f"--topology={TOPOLOGY.value} is for --dry_run; a run takes the devices that are there")
-
-    workdir = create_workdir(workdir)
+    if DRY_RUN.value or TOPOLOGY.value:
+        given = f"--dry_run={DRY_RUN.value} --topology={TOPOLOGY.value} with config.task={config.task}"
+        raise UserError(f"{given}: --dry_run needs a task that trains, and --topology needs --dry_run")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=workdir).close()
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}; choose another folder") from error
     check_folder(workdir, config.task)
     check_agreement(config, workdir)
     with locked(workdir, task.lock_name(config) if config.task == "ablate" else NAME):
@@ -152,21 +149,10 @@ def run(argv: list[str], stop: StopSignal, startup: Startup) -> None:
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
-            where = error.filename or workdir
             raise NotSaved(
-                f"{where} cannot be written: {error.strerror}; free space there; then the same command resumes the run"
+                f"{error.filename or workdir} cannot be written: {error.strerror}; free space there; then the same "
+                "command resumes the run"
             ) from error
-
-
-def create_workdir(path: Path) -> Path:
-    path = path.expanduser()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise UserError(f"--workdir={path} cannot be written: {error.strerror}; choose another folder") from error
-    return path
 
 
 if __name__ == "__main__":

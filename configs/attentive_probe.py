@@ -1,7 +1,6 @@
 """Attentive probe of any checkpoint's encoder on any labelled pictures: a learned query pools the frozen patch tokens.
 
-python main.py --config=configs/attentive_probe.py --config.init_from=runs/mine [--config.data.path=FOLDER]
-"""
+python main.py --config=configs/attentive_probe.py --config.init_from=runs/mine [--config.data.path=FOLDER]"""
 
 from configs import linear_probe
 

@@ -1,7 +1,6 @@
 """Attentive probe of the quickstart's encoder on the digits' labels: a learned query pools the frozen patch tokens.
 
-python main.py --config=configs/attentive_probe_digits.py --config.init_from=runs/digits
-"""
+python main.py --config=configs/attentive_probe_digits.py --config.init_from=runs/digits"""
 
 from configs import linear_probe_digits
 

@@ -1,7 +1,6 @@
 """Attentive probe of ViT-B/16 on ImageNet-1k, with the pool of CAE (arXiv 2202.03026), AIM (2401.08541). Not run here.
 
-python main.py --config=configs/attentive_probe_vit_base.py --config.init_from=runs/vit_base --config.data.path=DATA
-"""
+python main.py --config=configs/attentive_probe_vit_base.py --config.init_from=runs/vit_base --config.data.path=DATA"""
 
 from configs import linear_probe_vit_base
 

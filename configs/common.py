@@ -1,24 +1,22 @@
 """Every setting of mae_jax, exactly once: its value, its unit, and where the value comes from.
 
 The values are the paper's pre-training recipe (He et al. 2021, arXiv 2111.06377, Table 8) for ViT-B/16 on ImageNet-1k;
-what pre-training does not use is off, or follows its own source. Other configs start from here and state only what
-differs. Any setting can be changed on the command line, as in `--config.train.epochs=100`; `None` means "not set".
-mae_jax/settings/usage.py lists what each task reads; other settings are refused.
-"""
+what pre-training does not use is off, or follows its own source. Other configs start from here. Any setting can be
+changed on the command line, as in `--config.train.epochs=100`; `None` means "not set". A task refuses settings that it
+does not read (mae_jax/settings/usage.py)."""
 
-import ml_collections
+from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference, placeholder
 
 from mae_jax.models.config import SIZES
 
 
-def get_config() -> ml_collections.ConfigDict:
-    config = ml_collections.ConfigDict()
+def get_config() -> ConfigDict:
+    config = ConfigDict()
     # pretrain | classify | knn | logistic_regression | features | evaluate | reconstruct | export | ablate
     config.task = "pretrain"
     config.seed = 0  # of the initial weights, and of masks, mixing and drop path
-    # Initial weights: a workdir (its newest checkpoint), one checkpoint step, a facebookresearch/mae .pth, a Hugging
-    # Face or timm folder or file, or hf://owner/name.
+    # A workdir, one checkpoint step, the authors' .pth, a Hugging Face or timm folder or file, hf://owner/name.
     config.init_from = placeholder(str)
     config.format = placeholder(str)  # export: huggingface | facebook | timm
     config.encoder_only = False  # export: leave out the decoder or the head
@@ -27,13 +25,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.file = placeholder(str)  # set by main.py for the task ablate: its config, FILE or FILE:ARGUMENT
 
     config.shard = placeholder(str)  # part of an ablation: "i/n" makes every n-th run (i from 0 to n - 1); None: all
-    ablate = config.ablate = ml_collections.ConfigDict()  # pre-trains and measures once for each cell of a grid
-    # Axes, whose product is the grid: (key, values) or (key, values, names of the values). Keys that change together
-    # form a tuple, as do their values. NAME.key is a setting of the protocol NAME of `measure`.
-    ablate.grid = ()
+    ablate = config.ablate = ConfigDict()  # pre-trains and measures each cell of a grid (docs/ablations.md)
+    ablate.grid = ()  # axes: (key, values) or (key, values, names); keys that change together form a tuple
     ablate.seeds = (0,)  # each makes a separate run, as seed and data.seed
-    # Protocols that measure the pre-trained encoder: (name, config, overrides), for example ("finetune",
-    # "finetune_digits", (("train.epochs", 20.0),)). Pre-training itself measures k-NN and a logistic regression.
+    # Protocols for each encoder: (name, config, overrides), as ("a", "finetune", (("train.epochs", 20.0),)).
     ablate.measure = ()
     ablate.scores = ("eval/loss",)  # columns of the table: pre-training's results, and NAME/top1 of the protocols
     ablate.plot = ()  # the scores to draw
@@ -41,15 +36,11 @@ def get_config() -> ml_collections.ConfigDict:
     ablate.title = ""  # of the picture
     ablate.source = ""  # of the paper's curves
 
-    assume = config.assume = ml_collections.ConfigDict()  # what a file of another program in init_from does not say
-    assume.num_heads = placeholder(int)
-    assume.decoder_num_heads = placeholder(int)
-    assume.normalize_targets = placeholder(bool)
-    assume.norm_epsilon = placeholder(float)
-    assume.activation = placeholder(str)
-    assume.image_size = placeholder(object)
+    assume = config.assume = ConfigDict()  # what a file of another program in init_from does not say
+    assume.update(num_heads=placeholder(int), decoder_num_heads=placeholder(int), normalize_targets=placeholder(bool))
+    assume.update(norm_epsilon=placeholder(float), activation=placeholder(str), image_size=placeholder(object))
 
-    model = config.model = ml_collections.ConfigDict()
+    model = config.model = ConfigDict()
     model.image_size = FieldReference(224, field_type=object)  # pixels: one int, or (height, width)
     model.patch_size = 16  # pixels; must divide height and width
     model.channels = 3
@@ -67,37 +58,31 @@ def get_config() -> ml_collections.ConfigDict:
     model.mask_cell = 1  # random: patches are hidden in cells of this side (2, 4: Pixio, arXiv 2512.15715)
     model.encoder_mask_tokens = False  # the encoder also sees the hidden places, as mask tokens (paper, Table 1c)
     model.loss_patches = "hidden"  # patches over which the loss is averaged: hidden | all
+    model.normalize_targets = True  # predict each patch's pixels normalised by its own mean and variance
     model.pca_targets = placeholder(int)  # number of principal components to predict (paper: 96); None: pixels
-    # Target of the decoder: pixels | normalized_pixels | principal_components | "module:Class", your own. Overrides
-    # normalize_targets; None: as normalize_targets and pca_targets say.
+    # pixels | normalized_pixels | principal_components | module:Class; None: as the two settings above say.
     model.target = placeholder(str)
     # Additions since the paper; all are off.
     model.class_tokens = 1  # before the patch tokens; a class feature is the mean of these tokens (arXiv 2512.15715)
     model.registers = 0  # extra tokens that the encoder uses and then drops (arXiv 2309.16588)
     model.qk_norm = False  # LayerNorm of each head's queries and keys (arXiv 2302.05442)
-    # The decoder's blocks: self | cross (mask tokens attend only to the visible patches: CrossMAE, arXiv 2401.14391).
-    model.decoder_attention = "self"
+    model.decoder_attention = "self"  # self | cross (mask tokens attend to visible patches only: arXiv 2401.14391)
     model.prediction_ratio = placeholder(float)  # cross: share of all patches predicted in a step; None: all hidden
     model.masks_per_image = 1  # masks of each image in a step (arXiv 2212.07525); its patches are embedded once
     model.uniformity = 0.0  # weight of the regulariser that keeps images apart (U-MAE, arXiv 2210.08344: 0.01)
-    model.normalize_targets = True  # predict each patch's pixels normalised by its own mean and variance
-    # Position embeddings: sincos (fixed, as in the paper) | learned (initialized to sincos; a classifier's always are).
-    model.positions = "sincos"
+    model.positions = "sincos"  # sincos (fixed, as in the paper) | learned (starts as sincos; so do all classifiers')
     model.activation = "gelu"  # of the MLPs; gelu is exact (gelu_tanh, relu, ...: models/layers.py lists them)
     model.qkv_bias = True  # whether queries, keys and values have a bias
     model.norm_epsilon = 1e-6  # of every LayerNorm
-    # Of the matrix products: float32 | bfloat16; None: bfloat16 if the chip has it (not a CPU). All else is float32.
-    # On some accelerators JAX's default for float32 products is less precise: see jax_default_matmul_precision.
+    # Of matrix products: float32 (jax_default_matmul_precision) | bfloat16; None: bfloat16 if the chip has it.
     model.dtype = placeholder(str)
     model.attention = "xla"  # xla | cudnn (fused; NVIDIA GPUs, with dtype bfloat16)
     model.remat = False  # recompute the blocks' activations in the backward pass: less memory, more time
-    # Blocks unrolled in one iteration of the scan over depth. None: 1; but where a CPU trains at most 12 blocks without
-    # remat and mesh.fsdp, all of them, which makes its steps a tenth faster.
+    # Blocks unrolled in an iteration of the scan over depth. None: 1; up to 12 where a CPU trains.
     model.scan_unroll = placeholder(int)
 
-    data = config.data = ml_collections.ConfigDict()
-    # digits | image_folder | synthetic | the name of a TFDS data set | "module:Class", your own source. None: the data
-    # that the checkpoint in init_from was trained on (not for pre-training).
+    data = config.data = ConfigDict()
+    # digits | image_folder | synthetic | a TFDS data set | module:Class. None: what init_from was trained on.
     data.name = FieldReference("imagenet2012", field_type=str)
     data.path = placeholder(str)  # image_folder: its folder; TFDS: its data_dir (None: TFDS's own default)
     # TFDS splits, or sub-folders of an image folder, in any case and usual spelling ("": none).
@@ -106,14 +91,12 @@ def get_config() -> ml_collections.ConfigDict:
     data.eval_fraction = 0.1  # image folders without a folder for evaluation: share of pictures held out; 1: all
     data.stratify = True  # hold out this share of each class; False: of all pictures together
     data.num_examples = 1024  # synthetic only: size of the training split; the evaluation split has a quarter of it
-    # Images a step, over all devices, hosts and accumulation steps. None: a power of two from 16 to 256 that makes at
-    # least 16 steps an epoch, if there are enough images.
+    # Images a step, over all devices and parts. None: a power of two from 16 to 256, for at least 16 steps an epoch.
     data.batch_size = FieldReference(4096, field_type=int)
     data.seed = 0  # of the order and of the random crops
     data.crop_scale = (0.2, 1.0)  # random resized crop: area kept, as a share of the picture's
     data.crop_ratio = (3 / 4, 4 / 3)  # random resized crop: width / height of the crop
-    # If a random box exceeds the picture: retry (draw again) | clip (cut to the picture; the paper's linear probe).
-    # centre: no random crop, but always that of evaluation.
+    # A random box beyond the picture: retry (draw again) | clip (the paper's linear probe). centre: evaluation's crop.
     data.crop_rule = "retry"
     data.flip = True  # mirror half of the training images, left to right
     data.color_jitter = 0.0  # brightness, contrast and saturation are scaled by factors from 1 - this to 1 + this
@@ -128,39 +111,35 @@ def get_config() -> ml_collections.ConfigDict:
     data.cutmix = 0.0  # classify: alpha of cutmix (arXiv 1905.04899); 0: off
     data.mix_probability = 1.0  # share of the pairs of pictures that are mixed
     data.mix_switch_probability = 0.5  # share of the mixed pairs that cutmix takes, if both are on
-    # (low, high): the pixel values of black and white in all pictures, 8-bit ones too; values beyond are clipped.
-    # None: pictures have 8 bits; others (16-bit, float, signed) are refused, since their range is unknown.
+    # (low, high): the values of black and white in all pictures; others are clipped. None: only 8-bit pictures.
     data.value_range = placeholder(object)
     data.mean = (0.485, 0.456, 0.406)  # ImageNet's, of each channel on [0, 1]; one value serves all channels
     data.std = (0.229, 0.224, 0.225)
     data.num_threads = 16  # reader threads at most; never more than cores (in a worker process: than its share)
     data.num_workers = 0  # reader processes; 0: threads of the main process read
     data.prefetch_batches = 2  # batches kept ready on the device, and as many more on the host
-    # Small pictures stay on the devices and are cropped there, to the same bits. None: if all have one size of at most
-    # 128 pixels, take at most 2 GiB, and are seen at least once.
+    # Pictures stay on the devices and are cropped there. None: if all have one size of at most 128.
     data.on_device = placeholder(bool)
     data.on_bad_image = "replace"  # replace: use another, count it, fail above 1 %; raise: stop at the first
     data.max_pixels = 178_956_970  # width x height above which a picture is refused; at most this, Pillow's own limit
 
-    classifier = config.classifier = ml_collections.ConfigDict()  # what the task classify adds to the encoder
+    classifier = config.classifier = ConfigDict()  # what the task classify adds to the encoder
     classifier.num_classes = placeholder(int)  # None: the data's
     classifier.random_encoder = False  # random weights, in an encoder of the size of the one in init_from
     # What the head sees: mean_norm (the norm of the patch tokens' mean) | mean (of the normed patch tokens) |
     # class (the normed class token) | attentive (a learned query attends to the normed patch tokens).
     classifier.pool = "mean_norm"
-    # Last blocks that train, with the norm and the head: 0 (only the head), 0.5 (the last block's MLP), 1, 2, ...;
-    # None: everything, embeddings too.
+    # Last blocks that train, with norm and head: 0 (the head), 0.5 (the last block's MLP), 1, ...; None: everything.
     classifier.trained_blocks = placeholder(float)
     classifier.batch_norm = False  # BatchNorm without scale and bias before the linear layer (linear probe)
     classifier.head_std = 2e-5  # standard deviation of the linear layer's initial kernel
     classifier.drop_path = 0.0  # probability of dropping a residual branch: rises from 0 to this over the blocks
     classifier.label_smoothing = 0.0  # share of the target that is spread evenly over all classes
 
-    train = config.train = ml_collections.ConfigDict()
+    train = config.train = ConfigDict()
     train.epochs = 800.0  # of floor(examples / batch size) steps each
     train.steps = placeholder(int)  # if set, replaces the epochs
-    # Smaller images first (arXiv 2212.06593, 2404.00509): pairs of the share of the run at which a stage ends and its
-    # size, an int or (height, width), as in ((0.5, 128), (0.75, 160)). The last stage and evaluation: model.image_size.
+    # Smaller images first (arXiv 2212.06593): (share of the run at which a stage ends, its size), as ((0.5, 128),).
     train.resolutions = ()
     train.log_every_steps = 50
     train.skip_nonfinite = 0  # non-finite updates that may be skipped before the run stops
@@ -168,44 +147,37 @@ def get_config() -> ml_collections.ConfigDict:
     train.accumulate_steps = 1  # parts that a batch is split into, to save memory; the update is the whole batch's
     train.ema_decay = placeholder(float)  # if set, a moving average of the weights is kept, evaluated and exported
 
-    optimizer = config.optimizer = ml_collections.ConfigDict()
-    # adamw | lars (linear and attentive probes) | muon: for the blocks' matrices, adamw for the rest (Jordan et al.
-    # 2024, kellerjordan.github.io/posts/muon), scaled to use adamw's rate and decay (arXiv 2502.16982).
+    optimizer = config.optimizer = ConfigDict()
+    # adamw | lars (probes) | muon (arXiv 2502.16982: for the blocks' matrices, at adamw's rate).
     optimizer.name = "adamw"
     optimizer.base_learning_rate = 1.5e-4  # at batch 256: the peak rate is this x batch_size / 256
     optimizer.warmup_epochs = 40.0  # linear from 0; in a run that is no longer than this, a tenth of it
-    # After the warm-up: cosine (half a period, down to the minimum) | constant | warmup_stable_decay (constant, then
-    # linear to the minimum, arXiv 2405.18392) | "module:function", your own (docs/extending.md).
+    # After the warm-up: cosine | constant | warmup_stable_decay (arXiv 2405.18392) | module:function.
     optimizer.schedule = "cosine"
     optimizer.decay_fraction = 0.2  # warmup_stable_decay: share of the steps after the warm-up in which the rate falls
     optimizer.min_learning_rate = 0.0  # at the end
-    optimizer.b1 = 0.9
-    optimizer.b2 = 0.95
-    optimizer.epsilon = 1e-8
+    optimizer.update(b1=0.9, b2=0.95, epsilon=1e-8)
     optimizer.weight_decay = 0.05  # on kernels; pre-training: also class and mask tokens, registers; no biases, norms
     optimizer.layer_decay = 1.0  # an encoder block's rate / that of the block after it (arXiv 2106.08254)
-    optimizer.muon_momentum = 0.95  # muon: Nesterov's (arXiv 2502.16982; kellerjordan.github.io/posts/muon)
+    optimizer.muon_momentum = 0.95  # muon: Nesterov's
     optimizer.momentum = 0.9  # lars
     optimizer.trust_coefficient = 0.001  # lars: an update's norm / its weights' norm, at rate 1
     optimizer.clip_norm = placeholder(float)  # largest global norm of the gradient; None: no clipping (as in the paper)
 
-    checkpoint = config.checkpoint = ml_collections.ConfigDict()
+    checkpoint = config.checkpoint = ConfigDict()
     checkpoint.every_steps = 1000  # and always at the end
     checkpoint.keep = 3  # newest checkpoints kept
     checkpoint.keep_every_steps = placeholder(int)  # checkpoints at multiples of this are never deleted
 
-    logging = config.logging = ml_collections.ConfigDict()
-    # Where numbers and pictures go: jsonl (always) | tensorboard | wandb | mlflow | module:Class.
-    logging.writers = ("jsonl", "tensorboard")
+    config.logging = ConfigDict()  # where numbers and pictures go
+    config.logging.writers = ("jsonl", "tensorboard")  # jsonl (always) | tensorboard | wandb | mlflow | module:Class
 
-    evaluate = config.evaluate = ml_collections.ConfigDict()
+    evaluate = config.evaluate = ConfigDict()
     evaluate.every_steps = placeholder(int)  # None: at the end only
-    # Names of evaluators, or "module:class" of your own (docs/extending.md). (): the objective's;
-    # pretrain: ("loss", "reconstructions", "knn", "linear_probe", "rankme"); classify: ("accuracy",).
+    # loss | reconstructions | knn | linear_probe | rankme | accuracy | module:class; (): the objective's.
     evaluate.evaluators = ()
     evaluate.mask_ratio = placeholder(float)  # for the evaluation's losses and pictures; None: the model's
-    # Your own masks: FILE.npy with [rows, columns] or [pictures, rows, columns] patches, not 0 = hidden; or
-    # FILE.py:FUNCTION, (number of the picture, (rows, columns)) -> [rows, columns]. None: masks are drawn.
+    # Your own masks (README): FILE.npy, [pictures, rows, columns], or FILE.py:FUNCTION; None: masks are drawn.
     evaluate.mask = placeholder(str)
     evaluate.batch_size = 256  # images at most, over all devices
     evaluate.token = "mean"  # features: mean (of the patch tokens) | class (the class token), after the final norm
@@ -222,16 +194,21 @@ def get_config() -> ml_collections.ConfigDict:
     evaluate.probe_sweep_c = (0.01, 0.1, 1.0, 10.0)  # the task logistic_regression measures all of these
     evaluate.pictures = 8  # reconstructions to draw
 
-    mesh = config.mesh = ml_collections.ConfigDict()
-    mesh.data = -1  # devices along each axis; -1: all that remain
-    mesh.fsdp = 1
-    mesh.tensor = 1
-    mesh.cpu_devices = 1  # devices that a process makes of its CPU's cores
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # devices along each axis; -1: all that remain
+    config.mesh.cpu_devices = 1  # devices that a process makes of its CPU's cores
     return config.lock()  # a config that sets an unknown key is refused
 
 
-def vit(size: str, **model) -> ml_collections.ConfigDict:
+def vit(size: str, **model) -> ConfigDict:
     """The defaults with an encoder of a named size (mae_jax/models/config.py) and other settings of the model."""
     config = get_config()
     config.model.update(SIZES[size], **model)
+    return config
+
+
+def of_checkpoint(task: str) -> ConfigDict:
+    """The defaults for a task that measures or exports a checkpoint, on the checkpoint's own data."""
+    config = get_config()
+    config.task = task
+    config.data.name = None
     return config

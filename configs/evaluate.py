@@ -1,13 +1,9 @@
 """Measures an autoencoder (loss, reconstructions) or a classifier (accuracy, each class) on its evaluation images.
 
-python main.py --config=configs/evaluate.py --config.init_from=runs/digits
-"""
+python main.py --config=configs/evaluate.py --config.init_from=runs/digits"""
 
 from configs import common
 
 
 def get_config():
-    config = common.get_config()
-    config.task = "evaluate"
-    config.data.name = None  # the checkpoint's
-    return config
+    return common.of_checkpoint("evaluate")

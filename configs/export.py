@@ -7,15 +7,12 @@
     facebook     model.pth, as facebookresearch/mae writes it (needs PyTorch)
     timm         config.json, model.safetensors: timm.create_model("local-dir:DIR"); encoders and classifiers
 
---config.encoder_only=True leaves out the decoder or the head. DIR must be empty or hold an earlier export.
-"""
+--config.encoder_only=True leaves out the decoder or the head. DIR must be empty or hold an earlier export."""
 
 from configs import common
 
 
 def get_config():
-    config = common.get_config()
-    config.task = "export"
-    config.data.name = None  # the checkpoint's
+    config = common.of_checkpoint("export")
     config.format = "huggingface"
     return config

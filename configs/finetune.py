@@ -4,8 +4,7 @@
 
 The encoder and the pictures' size, mean and std are the checkpoint's; the batch follows from the number of pictures,
 the rate from the batch. With a weight file of another program, add `--config.data.name=image_folder`.
-`--config.classifier.random_encoder=True` trains the same network from scratch.
-"""
+`--config.classifier.random_encoder=True` trains the same network from scratch."""
 
 from configs import common
 

@@ -1,7 +1,6 @@
 """Fine-tunes an encoder of cifar10.py (docs/results.md); without init_from, trains the same network from scratch.
 
-python main.py --config=configs/finetune_cifar10.py --config.init_from=runs/cifar10 --config.data.path=DATA_DIR
-"""
+python main.py --config=configs/finetune_cifar10.py --config.init_from=runs/cifar10 --config.data.path=DATA_DIR"""
 
 from configs import cifar10, finetune
 

@@ -1,7 +1,6 @@
 """Fine-tunes the quickstart's encoder on the digits' labels; without init_from, trains the same network from scratch.
 
-python main.py --config=configs/finetune_digits.py --config.init_from=runs/digits
-"""
+python main.py --config=configs/finetune_digits.py --config.init_from=runs/digits"""
 
 from configs import digits, finetune
 

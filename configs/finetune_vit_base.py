@@ -3,8 +3,7 @@
     python main.py --config=configs/finetune_vit_base.py --config.init_from=runs/vit_base --config.data.path=DATA_DIR
 
 Values of the authors' FINETUNE.md (github.com/facebookresearch/mae), not of the paper's Table 9; they report 83.6 %.
-Mixup and cutmix draw a weight for each pair of pictures, not for each batch.
-"""
+Mixup and cutmix draw a weight for each pair of pictures, not for each batch."""
 
 from configs import common, finetune
 

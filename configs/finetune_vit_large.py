@@ -1,7 +1,6 @@
 """Fine-tunes ViT-L/16 on ImageNet-1k like finetune_vit_base.py; the authors report 85.9 %. Not run here.
 
-python main.py --config=configs/finetune_vit_large.py --config.init_from=runs/vit_large --config.data.path=DATA_DIR
-"""
+python main.py --config=configs/finetune_vit_large.py --config.init_from=runs/vit_large --config.data.path=DATA_DIR"""
 
 from configs import finetune_vit_base
 from mae_jax.models.config import SIZES

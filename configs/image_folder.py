@@ -4,8 +4,7 @@
 
 FOLDER/train and FOLDER/validation (or Training, val, valid, test, ..., in any case) are the splits; without them a
 tenth of each class is held out. For one GPU or a patient CPU (2 shared cores: 11 to 20 images a second). For a larger
-encoder, change one line: `config = common.vit("small")`.
-"""
+encoder, change one line: `config = common.vit("small")`."""
 
 from configs import common
 

@@ -3,8 +3,7 @@
     python main.py --config=configs/linear_probe.py --config.init_from=runs/mine [--config.data.path=FOLDER]
 
 BatchNorm and a linear layer learn from the mean patch token. Pictures are not augmented, so the frozen encoder's
-features are computed once. `--config.classifier.random_encoder=True` probes random weights, for comparison.
-"""
+features are computed once. `--config.classifier.random_encoder=True` probes random weights, for comparison."""
 
 from configs import common
 

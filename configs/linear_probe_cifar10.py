@@ -1,7 +1,6 @@
 """Linear probe of an encoder pre-trained with cifar10.py; without init_from, of random weights.
 
-python main.py --config=configs/linear_probe_cifar10.py --config.init_from=runs/cifar10 --config.data.path=DATA_DIR
-"""
+python main.py --config=configs/linear_probe_cifar10.py --config.init_from=runs/cifar10 --config.data.path=DATA_DIR"""
 
 from configs import cifar10, linear_probe
 

@@ -1,7 +1,6 @@
 """Linear probe of the quickstart's encoder on the digits' labels; without init_from, of random weights.
 
-python main.py --config=configs/linear_probe_digits.py --config.init_from=runs/digits
-"""
+python main.py --config=configs/linear_probe_digits.py --config.init_from=runs/digits"""
 
 from configs import digits, linear_probe
 

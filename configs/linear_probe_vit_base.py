@@ -3,8 +3,7 @@
     python main.py --config=configs/linear_probe_vit_base.py --config.init_from=runs/vit_base --config.data.path=DATA
 
 The authors report 68.0 % (67.8 % for the released weights). Here BatchNorm's statistics are those of the whole batch,
-not of 512 images on each GPU. For ViT-L and ViT-H the authors find 50 epochs enough.
-"""
+not of 512 images on each GPU. For ViT-L and ViT-H the authors find 50 epochs enough."""
 
 from configs import common, linear_probe
 

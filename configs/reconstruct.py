@@ -1,13 +1,9 @@
 """Draws a trained model's reconstructions of given pictures, or of its evaluation images; measures the masked loss.
 
-python main.py --config=configs/reconstruct.py --config.init_from=runs/mine [--config.data.path=PICTURE_OR_FOLDER]
-"""
+python main.py --config=configs/reconstruct.py --config.init_from=runs/mine [--config.data.path=PICTURE_OR_FOLDER]"""
 
 from configs import common
 
 
 def get_config():
-    config = common.get_config()
-    config.task = "reconstruct"
-    config.data.name = None  # the checkpoint's
-    return config
+    return common.of_checkpoint("reconstruct")

@@ -2,8 +2,7 @@
 
     python main.py --config=configs/vit_base.py --config.data.path=DATA_DIR --workdir=runs/vit_base
 
-The paper, after 1,600 epochs: 83.6 % fine-tuned (Table 3), 68.0 % linear probe (Table 12).
-"""
+The paper, after 1,600 epochs: 83.6 % fine-tuned (Table 3), 68.0 % linear probe (Table 12)."""
 
 from configs import common
 

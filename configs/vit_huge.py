@@ -3,8 +3,7 @@
     python main.py --config=configs/vit_huge.py --config.data.path=DATA_DIR --workdir=runs/vit_huge
 
 The paper, after 1,600 epochs: 86.9 % fine-tuned (Table 3), 76.6 % linear probe (Table 12); 800 epochs took 34.5 hours
-on 128 TPU-v3 cores (Table 2).
-"""
+on 128 TPU-v3 cores (Table 2)."""
 
 from configs import common
 

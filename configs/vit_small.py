@@ -2,8 +2,7 @@
 
     python main.py --config=configs/vit_small.py --config.data.path=DATA_DIR --workdir=runs/vit_small
 
-github.com/TonyLianLong/CrossMAE, issue 4, reports a linear probe of 49.7 %.
-"""
+github.com/TonyLianLong/CrossMAE, issue 4, reports a linear probe of 49.7 %."""
 
 from configs import common
 

@@ -21,7 +21,7 @@ import tensorboardX  # noqa: F401
 import mae_jax.settings.command_line
 import mae_jax.tasks.evaluate
 import mae_jax.tasks.export
-import mae_jax.tasks.knn
+import mae_jax.tasks.frozen
 import mae_jax.training.run  # noqa: F401
 
 

@@ -2,8 +2,7 @@
 
 Every ablation takes a base after a colon (the digits if there is none):
 
-    python main.py --config=configs/ablations/mask_ratio.py:vit_large --config.data.path=DATA_DIR
-"""
+    python main.py --config=configs/ablations/mask_ratio.py:vit_large --config.data.path=DATA_DIR"""
 
 import importlib
 
@@ -11,14 +10,10 @@ from mae_jax.runtime.errors import UserError
 from mae_jax.settings.fields import get
 from mae_jax.settings.suggestions import nearest
 
-
-def _protocols(name: str) -> tuple:
-    return (("finetune", f"finetune_{name}", ()), ("linear_probe", f"linear_probe_{name}", ()))
-
-
 # Pre-training itself measures bases without protocols, at its end: by k-NN and a logistic regression.
-PROTOCOLS = {"digits": (), "cifar10": _protocols("cifar10"), "image_folder": (), "vit_small": ()}
-PROTOCOLS |= {name: _protocols(name) for name in ("vit_base", "vit_large", "vit_huge")}
+PROTOCOLS = dict.fromkeys(("digits", "image_folder", "vit_small"), ())
+for _name in ("cifar10", "vit_base", "vit_large", "vit_huge"):
+    PROTOCOLS[_name] = (("finetune", f"finetune_{_name}", ()), ("linear_probe", f"linear_probe_{_name}", ()))
 
 
 def begin(base: str):

@@ -1,7 +1,6 @@
 """Blocks of the decoder (He et al. 2021, Table 1a: one is enough for fine-tuning, a linear probe needs more).
 
-python main.py --config=configs/ablations/decoder_depth.py[:BASE]
-"""
+python main.py --config=configs/ablations/decoder_depth.py[:BASE]"""
 
 from configs.ablations import base as bases
 

@@ -1,7 +1,6 @@
 """The width of the decoder (He et al. 2021, Table 1b: 512 is best, narrower ones fine-tune nearly as well).
 
-python main.py --config=configs/ablations/decoder_width.py[:BASE]
-"""
+python main.py --config=configs/ablations/decoder_width.py[:BASE]"""
 
 from configs.ablations import base as bases
 

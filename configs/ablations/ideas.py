@@ -1,7 +1,6 @@
 """Later additions to masked autoencoders, one at a time; configs/common.py explains them and names their sources.
 
-python main.py --config=configs/ablations/ideas.py[:BASE]
-"""
+python main.py --config=configs/ablations/ideas.py[:BASE]"""
 
 from configs.ablations import base as bases
 

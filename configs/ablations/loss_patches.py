@@ -1,7 +1,6 @@
 """Whether the loss counts the hidden patches or all (He et al. 2021, section 3: all cost half a point fine-tuned).
 
-python main.py --config=configs/ablations/loss_patches.py[:BASE]
-"""
+python main.py --config=configs/ablations/loss_patches.py[:BASE]"""
 
 from configs.ablations import base as bases
 

@@ -1,7 +1,6 @@
 """The share of hidden patches (He et al. 2021, Figure 5: 75 % is good for both protocols).
 
-python main.py --config=configs/ablations/mask_ratio.py[:BASE]
-"""
+python main.py --config=configs/ablations/mask_ratio.py[:BASE]"""
 
 from configs.ablations import base as bases
 

@@ -1,7 +1,6 @@
 """How the hidden patches are chosen (He et al. 2021, Table 1f: at random is best; a grid makes the task too easy).
 
-python main.py --config=configs/ablations/mask_sampling.py[:BASE]
-"""
+python main.py --config=configs/ablations/mask_sampling.py[:BASE]"""
 
 from configs.ablations import base as bases
 

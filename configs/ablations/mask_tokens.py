@@ -1,7 +1,6 @@
 """Whether the encoder sees mask tokens (He et al. 2021, Table 1c: without is better, at under a third of the FLOPs).
 
-python main.py --config=configs/ablations/mask_tokens.py[:BASE]
-"""
+python main.py --config=configs/ablations/mask_tokens.py[:BASE]"""
 
 from configs.ablations import base as bases
 

@@ -1,7 +1,6 @@
 """The length of pre-training, each with its own schedule (He et al. 2021, Figure 7: 1,600 epochs still beat 800).
 
-python main.py --config=configs/ablations/schedule.py[:BASE]
-"""
+python main.py --config=configs/ablations/schedule.py[:BASE]"""
 
 from configs.ablations import base as bases
 

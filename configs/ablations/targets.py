@@ -1,7 +1,6 @@
 """What the decoder predicts (He et al. 2021, Table 1d). The dVAE is drawn but not run: its weights are not here.
 
-python main.py --config=configs/ablations/targets.py[:BASE]
-"""
+python main.py --config=configs/ablations/targets.py[:BASE]"""
 
 from configs.ablations import base as bases
 

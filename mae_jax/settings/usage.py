@@ -71,7 +71,8 @@ def check_read(config: ml_collections.ConfigDict, row: str | None = None) -> Non
     """Raises UserError for a changed setting that the task ignores. `row`: a row of READS, by default the task's."""
     task = row or config.task
     if task not in READS and ":" not in task:
-        raise UserError(f"unknown task {task!r}{nearest(task, READS)}")
+        known = ", ".join(name for name in READS if " " not in name)
+        raise UserError(f"unknown task {task!r}{nearest(task, READS)} (config.task is one of {known}, or module:class)")
     usual = flatten(defaults().to_dict())
     changed = {key: value for key, value in flatten(config.to_dict()).items() if value != usual.get(key, value)}
     for key, value in changed.items():

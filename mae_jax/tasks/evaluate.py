@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint on a whole split: an autoencoder's loss and pictures, or a classifier's accuracy."""
+"""The tasks evaluate (an autoencoder's loss and pictures, or a classifier's accuracy) and reconstruct."""
 
 import csv
 import io
@@ -6,56 +6,79 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from mae_jax.data.image_folder import PictureFiles
 from mae_jax.data.sources import Labelled, Source, count_images, match_classes
-from mae_jax.evaluation.classification import (
-    Accuracy,
-    Predictions,
-    class_table,
-    confusion_matrix,
-    draw_confusion_matrix,
-)
+from mae_jax.evaluation.classification import Accuracy, class_table, confusion_matrix, draw_confusion_matrix
+from mae_jax.evaluation.suite import EvaluationSuite
+from mae_jax.interop.weights import has_decoder
 from mae_jax.interop.workdirs import Weights
 from mae_jax.models.classifier import is_classifier
 from mae_jax.runtime.console import say
 from mae_jax.runtime.errors import UserError, escaped
 from mae_jax.runtime.signals import StopSignal
 from mae_jax.settings.usage import check_read
-from mae_jax.tasks.frozen import find_sources
-from mae_jax.tasks.measuring import open_checkpoint, open_data, run_evaluators, write_measurement
-from mae_jax.tasks.reconstruct import reconstruct
-from mae_jax.workdir.writing import save_picture, write_atomically
+from mae_jax.tasks.measuring import find_sources, open_checkpoint, open_data, write_measurement
+from mae_jax.workdir.reporting import provenance
+from mae_jax.workdir.writing import save_picture, write_atomically, write_json
 
 SHOWN_CLASSES = 20
 
 
 def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
-    """Measures `config.init_from` on the evaluation split, each image once, and writes result.json."""
-    weights, config = open_checkpoint(config, workdir)
-    names = config.evaluate.evaluators
-    train, evaluation = find_sources(weights, config, to_train=bool(names))
-    if not is_classifier(weights.config):
-        reconstruct(weights, config, workdir, train, evaluation)
-        return
-    check_read(config, "evaluate a classifier")
-    evaluation, class_names = match_to_classifier(evaluation, weights, config)
-    data, state = open_data(weights, config, train, Labelled(evaluation, config.data))
-    suite, result = run_evaluators(names or ("accuracy",), data, state, workdir)
+    """Measures `config.init_from` on the evaluation split, each image once, and writes result.json.
+
+    The task reconstruct takes the pictures in `data.path`, if given.
+    """
+    pictures = None
+    if config.task == "reconstruct":
+        pictures, config.data.path = config.data.path, None
+    weights, config = open_checkpoint(config, workdir, needs_data=not pictures)
+    if pictures:
+        config.data.name, config.data.path = None, pictures  # for result.json
+        train, evaluation = None, PictureFiles(pictures)
+    else:
+        train, evaluation = find_sources(weights, config, to_train=bool(config.evaluate.evaluators))
+    classifies, source = is_classifier(weights.config), f"init_from={config.init_from}"
+    names = config.evaluate.evaluators or (("accuracy",) if classifies else ("loss", "reconstructions"))
+    if classifies and config.task == "reconstruct":
+        raise UserError(f"{source} is a classifier, which has no decoder: nothing to reconstruct")
+    if classifies:
+        check_read(config, "evaluate a classifier")
+        evaluation, class_names = match_to_classifier(evaluation, weights, config)
+        evaluation = Labelled(evaluation, config.data)
+    elif not has_decoder(weights) and {"loss", "reconstructions"} & set(names):
+        raise UserError(
+            f"{source} holds only an encoder: nothing can be reconstructed; give a file with its decoder (of the "
+            "released ones mae_pretrain_vit_*_full or mae_visualize_vit_*)"
+        )
+    data, state = open_data(weights, config, train, evaluation)
+    suite = EvaluationSuite(config, data, names)
+    write_json(workdir / "config.json", config.to_dict() | provenance())
+    numbers, drawn = suite.run(state)
+    result = {"step": state.step} | {f"eval/{name}": value for name, value in numbers.items()}
+    result["images"] = len(data.evaluation)
+    for name, picture in drawn.items():
+        say(f"see {save_picture(workdir / name / f'{state.step}.png', picture)}")
+    for name, value in numbers.items():
+        if name not in ("loss", "top1", "top5"):  # which are printed below
+            say(f"{name} {value:.4f}")
+    images = count_images(None, data.evaluation)
     for evaluator in suite.evaluators:
         if isinstance(evaluator, Accuracy):
-            images = count_images(None, data.evaluation)
             result["correct"] = int((evaluator.predictions.rank < 1).sum())
             title = [f"{state.name}: top-1 {result['eval/top1']:.2%} of", images]
-            write_classes(workdir, evaluator.predictions, class_names, title)
+            write_classes(workdir, evaluator, class_names, title)
             say("top-1 {eval/top1:.2%}, top-5 {eval/top5:.2%}, loss {eval/loss:.4f} on ".format_map(result) + images)
             say(f"see {workdir}/confusion_matrix.png and {workdir}/classes.csv")
+    if "eval/loss" in result and not classifies:
+        say(f"loss of {data.hidden_patches.counted} patches, mean over {images}: {result['eval/loss']:.4f}")
     write_measurement(workdir, config, result)
 
 
-def write_classes(workdir: Path, found: Predictions, class_names: list[str], title: list[str]) -> None:
+def write_classes(workdir: Path, accuracy: Accuracy, class_names: list[str], title: list[str]) -> None:
     """Writes classes.csv and confusion_matrix.png, and prints the table."""
-    confusions = confusion_matrix(found, len(class_names))
-    rows = class_table(confusions, class_names)
-    text = io.StringIO()
+    confusions = confusion_matrix(accuracy.predictions, len(class_names))
+    rows, text = class_table(confusions, class_names), io.StringIO()
     writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
@@ -80,10 +103,8 @@ def match_to_classifier(source: Source, weights: Weights, config: ConfigDict) ->
             f"{source.num_classes}; choose data with the same classes"
         )
     elif foreign and found:
-        if known:
-            say(f"note: its classes ({known[0]}, ...) and the data's ({found[0]}, ...) are matched by their order")
-        elif source.num_classes < num_classes:
-            say(f"note: its classes have no names: the data's are taken for the first {source.num_classes}")
+        if known or source.num_classes < num_classes:
+            say(f"note: the classes of the data ({found[0]}, ...) are matched by their order to {config.init_from}'s")
         known = None
     names = [escaped(name) for name in known or found or ()]
     return source, names + [f"class {label}" for label in range(len(names), num_classes)]

@@ -14,7 +14,6 @@ from mae_jax.tasks.measuring import open_checkpoint
 from mae_jax.workdir.reporting import provenance
 from mae_jax.workdir.writing import read_object, write_json
 
-WEIGHTS = ("model.safetensors", "model.pth")
 NOTE = "export.json"  # marks a folder that an export may overwrite
 
 
@@ -30,33 +29,31 @@ def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
     weights = fit(weights, config.format, encoder_only=config.encoder_only)
     for note in weights.notes:
         say(f"note: {note}")
-    result_file, note = workdir / "result.json", workdir / NOTE
-    result_file.unlink(missing_ok=True)  # it means that all files are complete
-    write_json(note, {"format": config.format, "init_from": config.init_from})
-    for earlier in WEIGHTS:  # so that no earlier weights stand beside this export's settings
+    # result.json means that all files are complete, and no earlier weights may stand beside this export's settings.
+    for earlier in ("result.json", "model.safetensors", "model.pth"):
         (workdir / earlier).unlink(missing_ok=True)
+    source = {"format": config.format, "init_from": config.init_from}
+    write_json(workdir / NOTE, source)
     files = export(weights, workdir, config.format)
     result = {
-        "step": weights.step, "init_from": config.init_from, "format": config.format,
-        "parameters": count_parameters(weights.params), "parts": sorted(weights.params),
-        "files": [file.name for file in files], "notes": list(weights.notes),
+        "step": weights.step, **source, "parameters": count_parameters(weights.params),
+        "parts": sorted(weights.params), "files": [file.name for file in files], "notes": list(weights.notes),
     }  # fmt: skip
-    write_json(result_file, result | provenance())
+    write_json(workdir / "result.json", result | provenance())
     for file in files:
         say(f"{file}  {file.stat().st_size:,} bytes")
 
 
 def _check_folder(config: ConfigDict, workdir: Path) -> None:
-    files = [file.name for file in workdir.iterdir() if not file.name.startswith(".")]
-    if not files:
-        return
+    files = sorted(file.name for file in workdir.iterdir() if not file.name.startswith("."))
     earlier = (read_object(workdir / NOTE) or {}).get("format")
-    if earlier is None:
-        raise UserError(f"--workdir={workdir} is not empty ({', '.join(sorted(files)[:2])}, ...); choose another")
-    if earlier != config.format:
-        raise UserError(f"--workdir={workdir} holds an export in another format ({earlier}); choose another folder")
     source = Path(config.init_from).resolve()
-    if workdir.resolve() in (source, *source.parents):
-        raise UserError(
-            f"--workdir={workdir} is where init_from={config.init_from} is read from; choose another folder"
-        )
+    if files and earlier is None:
+        why = f"is not empty ({', '.join(files[:2])}, ...)"
+    elif files and earlier != config.format:
+        why = f"holds an export in another format ({earlier})"
+    elif files and workdir.resolve() in (source, *source.parents):
+        why = f"is where init_from={config.init_from} is read from"
+    else:
+        return
+    raise UserError(f"--workdir={workdir} {why}; choose another folder")

@@ -1,30 +1,40 @@
-"""Shared by k-NN, logistic regression and features: a checkpoint's encoder and the images to measure it on."""
+"""The tasks knn, logistic_regression and features: scores of a frozen encoder, or its features on disk."""
 
+import contextlib
 import functools
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
-from mae_jax.data.image_folder import NothingToTrainOn
-from mae_jax.data.sources import Labelled, Source, StratifiedSubset, make_source, make_sources, match_classes
 from mae_jax.evaluation.evaluator import EvaluationData, Trained
-from mae_jax.evaluation.unseen import find_training_pictures
-from mae_jax.interop.workdirs import Weights
-from mae_jax.models.config import MAEConfig
+from mae_jax.evaluation.linear_probe import LinearProbe
+from mae_jax.evaluation.neighbours import KNN
+from mae_jax.evaluation.rankme import rankme
 from mae_jax.models.mae import init_params, make_bind
 from mae_jax.runtime.console import say
-from mae_jax.runtime.errors import UserError
+from mae_jax.runtime.errors import escaped
 from mae_jax.runtime.mesh import create
+from mae_jax.runtime.processes import is_main
 from mae_jax.runtime.seeds import make_key
-from mae_jax.tasks.measuring import open_checkpoint, open_data, write_config
+from mae_jax.runtime.signals import StopSignal
+from mae_jax.tasks.measuring import find_sources, open_checkpoint, open_data, write_measurement
+from mae_jax.workdir.reporting import provenance
+from mae_jax.workdir.writing import replacing, write_json
 
 
-def open_encoder(config: ConfigDict, workdir: Path, *, labelled: bool = True) -> tuple[EvaluationData, Trained]:
-    """The images and a checkpoint's weights; for `labelled` see `find_sources`."""
+def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
+    """Prints what the task measures, and writes result.json."""
+    measure = {"knn": sweep_knn, "logistic_regression": sweep_logistic_regression, "features": write_features}
     weights, config = open_checkpoint(config, workdir)
-    data, state = open_data(weights, config, *find_sources(weights, config, labelled=labelled))
-    write_config(workdir, config)
-    return data, state
+    sources = find_sources(weights, config, labelled=config.task != "features")
+    data, state = open_data(weights, config, *sources)
+    write_json(workdir / "config.json", config.to_dict() | provenance())
+    result, method = measure[config.task](data, state, workdir)
+    protocol = "; ".join(filter(None, [data.description, method]))
+    write_measurement(workdir, data.config, {"step": state.step} | result | {"protocol": protocol})
+    say(protocol, f"see {workdir}/result.json")
 
 
 def with_random_encoder(data: EvaluationData) -> tuple[EvaluationData, Trained]:
@@ -35,33 +45,77 @@ def with_random_encoder(data: EvaluationData) -> tuple[EvaluationData, Trained]:
     return EvaluationData(data.config, bind, data.mesh, data.train, data.evaluation), Trained(0, params, "random")
 
 
-def find_sources(
-    weights: Weights, config: ConfigDict, *, to_train: bool = True, labelled: bool = False
-) -> tuple[Source | None, Source]:
-    """Training images, or None without `to_train` or if there are none, and evaluation images.
+def sweep_knn(data: EvaluationData, state: Trained, workdir: Path) -> tuple[dict[str, Any], str]:
+    """k-NN for each pair of k and temperature; returns scores, and the method in words."""
+    settings = data.config.evaluate
+    ks = sorted({settings.knn_k, *settings.knn_sweep_k})
+    temperatures = sorted({settings.knn_temperature, *settings.knn_sweep_temperature})
 
-    `labelled`: training images are required, and both must have labels.
+    def measure(data: EvaluationData, state: Trained) -> tuple[dict[str, float], list[dict]]:
+        sweep = KNN(data.config, data).sweep(state, ks, temperatures)
+        top1 = {(row["k"], row["temperature"]): row["top1"] for row in sweep}
+        scores = {"knn/top1": top1[settings.knn_k, settings.knn_temperature]}
+        scores |= {f"knn/best_{name}": value for name, value in max(sweep, key=lambda row: row["top1"]).items()}
+        return scores | {"rankme": rankme(data.features(state, "train")[0])}, sweep
+
+    result, sweep = measure(data, state)
+    say("top-1, k     " + "".join(f"T {temperature:<8}" for temperature in temperatures))
+    for k in ks:
+        say(f"{k:>8}     " + "".join(f"{row['top1']:<10.2%}" for row in sweep if row["k"] == k))
+    say(f"k {settings.knn_k}, temperature {settings.knn_temperature}: top-1 {result['knn/top1']:.2%}")
+    best = "k {knn/best_k}, temperature {knn/best_temperature}: top-1 {knn/best_top1:.2%}".format_map(result)
+    say(f"best: {best} (chosen on the evaluation images themselves, so optimistic)")
+    if settings.random_encoder:
+        scores, _ = measure(*with_random_encoder(data))
+        result |= {f"random_encoder/{name}": value for name, value in scores.items()}
+        say(f"an encoder with random weights: top-1 {scores['knn/top1']:.2%}")
+    method = "k-NN: L2-normalised, cosine; best: the best pair on the evaluation images themselves"
+    return result | {"sweep": sweep}, method
+
+
+def sweep_logistic_regression(data: EvaluationData, state: Trained, workdir: Path) -> tuple[dict[str, Any], str]:
+    """Logistic regression for each penalty strength; returns scores, and the method in words."""
+    settings, name = data.config.evaluate, "logistic_regression"
+    sweep = LinearProbe(data.config, data).sweep(state, sorted({settings.probe_c, *settings.probe_sweep_c}))
+    for row in sweep:
+        say("C {c:<8} top-1 {top1:.2%}  top-5 {top5:.2%}".format_map(row))
+    usual, best = next(row for row in sweep if row["c"] == settings.probe_c), max(sweep, key=lambda row: row["top1"])
+    say("best: C {c}: top-1 {top1:.2%} (chosen on the evaluation images themselves, so optimistic)".format_map(best))
+    result = {f"{name}/{key}": usual[key] for key in ("top1", "top5")}
+    result |= {f"{name}/best_top1": best["top1"], f"{name}/best_c": best["c"]}
+    if settings.random_encoder:
+        other, random_state = with_random_encoder(data)
+        (row,) = LinearProbe(data.config, other).sweep(random_state, [settings.probe_c])
+        result |= {f"random_encoder/{name}/{key}": row[key] for key in ("top1", "top5")}
+        say("an encoder with random weights, C {c}: top-1 {top1:.2%}  top-5 {top5:.2%}".format_map(row))
+    method = "multinomial logistic regression by L-BFGS; best: the best C on the evaluation images themselves"
+    return result | {"sweep": sweep}, method
+
+
+def write_features(data: EvaluationData, state: Trained, workdir: Path) -> tuple[dict[str, Any], str]:
+    """Writes {train,eval}_features.npy [N, D] float32 and {train,eval}_labels.npy [N] (-1: no label).
+
+    Without training images, earlier `train` files are removed. All files get their names when all are complete.
     """
-    model, data = config.model, config.data
-    size = MAEConfig(**model).image_size
-    if not to_train:
-        return None, make_source(data, "eval", size, model.channels)
-    try:
-        train, evaluation = make_sources(data, size, model.channels)
-    except NothingToTrainOn:
-        train, evaluation = None, make_source(data, "eval", size, model.channels)
-        if labelled:
-            train, evaluation = find_training_pictures(weights, config, evaluation)
-            say("note: the training images are those of the checkpoint's own data")
-        elif data.label_fraction is not None:
-            raise UserError(
-                f"data.label_fraction={data.label_fraction} takes a share of the pictures to learn from, and "
-                f"data.path={data.path} has none: leave it out"
-            ) from None
-        elif (names := weights.config.get("class_names")) and weights.config["data"]["name"]:
-            evaluation = match_classes(evaluation, list(names), config.init_from)
-    if labelled:
-        train, evaluation = Labelled(train, data), Labelled(evaluation, data)
-    if data.label_fraction is not None:
-        train = StratifiedSubset(train, data.label_fraction, data.seed)
-    return train, evaluation
+    result, written = {}, []
+    with contextlib.ExitStack() as files:
+        for split, source in (("train", data.train), ("eval", data.evaluation)):
+            if source is None:
+                continue
+            shape, out = (len(source), data.model.width), None
+            if is_main():
+                features = files.enter_context(replacing(workdir / f"{split}_features.npy"))
+                out = np.lib.format.open_memmap(features, mode="w+", dtype=np.float32, shape=shape)
+            _, labels = data.extract(state, source, out)
+            if is_main():
+                out.flush()
+                with files.enter_context(replacing(workdir / f"{split}_labels.npy")).open("wb") as file:
+                    np.save(file, labels)
+            result[f"{split}_features"] = list(shape)
+            written += [f"wrote {workdir}/{split}_{kind}.npy" for kind in ("features", "labels")]
+        if data.train is None and is_main():
+            for kind in ("features", "labels"):
+                (workdir / f"train_{kind}.npy").unlink(missing_ok=True)
+    say(*written)
+    names = data.evaluation.class_names
+    return result | {"class_names": names and [escaped(name) for name in names]}, ""

@@ -37,10 +37,7 @@ def run(config: ConfigDict, workdir: Path, stop: StopSignal, startup: Startup | 
 
 
 def dry_run(config: ConfigDict, topology: str | None) -> list[str]:
-    """Describes a run and its cost in lines, creating no workdir and no arrays. Call it before JAX starts.
-
-    Raises UserError for unsuitable settings, an unknown topology, or a step that needs too much memory.
-    """
+    """Describes a run and its cost, without a workdir and arrays; UserError if a step needs too much memory."""
     mesh = make_mesh(config.mesh, devices_for(topology))
     with tempfile.TemporaryDirectory() as folder:
         objective = OBJECTIVES.find(config.task)(config, Path(folder), mesh)

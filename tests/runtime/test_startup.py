@@ -22,7 +22,7 @@ LATE = (
     "pandas",
 )
 # Tasks that were not asked for.
-OTHER_TASKS = ("ablate", "export", "evaluate", "knn", "logistic_regression", "features", "reconstruct")
+OTHER_TASKS = ("ablation", "evaluate", "export", "frozen", "measuring")
 
 
 def test_what_a_run_imports_before_its_first_step_leaves_out_what_it_can_do_without():

@@ -11,10 +11,10 @@ import pytest
 
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.signals import Stopped, StopSignal
-from mae_jax.tasks.ablation import execution as runs
 from mae_jax.tasks.ablation import program as ablate
-from mae_jax.tasks.ablation.execution import check_same_settings, explain
-from mae_jax.tasks.ablation.jobs import make_plan
+from mae_jax.tasks.ablation import report
+from mae_jax.tasks.ablation.jobs import make_plan, read_outcome
+from mae_jax.tasks.ablation.program import check_same_settings, explain
 from tests.runs import read_json
 from tests.tasks.test_grid import FINETUNE, ROOT, make_config, plan_of
 
@@ -34,7 +34,7 @@ RATIOS = (("model.mask_ratio", (0.5, 0.75)),)
 
 @pytest.fixture(autouse=True)
 def small_programs(monkeypatch):
-    monkeypatch.setattr(runs, "full_command", lambda run: [sys.executable, "-c", RUN, run.arguments[-1]])
+    monkeypatch.setattr(ablate, "full_command", lambda run: [sys.executable, "-c", RUN, run.arguments[-1]])
 
 
 def run(workdir, **settings):
@@ -103,12 +103,12 @@ def test_notes_of_a_run_that_are_of_the_wrong_kind_are_as_none(tmp_path, text):
     for name in ("status.json", "result.json", "config.json"):
         (tmp_path / name).write_text(text)
     one = plan_of(grid=RATIOS).runs[0]._replace(folder=tmp_path)
-    outcome = runs.read_outcome(one)
+    outcome = read_outcome(one)
     assert outcome.scores in (None, {}) and outcome.seconds is None and outcome.error is None
-    runs.check_same_settings(one)
+    check_same_settings(one)
     numbers = '"eval/loss": NaN, "knn/top1": "0.5", "rankme": 1' + 400 * "0" + ', "linear_probe/top1": 0.5'
     (tmp_path / "result.json").write_text(f'{{"step": 3, {numbers}}}')
-    assert runs.read_outcome(one).scores == {"linear_probe/top1": 0.5}
+    assert read_outcome(one).scores == {"linear_probe/top1": 0.5}
 
 
 def test_what_stands_in_the_way_of_a_runs_files_is_found_before_any_run(tmp_path):
@@ -199,7 +199,7 @@ def test_a_run_that_another_process_works_on_is_neither_failed_nor_finished(tmp_
 @pytest.mark.parametrize("grid, title", [(RATIOS, "mask ratio"), ((("model.decoder_depth", (1, 2)),), "")])
 def test_the_papers_curves_stand_beside_the_axis_that_they_are_of_and_no_other(tmp_path, monkeypatch, grid, title):
     drawn = []
-    monkeypatch.setattr(ablate, "draw", lambda *parts: drawn.append(parts) or np.zeros((2, 2, 3), np.uint8))
+    monkeypatch.setattr(report, "draw", lambda *parts: drawn.append(parts) or np.zeros((2, 2, 3), np.uint8))
     run(tmp_path, grid=grid, plot=("eval/loss",))
     ((_, papers, _, found, source),) = drawn
     assert (found, len(papers), bool(source)) == (title, 2 if title else 0, bool(title))
@@ -248,7 +248,7 @@ def test_a_signal_is_handed_on_and_waits_until_the_run_has_saved(tmp_path, numbe
 PARENT = """
 import pathlib, sys
 from mae_jax.runtime.signals import StopSignal
-from mae_jax.tasks.ablation import execution as runs
+from mae_jax.tasks.ablation import program as runs
 run = runs.Run("pretrain", "a cell", 0, pathlib.Path(sys.argv[1]), None, (), None)
 runs.full_command = lambda run: [sys.executable, "-c", sys.argv[2], str(run.folder / "saved")]
 runs.execute(run, StopSignal())

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 
 from mae_jax.runtime.errors import UserError
-from mae_jax.tasks.ablation.execution import Outcome
-from mae_jax.tasks.ablation.plot import choose_scale, draw, make_panels, make_paper_panels
-from mae_jax.tasks.ablation.program import make_plan
-from mae_jax.tasks.ablation.table import make_rows
+from mae_jax.tasks.ablation.jobs import Outcome, make_plan
+from mae_jax.tasks.ablation.report import draw, make_panels, make_paper_panels, make_rows
 from tests.tasks.test_grid import make_config, plan_of
 
 SCORES = ("linear_probe/top1", "eval/loss")
@@ -34,21 +32,17 @@ def test_a_panel_has_the_mean_in_per_cent_and_the_deviation():
     assert panels_of((("model.mask_ratio", (0.5,)),), seeds=(0,))[0].errors is None
 
 
+def test_cells_that_differ_in_one_number_are_a_curve_and_others_have_their_names():
+    assert panels_of((("train.epochs", (1, 2.5)),))[0].xs == [1, 2.5]
+    assert panels_of((("model.remat", (True, False)),))[0].xs == ["remat True", "remat False"]
+    both = panels_of((("train.epochs", (1,)), ("model.depth", (1, 2))))[0]
+    assert both.xs == ["epochs 1, depth 1", "epochs 1, depth 2"]
+
+
 def test_cells_that_failed_are_absent_and_named_rows_keep_their_names():
     (panel, _) = panels_of((("data.crop_rule", ("retry", "centre")),), absent=("crop_rule retry",))
     assert panel.xs == ["crop_rule centre"]
     assert panels_of((("data.crop_rule", ("retry",)),), absent=("crop_rule retry",)) == []
-
-
-@pytest.mark.parametrize(
-    "xs, scale",
-    [
-        ((0.125, 0.25, 0.5, 0.625, 0.75, 0.875), "linear"), ((100, 200, 400, 800, 1600), "log"), ((1, 2), "linear"),
-        ((0, 0.5, 1, 2, 4), "linear"), ((3,), "linear"),
-    ],
-)  # fmt: skip
-def test_numbers_are_spaced_by_the_scale_on_which_they_lie_evenly(xs, scale):
-    assert choose_scale(list(xs)) == scale
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 
 from mae_jax.models.config import MAEConfig
 from mae_jax.models.flops import train_flops
-from mae_jax.tasks.ablation.execution import Outcome
-from mae_jax.tasks.ablation.table import draw_csv, draw_markdown, make_rows, mean_train_flops, show, summarize_values
+from mae_jax.tasks.ablation.jobs import Outcome, read_outcome
+from mae_jax.tasks.ablation.report import draw_csv, draw_markdown, make_rows, mean_train_flops, show, summarize_values
 from tests.tasks.test_grid import FINETUNE, make_config, plan_of
 
 SCORES = ("finetune/top1", "eval/loss")
@@ -80,8 +80,6 @@ def test_what_is_not_there_yet_is_missing_and_not_failed(plan):
 
 
 def test_a_folder_of_a_run_that_never_began_says_nothing(plan):
-    from mae_jax.tasks.ablation.execution import read_outcome
-
     assert not Path("/nowhere").exists()
     assert read_outcome(plan.runs[0]) == Outcome(None, None, None)
 

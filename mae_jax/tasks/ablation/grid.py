@@ -2,7 +2,6 @@
 
 import itertools
 import re
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -17,8 +16,7 @@ class Axis(NamedTuple):
     """Settings that change together."""
 
     keys: tuple[str, ...]
-    values: tuple[tuple[Any, ...], ...]  # each tuple has one value for every key
-    labels: tuple[str, ...]
+    choices: dict[str, dict[str, Any]]  # label -> value of each key
     title: str  # heads the column of labels
     named: bool  # whether labels are clear without the title
 
@@ -28,9 +26,8 @@ class Cell(NamedTuple):
 
     name: str
     labels: tuple[str, ...]  # one for each axis
-    folders: tuple[str, ...]  # the labels, made safe for folder names
+    names: tuple[str, ...]  # the labels, with their axis's title where they need it
     settings: dict[str, Any]
-    x: float | None  # its place on the plot's axis, if cells differ in one number
 
 
 Protocols = dict[str, tuple[str, dict[str, Any]]]  # name -> (config in configs/, overrides)
@@ -40,57 +37,44 @@ def parse_grid(grid: tuple) -> list[Axis]:
     """The axes of `ablate.grid`; UserError unless it is a tuple of axes without repeated keys or values."""
     if not grid:
         raise UserError(f"ablate.grid is empty: what shall vary? For example --config.ablate.grid='{EXAMPLE}'")
-    axes = [_split_axis(axis) for axis in grid]
-    every_key = Counter(key for keys, _, _ in axes for key in keys)
-    if twice := [key for key, count in every_key.items() if count > 1]:
-        raise UserError(f"ablate.grid has {twice[0]} twice; a setting can be part of one axis only")
-    leaves = Counter(key.rsplit(".", 1)[-1] for key in every_key)
-    return [_make_axis(*axis, leaves) for axis in axes]
+    axes = [_parse_axis(axis) for axis in grid]
+    keys = [key for axis in axes for key in axis.keys]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise UserError(f"ablate.grid has {key} twice; a setting can be part of one axis only")
+    leaves = [key.rsplit(".", 1)[-1] for key in keys]
+    short = {key: leaf if leaves.count(leaf) == 1 else key for key, leaf in zip(keys, leaves, strict=True)}
+    return [axis._replace(title=axis.title or ", ".join(short[key] for key in axis.keys)) for axis in axes]
 
 
-def _split_axis(axis: Any) -> tuple[tuple, tuple, tuple]:
-    """The keys, values (a tuple with one for each key) and names of an axis; UserError if malformed."""
-    match axis:
-        case [str(key), [_, *_] as values, *names]:
-            keys, values = (key,), [(value,) for value in values]
-        case [[str(), *_] as keys, [_, *_] as values, *names] if all(isinstance(key, str) for key in keys):
-            pass
-        case _:
-            keys, values, names = (), (), (None, None)
-    is_list = [isinstance(part, tuple | list) for part in (*values, *names)]
-    if len(names) > 1 or not all(is_list) or {len(value) for value in values} != {len(keys)} or any(
-        len(part) != len(values) for part in names
-    ):  # fmt: skip
+def _parse_axis(axis: Any) -> Axis:
+    """An axis, with a title only if its names describe several keys; UserError if malformed."""
+    try:
+        keys, values, *names = axis
+        if isinstance(keys, str) and not isinstance(values, str):
+            keys, values = (keys,), [(value,) for value in values]
+        title = "variant" if names and len(keys) > 1 else ""
+        (labels,) = names or [[", ".join(map(str, value)) for value in values]]
+        settings = [dict(zip(keys, value, strict=True)) for value in values]
+        choices = dict(zip(map(str, labels), settings, strict=True))
+        if not settings or len(choices) < len(settings) or any(settings.count(one) > 1 for one in settings):
+            raise ValueError
+        return Axis(tuple(map(str, keys)), choices, title, bool(names))
+    except (TypeError, ValueError) as error:
         raise UserError(
             f"ablate.grid has {axis!r}, which is not an axis (key, values) or (key, values, names), with as many names "
-            f"as values, and in each value one for each of several keys; for example {EXAMPLE}"
-        )
-    return tuple(keys), tuple(map(tuple, values)), tuple(map(str, names[0] if names else ()))
-
-
-def _make_axis(keys: tuple[str, ...], values: tuple[tuple, ...], names: tuple[str, ...], leaves: Counter) -> Axis:
-    labels = names or tuple(", ".join(map(str, value)) for value in values)
-    for number, (value, label) in enumerate(zip(values, labels, strict=True)):
-        if value in values[:number] or label in labels[:number]:
-            raise UserError(f"ablate.grid has {label!r} twice among the values of {', '.join(keys)}")
-    titles = (key.rsplit(".", 1)[-1] for key in keys)
-    title = ", ".join(title if leaves[title] == 1 else key for title, key in zip(titles, keys, strict=True))
-    return Axis(keys, values, labels, "variant" if names and len(keys) > 1 else title, bool(names))
+            f"as values, none twice, and in each value one for each of several keys; for example {EXAMPLE}"
+        ) from error
 
 
 def make_cells(axes: list[Axis]) -> list[Cell]:
     """The product of the axes; the last axis changes fastest."""
     cells = []
-    choices = [[(axis, *choice) for choice in zip(axis.values, axis.labels, strict=True)] for axis in axes]
-    for chosen in itertools.product(*choices):
-        names = tuple(label if axis.named else f"{axis.title} {label}" for axis, _, label in chosen)
-        settings = {}
-        for axis, values, _ in chosen:
-            settings |= dict(zip(axis.keys, values, strict=True))
-        x = next(iter(settings.values())) if len(settings) == 1 else None
-        x = x if isinstance(x, int | float) and not isinstance(x, bool) else None
-        labels = tuple(label for _, _, label in chosen)
-        cells.append(Cell(", ".join(names), labels, tuple(map(safe_name, names)), settings, x))
+    for labels in itertools.product(*(axis.choices for axis in axes)):
+        chosen = list(zip(axes, labels, strict=True))
+        names = tuple(label if axis.named else f"{axis.title} {label}" for axis, label in chosen)
+        settings = {key: value for axis, label in chosen for key, value in axis.choices[label].items()}
+        cells.append(Cell(", ".join(names), labels, names, settings))
     return cells
 
 
@@ -98,28 +82,38 @@ def parse_protocols(measure: tuple, taken: Iterable[str]) -> Protocols:
     """The protocols of `ablate.measure`; UserError unless each is (name, config, overrides) with a new name."""
     protocols = {}
     for item in measure:
-        match item:
-            case [str(name), str(config), [*pairs]] if all(_is_pair(pair) for pair in pairs):
-                pass
-            case _:
-                raise UserError(
-                    f"ablate.measure has {item!r}, which is not (name, config, overrides), for example "
-                    '("finetune", "finetune_digits", (("train.epochs", 20.0),))'
-                )
-        if name in (*taken, *protocols, "pretrain") or safe_name(name) != name or "." in name:
+        try:
+            name, config, overrides = item
+            is_word, overrides = re.fullmatch(r"[\w=+-]+", name), dict(overrides)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"ablate.measure has {item!r}, which is not (name, config, overrides), for example "
+                '("finetune", "finetune_digits", (("train.epochs", 20.0),))'
+            ) from error
+        if not is_word or name in (*taken, *protocols, "pretrain"):
             raise UserError(f"ablate.measure has the name {name!r}, which is taken or no word; choose another")
-        protocols[name] = (config, dict(pairs))
+        protocols[name] = (str(config), overrides)
     return protocols
 
 
-def _is_pair(pair: Any) -> bool:
-    return isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)
+def check_curves(paper: tuple) -> None:
+    """Raises UserError unless `ablate.paper` consists of curves (name, ((x, y), ...))."""
+    for curve in paper:
+        try:
+            _, points = curve
+            _, ys = zip(*points, strict=True)
+            sum(ys)  # they are numbers
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"ablate.paper has {curve!r}, which is no curve (name, ((x, y), ...)), for example "
+                '("fine-tuning", ((0.5, 84.9), (0.75, 84.9)))'
+            ) from error
 
 
-def owner_of(key: str, protocols: Iterable[str]) -> str:
-    """The protocol that a grid key belongs to, or "pretrain"."""
-    first = key.split(".", 1)[0]
-    return first if first in protocols else "pretrain"
+def split_key(key: str, protocols: Iterable[str]) -> tuple[str, str]:
+    """The protocol that a grid key belongs to, or "pretrain"; and the setting."""
+    first, _, rest = key.partition(".")
+    return (first, rest) if first in protocols else ("pretrain", key)
 
 
 def check_keys(axes: list[Axis], protocols: Protocols, known: Iterable[str]) -> None:
@@ -130,11 +124,9 @@ def check_keys(axes: list[Axis], protocols: Protocols, known: Iterable[str]) -> 
     for where, key in asked:
         if key not in words:
             raise UserError(f"{where}: unknown setting {key!r}{nearest_setting(key, words)}")
-        owner = owner_of(key, protocols)
-        own = key.removeprefix(f"{owner}.")
+        owner, own = split_key(key, protocols)
         if own in RESERVED or own.startswith("ablate.") or (own == "init_from" and owner != "pretrain"):
-            remedy = "set ablate.seeds" if "seed" in own else "leave it out"
-            raise UserError(f"{where} cannot set {key}, which the ablation sets itself; {remedy}")
+            raise UserError(f"{where} cannot set {key}, which the ablation sets itself: leave it out, set ablate.seeds")
 
 
 def parse_shard(shard: str | None) -> tuple[int, int]:

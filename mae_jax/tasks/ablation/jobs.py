@@ -1,6 +1,7 @@
 """The runs of an ablation and their commands, planned and checked before the first one starts."""
 
 import functools
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from mae_jax.evaluation.unseen import PLACE
 from mae_jax.runtime.errors import UserError
 from mae_jax.settings.checks import PATHS
 from mae_jax.settings.command_line import check_command_line, given_settings
@@ -17,7 +19,8 @@ from mae_jax.settings.suggestions import nearest
 from mae_jax.settings.usage import unused_with
 from mae_jax.tasks import check_task
 from mae_jax.tasks.ablation import grid
-from mae_jax.tasks.ablation.grid import RESERVED, Axis, Cell, Protocols, owner_of
+from mae_jax.tasks.ablation.grid import RESERVED, Axis, Cell, Protocols, split_key
+from mae_jax.workdir.writing import read_object
 
 ROOT = Path(__file__).parents[3]
 # Settings that a measuring run takes from its cell's pre-training: where the pictures and the devices are.
@@ -25,11 +28,7 @@ SHARED = (
     "data.path", "data.num_threads", "data.num_workers", "data.prefetch_batches", "data.on_bad_image",
     "mesh.data", "mesh.fsdp", "mesh.tensor",
 )  # fmt: skip
-# Also which pictures, if the command sets data.name.
-PLACE = (
-    "data.name", "data.train_split", "data.eval_split", "data.eval_fraction", "data.stratify", "data.num_examples",
-    "data.value_range",
-)  # fmt: skip
+PLACES = tuple(f"data.{name}" for name in (*PLACE, "value_range"))  # also taken, if the command sets data.name
 LONGEST_NAME = 200  # of a folder; file systems allow 255 bytes
 # Scores by task; those of measuring tasks go under the protocol's name.
 PRETRAINED = ("knn/top1", "linear_probe/top1", "rankme")
@@ -67,32 +66,31 @@ class Plan(NamedTuple):
 
 def make_plan(config: ConfigDict, workdir: Path) -> Plan:
     """Plans an ablation; writes nothing. UserError for a mistake in `ablate`, the shard or a cell's settings."""
-    ablate, workdir = config.ablate, workdir.absolute()
+    ablate = config.ablate
     index, count = grid.parse_shard(config.shard)
     for key in {"seed", "data.seed"} & set(config.given):
         raise UserError(f"--config.{key} is set by ablate.seeds; give --config.ablate.seeds='({get(config, key)},)'")
     seeds = tuple(dict.fromkeys(ablate.seeds))
     if not seeds or not all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in seeds):
         raise UserError(f"ablate.seeds={seeds} must be one or more whole numbers, for example '(0, 1, 2)'")
+    grid.check_curves(ablate.paper)
     known = list(flatten(config.to_dict()))
     axes = grid.parse_grid(ablate.grid)
     protocols = grid.parse_protocols(ablate.measure, {*known, *(key.split(".")[0] for key in known)})
     grid.check_keys(axes, protocols, known)
     for key in (key for axis in axes for key in axis.keys if key in config.given):
         raise UserError(f"--config.{key} is what ablate.grid varies: change --config.ablate.grid, or leave it out")
-    for name, _ in protocols.values():
-        protocol_settings(name)
-    cells = grid.make_cells(axes)
-
-    by_folder: dict[str, Run] = {}
-    needed = {}
-    for cell in cells:
-        for seed in seeds:
-            runs = make_runs(config, axes, cell, protocols, seed, workdir)
-            needed[cell.name, seed] = [_once(run, by_folder) for run in runs]
+    cells, by_folder, needed = grid.make_cells(axes), {}, {}
+    for cell, seed in itertools.product(cells, seeds):
+        needed[cell.name, seed] = []
+        for run in make_runs(config, axes, cell, protocols, seed, workdir.absolute()):
+            same = by_folder.setdefault(str(run.folder).casefold(), run)
+            if same.arguments != run.arguments:
+                remedy = "give the values of ablate.grid names that differ in letters or digits"
+                raise UserError(f"cells {same.cell!r} and {run.cell!r} would share the folder {same.folder}; {remedy}")
+            needed[cell.name, seed].append(same)
     runs = list(by_folder.values())
-    for name in ("scores", "plot"):
-        check_scores(name, ablate[name], runs)
+    check_scores(ablate, runs)
     # Cells that share their pre-training belong to one shard.
     first = [run.folder for run in runs if run.after is None]
     own = [run for run in runs if first.index(run.after or run.folder) % count == index]
@@ -103,69 +101,50 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
     return Plan(axes, cells, seeds, runs, own, needed, scores)
 
 
-def _once(run: Run, by_folder: dict[str, Run]) -> Run:
-    """The run already planned in this folder, if any; UserError if it differs."""
-    known = by_folder.setdefault(str(run.folder).casefold(), run)
-    if known.arguments != run.arguments:
-        raise UserError(
-            f"the cells {known.cell!r} and {run.cell!r} would share the folder {known.folder}; give the values of "
-            "ablate.grid names that differ in letters or digits"
-        )
-    return known
-
-
 def make_runs(
     config: ConfigDict, axes: list[Axis], cell: Cell, protocols: Protocols, seed: int, workdir: Path
 ) -> list[Run]:
     """A cell's runs for one seed: pre-training, then its protocols. A UserError names the cell."""
-    settings = {owner: {} for owner in ("pretrain", *protocols)}
+    varied = {owner: {} for owner in ("pretrain", *protocols)}
     for key, value in cell.settings.items():
-        owner = owner_of(key, protocols)
-        settings[owner][key.removeprefix(f"{owner}.")] = value
-    seeds = {"seed": seed, "data.seed": seed}
+        owner, own = split_key(key, protocols)
+        varied[owner][own] = value
 
-    def folder(*owners: str) -> Path:
-        """Named by the axes that affect the run: cells that differ only in other axes share it."""
-        matters = [any(owner_of(key, protocols) in owners for key in axis.keys) for axis in axes]
-        name = "__".join(part for part, own in zip(cell.folders, matters, strict=True) if own)
-        if len(name.encode()) > LONGEST_NAME:
+    def make_run(name: str, start: list[str], settings: dict, after: Path | None, measured_by: tuple = ()) -> Run:
+        """Its folder is named by the axes that affect it: cells that differ only in other axes share it."""
+        affects = [any(split_key(key, protocols)[0] in ("pretrain", name) for key in axis.keys) for axis in axes]
+        parts = "__".join(grid.safe_name(part) for part in itertools.compress(cell.names, affects))
+        if len(parts.encode()) > LONGEST_NAME:
             raise UserError("its name is too long for a folder; give the values of ablate.grid shorter names")
-        return workdir / (name or "all_cells") / f"seed_{seed}" / owners[-1]
+        folder = workdir / (parts or "all_cells") / f"seed_{seed}" / name
+        settings = settings | varied[name] | {"seed": seed, "data.seed": seed}
+        given = (f"--config.{key}={_as_text(key, value)}" for key, value in settings.items())
+        arguments = (*start, *given, f"--workdir={folder}")
+        return Run(name, cell.name, seed, folder, after, arguments, resolve(arguments), measured_by)
 
     try:
-        start = [f"--config={config.file}", "--config.task=pretrain"]
         given = {key: get(config, key) for key in config.given if key not in RESERVED and not key.startswith("ablate.")}
-        pretrain = folder("pretrain")
-        arguments = command(start, given | settings["pretrain"] | seeds, pretrain)
-        trained = resolve(arguments)
-        runs = [Run("pretrain", cell.name, seed, pretrain, None, arguments, trained, tuple(protocols))]
-        taken = SHARED + (PLACE if "data.name" in config.given else ())
+        start = [f"--config={config.file}", "--config.task=pretrain"]
+        runs = [make_run("pretrain", start, given, None, tuple(protocols))]
+        trained, pretrain = runs[0].config, runs[0].folder
+        taken = SHARED + (PLACES if "data.name" in config.given else ())
         taken = [key for key in taken if not unused_with(trained, key)]
         for name, (measuring, overrides) in protocols.items():
-            start = [f"--config={ROOT}/configs/{measuring}.py", f"--config.init_from={pretrain}"]
             usual = protocol_settings(measuring)
             shared = {key: get(trained, key) for key in taken if get(trained, key) != get(usual, key)}
-            measured = folder("pretrain", name)
-            arguments = command(start, shared | overrides | settings[name] | seeds, measured)
-            run = Run(name, cell.name, seed, measured, pretrain, arguments, resolve(arguments))
-            blocks, depth = run.config.classifier.trained_blocks, trained.model.depth
+            start = [f"--config={ROOT}/configs/{measuring}.py", f"--config.init_from={pretrain}"]
+            runs.append(make_run(name, start, shared | overrides, pretrain))
+            blocks, depth = runs[-1].config.classifier.trained_blocks, trained.model.depth
             if blocks is not None and blocks > depth:
                 raise UserError(f"{name}.classifier.trained_blocks={blocks} is more than model.depth={depth}")
-            runs.append(run)
     except UserError as error:
         raise UserError(f"cell {cell.name!r}: {error}") from error
     return runs
 
 
-def command(start: list[str], settings: dict[str, Any], workdir: Path) -> tuple[str, ...]:
-    given = (f"--config.{key}={_as_text(key, value)}" for key, value in settings.items())
-    return (*start, *given, f"--workdir={workdir}")
-
-
 def _as_text(key: str, value: Any) -> str:
-    if key in PATHS and isinstance(value, str) and "://" not in value:
-        return os.path.abspath(os.path.expanduser(value))
-    return str(value)
+    is_path = key in PATHS and isinstance(value, str) and "://" not in value
+    return os.path.abspath(os.path.expanduser(value)) if is_path else str(value)
 
 
 def full_command(run: Run) -> list[str]:
@@ -192,9 +171,6 @@ def resolve(arguments: tuple[str, ...] | list[str]) -> ConfigDict:
 @functools.cache
 def protocol_settings(name: str) -> ConfigDict:
     """The settings of configs/NAME.py; UserError if it does not exist or its task has no scores for a table."""
-    names = [path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "common")]
-    if name not in names:
-        raise UserError(f"ablate.measure: configs/{name}.py does not exist{nearest(name, names)}")
     config = resolve([f"--config={ROOT}/configs/{name}.py", "--config.init_from=PRETRAINED"])
     tasks = [task for task in SCORES if task != "pretrain"]
     if config.task not in tasks:
@@ -202,13 +178,41 @@ def protocol_settings(name: str) -> ConfigDict:
     return config
 
 
-def check_scores(setting: str, scores: tuple[str, ...], runs: list[Run]) -> None:
-    """Raises UserError for a score in `ablate.<setting>` that no run measures."""
+def check_scores(ablate: ConfigDict, runs: list[Run]) -> None:
+    """Raises UserError for a score in `ablate.scores` or `ablate.plot` that no run measures."""
     if any(":" in name for run in runs for name in run.config.evaluate.evaluators):
         return  # custom evaluators name their own scores
     known = set(SCORES["pretrain"])
     known |= {f"{run.name}/{score}" for run in runs if run.after for score in SCORES[run.config.task]}
-    for score in scores:
+    for score in (*ablate.scores, *ablate.plot):
         if score not in known:
             there = ", ".join(sorted(known))
-            raise UserError(f"ablate.{setting}: no run measures {score!r}{nearest(score, known)}; there are {there}")
+            raise UserError(
+                f"ablate.scores, ablate.plot: no run measures {score!r}{nearest(score, known)}; take {there}"
+            )
+
+
+class Outcome(NamedTuple):
+    """The state of a run, read from its folder."""
+
+    scores: dict[str, float] | None  # None: not finished
+    seconds: float | None  # total time of its processes, if an ablation started them
+    error: str | None  # why the last attempt failed
+
+
+def read_outcome(run: Run) -> Outcome:
+    """The outcome of a run so far. Scores of a measuring run start with the protocol's name."""
+    status, result = read_object(run.folder / "status.json") or {}, read_object(run.folder / "result.json")
+    seconds = status["seconds"] if _is_number(status.get("seconds")) else None
+    if result is None:
+        error = status.get("error")
+        return Outcome(None, seconds, error if isinstance(error, str) else None)
+    scores = {key: value for key, value in result.items() if _is_number(value) and key != "step"}
+    if run.after:
+        own = f"{run.config.task}/"
+        scores = {f"{run.name}/{key.removeprefix(own).removeprefix('eval/')}": scores[key] for key in scores}
+    return Outcome({k: v for k, v in scores.items() if k.split("/")[0] not in run.measured_by}, seconds, None)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max

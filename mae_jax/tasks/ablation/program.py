@@ -1,44 +1,61 @@
 """Runs an ablation: pre-trains and measures each cell of a grid with each seed, then writes a table and a plot."""
 
+import ctypes
+import functools
+import json
+import os
 import shlex
-import statistics
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
-import ml_collections
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from mae_jax.interop.transfer import PICTURES
 from mae_jax.runtime.console import say
+from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.signals import Stopped, StopSignal
-from mae_jax.tasks.ablation import jobs
-from mae_jax.tasks.ablation.execution import check_same_settings, execute, read_outcome
-from mae_jax.tasks.ablation.grid import parse_grid, parse_shard
-from mae_jax.tasks.ablation.jobs import Plan
-from mae_jax.tasks.ablation.plot import draw, make_panels, make_paper_panels
-from mae_jax.tasks.ablation.table import draw_csv, draw_markdown, make_rows, show, summarize_values
+from mae_jax.settings.command_line import given_settings
+from mae_jax.settings.fields import flatten
+from mae_jax.tasks.ablation.grid import parse_shard
+from mae_jax.tasks.ablation.jobs import Outcome, Plan, Run, full_command, make_plan, read_outcome
+from mae_jax.tasks.ablation.report import report, show, summarize_values
 from mae_jax.workdir.history import check_paths, keep_earlier_measurement
 from mae_jax.workdir.lock import NAME, locked
-from mae_jax.workdir.writing import finite_or_null, save_picture, write_atomically, write_json
+from mae_jax.workdir.writing import read_object, write_atomically, write_json
 
 TABLE_LOCK = ".lock_table"  # for shards that start or end at the same time
+POLL_SECONDS = 0.2
+DIE_WITH_PARENT = 1  # Linux's PR_SET_PDEATHSIG: if the ablation is killed, its run gets a signal, saves and stops
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+# Settings that may differ between attempts of a run: they affect how it runs and what it logs, not its result.
+FREE = (
+    "ablate.", "shard", "given", "file", "mesh.", "checkpoint.", "data.num_threads", "data.num_workers",
+    "data.prefetch_batches", "data.path", "data.max_pixels", "train.log_every_steps", "train.profile_steps",
+    "train.accumulate_steps", "model.remat", "model.scan_unroll", "evaluate.pictures", "evaluate.every_steps",
+)  # fmt: skip
+THEIRS = {"pretrain": (), "classify": ("model.", "classifier.num_classes")}
+SETTLED = ("model.dtype", "data.batch_size")  # if None, the run chooses them and records its choice
 
 
-def lock_name(config: ml_collections.ConfigDict) -> str:
+def lock_name(config: ConfigDict) -> str:
     """Shards share the workdir; only one process may run each shard."""
     index, count = parse_shard(config.shard)
     return NAME if count == 1 else f"{NAME}_{index}_of_{count}"
 
 
-def make_plan(config: ml_collections.ConfigDict, workdir: Path) -> Plan:
-    """See `jobs.make_plan`; main.py calls this before it makes a folder."""
-    make_paper_panels(config.ablate.paper)
-    return jobs.make_plan(config, workdir)
+def describe_plan(plan: Plan) -> list[str]:
+    """The commands of this shard's runs."""
+    return [shlex.join(full_command(run)) for run in plan.own]
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> None:
-    """Executes the unfinished runs, one after the other, then writes the table of all finished ones.
+def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
+    """Executes this shard's unfinished runs, one after the other, then writes the table of all finished ones.
 
-    A failed run does not stop the rest; restarting the ablation tries it again. result.json appears when all runs of
-    all shards have finished or failed. Raises UserError, before anything runs, for wrong settings or a run in the
+    A failed run does not stop the rest. Raises UserError, before anything runs, for wrong settings or a run in the
     workdir with other settings; Stopped after a signal, when the current run has saved.
     """
     plan = make_plan(config, workdir)
@@ -50,23 +67,18 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: StopSignal) -> N
         report(config, plan, workdir)
 
 
-def describe_plan(plan: Plan) -> str:
-    """The commands of this shard's runs, one a line."""
-    return "\n".join(shlex.join(jobs.full_command(one)) for one in plan.own)
-
-
 def make_runs(plan: Plan, workdir: Path, stop: StopSignal) -> None:
     """Executes this shard's unfinished runs and prints two lines for each."""
     to_do = [one for one in plan.own if read_outcome(one).scores is None]
-    total, finished = len(plan.own), len(plan.own) - len(to_do)
+    finished = len(plan.own) - len(to_do)
     if not to_do:
         return say(f"{workdir} is finished: all {finished} runs are done")
-    say(f"{len(to_do)} runs to make{f', {finished} are done' if finished else ''} -> {workdir}")
+    say(f"{len(to_do)} runs to make, {finished} are done -> {workdir}")
     with locked(workdir, TABLE_LOCK, wait=True):
         keep_earlier_measurement(workdir, {})  # it lacks the new runs
-    absent, seconds = set(), []
+    absent = set()
     for number, one in enumerate(to_do, start=finished + 1):
-        place = f"[{number}/{total}] {one.cell}, seed {one.seed}: {one.name}"
+        place = f"[{number}/{len(plan.own)}] {one.cell}, seed {one.seed}: {one.name}"
         if one.after in absent:
             say(f"{place} left out, since its pre-training is not there")
             continue
@@ -81,42 +93,75 @@ def make_runs(plan: Plan, workdir: Path, stop: StopSignal) -> None:
         if outcome.seconds is None:
             say("  another process is working on it")
             continue
-        seconds.append(outcome.seconds)
-        scores = outcome.scores or {}
-        found = [f"{name} {show(name, summarize_values([scores[name]]))}" for name in plan.scores if name in scores]
-        how = f"failed: {outcome.error}; see {one.folder}/log.txt" if outcome.error else ", ".join(found) or "done"
-        left = statistics.fmean(seconds) * (total - number)
-        say(f"  {how}  ({tqdm.format_interval(outcome.seconds)}; about {tqdm.format_interval(left)} left)")
+        scores = {name: outcome.scores[name] for name in plan.scores if name in (outcome.scores or ())}
+        found = ", ".join(f"{name} {show(name, summarize_values([score]))}" for name, score in scores.items())
+        how = f"failed: {outcome.error}; see {one.folder}/log.txt" if outcome.error else found or "done"
+        say(f"  {how}  ({tqdm.format_interval(outcome.seconds)})")
 
 
-def report(config: ml_collections.ConfigDict, plan: Plan, workdir: Path) -> None:
-    """Writes, prints and plots the scores so far."""
-    ablate = config.ablate
-    rows = make_rows(plan, plan.scores, read_outcome)
-    table = draw_markdown(rows, plan.axes, plan.scores)
-    write_atomically(workdir / "table.md", table)
-    write_atomically(workdir / "table.csv", draw_csv(rows, plan.axes, plan.scores))
-    files = ["table.md", "table.csv"]
-    if panels := make_panels(plan, make_rows(plan, ablate.plot, read_outcome), ablate.plot):
-        # If the command line changes the axes, the file's title and curves no longer fit.
-        axes = parse_grid(jobs.resolve([f"--config={config.file}"]).ablate.grid)
-        others = [axis.keys for axis in plan.axes] != [axis.keys for axis in axes]
-        paper, title, source = (
-            "" if others and f"ablate.{name}" not in config.given else ablate[name]
-            for name in ("paper", "title", "source")
-        )
-        x_label = ", ".join(axis.title for axis in plan.axes)
-        save_picture(workdir / "plot.png", draw(panels, make_paper_panels(paper), x_label, title, source))
-        files.append("plot.png")
-    say("", *table.split("\n"))
-    if failed := sum(len(row["failed"]) for row in rows):
-        say(f"{failed} of {len(rows) * len(plan.seeds)} runs failed; the same command tries them again")
-    if missing := sum(row["missing"] > 0 for row in rows):
-        say(f"{missing} of {len(rows)} cells are incomplete: other shards or the same command will complete them")
-    else:
-        result = {"rows": [{key: row[key] for key in row if key not in ("labels", "missing")} for row in rows]}
-        result = finite_or_null(result)
-        keep_earlier_measurement(workdir, result)
-        write_json(workdir / "result.json", result)
-        files.append("result.json")
-    say(f"see {', '.join(f'{workdir}/{name}' for name in files)}")
+def check_same_settings(run: Run) -> None:
+    """Raises UserError if the folder holds a run with other settings."""
+    old = flatten(read_object(run.folder / "config.json") or {})
+    new = flatten(json.loads(json.dumps(run.config.to_dict())))
+    given = given_settings(list(run.arguments))
+    # Settings that the checkpoint or the data decide, unless the command does.
+    theirs = PICTURES if run.config.init_from else ()
+    theirs += THEIRS.get(run.config.task, ("model.", "data.", "classifier."))
+    for key, value in new.items():
+        settled = (value is None and key in SETTLED) or (run.after and key == "init_from")
+        if old.get(key, value) == value or settled or key.startswith(FREE):
+            continue
+        if key in given or not key.startswith(theirs):
+            raise UserError(
+                f"{run.folder} was made with {key}={old[key]!r}, now it is {value!r}: one table cannot have both; "
+                "choose another --workdir"
+            )
+
+
+def execute(run: Run, stop: StopSignal) -> Outcome:
+    """Runs a process to its end; writes command.txt, log.txt (its output) and status.json to the run's folder.
+
+    Signals must be deferred; the first is passed on to the process, which saves.
+    """
+    command, folder = full_command(run), run.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "command.txt", shlex.join(command) + "\n")
+    before, start = read_outcome(run).seconds or 0.0, time.perf_counter()
+    with (folder / "log.txt").open("ab+") as log:
+        said_before = log.seek(0, os.SEEK_END)
+        # In a session of its own, a Ctrl-C reaches it only once, from here.
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            preexec_fn=LIBC and functools.partial(LIBC.prctl, DIE_WITH_PARENT, signal.SIGTERM),
+        )  # fmt: skip
+        try:
+            while process.poll() is None and stop.received is None:
+                time.sleep(POLL_SECONDS)
+            if stop.received is not None:
+                process.send_signal(stop.received)
+            code = process.wait()
+        except BaseException:  # a second Ctrl-C
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        log.seek(said_before)
+        said = log.read().decode(errors="replace").splitlines()
+    if code == 2 and any(f"--workdir={folder} is in use by" in line for line in said):
+        return Outcome(None, None, None)  # by another ablation, which records the outcome
+    stopped = stop.received is not None and code != 0
+    finished = code == 0 and (folder / "result.json").exists()
+    error = None if finished or stopped else explain(code, said)
+    write_json(folder / "status.json", {"seconds": before + time.perf_counter() - start, "error": error})
+    return read_outcome(run)
+
+
+def explain(code: int, said: list[str]) -> str:
+    """Why a process failed, in one line, from its exit code and its output."""
+    if errors := [line for line in said if line.startswith("error: ")]:
+        return errors[-1].removeprefix("error: ")
+    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        return f"stopped by signal {code - 128}, which the ablation did not get; the same command resumes it"
+    if code < 0:
+        return f"killed by signal {-code}{' (out of memory?)' if -code == signal.SIGKILL else ''}"
+    if code == 0:
+        return "it ended without a result"
+    return f"exit code {code}: {([line.strip() for line in said if line.strip()] or ['it said nothing'])[-1]}"[:300]
