@@ -15,8 +15,7 @@ from mae_jax.data.decoding import BadImage, open_picture
 from mae_jax.data.sources import Source
 from mae_jax.data.transforms import Picture, Transform
 from mae_jax.data.values import Range
-from mae_jax.runtime.errors import UserError, reason
-from mae_jax.runtime.retry import with_patience
+from mae_jax.runtime.errors import UserError, reason, with_patience
 
 REPLACEMENT_TRIES = 20  # pictures tried in place of a bad one
 

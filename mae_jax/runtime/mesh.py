@@ -1,6 +1,6 @@
 """The device mesh, and the layout of arrays on it."""
 
-import functools
+import math
 import os
 import re
 from collections.abc import Callable
@@ -22,19 +22,13 @@ BATCH_AXES = ("data", "fsdp")  # a batch's rows are split over both
 # units), the layers after them by rows. Other vectors are replicated; they are less than a thousandth of all values.
 # Specs are for one block: in a stack, the depth axis comes first.
 PARAMETER_RULES = (
-    (r"attention/qkv/kernel", PartitionSpec("fsdp", None, "tensor")),
-    (r"attention/qkv/bias", PartitionSpec(None, "tensor")),
-    (r"attention/q/kernel", PartitionSpec("fsdp", "tensor")),
-    (r"attention/q/bias", PartitionSpec("tensor")),
-    (r"attention/kv/kernel", PartitionSpec("fsdp", None, "tensor")),
-    (r"attention/kv/bias", PartitionSpec(None, "tensor")),
-    (r"attention/out/kernel", PartitionSpec("tensor", "fsdp")),
-    (r"mlp/fc1/kernel", PartitionSpec("fsdp", "tensor")),
-    (r"mlp/fc1/bias", PartitionSpec("tensor")),
-    (r"mlp/fc2/kernel", PartitionSpec("tensor", "fsdp")),
-    (r"(patch_embed|decoder/embed)/kernel", PartitionSpec(None, "fsdp")),
+    (r"attention/(qkv|kv)/kernel", PartitionSpec("fsdp", None, "tensor")),
+    (r"attention/(qkv|kv)/bias", PartitionSpec(None, "tensor")),
+    (r"(attention/q|mlp/fc1)/kernel", PartitionSpec("fsdp", "tensor")),
+    (r"(attention/q|mlp/fc1)/bias", PartitionSpec("tensor")),
+    (r"(attention/out|mlp/fc2)/kernel", PartitionSpec("tensor", "fsdp")),
+    (r"(patch_embed/kernel|decoder/embed/kernel|positions)", PartitionSpec(None, "fsdp")),
     (r"(predict|linear|pool/key|pool/value)/kernel", PartitionSpec("fsdp", None)),
-    (r"positions", PartitionSpec(None, "fsdp")),
     (r"", PartitionSpec()),
 )
 
@@ -45,19 +39,15 @@ def prepare_cpu(settings: ConfigDict) -> None:
     With synchronous dispatch, steps run in the caller's thread, which can keep freed memory for the next step
     (`keep_freed_memory`), and no two steps take memory at once. JAX_NUM_CPU_DEVICES, or XLA_FLAGS with
     `--xla_force_host_platform_device_count`, overrides `mesh.cpu_devices`.
-
-    Raises UserError if the number of devices is out of range, or JAX_ENABLE_X64 is on.
     """
     if jax.config.jax_enable_x64:
         raise UserError("JAX_ENABLE_X64 is on, but mae_jax computes with at most 32 bits; unset it")
-    count = settings.cpu_devices
+    count, given = settings.cpu_devices, jax.config.jax_num_cpu_devices
     check_cpu_devices("mesh.cpu_devices=", count)
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    given = jax.config.jax_num_cpu_devices
     if given > 0:
         check_cpu_devices("JAX_NUM_CPU_DEVICES=", given)
-    decided = given > 0 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if count > 1 and not decided:
+    elif count > 1 and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", count)
 
 
@@ -87,10 +77,8 @@ def fitting_dtype(device: jax.Device, wanted: str | None = None) -> str:
 
     TPUs and GPUs do (NVIDIA's from compute capability 8.0); most CPUs only emulate it, slower than float32.
     """
-    capability = str(getattr(device, "compute_capability", ""))  # "9.0"; AMD's are names
-    early = re.fullmatch(r"[0-7]\.\d+", capability)
-    has_bfloat16 = device.platform != "cpu" and not early
-    return wanted or "bfloat16" if has_bfloat16 else "float32"
+    early = re.fullmatch(r"[0-7]\.\d+", str(getattr(device, "compute_capability", "")))  # AMD's are names
+    return "float32" if device.platform == "cpu" or early else wanted or "bfloat16"
 
 
 def settle_dtype(config: ConfigDict, mesh: Mesh, earlier: dict[str, Any] | None = None) -> None:
@@ -102,17 +90,15 @@ def settle_dtype(config: ConfigDict, mesh: Mesh, earlier: dict[str, Any] | None 
 def make_mesh(settings: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
     """The mesh with axes data, fsdp and tensor (settings `mesh.*`), over all devices by default.
 
-    One size may be -1: the remaining devices. Raises UserError if the sizes do not fit the number of devices.
+    One size may be -1: the remaining devices.
     """
     devices = all_devices() if devices is None else devices
     sizes = [settings[axis] for axis in AXES]
     text = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
-    if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
-        raise UserError(f"{text}: sizes are at least 1, and one of them may be -1")
-    known = int(np.prod([size for size in sizes if size != -1]))
-    if -1 in sizes and len(devices) % known == 0:
+    known = math.prod(size for size in sizes if size != -1)
+    if sizes.count(-1) == 1 and known > 0 and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
-    if int(np.prod(sizes)) != len(devices):
+    if min(sizes) < 1 or math.prod(sizes) != len(devices):
         raise UserError(
             f"{text}: their product is not the number of devices, {len(devices)}; let mesh.fsdp x mesh.tensor divide "
             "it, and mesh.data=-1 take the rest"
@@ -175,10 +161,10 @@ def parameter_shardings(mesh: Mesh, tree):
         try:
             found.shard_shape(tuple(leaf.shape))
         except ValueError as error:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise UserError(
                 f"mesh.fsdp={mesh.shape['fsdp']}, mesh.tensor={mesh.shape['tensor']} cannot split the parameter "
-                f"{jax.tree_util.keystr(path, simple=True, separator='/')} {list(leaf.shape)}; choose divisors of the "
-                "widths"
+                f"{name} {list(leaf.shape)}; choose divisors of the widths"
             ) from error
         return found
 
@@ -189,10 +175,8 @@ def check_heads(mesh: Mesh, model: Any, *, decoder: bool = True) -> None:
     """Raises UserError unless the tensor axis divides the heads of a model (MAEConfig), or of its encoder alone."""
     size = mesh.shape["tensor"]
     for name in ("num_heads", "decoder_num_heads") if decoder else ("num_heads",):
-        if getattr(model, name) % size:
-            raise UserError(
-                f"mesh.tensor={size} does not divide model.{name}={getattr(model, name)}: each device takes whole heads"
-            )
+        if (heads := getattr(model, name)) % size:
+            raise UserError(f"mesh.tensor={size} does not divide model.{name}={heads}: each device takes whole heads")
 
 
 def create(init: Callable[[jax.Array], Any], key: jax.Array, mesh: Mesh):
@@ -227,9 +211,7 @@ def put(values, shardings):
         with jax.transfer_guard("allow"):  # meant here
             return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
-    if isinstance(shardings, NamedSharding):
-        return jax.tree.map(lambda value: send(value, shardings), values)
-    return jax.tree.map(send, values, shardings)
+    return jax.tree.map(send, values, jax.tree.broadcast(shardings, values))
 
 
 def whole(arrays):
@@ -237,9 +219,4 @@ def whole(arrays):
     leaves = jax.tree.leaves(arrays)
     if all(isinstance(leaf, np.ndarray) or leaf.is_fully_addressable or leaf.is_fully_replicated for leaf in leaves):
         return arrays
-    return _copy_everywhere(leaves[0].sharding.mesh)(arrays)
-
-
-@functools.lru_cache(maxsize=4)
-def _copy_everywhere(mesh: Mesh):
-    return jax.jit(lambda arrays: arrays, out_shardings=replicated(mesh))
+    return jax.device_put(arrays, replicated(leaves[0].sharding.mesh))

@@ -8,9 +8,9 @@ batch. Elsewhere it ends the process at once, which is safe because files are re
 import contextlib
 import signal
 from collections.abc import Iterator
-from types import FrameType
 from typing import NoReturn
 
+import jax
 from jax.experimental import multihost_utils
 
 from mae_jax.runtime import processes
@@ -29,10 +29,8 @@ class StopSignal:
     """
 
     _numbers = (signal.SIGTERM, signal.SIGINT)
-
-    def __init__(self):
-        self.received: int | None = None
-        self._deferred = self._waiting = False
+    received: int | None = None
+    _deferred = _waiting = False
 
     def __enter__(self) -> "StopSignal":
         global _current
@@ -83,7 +81,7 @@ class StopSignal:
         """Exits with 128 + the signal's number, as shells do: 143 for SIGTERM, 130 for Ctrl-C."""
         processes.end(128 + self.received)
 
-    def _handle(self, number: int, _: FrameType | None):
+    def _handle(self, number: int, _):
         again, self.received = self.received is not None, number
         if again and number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -113,7 +111,7 @@ class SharedStopSignal(StopSignal):
             self.received = signal.SIGINT if self._interrupted else signal.SIGTERM
 
     def leave(self) -> NoReturn:
-        processes.finish()
+        jax.distributed.shutdown()  # waits for the others
         super().leave()
 
     def _handle(self, *_):
@@ -130,8 +128,3 @@ def look() -> None:
     """Raises Stopped if the program was asked to stop."""
     if _current is not None:
         _current.look()
-
-
-def make_stop_signal(saves: bool) -> StopSignal:
-    """The stop signal for this number of processes. `saves`: whether the task saves before it stops."""
-    return SharedStopSignal() if saves and processes.process_count() > 1 else StopSignal()

@@ -22,7 +22,7 @@ from mae_jax.runtime.processes import from_main, is_main
 from mae_jax.settings.checks import check_channels
 from mae_jax.settings.fields import defaults, flatten
 from mae_jax.settings.usage import check_read
-from mae_jax.workdir.history import keep_earlier_measurement
+from mae_jax.workdir.folder import keep_earlier_measurement
 from mae_jax.workdir.metrics import write_once
 from mae_jax.workdir.reporting import provenance
 from mae_jax.workdir.writing import finite_or_null, save_picture, write_json

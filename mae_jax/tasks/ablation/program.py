@@ -15,8 +15,7 @@ from mae_jax.tasks.ablation.grid import parse_grid, parse_shard
 from mae_jax.tasks.ablation.jobs import Plan
 from mae_jax.tasks.ablation.plot import draw, make_panels, make_paper_panels
 from mae_jax.tasks.ablation.table import draw_csv, draw_markdown, make_rows, show, summarize_values
-from mae_jax.workdir.history import check_paths, keep_earlier_measurement
-from mae_jax.workdir.lock import NAME, locked
+from mae_jax.workdir.folder import LOCK, check_paths, keep_earlier_measurement, locked
 from mae_jax.workdir.writing import finite_or_null, save_picture, write_atomically, write_json
 
 TABLE_LOCK = ".lock_table"  # for shards that start or end at the same time
@@ -25,7 +24,7 @@ TABLE_LOCK = ".lock_table"  # for shards that start or end at the same time
 def lock_name(config: ml_collections.ConfigDict) -> str:
     """Shards share the workdir; only one process may run each shard."""
     index, count = parse_shard(config.shard)
-    return NAME if count == 1 else f"{NAME}_{index}_of_{count}"
+    return LOCK if count == 1 else f"{LOCK}_{index}_of_{count}"
 
 
 def make_plan(config: ml_collections.ConfigDict, workdir: Path) -> Plan:
