@@ -58,7 +58,6 @@ class Writers:
         self._writers = [WRITERS.find(name)(workdir, config, start_step) for name in names]
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Writes the finite numbers."""
         values = {name: float(value) for name, value in values.items() if math.isfinite(value)}
         for writer in self._writers:
             writer.scalars(step, values)
@@ -75,10 +74,9 @@ class Writers:
 
 def write_once(workdir: Path, config: dict[str, Any], step: int, result: dict[str, Any]) -> None:
     """Writes the numbers in the result of a measuring task to all writers of `config`."""
-    writers = Writers(workdir, config, None)
     numbers = {name: value for name, value in result.items() if type(value) in (int, float) and name != "step"}
-    writers.scalars(step, numbers)
-    writers.close()
+    with contextlib.closing(Writers(workdir, config, None)) as writers:
+        writers.scalars(step, numbers)
 
 
 @WRITERS.register("jsonl")
@@ -108,8 +106,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _parse_line(text: bytes) -> dict[str, Any] | None:
-    line = parse_object(text)
-    return line if line is not None and type(line.get("step")) is int else None
+    line = parse_object(text) or {}
+    return line if type(line.get("step")) is int else None
 
 
 def cut_metrics(path: Path, step: int) -> None:
@@ -147,22 +145,20 @@ class TensorBoard:
         file.write_event(Event(wall_time=time.time(), summary=text("config", f"```\n{config}\n```")))
         return file
 
-    def _write(self, step: int, *summaries) -> None:
+    def _write(self, step: int, kind: str, values: dict[str, Any], **options) -> None:
+        from tensorboardX import summary
         from tensorboardX.proto.event_pb2 import Event
 
-        for summary in summaries:
-            self._file.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+        for name, value in values.items():
+            found = getattr(summary, kind)(name, value, **options)
+            self._file.write_event(Event(wall_time=time.time(), step=step, summary=found))
         self._file.flush()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        from tensorboardX.summary import scalar
-
-        self._write(step, *(scalar(name, value) for name, value in values.items()))
+        self._write(step, "scalar", values)
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> None:
-        from tensorboardX.summary import image
-
-        self._write(step, image(name, picture, dataformats="HWC"))
+        self._write(step, "image", {name: picture}, dataformats="HWC")
 
     def close(self) -> None:
         if "_file" in vars(self):
