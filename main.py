@@ -38,8 +38,7 @@ from mae_jax.runtime.platform import keep_freed_memory
 from mae_jax.runtime.signals import SharedStopSignal, Stopped, StopSignal
 from mae_jax.runtime.timing import Startup, use_compilation_cache
 from mae_jax.settings import command_line
-from mae_jax.settings.agreement import check_agreement
-from mae_jax.settings.checks import expand_paths
+from mae_jax.settings.checks import check_agreement, expand_paths
 from mae_jax.settings.fields import use_defaults
 from mae_jax.tasks import check_task, trains
 from mae_jax.training.loop import NonFiniteLoss

@@ -1,14 +1,17 @@
-"""Checks of the settings' values, before any data are read or code is compiled."""
+"""Checks of the settings' values, and that all processes have the same, before any data are read."""
 
 import functools
-import math
 import os
+import secrets
+import time
+from pathlib import Path
 from typing import Any
 
-import ml_collections
-from ml_collections.config_dict import FieldReference
+import jax
+from ml_collections import ConfigDict, FieldReference
 
 from mae_jax.runtime.errors import UserError
+from mae_jax.runtime.processes import from_main, is_main, process_count, wait_for_all
 from mae_jax.settings.fields import INT32_MAX, defaults, flatten, get
 from mae_jax.settings.suggestions import nearest
 
@@ -49,14 +52,18 @@ CHOICES = {
     "evaluate.token": ("mean", "class"),
 }
 PATHS = ("init_from", "data.path", "evaluate.mask")
+LOCAL = ("data.path", "data.num_threads", "data.num_workers", "data.prefetch_batches", "given")  # of each process
+SEEN_SECONDS = 10  # for a file to appear on other hosts: network file systems cache
 
 
-def check(config: ml_collections.ConfigDict) -> None:
+def check(config: ConfigDict) -> None:
     """Raises UserError for any value that is wrong whatever the data and devices are."""
     for key, value in flatten(config.to_dict()).items():
-        _check_kind(key, value)
-        if value is not None and key in INTERVALS:
-            _check_range(key, value, INTERVALS[key])
+        if value is None and key not in _may_be_none():
+            raise UserError(f"{key}=None: this setting needs a value")
+        # Of an ablation, the settings of each cell are checked instead.
+        if value is not None and not key.startswith(("ablate.", "data.value_range")):
+            _check_numbers(key, value)
         if key in CHOICES and value not in CHOICES[key]:
             choices = CHOICES[key]
             raise UserError(f"{key}={value!r} is not one of {', '.join(choices)}{nearest(str(value), choices)}")
@@ -79,62 +86,54 @@ def _may_be_none() -> set[str]:
     return {key for key, field in fields.items() if isinstance(field, FieldReference)}
 
 
-def _check_kind(key: str, value: Any) -> None:
-    """Raises UserError for None where a value is needed, and for numbers beyond 32 bits."""
-    if value is None and key not in _may_be_none():
-        raise UserError(f"{key}=None: this setting needs a value")
-    if key.startswith("ablate."):  # the settings of each cell are checked instead
-        return
-    for number in value if isinstance(value, list) else [value]:
-        if isinstance(number, float) and not math.isfinite(number):
-            raise UserError(f"{key}={value} must be finite")
-        if isinstance(number, int) and abs(number) > INT32_MAX and not key.endswith(("seed", "value_range")):
-            raise UserError(f"{key}={value} must be at most {INT32_MAX:,}")
-        if isinstance(number, int | float) and abs(number) > FLOAT32_MAX and not key.endswith("seed"):
-            raise UserError(f"{key}={value} must lie within {FLOAT32_MAX}, the range of float32")
-
-
-def _check_range(key: str, value: Any, interval: str) -> None:
-    """Raises UserError unless a number, or each of a tuple, is in an interval such as "[0, 1)"."""
-    low, high = map(float, interval[1:-1].split(","))
-    kinds = int if key == "evaluate.knn_sweep_k" else int | float
+def _check_numbers(key: str, value: Any) -> None:
+    """Raises UserError unless a number, or each of a list, is in the setting's interval and fits into 32 bits."""
+    interval, kinds = INTERVALS.get(key, "(-inf, inf)"), int if key == "evaluate.knn_sweep_k" else int | float
+    numbers = value if isinstance(value, list) else [value]
+    if key not in INTERVALS:
+        numbers = [number for number in numbers if isinstance(number, kinds)]
+    whole = all(isinstance(number, int) for number in numbers) and not key.endswith("seed")
+    limit = INT32_MAX if whole else FLOAT32_MAX
+    low, high = (min(max(float(end), -limit), limit) for end in interval[1:-1].split(","))
 
     def inside(number: Any) -> bool:
         at_limit = interval[0] == "(" and number == low or interval[-1] == ")" and number == high
         return isinstance(number, kinds) and low <= number <= high and not at_limit
 
-    if not isinstance(value, list):
-        if not inside(value):
-            raise UserError(f"{key}={value} is outside {interval}")
-    elif not value or not all(map(inside, value)):
-        kind = "whole numbers" if kinds is int else "numbers"
-        example = flatten(defaults().to_dict())[key]
+    if not all(map(inside, numbers)) or key in INTERVALS and not numbers:
+        limits = f"{interval[0]}{low:.10g}, {high:.10g}{interval[-1]}"
+        if not isinstance(value, list):
+            raise UserError(f"{key}={value} is outside {limits}")
+        kind, example = "whole numbers" if kinds is int else "numbers", flatten(defaults().to_dict())[key]
         raise UserError(
-            f"{key}={tuple(value)} must be {kind} in {interval}, for example --config.{key}='{tuple(example)}'"
+            f"{key}={tuple(value)} must be {kind} in {limits}, for example --config.{key}='{tuple(example)}'"
         )
 
 
 def check_value_range(value: Any) -> None:
     """Raises UserError unless a value is valid as `data.value_range`."""
-    numbers = isinstance(value, list | tuple) and all(type(number) in (int, float) for number in value)
-    if value is not None and not (numbers and len(value) == 2 and value[0] < value[1]):
+
+    def is_number(value: Any) -> bool:
+        return type(value) in (int, float) and abs(value) < FLOAT32_MAX
+
+    pair = isinstance(value, list | tuple) and len(value) == 2 and all(map(is_number, value))
+    if value is not None and not (pair and value[0] < value[1]):
         raise UserError(
             f"data.value_range={value!r} must be two numbers, (low, high) with low < high, for example "
             "--config.data.value_range='(0, 4095)'"
         )
 
 
-def check_channels(data: ml_collections.ConfigDict, channels: int) -> None:
+def check_channels(data: ConfigDict, channels: int) -> None:
     """Raises UserError unless the settings `data` fit pictures with this many channels."""
     for key in ("mean", "std"):
-        values = data[key]
-        if len(values) not in (1, channels):
+        if len(data[key]) not in (1, channels):
             raise UserError(
-                f"data.{key} has {len(values)} values for model.channels={channels}; "
+                f"data.{key} has {len(data[key])} values for model.channels={channels}; "
                 f"give one value, or one for each channel, for example --config.data.{key}='(0.5,)'"
             )
-        if key == "std" and not min(values) > 1e-6:
-            raise UserError(f"data.std={tuple(values)} must be above 1e-6")
+    if not min(data.std) > 1e-6:
+        raise UserError(f"data.std={tuple(data.std)} must be above 1e-6")
     if data.augmentation == "rand_augment" and channels not in (1, 3):
         raise UserError(
             f"data.augmentation=rand_augment takes pictures of 1 or 3 channels, not model.channels={channels}; "
@@ -142,8 +141,38 @@ def check_channels(data: ml_collections.ConfigDict, channels: int) -> None:
         )
 
 
-def expand_paths(config: ml_collections.ConfigDict) -> None:
+def expand_paths(config: ConfigDict) -> None:
     """Expands a leading ~ in settings that are paths: shells do not, in `--config.KEY=~/...`."""
     for key in PATHS:
         if path := get(config, key):
             config.update_from_flattened_dict({key: os.path.expanduser(path)})
+
+
+def check_agreement(config: ConfigDict, workdir: Path) -> None:
+    """Raises UserError if this process's settings differ from process 0's, or it does not see that one's files."""
+    if process_count() == 1:
+        return
+    own, index = flatten(config.to_dict()), jax.process_index()
+    theirs, token = from_main((own, secrets.token_hex(8)))
+    for key, value in theirs.items():
+        if key not in LOCAL and own.get(key) != value:
+            raise UserError(
+                f"{key}={own.get(key)!r} in process {index}, but {value!r} in process 0: all processes need the same "
+                "command"
+            )
+    note = workdir / f".seen_by_all_{token}"
+    if is_main():
+        note.touch()
+    wait_for_all()
+    for _ in range(2 * SEEN_SECONDS):
+        list(workdir.iterdir())  # makes a network file system refresh its cache
+        if note.exists():
+            break
+        time.sleep(0.5)
+    else:
+        raise UserError(
+            f"--workdir={workdir} of process {index} is not that of process 0: give a folder that all hosts share"
+        )
+    wait_for_all()
+    if is_main():
+        note.unlink()

@@ -137,14 +137,12 @@ def load_config(path: Path, argument: str | None) -> ConfigDict:
         spec.loader.exec_module(module)
         if not callable(getattr(module, "get_config", None)):
             raise UserError(f"config {path} has no function get_config()")
-        signature = inspect.signature(module.get_config)
-        if argument and not signature.parameters:
-            raise UserError(f"config {path} takes nothing after a colon, but was given {argument!r}")
         given = [argument] if argument else []
         try:
-            signature.bind(*given)
+            inspect.signature(module.get_config).bind(*given)
         except TypeError as error:
-            raise UserError(f"config {path} needs an argument after a colon: --config={path}:ARGUMENT") from error
+            takes = "takes nothing" if argument else "needs an argument"
+            raise UserError(f"config {path} {takes} after a colon, as in --config={path}:ARGUMENT") from error
         config = module.get_config(*given)
         if not isinstance(config, ConfigDict) or isinstance(config, FrozenConfigDict):
             found = "None" if config is None else f"a {type(config).__name__}"
