@@ -42,13 +42,16 @@ def on_shards(fn: Callable, mesh: Mesh, in_specs, out_specs) -> Callable:
     if mesh.size == 1:
         return fn
 
-    def local(*arguments):
-        return fn(*jax.tree.map(_vary_over_batch, arguments))
+    def keep(entry):  # axes of more than one device
+        axes = entry if isinstance(entry, tuple) else (entry,)
+        return tuple(axis for axis in axes if axis and mesh.shape[axis] > 1) or None
 
-    specs = jax.tree.map(
-        lambda spec: _splitting(spec, mesh), (in_specs, out_specs), is_leaf=lambda x: isinstance(x, PartitionSpec)
-    )
-    return jax.shard_map(local, mesh=mesh, in_specs=specs[0], out_specs=specs[1])
+    def local(*arguments):
+        # Arguments vary over the batch's axes, so that gradients are not summed over devices: the step does that later.
+        return fn(*jax.tree.map(lambda x: vary(x, axes_of(BATCH_AXES)), arguments))
+
+    in_specs, out_specs = jax.tree.map(lambda spec: PartitionSpec(*map(keep, spec)), (in_specs, out_specs))
+    return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
 
 
 def on_rows(fn: Callable, mesh: Mesh, *, shared: bool = False) -> Callable:
@@ -57,36 +60,17 @@ def on_rows(fn: Callable, mesh: Mesh, *, shared: bool = False) -> Callable:
     Rows are trees of arrays [b, ...]; variables are laid out by `parameter_shardings`. With `shared`, every device
     processes all rows, whose number need not be a multiple of the devices.
     """
-    rows = PartitionSpec() if shared else ROWS
 
     def copies(*arguments):  # one per device, concatenated
         return jax.tree.map(lambda x: x[None], fn(*arguments))
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def run(variables, *batches):
-        specs = parameter_specs(variables), *(rows for _ in batches)
-        if shared:
-            return jax.tree.map(lambda x: x[0], on_shards(copies, mesh, specs, ROWS)(variables, *batches))
-        return on_shards(fn, mesh, specs, ROWS)(variables, *batches)
+        specs = parameter_specs(variables), *((PartitionSpec() if shared else ROWS,) * len(batches))
+        found = on_shards(copies if shared else fn, mesh, specs, ROWS)(variables, *batches)
+        return jax.tree.map(lambda x: x[0], found) if shared else found
 
     return run
-
-
-def _splitting(spec: PartitionSpec, mesh: Mesh) -> PartitionSpec:
-    """The spec without axes of size 1."""
-
-    def keep(entry):
-        axes = tuple(
-            axis for axis in (entry if isinstance(entry, tuple) else (entry,)) if axis and mesh.shape[axis] > 1
-        )
-        return axes or None
-
-    return PartitionSpec(*map(keep, spec))
-
-
-def _vary_over_batch(x: jax.Array) -> jax.Array:
-    """Marks x as varying, so that its gradient is not summed over devices: the step does that later."""
-    return vary(x, axes_of(BATCH_AXES))
 
 
 def varying(x: jax.Array | jax.ShapeDtypeStruct) -> frozenset[str]:
@@ -123,6 +107,8 @@ def gather(parameters, dtype: jnp.dtype | None = None):
 
 
 def _gather(leaf, axis, dtype):
+    whole = functools.partial(jax.lax.all_gather, axis_name="fsdp", axis=axis, tiled=True)
+
     @jax.custom_jvp
     def gathered(leaf):
         return whole(leaf.astype(dtype))
@@ -131,9 +117,6 @@ def _gather(leaf, axis, dtype):
     def tangent(primals, tangents):
         # Transposed, this reduce-scatters gradients in float32, the dtype of the parameters.
         return whole(primals[0].astype(dtype)), whole(tangents[0]).astype(dtype)
-
-    def whole(leaf):
-        return jax.lax.all_gather(leaf, "fsdp", axis=axis, tiled=True)
 
     return gathered(leaf)
 
