@@ -73,7 +73,7 @@ class Writers:
 
 
 def write_once(workdir: Path, config: dict[str, Any], step: int, result: dict[str, Any]) -> None:
-    """Writes the numbers in the result of a measuring task to all writers of `config`."""
+    """Writes the numbers in the result of a measuring task."""
     numbers = {name: value for name, value in result.items() if type(value) in (int, float) and name != "step"}
     with contextlib.closing(Writers(workdir, config, None)) as writers:
         writers.scalars(step, numbers)
@@ -101,24 +101,23 @@ class JsonLines:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The intact lines of a metrics.jsonl; empty if there is no file."""
+    return [line for _, line in _parse(path) if line]
+
+
+def _parse(path: Path) -> list[tuple[bytes, dict[str, Any] | None]]:
+    """Each line of a metrics.jsonl with its object; None if it is damaged."""
     texts = path.read_bytes().splitlines() if path.is_file() else []
-    return [line for line in map(_parse_line, texts) if line is not None]
-
-
-def _parse_line(text: bytes) -> dict[str, Any] | None:
-    line = parse_object(text) or {}
-    return line if type(line.get("step")) is int else None
+    lines = ((text, parse_object(text) or {}) for text in texts)
+    return [(text, line if type(line.get("step")) is int else None) for text, line in lines]
 
 
 def cut_metrics(path: Path, step: int) -> None:
     """Removes damaged lines from a metrics.jsonl, and those after `step`, which the run repeats."""
-    before = path.read_bytes() if path.is_file() else b""
-    lines = [(text, _parse_line(text)) for text in before.splitlines()]
+    lines = _parse(path)
     if damaged := sum(line is None for _, line in lines[:-1]):  # the last one may be incomplete
         say(f"{path}: {damaged} of {len(lines)} lines are damaged and left out")
-    after = b"".join(text + b"\n" for text, line in lines if line is not None and line["step"] <= step)
-    if after != before:
-        write_atomically(path, after)
+    if lines:
+        write_atomically(path, b"".join(text + b"\n" for text, line in lines if line and line["step"] <= step))
 
 
 @WRITERS.register("tensorboard")
@@ -216,8 +215,7 @@ class MLflow:
         import mlflow
 
         self._mlflow, workdir = mlflow, workdir.resolve()
-        id_file = workdir / "mlflow_run.txt"
-        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        id_file, uri = workdir / "mlflow_run.txt", os.environ.get("MLFLOW_TRACKING_URI")
         if not uri:
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 requires it for plain files
             uri = (workdir / "mlruns").as_uri()

@@ -64,16 +64,13 @@ class Reporter:
         """Reports a step's scalars, and the speed of `steps` steps that took `seconds`, of which data took `waited`."""
         images_per_second = steps * self._batch_size / seconds
         flops_per_image = sum(self._flops(earlier) for earlier in range(step - steps, step)) / steps
-        speed = {
-            "images_per_second": images_per_second,
-            "data_wait_fraction": waited / seconds,
-            "tflops_per_second": images_per_second * flops_per_image / 1e12,
-        }
-        self._writers.scalars(step, {f"train/{name}": value for name, value in scalars.items()} | speed)
+        values = {f"train/{name}": value for name, value in scalars.items()}
+        values |= {"images_per_second": images_per_second, "data_wait_fraction": waited / seconds}
+        self._writers.scalars(step, values | {"tflops_per_second": images_per_second * flops_per_image / 1e12})
         seconds_left = (self._total_steps - step) * seconds / steps
         left = f"{tqdm.format_interval(seconds_left)} left"
-        parts = [f"loss {scalars['loss']:.4f}", f"{images_per_second:,.0f} images/s", left, self._watched]
-        parts = [part for part in parts if part]
+        parts = [f"loss {scalars['loss']:.4f}", f"{images_per_second:,.0f} images/s", left]
+        parts += [self._watched] if self._watched else []
         if self._bar is not None:
             self._bar.set_postfix_str(", ".join(parts), refresh=False)
             self._bar.update(step - self._bar.n)
@@ -133,19 +130,15 @@ def provenance() -> dict[str, Any]:
 
 def make_panels(lines: Iterable[dict[str, Any]]) -> dict[str, Curves]:
     """Title -> curves in one panel, without empty panels and curves."""
-
-    def is_finite(value: Any) -> bool:
-        return isinstance(value, float) and math.isfinite(value)
-
-    lines, panels = list(lines), {}
-    for title, names in PANELS.items():
-        scale = 100 if "%" in title else 1
-        curves = {
-            label: [(line["step"], scale * line[name]) for line in lines if is_finite(line.get(name))]
-            for name, label in names.items()
-        }
-        panels[title] = {label: points for label, points in curves.items() if points}
-    return {title: curves for title, curves in panels.items() if curves}
+    panels: dict[str, Curves] = {}
+    for line in lines:
+        for title, names in PANELS.items():
+            for name, label in names.items():
+                value = line.get(name)
+                if isinstance(value, float) and math.isfinite(value):
+                    point = line["step"], 100 * value if "%" in title else value
+                    panels.setdefault(title, {}).setdefault(label, []).append(point)
+    return panels
 
 
 def draw(panels: dict[str, Curves]) -> np.ndarray:
