@@ -1,5 +1,6 @@
-"""Checks of the settings' values, and that all processes have the same, before any data are read."""
+"""Checks of the settings before any data are read: their values, that the task uses them, all processes alike."""
 
+import fnmatch
 import functools
 import os
 import secrets
@@ -32,11 +33,8 @@ RANGES = {
     "optimizer.muon_momentum train.ema_decay",
     "[0.01, 1]": "data.eval_crop",
     "[0, 10]": "data.rand_augment_magnitude",
-    "[1, 100]": "data.rand_augment_ops",
-    "[0, 256]": "data.num_workers",
-    "[1, 256]": "data.prefetch_batches",
-    "[0, 1000]": "data.mixup data.cutmix classifier.head_std train.profile_steps",
-    "[1, 1000]": "evaluate.pictures",
+    "[0, 1000]": "data.num_workers data.mixup data.cutmix classifier.head_std train.profile_steps",
+    "[1, 1000]": "data.rand_augment_ops data.prefetch_batches evaluate.pictures",
     "[1, 10000]": "evaluate.knn_k evaluate.knn_sweep_k",
     "[2, 1000000]": "classifier.num_classes",
     "[4, 10000000]": "data.num_examples",
@@ -54,6 +52,57 @@ CHOICES = {
 PATHS = ("init_from", "data.path", "evaluate.mask")
 LOCAL = ("data.path", "data.num_threads", "data.num_workers", "data.prefetch_batches", "given")  # of each process
 SEEN_SECONDS = 10  # for a file to appear on other hosts: network file systems cache
+
+# Which settings each task reads. The rest must keep their defaults, so no setting is silently ignored.
+EVERY = "task given file init_from assume.* model.* data.* logging.* "
+# "-" removes keys, "*" is any ending: what some tasks do not read of these groups.
+NO_LABELS = "-data.label_fraction "
+NO_MIXING = "-data.erasing -data.mixup -data.cutmix -data.mix_* "
+NO_TRAINING = "-data.batch_size -data.crop_* -data.flip -data.color_jitter -data.augmentation "
+NO_TRAINING += "-data.rand_augment_* -data.on_device "
+
+TRAINS = EVERY + "seed mesh.* train.* optimizer.* checkpoint.* evaluate.every_steps evaluate.batch_size "
+TRAINS += "evaluate.max_examples evaluate.evaluators "
+# Model and pictures are the checkpoint's; the tasks compare them with these settings.
+MEASURES = EVERY + NO_MIXING + NO_TRAINING + "seed mesh.* evaluate.batch_size evaluate.max_examples "
+FEATURES = "evaluate.token evaluate.max_train_examples "
+HIDES = "evaluate.mask evaluate.mask_ratio evaluate.pictures "
+KNN = "evaluate.knn_k evaluate.knn_temperature "
+PROBE = "evaluate.probe_c "
+
+READS = {
+    "pretrain": TRAINS + NO_LABELS + NO_MIXING + FEATURES + HIDES + KNN + PROBE
+    + "evaluate.random_encoder evaluate.linear_probe",
+    "classify": TRAINS + "classifier.* -model.decoder_* -model.mask_* -model.encoder_mask_tokens -model.loss_patches "
+    "-model.pca_targets -model.target -model.prediction_ratio -model.masks_per_image -model.uniformity "
+    "-model.normalize_targets -model.positions",
+    "knn": MEASURES + FEATURES + KNN + "evaluate.knn_sweep_* evaluate.random_encoder",
+    "logistic_regression": MEASURES + FEATURES + PROBE + "evaluate.probe_sweep_c evaluate.random_encoder",
+    "features": MEASURES + FEATURES,
+    "evaluate": MEASURES + NO_LABELS + HIDES + "evaluate.evaluators",
+    "evaluate a classifier": MEASURES + NO_LABELS + "evaluate.evaluators",
+    "reconstruct": MEASURES + NO_LABELS + HIDES + "evaluate.evaluators",
+    "export": EVERY + NO_LABELS + NO_MIXING + NO_TRAINING + "-logging.* format encoder_only",
+}  # fmt: skip
+READS["ablate"] = READS["pretrain"] + " ablate.* shard"
+# Tasks whose settings a config may inherit by starting from theirs. On a command line such settings are a mistake.
+INHERITS = {"ablate": (), "pretrain": ("ablate",), "classify": ("pretrain",)}
+MEASURES_INHERIT = ("pretrain", "classify")  # by the tasks that take a checkpoint
+
+# (setting, value) -> settings without effect at this value; refused on a command line.
+UNUSED_WITH = {
+    ("init_from", None): "assume.* classifier.random_encoder",
+    ("data.name", "digits"): "data.path data.train_split data.eval_split",
+    ("data.name", "synthetic"): "data.path data.train_split data.eval_split",
+    ("data.augmentation", "none"): "data.rand_augment_*",
+    ("optimizer.name", "adamw"): "optimizer.muon_momentum optimizer.momentum optimizer.trust_coefficient",
+    ("optimizer.name", "muon"): "optimizer.momentum optimizer.trust_coefficient",
+    ("optimizer.schedule", "cosine"): "optimizer.decay_fraction",
+    ("optimizer.schedule", "constant"): "optimizer.decay_fraction optimizer.min_learning_rate",
+    ("optimizer.name", "lars"): "optimizer.b1 optimizer.b2 optimizer.epsilon optimizer.muon_momentum",
+}
+# Setting -> the only data.name that uses it.
+ONLY_WITH = {"data.num_examples": "synthetic", "data.eval_fraction": "image_folder", "data.stratify": "image_folder"}
 
 
 def check(config: ConfigDict) -> None:
@@ -148,6 +197,39 @@ def expand_paths(config: ConfigDict) -> None:
             config.update_from_flattened_dict({key: os.path.expanduser(path)})
 
 
+def reads(task: str, key: str) -> bool:
+    """Whether a task (a row of READS) uses a setting; a custom objective may use those of pretrain and classify."""
+    if ":" in task:
+        return reads("pretrain", key) or reads("classify", key)
+    found = [word for word in READS[task].split() if fnmatch.fnmatchcase(key, word.lstrip("-"))]
+    return bool(found) and not any(word.startswith("-") for word in found)
+
+
+def check_read(config: ConfigDict, row: str | None = None) -> None:
+    """Raises UserError for a changed setting that the task ignores. `row`: a row of READS, by default the task's."""
+    task = row or config.task
+    usual = flatten(defaults().to_dict())
+    changed = {key: value for key, value in flatten(config.to_dict()).items() if value != usual.get(key, value)}
+    for key, value in changed.items():
+        inherited = key not in config.given and any(reads(other, key) for other in INHERITS.get(task, MEASURES_INHERIT))
+        if not inherited and not reads(task, key):
+            users = ", ".join(other for other in READS if reads(other, key))
+            raise UserError(f"{key}={value!r} is not for the task {task}, only for {users}: leave it out")
+        if key in config.given and (cause := unused_with(config, key)):
+            raise UserError(f"{key}={value!r} is not used with {cause}: leave it out")
+
+
+def unused_with(config: ConfigDict, key: str) -> str | None:
+    """The setting, such as "data.name=digits", that makes another one useless; None if there is none."""
+    name = config.data.name
+    if key in ONLY_WITH and name not in (ONLY_WITH[key], None):
+        return f"data.name={name}"
+    for (other, value), patterns in UNUSED_WITH.items():
+        if get(config, other) == value and any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns.split()):
+            return f"{other}={value}"
+    return None
+
+
 def check_agreement(config: ConfigDict, workdir: Path) -> None:
     """Raises UserError if this process's settings differ from process 0's, or it does not see that one's files."""
     if process_count() == 1:
@@ -156,23 +238,20 @@ def check_agreement(config: ConfigDict, workdir: Path) -> None:
     theirs, token = from_main((own, secrets.token_hex(8)))
     for key, value in theirs.items():
         if key not in LOCAL and own.get(key) != value:
-            raise UserError(
-                f"{key}={own.get(key)!r} in process {index}, but {value!r} in process 0: all processes need the same "
-                "command"
-            )
+            differ = f"{key}={own.get(key)!r} in process {index}, but {value!r} in process 0"
+            raise UserError(f"{differ}: all processes need the same command")
     note = workdir / f".seen_by_all_{token}"
     if is_main():
         note.touch()
     wait_for_all()
-    for _ in range(2 * SEEN_SECONDS):
+    deadline = time.monotonic() + SEEN_SECONDS
+    while not note.exists():
         list(workdir.iterdir())  # makes a network file system refresh its cache
-        if note.exists():
-            break
         time.sleep(0.5)
-    else:
-        raise UserError(
-            f"--workdir={workdir} of process {index} is not that of process 0: give a folder that all hosts share"
-        )
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"--workdir={workdir} of process {index} is not that of process 0: give a folder that all hosts share"
+            )
     wait_for_all()
     if is_main():
         note.unlink()

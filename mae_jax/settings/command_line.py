@@ -110,8 +110,7 @@ def check_command_line(arguments: list[str]) -> None:
     """Checks the config, its argument and every `--config.KEY`; UserError suggests the nearest existing name."""
     known = flatten(load_config(*config_file(arguments)).to_dict())
     for key in given_settings(arguments):
-        members = [k for k in known if k.startswith(key + ".")]
-        if members:
+        if members := [name for name in known if name.startswith(key + ".")]:
             hint = nearest_setting(key, [*members, "init_from"])
             raise UserError(f"--config.{key} is a group of settings; set one of its members{hint}")
         if key not in known:
@@ -135,15 +134,15 @@ def load_config(path: Path, argument: str | None) -> ConfigDict:
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look it up there
     try:
         spec.loader.exec_module(module)
-        if not callable(getattr(module, "get_config", None)):
+        get_config, given = getattr(module, "get_config", None), [argument] if argument else []
+        if not callable(get_config):
             raise UserError(f"config {path} has no function get_config()")
-        given = [argument] if argument else []
         try:
-            inspect.signature(module.get_config).bind(*given)
+            inspect.signature(get_config).bind(*given)
         except TypeError as error:
             takes = "takes nothing" if argument else "needs an argument"
             raise UserError(f"config {path} {takes} after a colon, as in --config={path}:ARGUMENT") from error
-        config = module.get_config(*given)
+        config = get_config(*given)
         if not isinstance(config, ConfigDict) or isinstance(config, FrozenConfigDict):
             found = "None" if config is None else f"a {type(config).__name__}"
             raise UserError(
@@ -166,11 +165,10 @@ def _explain(error: BaseException, path: Path) -> str:
     every_frame = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError):
         every_frame.append((error.filename or "<", error.lineno))
-    frames = [(name, line) for name, line in every_frame if not name.startswith(NOT_THEIRS)]
     where = ""
-    if frames:
-        name, line = frames[-1]
-        where = f", line {line}" if Path(name).resolve() == path.resolve() else f": {name}, line {line}"
+    for name, line in every_frame:
+        if not name.startswith(NOT_THEIRS):  # the last one counts
+            where = f", line {line}" if Path(name).resolve() == path.resolve() else f": {name}, line {line}"
     text = f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else first_line(error)}"
     unknown = re.match(r"""\W*(?:Key ")?(\w+)\\?['"]""", str(error))  # a ConfigDict's error for a missing key
     if unknown and Path(every_frame[-1][0]).parent == Path(config_dict.__file__).parent:

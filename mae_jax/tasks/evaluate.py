@@ -20,7 +20,7 @@ from mae_jax.models.classifier import is_classifier
 from mae_jax.runtime.console import say
 from mae_jax.runtime.errors import UserError, escaped
 from mae_jax.runtime.signals import StopSignal
-from mae_jax.settings.usage import check_read
+from mae_jax.settings.checks import check_read
 from mae_jax.tasks.frozen import find_sources
 from mae_jax.tasks.measuring import open_checkpoint, open_data, run_evaluators, write_measurement
 from mae_jax.tasks.reconstruct import reconstruct

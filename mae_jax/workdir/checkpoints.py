@@ -35,7 +35,6 @@ FIXED = (
     "data.stratify", "data.value_range", "optimizer.name", "train.ema_decay", "class_names",
 )  # fmt: skip
 FREE = ("model.dtype", "model.remat", "model.scan_unroll")  # exceptions, which may change
-FILES_BYTES = 2**17  # of a small checkpoint, besides its arrays
 State = Any  # a NamedTuple of pytrees, with the int32 scalars `step` and `skipped`
 
 
@@ -46,20 +45,19 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path, settings: ConfigDict, config: dict[str, Any]):
-        """Opens or creates the folder. `config`: the run's resolved config, saved with each step."""
         self._settings, self._config = settings, config
         self._folder = Path(workdir).absolute() / "checkpoints"
         self._background = ThreadPoolExecutor(1)
-        self._saving: Future | None = None
+        self._saving = Future()
+        self._saving.set_result(None)
         self._seconds: list[float] = []  # that the loop waited for each save
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=settings.keep,
-            keep_period=settings.keep_every_steps,
+            max_to_keep=settings.keep, keep_period=settings.keep_every_steps,
             cleanup_tmp_directories=True,  # of a killed run or a full disk
             lightweight_initialize=True,  # otherwise it reads files that may be damaged
             # Otherwise the program waits minutes for a folder that cannot be created.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
-        )
+        )  # fmt: skip
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def latest_step(self) -> int | None:
@@ -72,16 +70,20 @@ class Checkpoints:
         Moves newer, damaged ones to checkpoints_set_aside/ and says so. UserError, before anything is moved, if all are
         damaged or the settings do not fit.
         """
-        damaged = {}
+        damaged: dict[int, str] = {}
         for step in from_main(sorted(self._manager.all_steps(), reverse=True)):
-            damage, about = from_main(self._examine(step) if is_main() else None)
-            if damage is None:
-                self._check_fits(step, about)
-                for other, why in damaged.items():
-                    moved = self._move_aside(other)
-                    say(f"checkpoint {other} is damaged: {why}; moved to {moved}, going on from checkpoint {step}")
-                return step
-            damaged[step] = damage
+            about = from_main(self._read_about(step))
+            damage = find_damage(self._folder / str(step)) if is_main() else None
+            if not damage and not isinstance(about.get("config"), dict):
+                damage = "about/metadata cannot be read"
+            if damage := from_main(damage):
+                damaged[step] = damage
+                continue
+            self._check_fits(step, about)
+            for other, why in damaged.items():
+                moved = self._move_aside(other)
+                say(f"checkpoint {other} is damaged: {why}; moved to {moved}, going on from checkpoint {step}")
+            return step
         if damaged:
             newest = max(damaged)
             raise UserError(
@@ -89,12 +91,6 @@ class Checkpoints:
                 "or start again in another --workdir"
             )
         return None
-
-    def _examine(self, step: int) -> tuple[str | None, dict[str, Any]]:
-        """The damage to a step's files, if any, and its `about`."""
-        about = self._read_about(step)
-        described = isinstance(about.get("config"), dict)
-        return find_damage(self._folder / str(step)) or (None if described else "about/metadata cannot be read"), about
 
     def _read_about(self, step: int) -> dict[str, Any]:
         return read_object(self._folder / str(step) / "about" / "metadata") or {}
@@ -131,11 +127,10 @@ class Checkpoints:
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         about = {"step": step, "skipped": int(state.skipped), "layout": LAYOUT, "config": self._config}
         with self._failing_as_not_saved(step):
-            needed = sum(leaf.nbytes for leaf in jax.tree.leaves(trees)) + FILES_BYTES
+            needed = sum(leaf.nbytes for leaf in jax.tree.leaves(trees)) + 2**17  # for the files besides arrays
             free = from_main(shutil.disk_usage(self._folder).free)
             if free < needed:  # Orbax would print a thousand lines about it
-                text = f"{os.strerror(errno.ENOSPC)} ({needed:,} bytes are needed, {free:,} free)"
-                raise OSError(errno.ENOSPC, text)
+                raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({needed:,} bytes are needed, {free:,} free)")
             self._manager.save(step, args=ocp.args.Composite(**items, about=ocp.args.JsonSave(about)))
         self._saving = self._background.submit(self._finish, step)
         self._seconds.append(time.perf_counter() - start)
@@ -163,13 +158,12 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raises NotSaved if the save in the background has failed."""
-        if self._saving is not None and self._saving.done():
+        if self._saving.done():
             self._saving.result()
 
     def wait(self) -> None:
         """Waits until everything is on disk; NotSaved if that fails."""
-        if self._saving is not None:
-            self._saving.result()
+        self._saving.result()
 
     def summary(self) -> str:
         """A line about the saves so far; empty if there were none."""

@@ -38,16 +38,13 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tens
 
 
 class Reporter:
-    """Reports a run in process 0: on the console, to the metric writers, as metrics.png and picture files.
-
-    `flops_per_image`: step (from 0) -> FLOPs of an image, forward and backward.
-    """
+    """Reports a run in process 0: on the console, to the metric writers, as metrics.png and picture files."""
 
     line = staticmethod(say)
 
     def __init__(
         self, workdir: Path, writers: Writers, *, start_step: int, total_steps: int, batch_size: int,
-        flops_per_image: Callable[[int], float],
+        flops_per_image: Callable[[int], float],  # by step, from 0: forward and backward
     ):  # fmt: skip
         self._workdir, self._writers = Path(workdir), writers
         self._total_steps, self._batch_size, self._flops = total_steps, batch_size, flops_per_image

@@ -17,10 +17,7 @@ from mae_jax.runtime.processes import is_main
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A context that yields a new, empty file's path, and at its end moves that file to `path`.
-
-    After any error `path` is unchanged, and the new file is deleted.
-    """
+    """A context that yields a new, empty file's path, moved to `path` at the end, or deleted after any error."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.unlink(missing_ok=True)
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # O_EXCL: it is no link
