@@ -9,7 +9,7 @@ import importlib
 
 from mae_jax.runtime.errors import UserError
 from mae_jax.settings.fields import get
-from mae_jax.settings.suggestions import nearest
+from mae_jax.settings.registry import nearest
 
 
 def _protocols(name: str) -> tuple:

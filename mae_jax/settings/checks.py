@@ -14,7 +14,7 @@ from ml_collections import ConfigDict, FieldReference
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.processes import from_main, is_main, process_count, wait_for_all
 from mae_jax.settings.fields import INT32_MAX, defaults, flatten, get
-from mae_jax.settings.suggestions import nearest
+from mae_jax.settings.registry import nearest
 
 FLOAT32_MAX = 3.4e38  # runs compute in float32
 # Interval -> settings whose number, or each of whose numbers, must lie in it; None is not checked. Beyond the upper

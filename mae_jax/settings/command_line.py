@@ -15,9 +15,8 @@ from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_dict, config_flags
 
 from mae_jax.runtime.errors import UserError, first_line
-from mae_jax.settings import suggestions
 from mae_jax.settings.fields import defaults, flatten, get
-from mae_jax.settings.suggestions import find_meant, nearest_setting
+from mae_jax.settings.registry import CONFIG_WORDS, SETTING_WORDS, find_meant, nearest_setting
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 HELP = ("help", "h", "helpshort", "helpfull", "helpxml")
@@ -60,7 +59,7 @@ def config_file(arguments: list[str]) -> tuple[Path, str | None]:
     path = Path(name)
     if not path.is_file():
         there = _configs_near(path)
-        meant = find_meant(path.stem, there, suggestions.CONFIGS)
+        meant = find_meant(path.stem, there, CONFIG_WORDS)
         hint = f'did you mean "{there[meant]}"?' if meant else f"there are: {', '.join(there.values())}"
         raise UserError(f"config {path} does not exist; {hint}")
     return path, argument or None
@@ -120,7 +119,7 @@ def check_command_line(arguments: list[str]) -> None:
 def describe_unknown_flag(name: str, arguments: list[str]) -> str:
     """The error for an unknown flag, such as a setting without `--config.`."""
     known = flatten(load_config(*config_file(arguments)).to_dict())
-    meant = find_meant(name, known, suggestions.SETTINGS)
+    meant = find_meant(name, known, SETTING_WORDS)
     flag = f'"{meant}"' if (meant or "").startswith("--") else f'"--config.{meant}"'
     hint = f"did you mean {flag}?" if meant else "settings are given as --config.KEY=VALUE"
     return f"unknown flag --{name}; {hint}"

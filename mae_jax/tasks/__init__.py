@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from mae_jax.objectives.objective import OBJECTIVES
 from mae_jax.runtime.errors import UserError
 from mae_jax.settings.checks import check, check_read
-from mae_jax.settings.suggestions import nearest
+from mae_jax.settings.registry import nearest
 
 MEASURING = ("knn", "logistic_regression", "features", "evaluate", "reconstruct", "export")  # of a checkpoint
 TASKS = {**dict.fromkeys(OBJECTIVES, "train"), **{name: name for name in MEASURING}, "ablate": "ablation.program"}
