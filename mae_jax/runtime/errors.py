@@ -64,7 +64,7 @@ def out_of_memory(error: BaseException, *, trains: bool) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type's name if it has none."""
+    """An error's first line, or its type's name if it has no message."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 

@@ -42,8 +42,8 @@ def device_memory(device: jax.Device, count: int = 1) -> int | None:
 def host_memory(root: Path = Path("/")) -> int:
     """Bytes that a process can have, swap included. `root` holds proc and sys.
 
-    That is the least of what the machine has, and the process's control groups (version 1 or 2) and all around them
-    allow. In a container that does not see the outer groups, its own limit is at the mount point.
+    The least of what the machine has, and its control groups (version 1 or 2) allow: its own, all around it, and, in a
+    container that does not see those, the one at the mount point.
     """
     swap = sum(1024 * int(kib) for kib in re.findall(r"SwapTotal: *(\d+)", _read(root / "proc/meminfo")))
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") + swap]

@@ -88,10 +88,7 @@ def settle_dtype(config: ConfigDict, mesh: Mesh, earlier: dict[str, Any] | None 
 
 
 def make_mesh(settings: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
-    """The mesh with axes data, fsdp and tensor (settings `mesh.*`), over all devices by default.
-
-    One size may be -1: the remaining devices.
-    """
+    """The mesh with axes data, fsdp and tensor (settings `mesh.*`; -1: what is left), over all devices by default."""
     devices = all_devices() if devices is None else devices
     sizes = [settings[axis] for axis in AXES]
     text = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
@@ -103,13 +100,12 @@ def make_mesh(settings: ConfigDict, devices: list[jax.Device] | None = None) -> 
             f"{text}: their product is not the number of devices, {len(devices)}; let mesh.fsdp x mesh.tensor divide "
             "it, and mesh.data=-1 take the rest"
         )
-    # This order puts the tensor axis, which sends the most messages, on the closest devices. (`jax.make_mesh` would
-    # follow a TPU's torus, and a process's rows would not be adjacent.)
+    # The tensor axis, which sends the most messages, gets the closest devices. (`jax.make_mesh` would follow a TPU's
+    # torus, and a process's rows would not be adjacent.)
     return Mesh(np.asarray(devices).reshape(sizes), AXES)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A full copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -124,10 +120,7 @@ def batch_parts(mesh: Mesh) -> int:
 
 
 def process_share(mesh: Mesh) -> tuple[int, int]:
-    """(index, count): this process holds the index-th of `count` equal shares of a batch's rows.
-
-    Processes along the tensor axis hold the same share. UserError if a process's rows are not adjacent.
-    """
+    """(index, count): this process holds the index-th of `count` equal, adjacent shares of a batch's rows."""
     parts = batch_parts(mesh)
     found = batch_sharding(mesh).addressable_devices_indices_map((parts,)).values()
     mine = sorted({rows[0].indices(parts)[0] for rows in found})
@@ -149,7 +142,6 @@ def parameter_spec(path: tuple, ndim: int) -> PartitionSpec:
 
 
 def parameter_specs(tree):
-    """`parameter_spec` of every array (or abstract array) of a tree."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: parameter_spec(path, leaf.ndim), tree)
 
 
@@ -186,15 +178,12 @@ def create(init: Callable[[jax.Array], Any], key: jax.Array, mesh: Mesh):
 
 
 def compiler_options(mesh: Mesh) -> dict[str, int] | None:
-    """Little optimisation on a CPU, unless XLA_FLAGS sets a level.
+    """Little optimisation on a CPU, unless XLA_FLAGS sets a level: compiles faster, to the same bits and speed.
 
-    With JAX 0.10, initialisation of the digits' model compiles in 4.1 s of processor time instead of 10.3, the step in
-    12.2 and 13.4 instead of 15.9 and 15.5. Values have the same bits, and steps are as fast (docs/performance.md),
-    which does not hold without any optimisation.
+    With no optimisation at all they would differ (docs/performance.md).
     """
-    option = "xla_backend_optimization_level"
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return {option: 1} if on_cpu and option not in os.environ.get("XLA_FLAGS", "") else None
+    option, platform = "xla_backend_optimization_level", mesh.devices.flat[0].platform
+    return {option: 1} if platform == "cpu" and option not in os.environ.get("XLA_FLAGS", "") else None
 
 
 def put_batch(batch: dict, sharding: NamedSharding) -> dict:

@@ -83,11 +83,8 @@ def _times_tangent(x, of_kernel):
 
 
 def _transposed_in_memory(x, y):
-    """x [rows, m] times y [m, n], transposing in memory either x, or y and the product, whichever is smaller.
-
-    Without the barriers, XLA would fuse the transposes into the product.
-    """
-    (rows, m), n = x.shape, y.shape[1]
+    """x [rows, m] times y [m, n], transposing in memory either x, or y and the product, whichever is smaller."""
+    (rows, m), n = x.shape, y.shape[1]  # the barriers keep XLA from fusing the transposes into the product
     if rows * m > rows * n + m * n:
         product = jax.lax.dot_general(jax.lax.optimization_barrier(y.T), x, (((1,), (1,)), ((), ())))
         return jax.lax.optimization_barrier(product).T
@@ -98,8 +95,7 @@ def _transposed_in_memory(x, y):
 def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """softmax(q k^T) v of scaled queries [b, n, h, d], keys and values [b, m, h, d]: [b, n, h, d].
 
-    Logits and softmax are float32. The weights [b, h, n, m] are saved once, in q's dtype
-    (`jax.nn.dot_product_attention` saves them twice, in float32).
+    The weights [b, h, n, m] are saved once, in q's dtype (`jax.nn.dot_product_attention` does twice, in float32).
     """
     return _on_platform(_attend, q, k, v)[0]
 

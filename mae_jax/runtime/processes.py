@@ -75,7 +75,7 @@ def _check_address(address: str, name: str) -> None:
 
 
 def may_be_tpu_pod(environment: Mapping[str, str], platforms: str | None) -> bool:
-    """Whether JAX should look for other TPU hosts: left alone, it takes any Kubernetes container for part of a job."""
+    """Whether JAX should look for other TPU hosts; left alone, it takes any Kubernetes container for part of a job."""
     if platforms == "cpu":
         return False
     hosts = environment.get("TPU_PROCESS_ADDRESSES", environment.get("TPU_WORKER_HOSTNAMES"))
@@ -173,22 +173,19 @@ def process_count() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is process 0, which alone writes metrics, pictures and results."""
     return process_count() == 1 or jax.process_index() == 0
 
 
 def from_main(value: Any) -> Any:
-    """Process 0's value, which JSON must be able to hold, in all processes. All must call it."""
+    """Process 0's value, which JSON must be able to hold, in all processes. They must all call it, as the next two."""
     return value if process_count() == 1 else json.loads(_exchange(json.dumps(value) if is_main() else "")[0])
 
 
 def sum_of_all(number: int) -> int:
-    """The sum over all processes, in each of them. All must call it."""
     return number if process_count() == 1 else sum(map(int, _exchange(str(number))))
 
 
 def wait_for_all() -> None:
-    """Returns when every process has called it."""
     if process_count() > 1:
         _exchange("")
 

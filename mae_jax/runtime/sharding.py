@@ -8,9 +8,9 @@ accordingly. All other communication is in the functions below:
 - tensor (Megatron, Shoeybi et al. 2019, arXiv 1909.08053, section 3): each device has some heads and hidden units;
   activations are summed once after each attention and MLP, their gradients once before.
 
-Why not leave this to the compiler? We tried `jax.jit` with NamedSharding, constraints on each block's parameters,
-activations, queries, keys and values, and no collective of our own. Bytes that a device sends in a ring / in theory,
-for the step of `benchmarks.communication` (jax 0.10.2, 2026-11-28; parts: train.accumulate_steps):
+We tried to leave this to the compiler: `jax.jit` with NamedSharding, and constraints on each block's parameters,
+activations, queries, keys and values. Bytes that a device sends in a ring / in theory, for the step of
+`benchmarks.communication` (jax 0.10.2, 2026-11-28; parts: train.accumulate_steps):
 
     data x fsdp x tensor   parts   this module: CPU, v5p   jit: CPU, v5p
     8 x 1 x 1                1            1.00  1.00         1.00  1.00
@@ -21,8 +21,7 @@ for the step of `benchmarks.communication` (jax 0.10.2, 2026-11-28; parts: train
     2 x 2 x 2                4            1.00  1.00         1.43  1.36
 
 The compiler sums gradients over data once for each part of a batch, and sums full matrices where a device keeps only a
-shard. (On v5p XLA gathers bfloat16, which lowers both columns, and for so small a model replaces reduce-scatters by
-all-reduces.)
+shard. (On v5p XLA gathers bfloat16 and, for so small a model, replaces reduce-scatters by all-reduces.)
 """
 
 import functools
@@ -80,7 +79,6 @@ def varying(x: jax.Array | jax.ShapeDtypeStruct) -> frozenset[str]:
 
 
 def vary(x: jax.Array, axes: Iterable[str]) -> jax.Array:
-    """Marks x as varying along `axes`."""
     missing = tuple(axis for axis in axes if axis not in varying(x))
     return jax.lax.pcast(x, missing, to="varying") if missing else x
 
@@ -92,10 +90,7 @@ def axes_of(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def gather(parameters, dtype: jnp.dtype | None = None):
-    """Gathers the parameters (names as in `PARAMETER_RULES`) that are split over fsdp, in `dtype` (None: unchanged).
-
-    Their gradients are reduce-scattered in float32.
-    """
+    """Gathers the parameters (named as in `PARAMETER_RULES`) that are split over fsdp, in `dtype` (None: unchanged)."""
     if not axes_of(("fsdp",)):
         return parameters
 

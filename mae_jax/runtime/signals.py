@@ -23,13 +23,10 @@ class Stopped(BaseException):
 
 
 class StopSignal:
-    """A context that handles SIGTERM and SIGINT: `received` is the signal's number, or None.
-
-    A Ctrl-C after the first signal raises KeyboardInterrupt.
-    """
+    """A context that handles SIGTERM and SIGINT, and raises KeyboardInterrupt if a Ctrl-C is not the first signal."""
 
     _numbers = (signal.SIGTERM, signal.SIGINT)
-    received: int | None = None
+    received: int | None = None  # the signal's number
     _deferred = _waiting = False
 
     def __enter__(self) -> "StopSignal":
@@ -96,10 +93,7 @@ class StopSignal:
 
 
 class SharedStopSignal(StopSignal):
-    """For several processes, which must stop after the same step: JAX catches SIGTERM and chooses the step.
-
-    A SIGTERM to any process is `received` by all at that step, and interrupts none before it.
-    """
+    """For several processes: JAX catches a SIGTERM to any, chooses a step, and all have `received` it at that step."""
 
     _numbers = (signal.SIGINT,)
     _asked = _interrupted = False
