@@ -53,21 +53,15 @@ def on_shards(fn: Callable, mesh: Mesh, in_specs, out_specs) -> Callable:
     return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
 
 
-def on_rows(fn: Callable, mesh: Mesh, *, shared: bool = False) -> Callable:
+def on_rows(fn: Callable, mesh: Mesh) -> Callable:
     """Compiles fn(variables, *rows) -> rows for a mesh: it treats each example alone, and its result is replicated.
 
-    Rows are trees of arrays [b, ...]; variables are laid out by `parameter_shardings`. With `shared`, every device
-    processes all rows, whose number need not be a multiple of the devices.
+    Rows are trees of arrays [b, ...]; variables are laid out by `parameter_shardings`.
     """
-
-    def copies(*arguments):  # one per device, concatenated
-        return jax.tree.map(lambda x: x[None], fn(*arguments))
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def run(variables, *batches):
-        specs = parameter_specs(variables), *((PartitionSpec() if shared else ROWS,) * len(batches))
-        found = on_shards(copies if shared else fn, mesh, specs, ROWS)(variables, *batches)
-        return jax.tree.map(lambda x: x[0], found) if shared else found
+        return on_shards(fn, mesh, (parameter_specs(variables), *(ROWS,) * len(batches)), ROWS)(variables, *batches)
 
     return run
 

@@ -211,8 +211,8 @@ class Checkpoints:
 
 def _items(state: State) -> dict[str, Any]:
     """The non-empty trees of a state, each an item of the checkpoint."""
-    trees = {name: tree for name, tree in state._asdict().items() if name not in ("step", "skipped")}
-    return {name: tree for name, tree in trees.items() if name == "opt_state" or tree}
+    trees = state._asdict().items()
+    return {name: tree for name, tree in trees if name == "opt_state" or name not in ("step", "skipped") and tree}
 
 
 def changed_settings(saved: dict, config: dict) -> dict[str, tuple[Any, Any]]:

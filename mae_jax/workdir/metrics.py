@@ -80,8 +80,8 @@ def write_once(workdir: Path, config: dict[str, Any], step: int, result: dict[st
 
 
 @WRITERS.register("jsonl")
-class JsonLines:
-    """metrics.jsonl: one object a line, flushed at once. A resumed run keeps the lines up to its checkpoint."""
+class JsonLines(MetricWriter):
+    """metrics.jsonl: an object a line, flushed at once. A resumed run keeps the lines up to its checkpoint."""
 
     def __init__(self, workdir: Path, config: dict[str, Any], start_step: int | None):
         if start_step is not None:
@@ -91,9 +91,6 @@ class JsonLines:
     def scalars(self, step: int, values: dict[str, float]) -> None:
         self._file.write(json.dumps({"step": step} | values, allow_nan=False).encode() + b"\n")
         self._file.flush()
-
-    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
-        """Ignored: `Reporter` writes picture files."""
 
     def close(self) -> None:
         self._file.close()
@@ -178,7 +175,7 @@ class WeightsAndBiases:
     def __init__(self, workdir: Path, config: dict[str, Any], start_step: int | None):
         import wandb
 
-        workdir = workdir.resolve()
+        self._image, workdir = wandb.Image, workdir.resolve()
         id_file = workdir / "wandb_run.txt"
         try:
             self._run = wandb.init(
@@ -197,9 +194,7 @@ class WeightsAndBiases:
         self._run.log({"step": step} | values)
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> None:
-        from wandb import Image
-
-        self._run.log({"step": step, name: Image(picture)})
+        self._run.log({"step": step, name: self._image(picture)})
 
     def close(self) -> None:
         self._run.finish()
