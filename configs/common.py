@@ -3,7 +3,7 @@
 The values are the paper's pre-training recipe (He et al. 2021, arXiv 2111.06377, Table 8) for ViT-B/16 on ImageNet-1k;
 what pre-training does not use is off, or follows its own source. Other configs start from here and state only what
 differs. Any setting can be changed on the command line, as in `--config.train.epochs=100`; `None` means "not set".
-mae_jax/settings/usage.py lists what each task reads; other settings are refused.
+mae_jax/settings/checks.py lists what each task reads; other settings are refused.
 """
 
 import ml_collections

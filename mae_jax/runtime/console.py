@@ -51,7 +51,7 @@ def keep_streams() -> None:
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         old, raw = getattr(sys, name), _Unfailing(descriptor)
         encoding, at_once = getattr(old, "encoding", "utf-8"), name == "stderr" or raw.isatty()
-        stream = io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=at_once)
+        stream = io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", None, at_once)
         setattr(sys, name, stream)
         for handler in logging.getLogger().handlers:  # of libraries
             if getattr(handler, "stream", None) is old:

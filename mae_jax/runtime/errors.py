@@ -1,4 +1,4 @@
-"""Errors in one line for the user, those of libraries and the system too, and reads that survive transient ones."""
+"""Errors in one line, those of libraries and the system too, and reads that survive transient ones."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ T = TypeVar("T")
 ESCAPED_CATEGORIES = ("Cc", "Cf", "Cs", "Zl", "Zp")
 JOINERS = "\u200c\u200d"  # format characters that several languages and emoji need
 
-PAUSES = (0.05, 0.15, 0.4, 1.4)  # seconds before each further try of a read; most faults of networks are transient
+PAUSES = (0.05, 0.15, 0.4, 1.4)  # seconds before each further try of a read: most faults are transient
 LASTING = (
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP,
     errno.EINVAL, errno.EBADMSG, errno.ENXIO, errno.ENODEV, errno.ENOSYS, errno.EOPNOTSUPP,

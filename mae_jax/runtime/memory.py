@@ -47,7 +47,7 @@ def host_memory(root: Path = Path("/")) -> int:
     """
     swap = sum(1024 * int(kib) for kib in re.findall(r"SwapTotal: *(\d+)", _read(root / "proc/meminfo")))
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") + swap]
-    for controllers, path in re.findall(r"^\d+:(memory|):/(.*)$", _read(root / "proc/self/cgroup"), re.MULTILINE):
+    for controllers, path in re.findall(r"(?m)^\d+:(memory|):/(.*)$", _read(root / "proc/self/cgroup")):
         group = root / "sys/fs/cgroup" / controllers / path
         for folder in (group, *group.parents):
             limit = _read(folder / ("memory.limit_in_bytes" if controllers else "memory.max"))

@@ -88,7 +88,7 @@ def settle_dtype(config: ConfigDict, mesh: Mesh, earlier: dict[str, Any] | None 
 
 
 def make_mesh(settings: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
-    """The mesh with axes data, fsdp and tensor (settings `mesh.*`; -1: what is left), over all devices by default."""
+    """The mesh of settings `mesh.*` (-1: what is left), over all devices by default."""
     devices = all_devices() if devices is None else devices
     sizes = [settings[axis] for axis in AXES]
     text = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
@@ -100,8 +100,8 @@ def make_mesh(settings: ConfigDict, devices: list[jax.Device] | None = None) -> 
             f"{text}: their product is not the number of devices, {len(devices)}; let mesh.fsdp x mesh.tensor divide "
             "it, and mesh.data=-1 take the rest"
         )
-    # The tensor axis, which sends the most messages, gets the closest devices. (`jax.make_mesh` would follow a TPU's
-    # torus, and a process's rows would not be adjacent.)
+    # The tensor axis, which sends the most messages, gets the closest devices. (`jax.make_mesh` would follow a
+    # TPU's torus, and a process's rows would not be adjacent.)
     return Mesh(np.asarray(devices).reshape(sizes), AXES)
 
 
@@ -168,7 +168,7 @@ def check_heads(mesh: Mesh, model: Any, *, decoder: bool = True) -> None:
     size = mesh.shape["tensor"]
     for name in ("num_heads", "decoder_num_heads") if decoder else ("num_heads",):
         if (heads := getattr(model, name)) % size:
-            raise UserError(f"mesh.tensor={size} does not divide model.{name}={heads}: each device takes whole heads")
+            raise UserError(f"mesh.tensor={size} does not divide model.{name}={heads}: a device has whole heads")
 
 
 def create(init: Callable[[jax.Array], Any], key: jax.Array, mesh: Mesh):
@@ -178,10 +178,7 @@ def create(init: Callable[[jax.Array], Any], key: jax.Array, mesh: Mesh):
 
 
 def compiler_options(mesh: Mesh) -> dict[str, int] | None:
-    """Little optimisation on a CPU, unless XLA_FLAGS sets a level: compiles faster, to the same bits and speed.
-
-    With no optimisation at all they would differ (docs/performance.md).
-    """
+    """Little optimisation on a CPU: compiles faster, to the same bits and speed. XLA_FLAGS may set a level."""
     option, platform = "xla_backend_optimization_level", mesh.devices.flat[0].platform
     return {option: 1} if platform == "cpu" and option not in os.environ.get("XLA_FLAGS", "") else None
 

@@ -33,7 +33,7 @@ def linear(x: jax.Array | Normed, kernel: jax.Array, bias: jax.Array | None, dty
     return _project(x, kernel.reshape(len(kernel), -1), bias, dtype, kernel.shape[1:])
 
 
-@functools.partial(jax.checkpoint, static_argnums=3)  # a loop over blocks would save the folded kernel of each
+@functools.partial(jax.checkpoint, static_argnums=3)  # a loop would save each block's folded kernel
 def _project_normed(normed: Normed, kernel, bias, dtype):
     outputs, kernel = kernel.shape[1:], kernel.reshape(len(kernel), -1)
     shift = jnp.dot(normed.bias, kernel, precision="highest")
@@ -114,7 +114,7 @@ def attention_weights(q: jax.Array, k: jax.Array) -> jax.Array:
 
 
 def _on_platform(fn, q, k, *others):
-    """fn; on a CPU, where XLA (JAX 0.10) computes a batched product on one core, large inputs are split into groups."""
+    """fn; on a CPU, where XLA computes a batched product on one core, large inputs are split into groups."""
     if q.size * k.shape[1] < WORTH_GROUPS:
         return fn(q, k, *others)
     return jax.lax.platform_dependent(q, k, *others, cpu=functools.partial(_in_groups, fn), default=fn)
@@ -155,7 +155,7 @@ def keep_freed_memory() -> bool:
     than a thread's heap, so steps run there (`mesh.prepare_cpu`).
     """
     mmap_max, trim_threshold, top_pad = -4, -1, -2  # mallopt(3)
-    # A thread returns an empty heap, unless less than the pad would be left to it (HEAP_MAX_SIZE in malloc/arena.c).
+    # A thread returns an empty heap, unless less than the pad would be left (HEAP_MAX_SIZE in malloc/arena.c).
     options = ((mmap_max, 0), (trim_threshold, -1), (top_pad, 64 << 20))
     try:
         return all([ctypes.CDLL(None).mallopt(option, value) == 1 for option, value in options])

@@ -126,9 +126,9 @@ def meet(coordinator: str, count: int, index: int) -> str:
 
 
 def start(coordinator: str | None = None, count: int | None = None, index: int | None = None, *, saves=False) -> None:
-    """Connects the run's processes, if there are several (see `find_place`), before anything asks JAX for a device.
+    """Connects the run's processes, if several (see `find_place`), before anything asks JAX for a device.
 
-    `saves`: whether all save when one gets SIGTERM (`SharedStopSignal`). Only process 0 keeps its standard output.
+    `saves`: whether all save when one gets SIGTERM. Only process 0 keeps its standard output.
     """
     place = find_place(coordinator, count, index, os.environ) or {}
     if not place and (coordinator or not may_be_tpu_pod(os.environ, jax.config.jax_platforms)):
@@ -177,7 +177,7 @@ def is_main() -> bool:
 
 
 def from_main(value: Any) -> Any:
-    """Process 0's value, which JSON must be able to hold, in all processes. They must all call it, as the next two."""
+    """Process 0's value, which must fit into JSON, in all processes. All must call it, as the next two."""
     return value if process_count() == 1 else json.loads(_exchange(json.dumps(value) if is_main() else "")[0])
 
 

@@ -8,7 +8,7 @@ accordingly. All other communication is in the functions below:
 - tensor (Megatron, Shoeybi et al. 2019, arXiv 1909.08053, section 3): each device has some heads and hidden units;
   activations are summed once after each attention and MLP, their gradients once before.
 
-We tried to leave this to the compiler: `jax.jit` with NamedSharding, and constraints on each block's parameters,
+We tried to leave this to the compiler: `jax.jit` with NamedSharding, constraints on each block's parameters,
 activations, queries, keys and values. Bytes that a device sends in a ring / in theory, for the step of
 `benchmarks.communication` (jax 0.10.2, 2026-11-28; parts: train.accumulate_steps):
 
@@ -46,7 +46,7 @@ def on_shards(fn: Callable, mesh: Mesh, in_specs, out_specs) -> Callable:
         return tuple(axis for axis in axes if axis and mesh.shape[axis] > 1) or None
 
     def local(*arguments):
-        # Arguments vary over the batch's axes, so that gradients are not summed over devices: the step does that later.
+        # They vary, so that gradients are not summed over the batch's devices: the step does that later.
         return fn(*jax.tree.map(lambda x: vary(x, axes_of(BATCH_AXES)), arguments))
 
     in_specs, out_specs = jax.tree.map(lambda spec: PartitionSpec(*map(keep, spec)), (in_specs, out_specs))
@@ -61,7 +61,8 @@ def on_rows(fn: Callable, mesh: Mesh) -> Callable:
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def run(variables, *batches):
-        return on_shards(fn, mesh, (parameter_specs(variables), *(ROWS,) * len(batches)), ROWS)(variables, *batches)
+        specs = parameter_specs(variables), *(ROWS,) * len(batches)
+        return on_shards(fn, mesh, specs, ROWS)(variables, *batches)
 
     return run
 
@@ -84,7 +85,7 @@ def axes_of(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def gather(parameters, dtype: jnp.dtype | None = None):
-    """Gathers the parameters (named as in `PARAMETER_RULES`) that are split over fsdp, in `dtype` (None: unchanged)."""
+    """Gathers the parameters that are split over fsdp (see `PARAMETER_RULES`), in `dtype` (None: unchanged)."""
     if not axes_of(("fsdp",)):
         return parameters
 

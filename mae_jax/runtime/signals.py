@@ -23,7 +23,7 @@ class Stopped(BaseException):
 
 
 class StopSignal:
-    """A context that handles SIGTERM and SIGINT, and raises KeyboardInterrupt if a Ctrl-C is not the first signal."""
+    """A context that handles SIGTERM and SIGINT; a Ctrl-C after another signal raises KeyboardInterrupt."""
 
     _numbers = (signal.SIGTERM, signal.SIGINT)
     received: int | None = None  # the signal's number
@@ -93,7 +93,7 @@ class StopSignal:
 
 
 class SharedStopSignal(StopSignal):
-    """For several processes: JAX catches a SIGTERM to any, chooses a step, and all have `received` it at that step."""
+    """For several processes: JAX catches a SIGTERM to any, and all have `received` it at the step it chooses."""
 
     _numbers = (signal.SIGINT,)
     _asked = _interrupted = False

@@ -1,4 +1,4 @@
-"""Where time goes: the start up to the end of the first step, the cache that shortens it, a profile of some steps."""
+"""Where time goes: up to the end of the first step (and the cache that shortens it); a profile of steps."""
 
 import contextlib
 import socket
@@ -49,7 +49,7 @@ def use_compilation_cache() -> None:
 
 
 class Profiler:
-    """Traces `steps` steps of a run (0: none) for TensorBoard's profiler or Perfetto; each process has its folder."""
+    """Traces `steps` steps of a run (0: none); each process writes to its own folder."""
 
     def __init__(self, folder: Path, steps: int, start_step: int):
         self._folder, self._active = folder, False

@@ -118,11 +118,11 @@ def check_command_line(arguments: list[str]) -> None:
 
 def describe_unknown_flag(name: str, arguments: list[str]) -> str:
     """The error for an unknown flag, such as a setting without `--config.`."""
-    known = flatten(load_config(*config_file(arguments)).to_dict())
-    meant = find_meant(name, known, SETTING_WORDS)
-    flag = f'"{meant}"' if (meant or "").startswith("--") else f'"--config.{meant}"'
-    hint = f"did you mean {flag}?" if meant else "settings are given as --config.KEY=VALUE"
-    return f"unknown flag --{name}; {hint}"
+    meant = find_meant(name, flatten(load_config(*config_file(arguments)).to_dict()), SETTING_WORDS)
+    if meant is None:
+        return f"unknown flag --{name}; settings are given as --config.KEY=VALUE"
+    flag = meant if meant.startswith("--") else f"--config.{meant}"
+    return f'unknown flag --{name}; did you mean "{flag}"?'
 
 
 def load_config(path: Path, argument: str | None) -> ConfigDict:

@@ -127,10 +127,11 @@ class Checkpoints:
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         about = {"step": step, "skipped": int(state.skipped), "layout": LAYOUT, "config": self._config}
         with self._failing_as_not_saved(step):
-            needed = sum(leaf.nbytes for leaf in jax.tree.leaves(trees)) + 2**17  # for the files besides arrays
+            needed = sum(leaf.nbytes for leaf in jax.tree.leaves(trees)) + 2**17  # files besides arrays
             free = from_main(shutil.disk_usage(self._folder).free)
             if free < needed:  # Orbax would print a thousand lines about it
-                raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({needed:,} bytes are needed, {free:,} free)")
+                reached = f"({needed:,} bytes are needed, {free:,} free)"
+                raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} {reached}")
             self._manager.save(step, args=ocp.args.Composite(**items, about=ocp.args.JsonSave(about)))
         self._saving = self._background.submit(self._finish, step)
         self._seconds.append(time.perf_counter() - start)
@@ -179,7 +180,7 @@ class Checkpoints:
             values = {name: restored[name] for name in items}
         except Exception as error:  # Orbax raises many types for a damaged checkpoint
             raise UserError(
-                f"checkpoint {folder} cannot be read ({first_line(error)}); move it away to go on from an earlier one"
+                f"checkpoint {folder} cannot be read ({first_line(error)}); move it away to resume from another"
             ) from error
         if is_main() and not (folder / CHECKSUMS).exists():  # the run was killed before it wrote them
             with contextlib.suppress(OSError):
@@ -211,8 +212,8 @@ class Checkpoints:
 
 def _items(state: State) -> dict[str, Any]:
     """The non-empty trees of a state, each an item of the checkpoint."""
-    trees = state._asdict().items()
-    return {name: tree for name, tree in trees if name == "opt_state" or name not in ("step", "skipped") and tree}
+    trees = {name: tree for name, tree in state._asdict().items() if name not in ("step", "skipped")}
+    return {name: tree for name, tree in trees.items() if name == "opt_state" or tree}
 
 
 def changed_settings(saved: dict, config: dict) -> dict[str, tuple[Any, Any]]:
@@ -235,9 +236,9 @@ def check_fits(saved: dict, config: dict, name: str) -> None:
 def write_checksums(folder: Path) -> None:
     """Writes the digests of all files in a complete folder, in process 0.
 
-    `sha256sum --check SHA256SUMS` can read them. The last line, a comment, is the digest of the lines before it.
+    `sha256sum --check` can read them. The last line, a comment, is the digest of the lines before it.
     """
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(CHECKSUMS)]
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and CHECKSUMS not in path.name]
     with ThreadPoolExecutor(THREADS) as pool:
         pairs = zip(pool.map(_digest, files), files, strict=True)
         lines = "".join(f"{digest}  {file.relative_to(folder).as_posix()}\n" for digest, file in pairs)

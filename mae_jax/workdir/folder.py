@@ -1,4 +1,4 @@
-"""A workdir before a run: one run at a time, whether it belongs to one, and which files of an earlier run to keep."""
+"""A workdir before a run: the lock, whether it belongs to a run, which files of an earlier one to keep."""
 
 import contextlib
 import datetime
@@ -35,10 +35,10 @@ IMPOSSIBLE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOSPC, errno.
 
 @contextlib.contextmanager
 def locked(workdir: Path, name: str = LOCK, wait: bool = False) -> Iterator[None]:
-    """A context in which no other run can use the workdir (or part of it, by `name`); process 0 holds the lock.
+    """A context in which no other run can use the workdir (or a part, by `name`); process 0 holds the lock.
 
-    If another run holds it, waits or raises UserError with its process, host and start. The system releases the lock
-    however the process ends; reader processes do not inherit it.
+    If another run holds it, waits or raises UserError with its process, host and start. The system releases the
+    lock however the process ends; reader processes do not inherit it.
     """
     file = None
     if is_main():
@@ -97,10 +97,12 @@ def check_folder(workdir: Path, task: str) -> None:
     if task == "export":  # it checks its folder itself
         return
     check_paths(workdir)
+    if task == "ablate":  # it writes no config.json
+        return
     versions = (read_object(workdir / "config.json") or {}).get("versions")
     ours = isinstance(versions, dict) and "jax" in versions or any(workdir.glob("checkpoints/*/about/metadata"))
     for path in (workdir / name for name in TYPICAL):
-        if not ours and task != "ablate" and path.exists() and path.stat().st_size:  # ablations write no config.json
+        if not ours and path.exists() and path.stat().st_size:
             raise UserError(
                 f"--workdir={workdir} is not a run's workdir: {path.name} is another program's; choose another folder"
             )

@@ -114,7 +114,8 @@ def cut_metrics(path: Path, step: int) -> None:
     if damaged := sum(line is None for _, line in lines[:-1]):  # the last one may be incomplete
         say(f"{path}: {damaged} of {len(lines)} lines are damaged and left out")
     if lines:
-        write_atomically(path, b"".join(text + b"\n" for text, line in lines if line and line["step"] <= step))
+        kept = [text + b"\n" for text, line in lines if line is not None and line["step"] <= step]
+        write_atomically(path, b"".join(kept))
 
 
 @WRITERS.register("tensorboard")

@@ -25,14 +25,10 @@ PANELS = {
     "loss": {"train/loss": "training", "eval/loss": "evaluation"},
     "learning rate": {"train/learning_rate": "learning rate"},
     "accuracy on evaluation images, %": {
-        "eval/top1": "top-1",
-        "eval/top5": "top-5",
-        "eval/linear_probe/top1": "linear probe",
-        "eval/knn/top1": "k-NN",
+        "eval/top1": "top-1", "eval/top5": "top-5", "eval/linear_probe/top1": "linear probe", "eval/knn/top1": "k-NN"
     },
-}
+}  # fmt: skip
 EARLY = 0.1  # share of the steps whose losses the axis ignores
-
 Curves = dict[str, list[tuple[int, float]]]  # name in the legend -> (step, value)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "pillow")
 
@@ -51,7 +47,7 @@ class Reporter:
         lines = read_metrics(self._workdir / METRICS)
         evaluated = {line["step"] for line in lines if any(name.startswith("eval/") for name in line)}
         self._evaluated = from_main(sorted(evaluated))
-        self._watched, self._bar = "", None
+        self._watched, self._bar = [], None
         self._start_step, self._length_told = start_step, False
         if sys.stderr.isatty() and is_main():
             layout = "{l_bar}{bar}| step {n_fmt}/{total_fmt}{postfix}"
@@ -63,11 +59,11 @@ class Reporter:
         flops_per_image = sum(self._flops(earlier) for earlier in range(step - steps, step)) / steps
         values = {f"train/{name}": value for name, value in scalars.items()}
         values |= {"images_per_second": images_per_second, "data_wait_fraction": waited / seconds}
-        self._writers.scalars(step, values | {"tflops_per_second": images_per_second * flops_per_image / 1e12})
+        values["tflops_per_second"] = images_per_second * flops_per_image / 1e12
+        self._writers.scalars(step, values)
         seconds_left = (self._total_steps - step) * seconds / steps
-        left = f"{tqdm.format_interval(seconds_left)} left"
-        parts = [f"loss {scalars['loss']:.4f}", f"{images_per_second:,.0f} images/s", left]
-        parts += [self._watched] if self._watched else []
+        parts = [f"loss {scalars['loss']:.4f}", f"{images_per_second:,.0f} images/s"]
+        parts += [f"{tqdm.format_interval(seconds_left)} left", *self._watched]
         if self._bar is not None:
             self._bar.set_postfix_str(", ".join(parts), refresh=False)
             self._bar.update(step - self._bar.n)
@@ -76,15 +72,14 @@ class Reporter:
         if step > self._start_step + 1 and not self._length_told:  # the first step alone is slower
             self._length_told = True
             if seconds_left > LONG and jax.default_backend() == "cpu":
-                say(
+                told = (
                     f"this run will take {seconds_left / 3600:,.0f} more hours on a CPU: configs/small_photos.py has "
-                    "sizes that suit one, and fewer train.epochs shorten any run"
                 )
+                say(told + "sizes that suit one, and fewer train.epochs shorten any run")
 
     def scalars(self, step: int, scalars: dict[str, float], prefix: str = "") -> None:
         """Reports further scalars as prefix + name; scores stay in the progress line, evaluations redraw curves."""
-        found = (f"{name} {scalars[name]:.4g}" for name in WATCHED if name in scalars)
-        self._watched = "  ".join(found) or self._watched
+        self._watched = [f"{name} {scalars[name]:.4g}" for name in WATCHED if name in scalars] or self._watched
         scalars = {prefix + name: float(value) for name, value in scalars.items()}
         self._writers.scalars(step, scalars)
         say(f"step {step}  " + "  ".join(f"{name} {value:.4f}" for name, value in scalars.items()))
@@ -117,11 +112,10 @@ class Reporter:
 
 def provenance() -> dict[str, Any]:
     """Versions of the packages that determine a run's numbers, and this project's git commit, if known."""
-    root = Path(__file__).parent.parent.parent
     commit, versions = None, {name: importlib.metadata.version(name) for name in PACKAGES}
+    command = ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"]
     with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, or not a checkout
-        git = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        commit = git.stdout.strip()
+        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     return {"versions": {"python": sys.version.split()[0]} | versions, "git_commit": commit}
 
 

@@ -17,7 +17,7 @@ from mae_jax.runtime.processes import is_main
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A context that yields a new, empty file's path, moved to `path` at the end, or deleted after any error."""
+    """A context that yields a new, empty file, moved to `path` at the end, or deleted after an error."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.unlink(missing_ok=True)
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # O_EXCL: it is no link
