@@ -208,6 +208,9 @@ def reads(task: str, key: str) -> bool:
 def check_read(config: ConfigDict, row: str | None = None) -> None:
     """Raises UserError for a changed setting that the task ignores. `row`: a row of READS, by default the task's."""
     task = row or config.task
+    if task not in READS and ":" not in task:
+        known = ", ".join(name for name in READS if " " not in name)
+        raise UserError(f"unknown task {task!r}{nearest(task, READS)} (config.task is one of {known}, or module:class)")
     usual = flatten(defaults().to_dict())
     changed = {key: value for key, value in flatten(config.to_dict()).items() if value != usual.get(key, value)}
     for key, value in changed.items():
