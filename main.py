@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 
 try:
-    import jax  # noqa: F401
+    import jax
 except ValueError as error:  # an environment variable that jax reads
     os.write(2, b"error: %s; unset it or fix it\n" % str(error).encode("unicode_escape"))
     sys.exit(2)
@@ -31,21 +31,18 @@ from ml_collections import config_flags
 
 from configs import common
 from mae_jax.runtime import processes
-from mae_jax.runtime.cluster import find_place
 from mae_jax.runtime.console import keep_streams, say
 from mae_jax.runtime.errors import NotSaved, UserError, out_of_memory
 from mae_jax.runtime.mesh import prepare_cpu
 from mae_jax.runtime.platform import keep_freed_memory
-from mae_jax.runtime.signals import Stopped, StopSignal, make_stop_signal
-from mae_jax.runtime.startup import Startup, use_compilation_cache
+from mae_jax.runtime.signals import SharedStopSignal, Stopped, StopSignal
+from mae_jax.runtime.timing import Startup, use_compilation_cache
 from mae_jax.settings import command_line
-from mae_jax.settings.agreement import check_agreement
-from mae_jax.settings.checks import expand_paths
+from mae_jax.settings.checks import check_agreement, expand_paths
 from mae_jax.settings.fields import use_defaults
 from mae_jax.tasks import check_task, trains
 from mae_jax.training.loop import NonFiniteLoss
-from mae_jax.workdir.history import check_folder
-from mae_jax.workdir.lock import NAME, locked
+from mae_jax.workdir.folder import LOCK, check_folder, locked
 from mae_jax.workdir.metrics import check_writers
 
 use_defaults(common.get_config)
@@ -85,17 +82,18 @@ def main(argv: list[str], startup: Startup) -> None:
     try:
         prepare_cpu(CONFIG.value.mesh)
         place = COORDINATOR.value, PROCESS_COUNT.value, PROCESS_INDEX.value
-        if CONFIG.value.task == "ablate" and find_place(*place, os.environ):
+        if CONFIG.value.task == "ablate" and processes.find_place(*place, os.environ):
             remedy = "to share its runs among hosts start it once on each, with --config.shard=0/N to N-1/N"
             raise UserError(f"an ablation is one process, which starts one for each of its runs; {remedy}")
         if CONFIG.value.task != "ablate" and not DRY_RUN.value:
             processes.start(*place, saves=saves)
     except UserError as error:
         processes.fail(error, 2)
-    with make_stop_signal(saves=saves) as stop:
+    shared = saves and processes.process_count() > 1
+    with SharedStopSignal() if shared else StopSignal() as stop:
         try:
             run(argv, stop, startup)
-            processes.finish()
+            jax.distributed.shutdown()  # waits until all processes have finished
         except UserError as error:
             processes.fail(error, 2)
         except (NonFiniteLoss, NotSaved) as error:
@@ -143,7 +141,7 @@ def run(argv: list[str], stop: StopSignal, startup: Startup) -> None:
         raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}; choose another folder") from error
     check_folder(workdir, config.task)
     check_agreement(config, workdir)
-    with locked(workdir, task.lock_name(config) if config.task == "ablate" else NAME):
+    with locked(workdir, task.lock_name(config) if config.task == "ablate" else LOCK):
         try:
             task.run(config, workdir, stop, *([startup] if trains(config.task) else []))
         except OSError as error:

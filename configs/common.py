@@ -3,7 +3,7 @@
 The values are the paper's pre-training recipe (He et al. 2021, arXiv 2111.06377, Table 8) for ViT-B/16 on ImageNet-1k;
 what pre-training does not use is off, or follows its own source. Other configs start from here. Any setting can be
 changed on the command line, as in `--config.train.epochs=100`; `None` means "not set". A task refuses settings that it
-does not read (mae_jax/settings/usage.py)."""
+does not read (mae_jax/settings/checks.py)."""
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference, placeholder

@@ -8,7 +8,7 @@ import importlib
 
 from mae_jax.runtime.errors import UserError
 from mae_jax.settings.fields import get
-from mae_jax.settings.suggestions import nearest
+from mae_jax.settings.registry import nearest
 
 # Pre-training itself measures bases without protocols, at its end: by k-NN and a logistic regression.
 PROTOCOLS = dict.fromkeys(("digits", "image_folder", "vit_small"), ())

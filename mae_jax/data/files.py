@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from mae_jax.runtime.errors import UserError, reason
-from mae_jax.runtime.retry import with_patience
+from mae_jax.runtime.errors import UserError, reason, with_patience
 
 Image.init()  # registers all formats
 with contextlib.suppress(ImportError):  # optional: phones write HEIF

@@ -20,8 +20,7 @@ from mae_jax.data.rand_augment import make_augmentation
 from mae_jax.data.sources import Source
 from mae_jax.data.transforms import Picture, Size, Transform, augmented, centre_crop, random_crop
 from mae_jax.data.workers import call_ahead
-from mae_jax.runtime.errors import UserError, escaped, reason
-from mae_jax.runtime.retry import with_patience
+from mae_jax.runtime.errors import UserError, escaped, reason, with_patience
 
 REPLACEMENT_TRIES = 20  # pictures tried in place of a bad one
 MAX_PIECE = 64  # pictures that a thread reads before handing them over

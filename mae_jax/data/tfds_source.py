@@ -15,8 +15,7 @@ from ml_collections import ConfigDict
 
 from mae_jax.data.sources import SOURCES, Source
 from mae_jax.data.transforms import Size
-from mae_jax.runtime.errors import UserError, reason
-from mae_jax.runtime.retry import with_patience
+from mae_jax.runtime.errors import UserError, reason, with_patience
 
 _LABELS_AT_ONCE = 256  # records read together for their labels: each holds its encoded picture
 

@@ -18,7 +18,6 @@ from mae_jax.models.rendering import Reconstructions, reconstruct
 from mae_jax.models.targets import TARGETS
 from mae_jax.runtime.errors import escaped
 from mae_jax.runtime.mesh import put, replicated
-from mae_jax.runtime.sharding import on_rows
 
 GREY = 0.5  # colour of hidden patches, on [0, 1]
 HEADINGS = ("original", "masked", "prediction", "prediction + visible")
@@ -33,7 +32,7 @@ class ReconstructionSheet(Evaluator):
     def __init__(self, config: ConfigDict, data: EvaluationData):
         super().__init__(config, data)
         self._hidden = data.hidden_patches
-        self._reconstruct_all = on_rows(self._reconstruct, data.mesh, shared=True)  # too few to split
+        self._reconstruct_all = jax.jit(self._reconstruct, out_shardings=replicated(data.mesh))  # too few to split
 
     def run(self, state: State) -> Iterator[tuple[str, np.ndarray]]:
         data, model = self.data, self.data.model

@@ -19,7 +19,7 @@ from mae_jax.models.positions import resize_positions, sincos_table
 from mae_jax.runtime.errors import UserError, escaped
 from mae_jax.runtime.mesh import fitting_dtype
 from mae_jax.runtime.processes import from_main, is_main
-from mae_jax.settings.suggestions import nearest
+from mae_jax.settings.registry import nearest
 from mae_jax.workdir.writing import read_object, write_json
 
 # Settings of `model.*` that the user may choose for any file.

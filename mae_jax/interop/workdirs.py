@@ -14,7 +14,7 @@ from mae_jax.models.parameters import join
 from mae_jax.runtime.errors import UserError, first_line
 from mae_jax.runtime.processes import from_main, is_main
 from mae_jax.settings.fields import from_dict
-from mae_jax.workdir.checksums import find_damage
+from mae_jax.workdir.checkpoints import find_damage
 
 ITEMS = ("frozen", "params", "average", "statistics")  # parts of a checkpoint that make up a model
 

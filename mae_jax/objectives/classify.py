@@ -37,10 +37,10 @@ from mae_jax.models.config import unroll_on_cpu
 from mae_jax.models.flops import classifier_train_flops, classify_flops, classify_train_flops, represent_flops
 from mae_jax.models.parameters import count_parameters, join
 from mae_jax.objectives.objective import LossDetails, Objective, State, Variables, check_model
+from mae_jax.runtime.console import si
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import process_share
 from mae_jax.runtime.sharding import on_rows
-from mae_jax.runtime.text import si
 
 KEPT_FEATURES_GIB = 8  # a frozen encoder's output for all images is cached up to this size
 

@@ -25,11 +25,11 @@ from mae_jax.models.flops import decoder_tokens, encoder_tokens, forward_flops, 
 from mae_jax.models.mae import MaskedAutoencoder, abstract_params, fit_fixed, init_params, make_bind, split_fixed
 from mae_jax.models.parameters import count_parameters, join
 from mae_jax.objectives.objective import LossDetails, LossFn, Objective, State, Variables, check_model
+from mae_jax.runtime.console import si
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import create
 from mae_jax.runtime.processes import from_main
 from mae_jax.runtime.seeds import make_key
-from mae_jax.runtime.text import si
 from mae_jax.settings.fields import defaults
 
 FITTED_IMAGES = 10_000  # at most, for fitting a target

@@ -21,6 +21,15 @@ def say(*lines: str) -> None:
             sys.stdout.flush()
 
 
+def si(value: float) -> str:
+    """A number with three digits and an SI prefix: 5.68e7 -> "56.8 M"."""
+    for prefix in ("", "k", "M", "G"):
+        if value < 1000:
+            return f"{value:.3g} {prefix}"
+        value /= 1000
+    return f"{value:.3g} T"
+
+
 class _Unfailing(io.FileIO):
     """A file descriptor whose writes never fail; each write first retries what could not be written before."""
 
@@ -41,10 +50,8 @@ def keep_streams() -> None:
     """Replaces standard output and error, which must be open, by streams on which printing never raises."""
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         old, raw = getattr(sys, name), _Unfailing(descriptor)
-        stream = io.TextIOWrapper(
-            io.BufferedWriter(raw), getattr(old, "encoding", "utf-8"), errors="backslashreplace",
-            line_buffering=name == "stderr" or raw.isatty(),
-        )  # fmt: skip
+        encoding, at_once = getattr(old, "encoding", "utf-8"), name == "stderr" or raw.isatty()
+        stream = io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", None, at_once)
         setattr(sys, name, stream)
         for handler in logging.getLogger().handlers:  # of libraries
             if getattr(handler, "stream", None) is old:

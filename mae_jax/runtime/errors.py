@@ -1,13 +1,25 @@
-"""Exceptions with messages for the user, and how to report the errors of libraries and the system in one line."""
+"""Errors in one line, those of libraries and the system too, and reads that survive transient ones."""
 
+import errno
 import os
 import re
 import sys
+import time
 import unicodedata
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 # Control characters (ESC, line breaks), format characters (some reverse text), lone surrogates, separators.
 ESCAPED_CATEGORIES = ("Cc", "Cf", "Cs", "Zl", "Zp")
 JOINERS = "\u200c\u200d"  # format characters that several languages and emoji need
+
+PAUSES = (0.05, 0.15, 0.4, 1.4)  # seconds before each further try of a read: most faults are transient
+LASTING = (
+    errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP,
+    errno.EINVAL, errno.EBADMSG, errno.ENXIO, errno.ENODEV, errno.ENOSYS, errno.EOPNOTSUPP,
+)  # fmt: skip
 
 
 def escaped(text: str) -> str:
@@ -52,7 +64,7 @@ def out_of_memory(error: BaseException, *, trains: bool) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type's name if it has none."""
+    """An error's first line, or its type's name if it has no message."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
@@ -62,3 +74,15 @@ def reason(error: Exception) -> str:
         return error.strerror
     code = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore, which writes for Orbax
     return os.strerror(int(code[1])) if code else first_line(error)
+
+
+def with_patience(read: Callable[[], T]) -> T:
+    """The value of `read()`, retried after a transient OSError (EIO, ESTALE, ETIMEDOUT, ...), but not a LASTING one."""
+    for pause in PAUSES:
+        try:
+            return read()
+        except OSError as error:
+            if error.errno in LASTING:
+                raise
+        time.sleep(pause)
+    return read()

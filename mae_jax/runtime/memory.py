@@ -1,9 +1,8 @@
 """The memory of devices and hosts, and whether a run fits into it."""
 
-import contextlib
 import math
 import os
-from collections.abc import Iterator
+import re
 from pathlib import Path
 
 import jax
@@ -18,11 +17,11 @@ LESS += "model.image_size or, on several devices, a larger mesh.fsdp"
 
 def check_memory(need: int | None, mesh: Mesh) -> None:
     """Raises UserError if `need` (bytes a device; None: unknown) exceeds the memory of the mesh's devices."""
-    devices = mesh.local_devices
-    has = device_memory(devices[0], len(devices))
+    device, count = mesh.local_devices[0], len(mesh.local_devices)
+    has, on_cpu = device_memory(device, count), device.platform == "cpu"
     if need is not None and has is not None and need > has:
-        where = "this machine, or its container, has" if devices[0].platform == "cpu" else "a device has"
-        shared = f" for each of {len(devices)} devices" if devices[0].platform == "cpu" and len(devices) > 1 else ""
+        where = "this machine, or its container, has" if on_cpu else "a device has"
+        shared = f" for each of {count} devices" if on_cpu and count > 1 else ""
         raise UserError(
             f"a step needs {need / MIB:,.0f} MiB of memory, but {where} {has / MIB:,.0f} MiB{shared}: {LESS}"
         )
@@ -41,38 +40,26 @@ def device_memory(device: jax.Device, count: int = 1) -> int | None:
 
 
 def host_memory(root: Path = Path("/")) -> int:
-    """Bytes that a process can have, swap included: the machine's or its container's. `root` holds proc and sys."""
-    swap = sum(int(line.split()[1]) * 1024 for line in _lines(root / "proc/meminfo") if line.startswith("SwapTotal:"))
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([machine + swap, *_limits_of_groups(root, swap)])
+    """Bytes that a process can have, swap included. `root` holds proc and sys.
 
-
-def _limits_of_groups(root: Path, swap: int) -> Iterator[int]:
-    """The memory limits of this process's control groups (version 1 or 2) and of all groups that contain them.
-
-    In a container that does not see the outer groups, its own limit is at the mount point.
+    The least of what the machine has, and its control groups (version 1 or 2) allow: its own, all around it, and, in a
+    container that does not see those, the one at the mount point.
     """
-    for line in _lines(root / "proc/self/cgroup"):
-        _, controllers, path = line.split(":", 2)
-        if controllers in ("", "memory"):
-            mount = root / "sys/fs/cgroup" / controllers
-            folder = mount / path.lstrip("/")
-            for group in (folder, *folder.parents[: len(folder.parts) - len(mount.parts)]):
-                limit = _number(group / ("memory.limit_in_bytes" if controllers else "memory.max"))
-                if limit is not None:
-                    extra = _number(group / "memory.swap.max")
-                    yield limit + (swap if extra is None else min(extra, swap))
+    swap = sum(1024 * int(kib) for kib in re.findall(r"SwapTotal: *(\d+)", _read(root / "proc/meminfo")))
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") + swap]
+    for controllers, path in re.findall(r"(?m)^\d+:(memory|):/(.*)$", _read(root / "proc/self/cgroup")):
+        group = root / "sys/fs/cgroup" / controllers / path
+        for folder in (group, *group.parents):
+            limit = _read(folder / ("memory.limit_in_bytes" if controllers else "memory.max"))
+            extra = _read(folder / "memory.swap.max")
+            if limit.isdigit():  # not "max"
+                found.append(int(limit) + (min(int(extra), swap) if extra.isdigit() else swap))
+    return min(found)
 
 
-def _lines(file: Path) -> list[str]:
-    """The lines of a file; empty if it does not exist (not Linux)."""
-    with contextlib.suppress(OSError):
-        return file.read_text().splitlines()
-    return []
-
-
-def _number(file: Path) -> int | None:
-    """The number in a file; None if it does not exist or has another word, such as "max"."""
-    with contextlib.suppress(OSError, ValueError):
-        return int(file.read_text())
-    return None
+def _read(file: Path) -> str:
+    """A file's text; empty if there is none (not Linux)."""
+    try:
+        return file.read_text().strip()
+    except OSError:
+        return ""

@@ -1,6 +1,6 @@
 """The device mesh, and the layout of arrays on it."""
 
-import functools
+import math
 import os
 import re
 from collections.abc import Callable
@@ -22,19 +22,13 @@ BATCH_AXES = ("data", "fsdp")  # a batch's rows are split over both
 # units), the layers after them by rows. Other vectors are replicated; they are less than a thousandth of all values.
 # Specs are for one block: in a stack, the depth axis comes first.
 PARAMETER_RULES = (
-    (r"attention/qkv/kernel", PartitionSpec("fsdp", None, "tensor")),
-    (r"attention/qkv/bias", PartitionSpec(None, "tensor")),
-    (r"attention/q/kernel", PartitionSpec("fsdp", "tensor")),
-    (r"attention/q/bias", PartitionSpec("tensor")),
-    (r"attention/kv/kernel", PartitionSpec("fsdp", None, "tensor")),
-    (r"attention/kv/bias", PartitionSpec(None, "tensor")),
-    (r"attention/out/kernel", PartitionSpec("tensor", "fsdp")),
-    (r"mlp/fc1/kernel", PartitionSpec("fsdp", "tensor")),
-    (r"mlp/fc1/bias", PartitionSpec("tensor")),
-    (r"mlp/fc2/kernel", PartitionSpec("tensor", "fsdp")),
-    (r"(patch_embed|decoder/embed)/kernel", PartitionSpec(None, "fsdp")),
+    (r"attention/(qkv|kv)/kernel", PartitionSpec("fsdp", None, "tensor")),
+    (r"attention/(qkv|kv)/bias", PartitionSpec(None, "tensor")),
+    (r"(attention/q|mlp/fc1)/kernel", PartitionSpec("fsdp", "tensor")),
+    (r"(attention/q|mlp/fc1)/bias", PartitionSpec("tensor")),
+    (r"(attention/out|mlp/fc2)/kernel", PartitionSpec("tensor", "fsdp")),
+    (r"(patch_embed/kernel|decoder/embed/kernel|positions)", PartitionSpec(None, "fsdp")),
     (r"(predict|linear|pool/key|pool/value)/kernel", PartitionSpec("fsdp", None)),
-    (r"positions", PartitionSpec(None, "fsdp")),
     (r"", PartitionSpec()),
 )
 
@@ -45,19 +39,15 @@ def prepare_cpu(settings: ConfigDict) -> None:
     With synchronous dispatch, steps run in the caller's thread, which can keep freed memory for the next step
     (`keep_freed_memory`), and no two steps take memory at once. JAX_NUM_CPU_DEVICES, or XLA_FLAGS with
     `--xla_force_host_platform_device_count`, overrides `mesh.cpu_devices`.
-
-    Raises UserError if the number of devices is out of range, or JAX_ENABLE_X64 is on.
     """
     if jax.config.jax_enable_x64:
         raise UserError("JAX_ENABLE_X64 is on, but mae_jax computes with at most 32 bits; unset it")
-    count = settings.cpu_devices
+    count, given = settings.cpu_devices, jax.config.jax_num_cpu_devices
     check_cpu_devices("mesh.cpu_devices=", count)
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    given = jax.config.jax_num_cpu_devices
     if given > 0:
         check_cpu_devices("JAX_NUM_CPU_DEVICES=", given)
-    decided = given > 0 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if count > 1 and not decided:
+    elif count > 1 and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", count)
 
 
@@ -87,10 +77,8 @@ def fitting_dtype(device: jax.Device, wanted: str | None = None) -> str:
 
     TPUs and GPUs do (NVIDIA's from compute capability 8.0); most CPUs only emulate it, slower than float32.
     """
-    capability = str(getattr(device, "compute_capability", ""))  # "9.0"; AMD's are names
-    early = re.fullmatch(r"[0-7]\.\d+", capability)
-    has_bfloat16 = device.platform != "cpu" and not early
-    return wanted or "bfloat16" if has_bfloat16 else "float32"
+    early = re.fullmatch(r"[0-7]\.\d+", str(getattr(device, "compute_capability", "")))  # AMD's are names
+    return "float32" if device.platform == "cpu" or early else wanted or "bfloat16"
 
 
 def settle_dtype(config: ConfigDict, mesh: Mesh, earlier: dict[str, Any] | None = None) -> None:
@@ -100,30 +88,24 @@ def settle_dtype(config: ConfigDict, mesh: Mesh, earlier: dict[str, Any] | None 
 
 
 def make_mesh(settings: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
-    """The mesh with axes data, fsdp and tensor (settings `mesh.*`), over all devices by default.
-
-    One size may be -1: the remaining devices. Raises UserError if the sizes do not fit the number of devices.
-    """
+    """The mesh of settings `mesh.*` (-1: what is left), over all devices by default."""
     devices = all_devices() if devices is None else devices
     sizes = [settings[axis] for axis in AXES]
     text = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
-    if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
-        raise UserError(f"{text}: sizes are at least 1, and one of them may be -1")
-    known = int(np.prod([size for size in sizes if size != -1]))
-    if -1 in sizes and len(devices) % known == 0:
+    known = math.prod(size for size in sizes if size != -1)
+    if sizes.count(-1) == 1 and known > 0 and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
-    if int(np.prod(sizes)) != len(devices):
+    if min(sizes) < 1 or math.prod(sizes) != len(devices):
         raise UserError(
             f"{text}: their product is not the number of devices, {len(devices)}; let mesh.fsdp x mesh.tensor divide "
             "it, and mesh.data=-1 take the rest"
         )
-    # This order puts the tensor axis, which sends the most messages, on the closest devices. (`jax.make_mesh` would
-    # follow a TPU's torus, and a process's rows would not be adjacent.)
+    # The tensor axis, which sends the most messages, gets the closest devices. (`jax.make_mesh` would follow a
+    # TPU's torus, and a process's rows would not be adjacent.)
     return Mesh(np.asarray(devices).reshape(sizes), AXES)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A full copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -138,10 +120,7 @@ def batch_parts(mesh: Mesh) -> int:
 
 
 def process_share(mesh: Mesh) -> tuple[int, int]:
-    """(index, count): this process holds the index-th of `count` equal shares of a batch's rows.
-
-    Processes along the tensor axis hold the same share. UserError if a process's rows are not adjacent.
-    """
+    """(index, count): this process holds the index-th of `count` equal, adjacent shares of a batch's rows."""
     parts = batch_parts(mesh)
     found = batch_sharding(mesh).addressable_devices_indices_map((parts,)).values()
     mine = sorted({rows[0].indices(parts)[0] for rows in found})
@@ -163,7 +142,6 @@ def parameter_spec(path: tuple, ndim: int) -> PartitionSpec:
 
 
 def parameter_specs(tree):
-    """`parameter_spec` of every array (or abstract array) of a tree."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: parameter_spec(path, leaf.ndim), tree)
 
 
@@ -175,10 +153,10 @@ def parameter_shardings(mesh: Mesh, tree):
         try:
             found.shard_shape(tuple(leaf.shape))
         except ValueError as error:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise UserError(
                 f"mesh.fsdp={mesh.shape['fsdp']}, mesh.tensor={mesh.shape['tensor']} cannot split the parameter "
-                f"{jax.tree_util.keystr(path, simple=True, separator='/')} {list(leaf.shape)}; choose divisors of the "
-                "widths"
+                f"{name} {list(leaf.shape)}; choose divisors of the widths"
             ) from error
         return found
 
@@ -189,10 +167,8 @@ def check_heads(mesh: Mesh, model: Any, *, decoder: bool = True) -> None:
     """Raises UserError unless the tensor axis divides the heads of a model (MAEConfig), or of its encoder alone."""
     size = mesh.shape["tensor"]
     for name in ("num_heads", "decoder_num_heads") if decoder else ("num_heads",):
-        if getattr(model, name) % size:
-            raise UserError(
-                f"mesh.tensor={size} does not divide model.{name}={getattr(model, name)}: each device takes whole heads"
-            )
+        if (heads := getattr(model, name)) % size:
+            raise UserError(f"mesh.tensor={size} does not divide model.{name}={heads}: a device has whole heads")
 
 
 def create(init: Callable[[jax.Array], Any], key: jax.Array, mesh: Mesh):
@@ -202,15 +178,9 @@ def create(init: Callable[[jax.Array], Any], key: jax.Array, mesh: Mesh):
 
 
 def compiler_options(mesh: Mesh) -> dict[str, int] | None:
-    """Little optimisation on a CPU, unless XLA_FLAGS sets a level.
-
-    With JAX 0.10, initialisation of the digits' model compiles in 4.1 s of processor time instead of 10.3, the step in
-    12.2 and 13.4 instead of 15.9 and 15.5. Values have the same bits, and steps are as fast (docs/performance.md),
-    which does not hold without any optimisation.
-    """
-    option = "xla_backend_optimization_level"
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return {option: 1} if on_cpu and option not in os.environ.get("XLA_FLAGS", "") else None
+    """Little optimisation on a CPU: compiles faster, to the same bits and speed. XLA_FLAGS may set a level."""
+    option, platform = "xla_backend_optimization_level", mesh.devices.flat[0].platform
+    return {option: 1} if platform == "cpu" and option not in os.environ.get("XLA_FLAGS", "") else None
 
 
 def put_batch(batch: dict, sharding: NamedSharding) -> dict:
@@ -227,9 +197,7 @@ def put(values, shardings):
         with jax.transfer_guard("allow"):  # meant here
             return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
-    if isinstance(shardings, NamedSharding):
-        return jax.tree.map(lambda value: send(value, shardings), values)
-    return jax.tree.map(send, values, shardings)
+    return jax.tree.map(send, values, jax.tree.broadcast(shardings, values))
 
 
 def whole(arrays):
@@ -237,9 +205,4 @@ def whole(arrays):
     leaves = jax.tree.leaves(arrays)
     if all(isinstance(leaf, np.ndarray) or leaf.is_fully_addressable or leaf.is_fully_replicated for leaf in leaves):
         return arrays
-    return _copy_everywhere(leaves[0].sharding.mesh)(arrays)
-
-
-@functools.lru_cache(maxsize=4)
-def _copy_everywhere(mesh: Mesh):
-    return jax.jit(lambda arrays: arrays, out_shardings=replicated(mesh))
+    return jax.device_put(arrays, replicated(leaves[0].sharding.mesh))

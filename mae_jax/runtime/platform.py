@@ -13,10 +13,6 @@ from mae_jax.runtime.sharding import sum_of_parts
 CPU_GROUPS = 4  # more compile longer and are no faster on two cores
 WORTH_GROUPS = 2**25  # multiplications in one of attention's products
 
-# mallopt(3)
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
-_LARGEST_HEAP = 64 << 20  # bytes; for threads other than the first (HEAP_MAX_SIZE in glibc's malloc/arena.c)
-
 
 class Normed(NamedTuple):
     """x * scale + bias, not computed: `linear` folds scale [d] and bias [d] into its kernel."""
@@ -37,9 +33,7 @@ def linear(x: jax.Array | Normed, kernel: jax.Array, bias: jax.Array | None, dty
     return _project(x, kernel.reshape(len(kernel), -1), bias, dtype, kernel.shape[1:])
 
 
-@functools.partial(
-    jax.checkpoint, static_argnums=3
-)  # recomputes the folded kernel; a loop would save one for each block
+@functools.partial(jax.checkpoint, static_argnums=3)  # a loop would save each block's folded kernel
 def _project_normed(normed: Normed, kernel, bias, dtype):
     outputs, kernel = kernel.shape[1:], kernel.reshape(len(kernel), -1)
     shift = jnp.dot(normed.bias, kernel, precision="highest")
@@ -48,8 +42,7 @@ def _project_normed(normed: Normed, kernel, bias, dtype):
 
 
 def _project(x, kernel, bias, dtype, outputs):
-    product = matmul(x.astype(dtype), kernel.astype(dtype)).astype(jnp.float32)
-    product = sum_of_parts(product, x)
+    product = sum_of_parts(matmul(x.astype(dtype), kernel.astype(dtype)).astype(jnp.float32), x)
     if bias is not None:
         product = product + bias.reshape(-1)
     return product.reshape(*x.shape[:-1], *outputs)
@@ -69,15 +62,11 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def _matmul_tangent(primals, tangents):
     (x, kernel), (of_x, of_kernel) = primals, tangents
     product, tangent = matmul(x, kernel), 0
-    if _is_given(of_x):
+    if not isinstance(of_x, jax.custom_derivatives.SymbolicZero):
         tangent = _tangent_times(of_x, kernel)
-    if _is_given(of_kernel):
+    if not isinstance(of_kernel, jax.custom_derivatives.SymbolicZero):
         tangent = tangent + _times_tangent(x, of_kernel)
     return product, tangent
-
-
-def _is_given(tangent) -> bool:
-    return not isinstance(tangent, jax.custom_derivatives.SymbolicZero)
 
 
 # Transposed by JAX, both become the platform's fastest products; they save x and the kernel, not their transposes.
@@ -94,11 +83,8 @@ def _times_tangent(x, of_kernel):
 
 
 def _transposed_in_memory(x, y):
-    """x [rows, m] times y [m, n], transposing in memory either x, or y and the product, whichever is smaller.
-
-    Without the barriers, XLA would fuse the transposes into the product.
-    """
-    (rows, m), n = x.shape, y.shape[1]
+    """x [rows, m] times y [m, n], transposing in memory either x, or y and the product, whichever is smaller."""
+    (rows, m), n = x.shape, y.shape[1]  # the barriers keep XLA from fusing the transposes into the product
     if rows * m > rows * n + m * n:
         product = jax.lax.dot_general(jax.lax.optimization_barrier(y.T), x, (((1,), (1,)), ((), ())))
         return jax.lax.optimization_barrier(product).T
@@ -109,8 +95,7 @@ def _transposed_in_memory(x, y):
 def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """softmax(q k^T) v of scaled queries [b, n, h, d], keys and values [b, m, h, d]: [b, n, h, d].
 
-    Logits and softmax are float32. The weights [b, h, n, m] are saved once, in q's dtype
-    (`jax.nn.dot_product_attention` saves them twice, in float32).
+    The weights [b, h, n, m] are saved once, in q's dtype (`jax.nn.dot_product_attention` does twice, in float32).
     """
     return _on_platform(_attend, q, k, v)[0]
 
@@ -129,18 +114,14 @@ def attention_weights(q: jax.Array, k: jax.Array) -> jax.Array:
 
 
 def _on_platform(fn, q, k, *others):
-    """fn; on a CPU, large inputs are split into groups of images.
-
-    There XLA (JAX 0.10) computes a batched product on one core, but runs several products in parallel.
-    """
+    """fn; on a CPU, where XLA computes a batched product on one core, large inputs are split into groups."""
     if q.size * k.shape[1] < WORTH_GROUPS:
         return fn(q, k, *others)
     return jax.lax.platform_dependent(q, k, *others, cpu=functools.partial(_in_groups, fn), default=fn)
 
 
 def _in_groups(fn, *arrays):
-    groups = min(CPU_GROUPS, len(arrays[0]))
-    parts = zip(*(jnp.array_split(x, groups) for x in arrays), strict=True)
+    parts = zip(*(jnp.array_split(x, min(CPU_GROUPS, len(x))) for x in arrays), strict=True)
     return jax.tree.map(lambda *x: jnp.concatenate(x), *[fn(*part) for part in parts])
 
 
@@ -173,10 +154,10 @@ def keep_freed_memory() -> bool:
     their pages again in every step, which takes a fifth to half of its time. Only the first thread keeps arrays larger
     than a thread's heap, so steps run there (`mesh.prepare_cpu`).
     """
+    mmap_max, trim_threshold, top_pad = -4, -1, -2  # mallopt(3)
+    # A thread returns an empty heap, unless less than the pad would be left (HEAP_MAX_SIZE in malloc/arena.c).
+    options = ((mmap_max, 0), (trim_threshold, -1), (top_pad, 64 << 20))
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        return all([ctypes.CDLL(None).mallopt(option, value) == 1 for option, value in options])
     except (OSError, AttributeError, TypeError):  # macOS, musl, Windows
         return False
-    # A thread returns an empty heap, unless less than _TOP_PAD would be left to it.
-    never = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, _LARGEST_HEAP))
-    return all([mallopt(option, value) == 1 for option, value in never])

@@ -8,9 +8,9 @@ accordingly. All other communication is in the functions below:
 - tensor (Megatron, Shoeybi et al. 2019, arXiv 1909.08053, section 3): each device has some heads and hidden units;
   activations are summed once after each attention and MLP, their gradients once before.
 
-Why not leave this to the compiler? We tried `jax.jit` with NamedSharding, constraints on each block's parameters,
-activations, queries, keys and values, and no collective of our own. Bytes that a device sends in a ring / in theory,
-for the step of `benchmarks.communication` (jax 0.10.2, 2026-11-28; parts: train.accumulate_steps):
+We tried to leave this to the compiler: `jax.jit` with NamedSharding, constraints on each block's parameters,
+activations, queries, keys and values. Bytes that a device sends in a ring / in theory, for the step of
+`benchmarks.communication` (jax 0.10.2, 2026-11-28; parts: train.accumulate_steps):
 
     data x fsdp x tensor   parts   this module: CPU, v5p   jit: CPU, v5p
     8 x 1 x 1                1            1.00  1.00         1.00  1.00
@@ -21,8 +21,7 @@ for the step of `benchmarks.communication` (jax 0.10.2, 2026-11-28; parts: train
     2 x 2 x 2                4            1.00  1.00         1.43  1.36
 
 The compiler sums gradients over data once for each part of a batch, and sums full matrices where a device keeps only a
-shard. (On v5p XLA gathers bfloat16, which lowers both columns, and for so small a model replaces reduce-scatters by
-all-reduces.)
+shard. (On v5p XLA gathers bfloat16 and, for so small a model, replaces reduce-scatters by all-reduces.)
 """
 
 import functools
@@ -42,51 +41,30 @@ def on_shards(fn: Callable, mesh: Mesh, in_specs, out_specs) -> Callable:
     if mesh.size == 1:
         return fn
 
+    def keep(entry):  # axes of more than one device
+        axes = entry if isinstance(entry, tuple) else (entry,)
+        return tuple(axis for axis in axes if axis and mesh.shape[axis] > 1) or None
+
     def local(*arguments):
-        return fn(*jax.tree.map(_vary_over_batch, arguments))
+        # They vary, so that gradients are not summed over the batch's devices: the step does that later.
+        return fn(*jax.tree.map(lambda x: vary(x, axes_of(BATCH_AXES)), arguments))
 
-    specs = jax.tree.map(
-        lambda spec: _splitting(spec, mesh), (in_specs, out_specs), is_leaf=lambda x: isinstance(x, PartitionSpec)
-    )
-    return jax.shard_map(local, mesh=mesh, in_specs=specs[0], out_specs=specs[1])
+    in_specs, out_specs = jax.tree.map(lambda spec: PartitionSpec(*map(keep, spec)), (in_specs, out_specs))
+    return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
 
 
-def on_rows(fn: Callable, mesh: Mesh, *, shared: bool = False) -> Callable:
+def on_rows(fn: Callable, mesh: Mesh) -> Callable:
     """Compiles fn(variables, *rows) -> rows for a mesh: it treats each example alone, and its result is replicated.
 
-    Rows are trees of arrays [b, ...]; variables are laid out by `parameter_shardings`. With `shared`, every device
-    processes all rows, whose number need not be a multiple of the devices.
+    Rows are trees of arrays [b, ...]; variables are laid out by `parameter_shardings`.
     """
-    rows = PartitionSpec() if shared else ROWS
-
-    def copies(*arguments):  # one per device, concatenated
-        return jax.tree.map(lambda x: x[None], fn(*arguments))
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def run(variables, *batches):
-        specs = parameter_specs(variables), *(rows for _ in batches)
-        if shared:
-            return jax.tree.map(lambda x: x[0], on_shards(copies, mesh, specs, ROWS)(variables, *batches))
+        specs = parameter_specs(variables), *(ROWS,) * len(batches)
         return on_shards(fn, mesh, specs, ROWS)(variables, *batches)
 
     return run
-
-
-def _splitting(spec: PartitionSpec, mesh: Mesh) -> PartitionSpec:
-    """The spec without axes of size 1."""
-
-    def keep(entry):
-        axes = tuple(
-            axis for axis in (entry if isinstance(entry, tuple) else (entry,)) if axis and mesh.shape[axis] > 1
-        )
-        return axes or None
-
-    return PartitionSpec(*map(keep, spec))
-
-
-def _vary_over_batch(x: jax.Array) -> jax.Array:
-    """Marks x as varying, so that its gradient is not summed over devices: the step does that later."""
-    return vary(x, axes_of(BATCH_AXES))
 
 
 def varying(x: jax.Array | jax.ShapeDtypeStruct) -> frozenset[str]:
@@ -96,7 +74,6 @@ def varying(x: jax.Array | jax.ShapeDtypeStruct) -> frozenset[str]:
 
 
 def vary(x: jax.Array, axes: Iterable[str]) -> jax.Array:
-    """Marks x as varying along `axes`."""
     missing = tuple(axis for axis in axes if axis not in varying(x))
     return jax.lax.pcast(x, missing, to="varying") if missing else x
 
@@ -108,10 +85,7 @@ def axes_of(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def gather(parameters, dtype: jnp.dtype | None = None):
-    """Gathers the parameters (names as in `PARAMETER_RULES`) that are split over fsdp, in `dtype` (None: unchanged).
-
-    Their gradients are reduce-scattered in float32.
-    """
+    """Gathers the parameters that are split over fsdp (see `PARAMETER_RULES`), in `dtype` (None: unchanged)."""
     if not axes_of(("fsdp",)):
         return parameters
 
@@ -123,6 +97,8 @@ def gather(parameters, dtype: jnp.dtype | None = None):
 
 
 def _gather(leaf, axis, dtype):
+    whole = functools.partial(jax.lax.all_gather, axis_name="fsdp", axis=axis, tiled=True)
+
     @jax.custom_jvp
     def gathered(leaf):
         return whole(leaf.astype(dtype))
@@ -131,9 +107,6 @@ def _gather(leaf, axis, dtype):
     def tangent(primals, tangents):
         # Transposed, this reduce-scatters gradients in float32, the dtype of the parameters.
         return whole(primals[0].astype(dtype)), whole(tangents[0]).astype(dtype)
-
-    def whole(leaf):
-        return jax.lax.all_gather(leaf, "fsdp", axis=axis, tiled=True)
 
     return gathered(leaf)
 

@@ -8,9 +8,9 @@ batch. Elsewhere it ends the process at once, which is safe because files are re
 import contextlib
 import signal
 from collections.abc import Iterator
-from types import FrameType
 from typing import NoReturn
 
+import jax
 from jax.experimental import multihost_utils
 
 from mae_jax.runtime import processes
@@ -23,16 +23,11 @@ class Stopped(BaseException):
 
 
 class StopSignal:
-    """A context that handles SIGTERM and SIGINT: `received` is the signal's number, or None.
-
-    A Ctrl-C after the first signal raises KeyboardInterrupt.
-    """
+    """A context that handles SIGTERM and SIGINT; a Ctrl-C after another signal raises KeyboardInterrupt."""
 
     _numbers = (signal.SIGTERM, signal.SIGINT)
-
-    def __init__(self):
-        self.received: int | None = None
-        self._deferred = self._waiting = False
+    received: int | None = None  # the signal's number
+    _deferred = _waiting = False
 
     def __enter__(self) -> "StopSignal":
         global _current
@@ -83,7 +78,7 @@ class StopSignal:
         """Exits with 128 + the signal's number, as shells do: 143 for SIGTERM, 130 for Ctrl-C."""
         processes.end(128 + self.received)
 
-    def _handle(self, number: int, _: FrameType | None):
+    def _handle(self, number: int, _):
         again, self.received = self.received is not None, number
         if again and number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -98,10 +93,7 @@ class StopSignal:
 
 
 class SharedStopSignal(StopSignal):
-    """For several processes, which must stop after the same step: JAX catches SIGTERM and chooses the step.
-
-    A SIGTERM to any process is `received` by all at that step, and interrupts none before it.
-    """
+    """For several processes: JAX catches a SIGTERM to any, and all have `received` it at the step it chooses."""
 
     _numbers = (signal.SIGINT,)
     _asked = _interrupted = False
@@ -113,7 +105,7 @@ class SharedStopSignal(StopSignal):
             self.received = signal.SIGINT if self._interrupted else signal.SIGTERM
 
     def leave(self) -> NoReturn:
-        processes.finish()
+        jax.distributed.shutdown()  # waits for the others
         super().leave()
 
     def _handle(self, *_):
@@ -130,8 +122,3 @@ def look() -> None:
     """Raises Stopped if the program was asked to stop."""
     if _current is not None:
         _current.look()
-
-
-def make_stop_signal(saves: bool) -> StopSignal:
-    """The stop signal for this number of processes. `saves`: whether the task saves before it stops."""
-    return SharedStopSignal() if saves and processes.process_count() > 1 else StopSignal()

@@ -1,16 +1,20 @@
-"""Checks of the settings' values, before any data are read or code is compiled."""
+"""Checks of the settings before any data are read: their values, that the task uses them, all processes alike."""
 
+import fnmatch
 import functools
-import math
 import os
+import secrets
+import time
+from pathlib import Path
 from typing import Any
 
-import ml_collections
-from ml_collections.config_dict import FieldReference
+import jax
+from ml_collections import ConfigDict, FieldReference
 
 from mae_jax.runtime.errors import UserError
+from mae_jax.runtime.processes import from_main, is_main, process_count, wait_for_all
 from mae_jax.settings.fields import INT32_MAX, defaults, flatten, get
-from mae_jax.settings.suggestions import nearest
+from mae_jax.settings.registry import nearest
 
 FLOAT32_MAX = 3.4e38  # runs compute in float32
 # Interval -> settings whose number, or each of whose numbers, must lie in it; None is not checked. Beyond the upper
@@ -29,11 +33,8 @@ RANGES = {
     "optimizer.muon_momentum train.ema_decay",
     "[0.01, 1]": "data.eval_crop",
     "[0, 10]": "data.rand_augment_magnitude",
-    "[1, 100]": "data.rand_augment_ops",
-    "[0, 256]": "data.num_workers",
-    "[1, 256]": "data.prefetch_batches",
-    "[0, 1000]": "data.mixup data.cutmix classifier.head_std train.profile_steps",
-    "[1, 1000]": "evaluate.pictures",
+    "[0, 1000]": "data.num_workers data.mixup data.cutmix classifier.head_std train.profile_steps",
+    "[1, 1000]": "data.rand_augment_ops data.prefetch_batches evaluate.pictures",
     "[1, 10000]": "evaluate.knn_k evaluate.knn_sweep_k",
     "[2, 1000000]": "classifier.num_classes",
     "[4, 10000000]": "data.num_examples",
@@ -49,14 +50,69 @@ CHOICES = {
     "evaluate.token": ("mean", "class"),
 }
 PATHS = ("init_from", "data.path", "evaluate.mask")
+LOCAL = ("data.path", "data.num_threads", "data.num_workers", "data.prefetch_batches", "given")  # of each process
+SEEN_SECONDS = 10  # for a file to appear on other hosts: network file systems cache
+
+# Which settings each task reads. The rest must keep their defaults, so no setting is silently ignored.
+EVERY = "task given file init_from assume.* model.* data.* logging.* "
+# "-" removes keys, "*" is any ending: what some tasks do not read of these groups.
+NO_LABELS = "-data.label_fraction "
+NO_MIXING = "-data.erasing -data.mixup -data.cutmix -data.mix_* "
+NO_TRAINING = "-data.batch_size -data.crop_* -data.flip -data.color_jitter -data.augmentation "
+NO_TRAINING += "-data.rand_augment_* -data.on_device "
+
+TRAINS = EVERY + "seed mesh.* train.* optimizer.* checkpoint.* evaluate.every_steps evaluate.batch_size "
+TRAINS += "evaluate.max_examples evaluate.evaluators "
+# Model and pictures are the checkpoint's; the tasks compare them with these settings.
+MEASURES = EVERY + NO_MIXING + NO_TRAINING + "seed mesh.* evaluate.batch_size evaluate.max_examples "
+FEATURES = "evaluate.token evaluate.max_train_examples "
+HIDES = "evaluate.mask evaluate.mask_ratio evaluate.pictures "
+KNN = "evaluate.knn_k evaluate.knn_temperature "
+PROBE = "evaluate.probe_c "
+
+READS = {
+    "pretrain": TRAINS + NO_LABELS + NO_MIXING + FEATURES + HIDES + KNN + PROBE
+    + "evaluate.random_encoder evaluate.linear_probe",
+    "classify": TRAINS + "classifier.* -model.decoder_* -model.mask_* -model.encoder_mask_tokens -model.loss_patches "
+    "-model.pca_targets -model.target -model.prediction_ratio -model.masks_per_image -model.uniformity "
+    "-model.normalize_targets -model.positions",
+    "knn": MEASURES + FEATURES + KNN + "evaluate.knn_sweep_* evaluate.random_encoder",
+    "logistic_regression": MEASURES + FEATURES + PROBE + "evaluate.probe_sweep_c evaluate.random_encoder",
+    "features": MEASURES + FEATURES,
+    "evaluate": MEASURES + NO_LABELS + HIDES + "evaluate.evaluators",
+    "evaluate a classifier": MEASURES + NO_LABELS + "evaluate.evaluators",
+    "reconstruct": MEASURES + NO_LABELS + HIDES + "evaluate.evaluators",
+    "export": EVERY + NO_LABELS + NO_MIXING + NO_TRAINING + "-logging.* format encoder_only",
+}  # fmt: skip
+READS["ablate"] = READS["pretrain"] + " ablate.* shard"
+# Tasks whose settings a config may inherit by starting from theirs. On a command line such settings are a mistake.
+INHERITS = {"ablate": (), "pretrain": ("ablate",), "classify": ("pretrain",)}
+MEASURES_INHERIT = ("pretrain", "classify")  # by the tasks that take a checkpoint
+
+# (setting, value) -> settings without effect at this value; refused on a command line.
+UNUSED_WITH = {
+    ("init_from", None): "assume.* classifier.random_encoder",
+    ("data.name", "digits"): "data.path data.train_split data.eval_split",
+    ("data.name", "synthetic"): "data.path data.train_split data.eval_split",
+    ("data.augmentation", "none"): "data.rand_augment_*",
+    ("optimizer.name", "adamw"): "optimizer.muon_momentum optimizer.momentum optimizer.trust_coefficient",
+    ("optimizer.name", "muon"): "optimizer.momentum optimizer.trust_coefficient",
+    ("optimizer.schedule", "cosine"): "optimizer.decay_fraction",
+    ("optimizer.schedule", "constant"): "optimizer.decay_fraction optimizer.min_learning_rate",
+    ("optimizer.name", "lars"): "optimizer.b1 optimizer.b2 optimizer.epsilon optimizer.muon_momentum",
+}
+# Setting -> the only data.name that uses it.
+ONLY_WITH = {"data.num_examples": "synthetic", "data.eval_fraction": "image_folder", "data.stratify": "image_folder"}
 
 
-def check(config: ml_collections.ConfigDict) -> None:
+def check(config: ConfigDict) -> None:
     """Raises UserError for any value that is wrong whatever the data and devices are."""
     for key, value in flatten(config.to_dict()).items():
-        _check_kind(key, value)
-        if value is not None and key in INTERVALS:
-            _check_range(key, value, INTERVALS[key])
+        if value is None and key not in _may_be_none():
+            raise UserError(f"{key}=None: this setting needs a value")
+        # Of an ablation, the settings of each cell are checked instead.
+        if value is not None and not key.startswith(("ablate.", "data.value_range")):
+            _check_numbers(key, value)
         if key in CHOICES and value not in CHOICES[key]:
             choices = CHOICES[key]
             raise UserError(f"{key}={value!r} is not one of {', '.join(choices)}{nearest(str(value), choices)}")
@@ -79,62 +135,54 @@ def _may_be_none() -> set[str]:
     return {key for key, field in fields.items() if isinstance(field, FieldReference)}
 
 
-def _check_kind(key: str, value: Any) -> None:
-    """Raises UserError for None where a value is needed, and for numbers beyond 32 bits."""
-    if value is None and key not in _may_be_none():
-        raise UserError(f"{key}=None: this setting needs a value")
-    if key.startswith("ablate."):  # the settings of each cell are checked instead
-        return
-    for number in value if isinstance(value, list) else [value]:
-        if isinstance(number, float) and not math.isfinite(number):
-            raise UserError(f"{key}={value} must be finite")
-        if isinstance(number, int) and abs(number) > INT32_MAX and not key.endswith(("seed", "value_range")):
-            raise UserError(f"{key}={value} must be at most {INT32_MAX:,}")
-        if isinstance(number, int | float) and abs(number) > FLOAT32_MAX and not key.endswith("seed"):
-            raise UserError(f"{key}={value} must lie within {FLOAT32_MAX}, the range of float32")
-
-
-def _check_range(key: str, value: Any, interval: str) -> None:
-    """Raises UserError unless a number, or each of a tuple, is in an interval such as "[0, 1)"."""
-    low, high = map(float, interval[1:-1].split(","))
-    kinds = int if key == "evaluate.knn_sweep_k" else int | float
+def _check_numbers(key: str, value: Any) -> None:
+    """Raises UserError unless a number, or each of a list, is in the setting's interval and fits into 32 bits."""
+    interval, kinds = INTERVALS.get(key, "(-inf, inf)"), int if key == "evaluate.knn_sweep_k" else int | float
+    numbers = value if isinstance(value, list) else [value]
+    if key not in INTERVALS:
+        numbers = [number for number in numbers if isinstance(number, kinds)]
+    whole = all(isinstance(number, int) for number in numbers) and not key.endswith("seed")
+    limit = INT32_MAX if whole else FLOAT32_MAX
+    low, high = (min(max(float(end), -limit), limit) for end in interval[1:-1].split(","))
 
     def inside(number: Any) -> bool:
         at_limit = interval[0] == "(" and number == low or interval[-1] == ")" and number == high
         return isinstance(number, kinds) and low <= number <= high and not at_limit
 
-    if not isinstance(value, list):
-        if not inside(value):
-            raise UserError(f"{key}={value} is outside {interval}")
-    elif not value or not all(map(inside, value)):
-        kind = "whole numbers" if kinds is int else "numbers"
-        example = flatten(defaults().to_dict())[key]
+    if not all(map(inside, numbers)) or key in INTERVALS and not numbers:
+        limits = f"{interval[0]}{low:.10g}, {high:.10g}{interval[-1]}"
+        if not isinstance(value, list):
+            raise UserError(f"{key}={value} is outside {limits}")
+        kind, example = "whole numbers" if kinds is int else "numbers", flatten(defaults().to_dict())[key]
         raise UserError(
-            f"{key}={tuple(value)} must be {kind} in {interval}, for example --config.{key}='{tuple(example)}'"
+            f"{key}={tuple(value)} must be {kind} in {limits}, for example --config.{key}='{tuple(example)}'"
         )
 
 
 def check_value_range(value: Any) -> None:
     """Raises UserError unless a value is valid as `data.value_range`."""
-    numbers = isinstance(value, list | tuple) and all(type(number) in (int, float) for number in value)
-    if value is not None and not (numbers and len(value) == 2 and value[0] < value[1]):
+
+    def is_number(value: Any) -> bool:
+        return type(value) in (int, float) and abs(value) < FLOAT32_MAX
+
+    pair = isinstance(value, list | tuple) and len(value) == 2 and all(map(is_number, value))
+    if value is not None and not (pair and value[0] < value[1]):
         raise UserError(
             f"data.value_range={value!r} must be two numbers, (low, high) with low < high, for example "
             "--config.data.value_range='(0, 4095)'"
         )
 
 
-def check_channels(data: ml_collections.ConfigDict, channels: int) -> None:
+def check_channels(data: ConfigDict, channels: int) -> None:
     """Raises UserError unless the settings `data` fit pictures with this many channels."""
     for key in ("mean", "std"):
-        values = data[key]
-        if len(values) not in (1, channels):
+        if len(data[key]) not in (1, channels):
             raise UserError(
-                f"data.{key} has {len(values)} values for model.channels={channels}; "
+                f"data.{key} has {len(data[key])} values for model.channels={channels}; "
                 f"give one value, or one for each channel, for example --config.data.{key}='(0.5,)'"
             )
-        if key == "std" and not min(values) > 1e-6:
-            raise UserError(f"data.std={tuple(values)} must be above 1e-6")
+    if not min(data.std) > 1e-6:
+        raise UserError(f"data.std={tuple(data.std)} must be above 1e-6")
     if data.augmentation == "rand_augment" and channels not in (1, 3):
         raise UserError(
             f"data.augmentation=rand_augment takes pictures of 1 or 3 channels, not model.channels={channels}; "
@@ -142,8 +190,71 @@ def check_channels(data: ml_collections.ConfigDict, channels: int) -> None:
         )
 
 
-def expand_paths(config: ml_collections.ConfigDict) -> None:
+def expand_paths(config: ConfigDict) -> None:
     """Expands a leading ~ in settings that are paths: shells do not, in `--config.KEY=~/...`."""
     for key in PATHS:
         if path := get(config, key):
             config.update_from_flattened_dict({key: os.path.expanduser(path)})
+
+
+def reads(task: str, key: str) -> bool:
+    """Whether a task (a row of READS) uses a setting; a custom objective may use those of pretrain and classify."""
+    if ":" in task:
+        return reads("pretrain", key) or reads("classify", key)
+    found = [word for word in READS[task].split() if fnmatch.fnmatchcase(key, word.lstrip("-"))]
+    return bool(found) and not any(word.startswith("-") for word in found)
+
+
+def check_read(config: ConfigDict, row: str | None = None) -> None:
+    """Raises UserError for a changed setting that the task ignores. `row`: a row of READS, by default the task's."""
+    task = row or config.task
+    if task not in READS and ":" not in task:
+        known = ", ".join(name for name in READS if " " not in name)
+        raise UserError(f"unknown task {task!r}{nearest(task, READS)} (config.task is one of {known}, or module:class)")
+    usual = flatten(defaults().to_dict())
+    changed = {key: value for key, value in flatten(config.to_dict()).items() if value != usual.get(key, value)}
+    for key, value in changed.items():
+        inherited = key not in config.given and any(reads(other, key) for other in INHERITS.get(task, MEASURES_INHERIT))
+        if not inherited and not reads(task, key):
+            users = ", ".join(other for other in READS if reads(other, key))
+            raise UserError(f"{key}={value!r} is not for the task {task}, only for {users}: leave it out")
+        if key in config.given and (cause := unused_with(config, key)):
+            raise UserError(f"{key}={value!r} is not used with {cause}: leave it out")
+
+
+def unused_with(config: ConfigDict, key: str) -> str | None:
+    """The setting, such as "data.name=digits", that makes another one useless; None if there is none."""
+    name = config.data.name
+    if key in ONLY_WITH and name not in (ONLY_WITH[key], None):
+        return f"data.name={name}"
+    for (other, value), patterns in UNUSED_WITH.items():
+        if get(config, other) == value and any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns.split()):
+            return f"{other}={value}"
+    return None
+
+
+def check_agreement(config: ConfigDict, workdir: Path) -> None:
+    """Raises UserError if this process's settings differ from process 0's, or it does not see that one's files."""
+    if process_count() == 1:
+        return
+    own, index = flatten(config.to_dict()), jax.process_index()
+    theirs, token = from_main((own, secrets.token_hex(8)))
+    for key, value in theirs.items():
+        if key not in LOCAL and own.get(key) != value:
+            differ = f"{key}={own.get(key)!r} in process {index}, but {value!r} in process 0"
+            raise UserError(f"{differ}: all processes need the same command")
+    note = workdir / f".seen_by_all_{token}"
+    if is_main():
+        note.touch()
+    wait_for_all()
+    deadline = time.monotonic() + SEEN_SECONDS
+    while not note.exists():
+        list(workdir.iterdir())  # makes a network file system refresh its cache
+        time.sleep(0.5)
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"--workdir={workdir} of process {index} is not that of process 0: give a folder that all hosts share"
+            )
+    wait_for_all()
+    if is_main():
+        note.unlink()

@@ -15,9 +15,8 @@ from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_dict, config_flags
 
 from mae_jax.runtime.errors import UserError, first_line
-from mae_jax.settings import suggestions
 from mae_jax.settings.fields import defaults, flatten, get
-from mae_jax.settings.suggestions import find_meant, nearest_setting
+from mae_jax.settings.registry import CONFIG_WORDS, SETTING_WORDS, find_meant, nearest_setting
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 HELP = ("help", "h", "helpshort", "helpfull", "helpxml")
@@ -60,7 +59,7 @@ def config_file(arguments: list[str]) -> tuple[Path, str | None]:
     path = Path(name)
     if not path.is_file():
         there = _configs_near(path)
-        meant = find_meant(path.stem, there, suggestions.CONFIGS)
+        meant = find_meant(path.stem, there, CONFIG_WORDS)
         hint = f'did you mean "{there[meant]}"?' if meant else f"there are: {', '.join(there.values())}"
         raise UserError(f"config {path} does not exist; {hint}")
     return path, argument or None
@@ -110,8 +109,7 @@ def check_command_line(arguments: list[str]) -> None:
     """Checks the config, its argument and every `--config.KEY`; UserError suggests the nearest existing name."""
     known = flatten(load_config(*config_file(arguments)).to_dict())
     for key in given_settings(arguments):
-        members = [k for k in known if k.startswith(key + ".")]
-        if members:
+        if members := [name for name in known if name.startswith(key + ".")]:
             hint = nearest_setting(key, [*members, "init_from"])
             raise UserError(f"--config.{key} is a group of settings; set one of its members{hint}")
         if key not in known:
@@ -120,11 +118,11 @@ def check_command_line(arguments: list[str]) -> None:
 
 def describe_unknown_flag(name: str, arguments: list[str]) -> str:
     """The error for an unknown flag, such as a setting without `--config.`."""
-    known = flatten(load_config(*config_file(arguments)).to_dict())
-    meant = find_meant(name, known, suggestions.SETTINGS)
-    flag = f'"{meant}"' if (meant or "").startswith("--") else f'"--config.{meant}"'
-    hint = f"did you mean {flag}?" if meant else "settings are given as --config.KEY=VALUE"
-    return f"unknown flag --{name}; {hint}"
+    meant = find_meant(name, flatten(load_config(*config_file(arguments)).to_dict()), SETTING_WORDS)
+    if meant is None:
+        return f"unknown flag --{name}; settings are given as --config.KEY=VALUE"
+    flag = meant if meant.startswith("--") else f"--config.{meant}"
+    return f'unknown flag --{name}; did you mean "{flag}"?'
 
 
 def load_config(path: Path, argument: str | None) -> ConfigDict:
@@ -135,17 +133,15 @@ def load_config(path: Path, argument: str | None) -> ConfigDict:
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look it up there
     try:
         spec.loader.exec_module(module)
-        if not callable(getattr(module, "get_config", None)):
+        get_config, given = getattr(module, "get_config", None), [argument] if argument else []
+        if not callable(get_config):
             raise UserError(f"config {path} has no function get_config()")
-        signature = inspect.signature(module.get_config)
-        if argument and not signature.parameters:
-            raise UserError(f"config {path} takes nothing after a colon, but was given {argument!r}")
-        given = [argument] if argument else []
         try:
-            signature.bind(*given)
+            inspect.signature(get_config).bind(*given)
         except TypeError as error:
-            raise UserError(f"config {path} needs an argument after a colon: --config={path}:ARGUMENT") from error
-        config = module.get_config(*given)
+            takes = "takes nothing" if argument else "needs an argument"
+            raise UserError(f"config {path} {takes} after a colon, as in --config={path}:ARGUMENT") from error
+        config = get_config(*given)
         if not isinstance(config, ConfigDict) or isinstance(config, FrozenConfigDict):
             found = "None" if config is None else f"a {type(config).__name__}"
             raise UserError(
@@ -168,11 +164,10 @@ def _explain(error: BaseException, path: Path) -> str:
     every_frame = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError):
         every_frame.append((error.filename or "<", error.lineno))
-    frames = [(name, line) for name, line in every_frame if not name.startswith(NOT_THEIRS)]
     where = ""
-    if frames:
-        name, line = frames[-1]
-        where = f", line {line}" if Path(name).resolve() == path.resolve() else f": {name}, line {line}"
+    for name, line in every_frame:
+        if not name.startswith(NOT_THEIRS):  # the last one counts
+            where = f", line {line}" if Path(name).resolve() == path.resolve() else f": {name}, line {line}"
     text = f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else first_line(error)}"
     unknown = re.match(r"""\W*(?:Key ")?(\w+)\\?['"]""", str(error))  # a ConfigDict's error for a missing key
     if unknown and Path(every_frame[-1][0]).parent == Path(config_dict.__file__).parent:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 INT32_MAX = 2**31 - 1
@@ -30,24 +31,18 @@ def get(config: Any, key: str) -> Any:
     return config
 
 
-def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
+def flatten(config: dict) -> dict[str, Any]:
     """{"train": {"steps": 1}} -> {"train.steps": 1}; tuples become lists, as in JSON."""
-    flat = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = _swap(value, tuple, list)
-    return flat
+    return _swap(flatten_dict(config, sep="."), tuple, list)
 
 
 def from_dict(values: dict) -> dict:
     """A config read from JSON, with lists turned back into tuples."""
-    return {
-        key: from_dict(value) if isinstance(value, dict) else _swap(value, list, tuple) for key, value in values.items()
-    }
+    return _swap(values, list, tuple)
 
 
 def _swap(value: Any, old: type, new: type) -> Any:
     """The value with all its `old` sequences, at any depth, converted to `new`."""
+    if isinstance(value, dict):
+        return {key: _swap(part, old, new) for key, part in value.items()}
     return new(_swap(item, old, new) for item in value) if isinstance(value, old) else value

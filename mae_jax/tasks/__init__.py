@@ -6,8 +6,7 @@ from types import ModuleType
 from ml_collections import ConfigDict
 
 from mae_jax.objectives.objective import OBJECTIVES
-from mae_jax.settings.checks import check
-from mae_jax.settings.usage import check_read
+from mae_jax.settings.checks import check, check_read
 
 # Name -> module.
 TASKS = dict.fromkeys(OBJECTIVES, "train") | dict.fromkeys(("knn", "logistic_regression", "features"), "frozen")

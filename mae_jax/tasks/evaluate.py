@@ -16,7 +16,7 @@ from mae_jax.models.classifier import is_classifier
 from mae_jax.runtime.console import say
 from mae_jax.runtime.errors import UserError, escaped
 from mae_jax.runtime.signals import StopSignal
-from mae_jax.settings.usage import check_read
+from mae_jax.settings.checks import check_read
 from mae_jax.tasks.measuring import find_sources, open_checkpoint, open_data, write_measurement
 from mae_jax.workdir.reporting import provenance
 from mae_jax.workdir.writing import save_picture, write_atomically, write_json

@@ -27,10 +27,9 @@ from mae_jax.runtime.console import say
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import all_devices, check_heads, fitting_dtype, make_mesh, parameter_shardings, put
 from mae_jax.runtime.processes import from_main, is_main
-from mae_jax.settings.checks import check_channels
+from mae_jax.settings.checks import check_channels, check_read
 from mae_jax.settings.fields import defaults, flatten
-from mae_jax.settings.usage import check_read
-from mae_jax.workdir.history import keep_earlier_measurement
+from mae_jax.workdir.folder import keep_earlier_measurement
 from mae_jax.workdir.metrics import write_once
 from mae_jax.workdir.writing import finite_or_null, write_json
 

@@ -12,7 +12,7 @@ from mae_jax.objectives.objective import OBJECTIVES
 from mae_jax.runtime.mesh import make_mesh
 from mae_jax.runtime.seeds import make_key
 from mae_jax.runtime.signals import StopSignal
-from mae_jax.runtime.startup import Startup
+from mae_jax.runtime.timing import Startup
 from mae_jax.training.dry_run import describe_cost, devices_for, try_step
 from mae_jax.training.optimizers import OPTIMIZERS, SCHEDULES
 from mae_jax.training.plan import describe_plan, make_plan

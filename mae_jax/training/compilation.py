@@ -9,7 +9,6 @@ from mae_jax.data.resolutions import sizes_from
 from mae_jax.objectives.objective import Objective
 from mae_jax.runtime.errors import UserError, first_line
 from mae_jax.runtime.memory import LESS, MIB, check_memory
-from mae_jax.runtime.text import size_text
 from mae_jax.training.plan import Plan
 from mae_jax.training.state import TrainState
 from mae_jax.training.step import TrainStep, compile_train_step, memory_in_bytes
@@ -27,7 +26,7 @@ def compile_plan(
         if len(plan.stages) > 1:
             count, _, _, channels = batch["image"].shape
             batch = batch | {"image": jax.ShapeDtypeStruct((count, *size, channels), batch["image"].dtype)}
-            which = f"of {size_text(size)} "
+            which = f"of {size[0]} x {size[1]} pixels "
         start = time.perf_counter()
         compiled[size] = step = compile_fitting_step(plan.step_fn, plan.abstract, batch, key, mesh)
         need = memory_in_bytes(step)

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh
 
+from mae_jax.runtime.console import si
 from mae_jax.runtime.errors import UserError, first_line
 from mae_jax.runtime.memory import MIB, bytes_on_a_device
 from mae_jax.runtime.mesh import all_devices, check_cpu_devices
-from mae_jax.runtime.text import si
 from mae_jax.training.compilation import compile_fitting_step
 from mae_jax.training.state import TrainState
 from mae_jax.training.step import memory_in_bytes

@@ -12,9 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from mae_jax.runtime.profiling import Profiler
 from mae_jax.runtime.signals import Stopped, StopSignal
-from mae_jax.runtime.startup import Startup
+from mae_jax.runtime.timing import Profiler, Startup
 from mae_jax.training.state import TrainState
 from mae_jax.training.step import TrainStep
 from mae_jax.workdir.checkpoints import Checkpoints

@@ -10,10 +10,10 @@ from ml_collections import ConfigDict
 from mae_jax.data.resolutions import Stage, make_stages
 from mae_jax.data.sources import describe_sources
 from mae_jax.objectives.objective import Objective, Variables, batch_unit
+from mae_jax.runtime.console import si
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import batch_parts, replicated
 from mae_jax.runtime.seeds import make_key
-from mae_jax.runtime.text import si, size_text
 from mae_jax.settings.fields import INT32_MAX
 from mae_jax.training.optimizers import fit_warmup, make_optimizer, make_schedule, peak_learning_rate
 from mae_jax.training.state import StateInit, TrainState, abstract_state, make_init
@@ -77,7 +77,7 @@ def describe_plan(config: ConfigDict, objective: Objective, mesh: Mesh, plan: Pl
     if len(plan.stages) > 1:
         ends = [*(stage.first_step for stage in plan.stages[1:]), steps]
         rows["stages"] = "; ".join(
-            f"{size_text(stage.image_size)} up to step {end:,} "
+            f"{stage.image_size[0]} x {stage.image_size[1]} pixels up to step {end:,} "
             f"({si(objective.train_flops(stage.image_size))}FLOP an image)"
             for stage, end in zip(plan.stages, ends, strict=True)
         )

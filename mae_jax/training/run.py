@@ -12,16 +12,15 @@ from mae_jax.objectives.objective import Objective
 from mae_jax.runtime.console import say
 from mae_jax.runtime.memory import bytes_on_a_device, check_memory
 from mae_jax.runtime.processes import from_main, sum_of_all
-from mae_jax.runtime.profiling import Profiler
 from mae_jax.runtime.seeds import make_key
 from mae_jax.runtime.signals import StopSignal
-from mae_jax.runtime.startup import Startup
+from mae_jax.runtime.timing import Profiler, Startup
 from mae_jax.training.compilation import compile_plan
 from mae_jax.training.loop import check_evaluation, train
 from mae_jax.training.plan import describe_plan, make_plan, make_train_key
 from mae_jax.training.state import TrainState, create_state, start_from
 from mae_jax.workdir.checkpoints import Checkpoints
-from mae_jax.workdir.history import check_not_beyond, keep_earlier_result, keep_earlier_run
+from mae_jax.workdir.folder import check_not_beyond, keep_earlier_result, keep_earlier_run
 from mae_jax.workdir.metrics import Writers
 from mae_jax.workdir.reporting import Reporter, provenance
 from mae_jax.workdir.writing import finite_or_null, read_object, write_json

@@ -5,10 +5,11 @@ If a checkpoint is damaged, the one before it is used. A failed save, most often
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from mae_jax.runtime.console import say
-from mae_jax.runtime.errors import NotSaved, UserError, first_line, reason
+from mae_jax.runtime.errors import NotSaved, UserError, first_line, reason, with_patience
 from mae_jax.runtime.mesh import put
 from mae_jax.runtime.processes import from_main, is_main, wait_for_all
 from mae_jax.settings.fields import flatten
-from mae_jax.workdir.checksums import NAME, find_damage, write_checksums
-from mae_jax.workdir.writing import free_name, read_object
+from mae_jax.workdir.writing import free_name, read_object, write_atomically
 
+CHECKSUMS = "SHA256SUMS"
+THREADS = 4  # hashing releases the GIL
 LAYOUT = 2  # of the parameters; 1 (not recorded): kernels with queries, keys and values side by side
 # A run resumes only with these settings unchanged: they define the parameters, the objective, or the order of the data.
 FIXED = (
@@ -33,8 +35,6 @@ FIXED = (
     "data.stratify", "data.value_range", "optimizer.name", "train.ema_decay", "class_names",
 )  # fmt: skip
 FREE = ("model.dtype", "model.remat", "model.scan_unroll")  # exceptions, which may change
-
-FILES_BYTES = 2**17  # of a small checkpoint, besides its arrays
 State = Any  # a NamedTuple of pytrees, with the int32 scalars `step` and `skipped`
 
 
@@ -51,20 +51,19 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path, settings: ConfigDict, config: dict[str, Any]):
-        """Opens or creates the folder. `config`: the run's resolved config, saved with each step."""
         self._settings, self._config = settings, config
         self._folder = Path(workdir).absolute() / "checkpoints"
         self._background = ThreadPoolExecutor(1)
-        self._saving: Future | None = None
+        self._saving = Future()
+        self._saving.set_result(None)
         self._seconds: list[float] = []  # that the loop waited for each save
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=settings.keep,
-            keep_period=settings.keep_every_steps,
+            max_to_keep=settings.keep, keep_period=settings.keep_every_steps,
             cleanup_tmp_directories=True,  # of a killed run or a full disk
             lightweight_initialize=True,  # otherwise it reads files that may be damaged
             # Otherwise the program waits minutes for a folder that cannot be created.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
-        )
+        )  # fmt: skip
         self._manager = _Manager(self._folder, options=options)
 
     def latest_step(self) -> int | None:
@@ -77,16 +76,20 @@ class Checkpoints:
         Moves newer, damaged ones to checkpoints_set_aside/ and says so. UserError, before anything is moved, if all are
         damaged or the settings do not fit.
         """
-        damaged = {}
+        damaged: dict[int, str] = {}
         for step in from_main(sorted(self._manager.all_steps(), reverse=True)):
-            damage, about = from_main(self._examine(step) if is_main() else None)
-            if damage is None:
-                self._check_fits(step, about)
-                for other, why in damaged.items():
-                    moved = self._move_aside(other)
-                    say(f"checkpoint {other} is damaged: {why}; moved to {moved}, going on from checkpoint {step}")
-                return step
-            damaged[step] = damage
+            about = from_main(self._read_about(step))
+            damage = find_damage(self._folder / str(step)) if is_main() else None
+            if not damage and not isinstance(about.get("config"), dict):
+                damage = "about/metadata cannot be read"
+            if damage := from_main(damage):
+                damaged[step] = damage
+                continue
+            self._check_fits(step, about)
+            for other, why in damaged.items():
+                moved = self._move_aside(other)
+                say(f"checkpoint {other} is damaged: {why}; moved to {moved}, going on from checkpoint {step}")
+            return step
         if damaged:
             newest = max(damaged)
             raise UserError(
@@ -95,11 +98,24 @@ class Checkpoints:
             )
         return None
 
-    def _examine(self, step: int) -> tuple[str | None, dict[str, Any] | None]:
-        """The damage to a step's files, if any, and its `about`."""
-        about = self._read_about(step)
-        described = about is not None and isinstance(about.get("config"), dict)
-        return find_damage(self._folder / str(step)) or (None if described else "about/metadata cannot be read"), about
+    def _read_about(self, step: int) -> dict[str, Any]:
+        return read_object(self._folder / str(step) / "about" / "metadata") or {}
+
+    def _check_fits(self, step: int, about: dict[str, Any]) -> None:
+        name = f"checkpoint {step} in {self._folder}"
+        if (own := about.get("step")) != step:
+            raise UserError(f"{name} belongs to step {own}: rename its folder to {own}, or move it away")
+        check_fits(about["config"], self._config, name)
+        if about.get("layout") != LAYOUT:
+            raise UserError(
+                f"{name} is an earlier version's, which this one cannot go on from; its weights can start a new run: "
+                f"--config.init_from={self._folder.parent} with another --workdir"
+            )
+
+    def changed_settings(self, step: int) -> dict[str, tuple[Any, Any]]:
+        """Settings that differ from those of a saved step and still exist: {key: (saved, present value)}."""
+        changed = changed_settings(from_main(self._read_about(step))["config"], self._config)
+        return {key: changed[key] for key in flatten(self._config) if key in changed}
 
     def due(self, step: int) -> bool:
         return step > 0 and step % self._settings.every_steps == 0
@@ -113,23 +129,19 @@ class Checkpoints:
         self.wait()
         if step == self.latest_step():
             return None
-        items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
+        trees = _items(state)
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         about = {"step": step, "skipped": int(state.skipped), "layout": LAYOUT, "config": self._config}
-        items["about"] = ocp.args.JsonSave(about)
         with self._failing_as_not_saved(step):
-            self._check_room(state)
-            self._manager.save(step, args=ocp.args.Composite(**items))
+            needed = sum(leaf.nbytes for leaf in jax.tree.leaves(trees)) + 2**17  # files besides arrays
+            free = from_main(shutil.disk_usage(self._folder).free)
+            if free < needed:  # Orbax would print a thousand lines about it
+                reached = f"({needed:,} bytes are needed, {free:,} free)"
+                raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} {reached}")
+            self._manager.save(step, args=ocp.args.Composite(**items, about=ocp.args.JsonSave(about)))
         self._saving = self._background.submit(self._finish, step)
         self._seconds.append(time.perf_counter() - start)
         return self._seconds[-1]
-
-    def _check_room(self, state: State) -> None:
-        """Raises OSError if the disk is full: Orbax would print a thousand lines about it."""
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(_items(state))) + FILES_BYTES
-        free = from_main(shutil.disk_usage(self._folder).free)
-        if free < needed:
-            text = f"{os.strerror(errno.ENOSPC)} ({needed:,} bytes are needed, {free:,} free)"
-            raise OSError(errno.ENOSPC, text)
 
     def _finish(self, step: int) -> None:
         with self._failing_as_not_saved(step):
@@ -153,53 +165,30 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raises NotSaved if the save in the background has failed."""
-        if self._saving is not None and self._saving.done():
+        if self._saving.done():
             self._saving.result()
 
     def wait(self) -> None:
         """Waits until everything is on disk; NotSaved if that fails."""
-        if self._saving is not None:
-            self._saving.result()
+        self._saving.result()
 
     def summary(self) -> str:
         """A line about the saves so far; empty if there were none."""
         count, total = len(self._seconds), sum(self._seconds)
-        if not count:
-            return ""
-        return f"saved {count} checkpoint{'s' * (count > 1)}; the loop waited {total:.2f} s, {total / count:.3f} s each"
-
-    def changed_settings(self, step: int) -> dict[str, tuple[Any, Any]]:
-        """Settings that differ from those of a saved step and still exist: {key: (saved, present value)}."""
-        changed = changed_settings(from_main(self._read_about(step))["config"], self._config)
-        return {key: changed[key] for key in flatten(self._config) if key in changed}
-
-    def _read_about(self, step: int) -> dict[str, Any] | None:
-        return read_object(self._folder / str(step) / "about" / "metadata")
-
-    def _check_fits(self, step: int, about: dict[str, Any]) -> None:
-        name = f"checkpoint {step} in {self._folder}"
-        if (own := about.get("step")) != step:
-            raise UserError(f"{name} belongs to step {own}: rename its folder to {own}, or move it away")
-        check_fits(about["config"], self._config, name)
-        if about.get("layout") != LAYOUT:
-            raise UserError(
-                f"{name} is an earlier version's, which this one cannot go on from; its weights can start a new run: "
-                f"--config.init_from={self._folder.parent} with another --workdir"
-            )
+        return f"saved {count} checkpoint{'s' * (count > 1)}; the loop waited {total:.2f} s" if count else ""
 
     def restore(self, step: int, abstract: State) -> State:
         """The state of a saved step, with the shardings of `abstract`; UserError if it cannot be read."""
         items = {name: ocp.args.StandardRestore(tree) for name, tree in _items(abstract).items()}
+        folder = self._folder / str(step)
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
             values = {name: restored[name] for name in items}
         except Exception as error:  # Orbax raises many types for a damaged checkpoint
             raise UserError(
-                f"checkpoint {self._folder}/{step} cannot be read ({first_line(error)}); "
-                "move it away to go on from the one before it"
+                f"checkpoint {folder} cannot be read ({first_line(error)}); move it away to resume from another"
             ) from error
-        folder = self._folder / str(step)
-        if is_main() and not (folder / NAME).exists():  # the run was killed before it wrote them
+        if is_main() and not (folder / CHECKSUMS).exists():  # the run was killed before it wrote them
             with contextlib.suppress(OSError):
                 write_checksums(folder)
         numbers = {"step": np.int32(step), "skipped": np.int32(from_main(self._read_about(step))["skipped"])}
@@ -212,7 +201,6 @@ class Checkpoints:
             self._move_aside(step)
 
     def _move_aside(self, step: int) -> Path:
-        """Moves a step's folder to checkpoints_set_aside/, under a free name; returns the new path."""
         target = Path(from_main(str(free_name(self._folder.with_name("checkpoints_set_aside") / str(step)))))
         if is_main():
             target.parent.mkdir(exist_ok=True)
@@ -249,3 +237,46 @@ def check_fits(saved: dict, config: dict, name: str) -> None:
                 f"{name} does not fit: it has {key}={old!r}, this run {key}={new!r}; "
                 f"set --config.{key} back, or start in another --workdir (with --config.init_from to keep the weights)"
             )
+
+
+def write_checksums(folder: Path) -> None:
+    """Writes the digests of all files in a complete folder, in process 0.
+
+    `sha256sum --check` can read them. The last line, a comment, is the digest of the lines before it.
+    """
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and CHECKSUMS not in path.name]
+    with ThreadPoolExecutor(THREADS) as pool:
+        pairs = zip(pool.map(_digest, files), files, strict=True)
+        lines = "".join(f"{digest}  {file.relative_to(folder).as_posix()}\n" for digest, file in pairs)
+    write_atomically(folder / CHECKSUMS, f"{lines}# {hashlib.sha256(lines.encode()).hexdigest()}\n")
+
+
+def find_damage(folder: Path, parts: Iterable[str] | None = None) -> str | None:
+    """What is wrong with a folder's files; None: nothing, or it has no checksums. `parts`: sub-folders, None: all."""
+    try:
+        lines, _, seal = with_patience((folder / CHECKSUMS).read_bytes).rpartition(b"# ")
+    except FileNotFoundError:
+        return None  # the run was killed before it wrote them, or the checkpoint is of an earlier version
+    except OSError as error:
+        return f"{CHECKSUMS} cannot be read: {reason(error)}"
+    if seal != hashlib.sha256(lines).hexdigest().encode() + b"\n":
+        return f"{CHECKSUMS} has other bytes than were written"
+
+    def check(line: str) -> str | None:
+        digest, name = line.split("  ", 1)
+        try:
+            if parts is None or name.split("/")[0] in parts:
+                same = with_patience(lambda: _digest(folder / name)) == digest
+                return None if same else f"{name} has other bytes than were written"
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read: {reason(error)}"
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return next(filter(None, pool.map(check, lines.decode().splitlines())), None)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

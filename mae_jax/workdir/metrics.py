@@ -58,7 +58,6 @@ class Writers:
         self._writers = [WRITERS.find(name)(workdir, config, start_step) for name in names]
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Writes the finite numbers."""
         values = {name: float(value) for name, value in values.items() if math.isfinite(value)}
         for writer in self._writers:
             writer.scalars(step, values)
@@ -74,16 +73,15 @@ class Writers:
 
 
 def write_once(workdir: Path, config: dict[str, Any], step: int, result: dict[str, Any]) -> None:
-    """Writes the numbers in the result of a measuring task to all writers of `config`."""
-    writers = Writers(workdir, config, None)
+    """Writes the numbers in the result of a measuring task."""
     numbers = {name: value for name, value in result.items() if type(value) in (int, float) and name != "step"}
-    writers.scalars(step, numbers)
-    writers.close()
+    with contextlib.closing(Writers(workdir, config, None)) as writers:
+        writers.scalars(step, numbers)
 
 
 @WRITERS.register("jsonl")
-class JsonLines:
-    """metrics.jsonl: one object a line, flushed at once. A resumed run keeps the lines up to its checkpoint."""
+class JsonLines(MetricWriter):
+    """metrics.jsonl: an object a line, flushed at once. A resumed run keeps the lines up to its checkpoint."""
 
     def __init__(self, workdir: Path, config: dict[str, Any], start_step: int | None):
         if start_step is not None:
@@ -94,33 +92,30 @@ class JsonLines:
         self._file.write(json.dumps({"step": step} | values, allow_nan=False).encode() + b"\n")
         self._file.flush()
 
-    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
-        """Ignored: `Reporter` writes picture files."""
-
     def close(self) -> None:
         self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The intact lines of a metrics.jsonl; empty if there is no file."""
+    return [line for _, line in _parse(path) if line]
+
+
+def _parse(path: Path) -> list[tuple[bytes, dict[str, Any] | None]]:
+    """Each line of a metrics.jsonl with its object; None if it is damaged."""
     texts = path.read_bytes().splitlines() if path.is_file() else []
-    return [line for line in map(_parse_line, texts) if line is not None]
-
-
-def _parse_line(text: bytes) -> dict[str, Any] | None:
-    line = parse_object(text)
-    return line if line is not None and type(line.get("step")) is int else None
+    lines = ((text, parse_object(text) or {}) for text in texts)
+    return [(text, line if type(line.get("step")) is int else None) for text, line in lines]
 
 
 def cut_metrics(path: Path, step: int) -> None:
     """Removes damaged lines from a metrics.jsonl, and those after `step`, which the run repeats."""
-    before = path.read_bytes() if path.is_file() else b""
-    lines = [(text, _parse_line(text)) for text in before.splitlines()]
+    lines = _parse(path)
     if damaged := sum(line is None for _, line in lines[:-1]):  # the last one may be incomplete
         say(f"{path}: {damaged} of {len(lines)} lines are damaged and left out")
-    after = b"".join(text + b"\n" for text, line in lines if line is not None and line["step"] <= step)
-    if after != before:
-        write_atomically(path, after)
+    if lines:
+        kept = [text + b"\n" for text, line in lines if line is not None and line["step"] <= step]
+        write_atomically(path, b"".join(kept))
 
 
 @WRITERS.register("tensorboard")
@@ -147,22 +142,20 @@ class TensorBoard:
         file.write_event(Event(wall_time=time.time(), summary=text("config", f"```\n{config}\n```")))
         return file
 
-    def _write(self, step: int, *summaries) -> None:
+    def _write(self, step: int, kind: str, values: dict[str, Any], **options) -> None:
+        from tensorboardX import summary
         from tensorboardX.proto.event_pb2 import Event
 
-        for summary in summaries:
-            self._file.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+        for name, value in values.items():
+            found = getattr(summary, kind)(name, value, **options)
+            self._file.write_event(Event(wall_time=time.time(), step=step, summary=found))
         self._file.flush()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        from tensorboardX.summary import scalar
-
-        self._write(step, *(scalar(name, value) for name, value in values.items()))
+        self._write(step, "scalar", values)
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> None:
-        from tensorboardX.summary import image
-
-        self._write(step, image(name, picture, dataformats="HWC"))
+        self._write(step, "image", {name: picture}, dataformats="HWC")
 
     def close(self) -> None:
         if "_file" in vars(self):
@@ -183,7 +176,7 @@ class WeightsAndBiases:
     def __init__(self, workdir: Path, config: dict[str, Any], start_step: int | None):
         import wandb
 
-        workdir = workdir.resolve()
+        self._image, workdir = wandb.Image, workdir.resolve()
         id_file = workdir / "wandb_run.txt"
         try:
             self._run = wandb.init(
@@ -202,9 +195,7 @@ class WeightsAndBiases:
         self._run.log({"step": step} | values)
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> None:
-        from wandb import Image
-
-        self._run.log({"step": step, name: Image(picture)})
+        self._run.log({"step": step, name: self._image(picture)})
 
     def close(self) -> None:
         self._run.finish()
@@ -220,8 +211,7 @@ class MLflow:
         import mlflow
 
         self._mlflow, workdir = mlflow, workdir.resolve()
-        id_file = workdir / "mlflow_run.txt"
-        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        id_file, uri = workdir / "mlflow_run.txt", os.environ.get("MLFLOW_TRACKING_URI")
         if not uri:
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 requires it for plain files
             uri = (workdir / "mlruns").as_uri()

@@ -12,15 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from mae_jax.runtime.processes import only_main
+from mae_jax.runtime.processes import is_main
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A context that yields a new, empty file's path, and at its end moves that file to `path`.
-
-    After any error `path` is unchanged, and the new file is deleted.
-    """
+    """A context that yields a new, empty file, moved to `path` at the end, or deleted after an error."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.unlink(missing_ok=True)
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # O_EXCL: it is no link
@@ -31,22 +28,20 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
 
 
-@only_main
 def write_atomically(path: Path, data: str | bytes) -> None:
     """Writes a file completely or not at all, in process 0 only."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+    if is_main():
+        with replacing(path) as temporary:
+            temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
-def write_json(path: Path, value: dict[str, Any]) -> Path:
-    """Writes indented JSON atomically; returns the path. ValueError for NaN and infinity; see `finite_or_null`."""
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Writes indented JSON atomically. ValueError for NaN and infinity; see `finite_or_null`."""
     write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-    return path
 
 
 def save_picture(path: Path, picture: np.ndarray) -> Path:
@@ -77,16 +72,12 @@ def finite_or_null(value: Any) -> Any:
 
 def read_object(path: Path) -> dict[str, Any] | None:
     """The JSON object in a regular file; None if there is no such file or object."""
-    try:
+    with contextlib.suppress(OSError):
         return parse_object(path.read_bytes()) if path.is_file() else None
-    except OSError:
-        return None
 
 
 def parse_object(text: bytes | str) -> dict[str, Any] | None:
     """The JSON object in a text; None for anything else."""
-    try:
+    with contextlib.suppress(ValueError, RecursionError):
         value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
+        return value if isinstance(value, dict) else None

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from mae_jax.data.loader import make_train_batches
-from mae_jax.runtime import retry
-from mae_jax.runtime.errors import UserError
-from mae_jax.runtime.retry import PAUSES, with_patience
+from mae_jax.runtime import errors
+from mae_jax.runtime.errors import PAUSES, UserError, with_patience
 from tests.data.conftest import assert_same
 from tests.data.test_tfds_source import IMAGE, LABEL, prepare
 
@@ -24,7 +23,7 @@ LASTING = (errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.ENAMET
 def pauses(monkeypatch):
     """The seconds that were waited, which no test does."""
     seconds = []
-    monkeypatch.setattr(retry.time, "sleep", seconds.append)
+    monkeypatch.setattr(errors.time, "sleep", seconds.append)
     return seconds
 
 

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mae_jax.runtime import cluster
-from mae_jax.runtime.cluster import find_place, may_be_tpu_pod, meet
+from mae_jax.runtime import processes
 from mae_jax.runtime.errors import UserError
+from mae_jax.runtime.processes import find_place, may_be_tpu_pod, meet
 from tests.runs import ROOT
 
 OPEN_MPI = {
@@ -50,7 +50,7 @@ def test_the_flags_say_where_a_process_is():
     [
         (("host:1", None, None), "--process_count and --process_index missing: .*--coordinator=HOST:PORT"),
         ((None, 2, 0), "--coordinator missing"),
-        (("host:1", 0, 0), "--process_count=0 must be at least 1"),
+        (("host:1", 0, 0), r"--process_index=0 is outside 0 ... -1 \(--process_count=0\)"),
         (("host:1", 2, 2), r"--process_index=2 is outside 0 ... 1"),
         (("host:1", 2, -1), "--process_index=-1 is outside"),
         (("host", 2, 0), "--coordinator=host is not HOST:PORT"),
@@ -140,8 +140,8 @@ def port():
     with socket.create_server(("localhost", 0)) as server:
         port = server.getsockname()[1]
     yield port
-    if cluster._door:
-        cluster._door.close()
+    if processes._door:
+        processes._door.close()
 
 
 def meet_all(port, count):
@@ -161,7 +161,7 @@ def test_all_learn_where_jax_s_service_is_whoever_comes_first_and_strangers_chan
 
 
 def test_a_newcomer_to_the_port_of_a_run_or_of_another_program_is_refused(port, monkeypatch):
-    monkeypatch.setattr(cluster, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(processes, "ANSWER_SECONDS", 0.3)
     meet_all(port, 2)
     with pytest.raises(UserError, match=rf"process 0 cannot listen on port {port} \(Address already in use\): choose"):
         meet(f"localhost:{port}", 2, 0)

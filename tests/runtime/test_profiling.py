@@ -1,6 +1,6 @@
 import jax.numpy as jnp
 
-from mae_jax.runtime.profiling import STEPS_BEFORE, Profiler
+from mae_jax.runtime.timing import STEPS_BEFORE, Profiler
 
 
 def traced_steps(tmp_path, monkeypatch, *, steps, start, end):

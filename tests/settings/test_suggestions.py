@@ -6,7 +6,7 @@ import pytest
 
 from configs import common
 from mae_jax.settings.fields import flatten
-from mae_jax.settings.suggestions import CONFIGS, SETTINGS, find_meant, nearest, nearest_setting
+from mae_jax.settings.registry import CONFIG_WORDS, SETTING_WORDS, find_meant, nearest, nearest_setting
 
 
 @pytest.mark.parametrize("text", [
@@ -33,13 +33,13 @@ def test_the_hint_for_a_setting_is_what_is_meant_by_other_programs_name_its_word
 def test_the_hint_for_a_config_is_what_is_meant(text):
     asked, meant = text.split()
     there = {path.stem for path in Path("configs").glob("*.py")} | {"small_photos", "finetune", "linear_probe"}
-    assert find_meant(asked, sorted(there), CONFIGS) == meant
+    assert find_meant(asked, sorted(there), CONFIG_WORDS) == meant
 
 
 def test_every_name_in_the_tables_of_hints_exists():
     known = flatten(common.get_config().to_dict())
-    assert all(name in known for name in SETTINGS if not name.startswith("--"))
-    names = [alias for text in SETTINGS.values() for alias in text.split()]
+    assert all(name in known for name in SETTING_WORDS if not name.startswith("--"))
+    names = [alias for text in SETTING_WORDS.values() for alias in text.split()]
     assert len(names) == len(set(names))
 
 

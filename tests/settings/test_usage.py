@@ -5,8 +5,8 @@ import pytest
 
 from configs import common, digits
 from mae_jax.runtime.errors import UserError
+from mae_jax.settings.checks import READS, check_read, reads
 from mae_jax.settings.fields import flatten
-from mae_jax.settings.usage import READS, check_read, reads
 from mae_jax.tasks import TASKS
 from mae_jax.tasks.ablation.jobs import resolve
 

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from mae_jax.runtime import signals
-from mae_jax.runtime.profiling import Profiler
 from mae_jax.runtime.signals import SharedStopSignal, Stopped, StopSignal
-from mae_jax.runtime.startup import Startup
+from mae_jax.runtime.timing import Profiler, Startup
 from mae_jax.training.loop import NonFiniteLoss, train
 
 

@@ -10,8 +10,7 @@ from configs.common import get_config
 from mae_jax.objectives.objective import Variables
 from mae_jax.runtime.errors import UserError
 from mae_jax.training.state import TrainState, abstract_state, create_state, make_init
-from mae_jax.workdir.checkpoints import Checkpoints, check_fits
-from mae_jax.workdir.checksums import NAME, find_damage
+from mae_jax.workdir.checkpoints import CHECKSUMS, Checkpoints, check_fits, find_damage
 from tests.meshes import device_mesh
 
 OPTIMIZER = optax.adamw(0.1, mask={"a": {"kernel": True, "bias": False}})
@@ -132,9 +131,9 @@ def test_a_run_killed_before_it_writes_the_checksums_goes_on_from_that_checkpoin
         checkpoints.save(2, new_state)
         checkpoints.wait()
     again = open_checkpoints()
-    assert again.newest_whole() == 2 and not (tmp_path / "checkpoints" / "2" / NAME).exists()
+    assert again.newest_whole() == 2 and not (tmp_path / "checkpoints" / "2" / CHECKSUMS).exists()
     assert_same_bits(again.restore(2, abstract_state(INIT, device_mesh(1))).params, expected.params)
-    assert (tmp_path / "checkpoints" / "2" / NAME).exists()
+    assert (tmp_path / "checkpoints" / "2" / CHECKSUMS).exists()
     assert find_damage(tmp_path / "checkpoints" / "2") is None
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mae_jax.workdir.curves import draw, make_panels
+from mae_jax.workdir.reporting import draw, make_panels
 
 TRAINED = {"step": 50, "train/loss": 0.9, "train/learning_rate": 1e-3, "images_per_second": 9.0}
 

@@ -18,8 +18,7 @@ from mae_jax.interop.workdirs import read_workdir
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import AXES
 from mae_jax.training.state import TrainState, abstract_state
-from mae_jax.workdir.checkpoints import Checkpoints
-from mae_jax.workdir.checksums import NAME, find_damage
+from mae_jax.workdir.checkpoints import CHECKSUMS, Checkpoints, find_damage
 
 
 def init(key):
@@ -106,12 +105,12 @@ def assert_is(state, step):
 def test_damage_to_any_file_is_found_and_names_the_file(saved, tmp_path, damage):
     original, rng = saved / "checkpoints" / "2", random.Random(0)
     names = [file.relative_to(original) for file in files_of(original)]
-    assert len(names) > 15 and Path(NAME) in names and Path("_CHECKPOINT_METADATA") in names
+    assert len(names) > 15 and Path(CHECKSUMS) in names and Path("_CHECKPOINT_METADATA") in names
     assert find_damage(original) is None
     folder = shutil.copytree(original, tmp_path / "2")
     for name in names:
         damage(folder / name, rng)
-        if damage is delete and name == Path(NAME):  # a run that was killed has not written it
+        if damage is delete and name == Path(CHECKSUMS):  # a run that was killed has not written it
             assert find_damage(folder) is None
         else:
             assert find_damage(folder).startswith(f"{name} "), name
@@ -121,15 +120,15 @@ def test_damage_to_any_file_is_found_and_names_the_file(saved, tmp_path, damage)
 
 def test_a_flipped_bit_anywhere_in_the_list_itself_is_found(saved, tmp_path):
     folder = shutil.copytree(saved / "checkpoints" / "2", tmp_path / "2")
-    data = (folder / NAME).read_bytes()
+    data = (folder / CHECKSUMS).read_bytes()
     for place in (*range(0, len(data), 11), *range(len(data) - 67, len(data))):  # its last line is the seal
-        (folder / NAME).write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
-        assert find_damage(folder) == f"{NAME} has other bytes than were written"
+        (folder / CHECKSUMS).write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
+        assert find_damage(folder) == f"{CHECKSUMS} has other bytes than were written"
 
 
 def test_sha256sum_can_check_a_checkpoint_too(workdir):
     folder = workdir / "checkpoints" / "2"
-    command = ["sha256sum", "--check", "--strict", NAME]
+    command = ["sha256sum", "--check", "--strict", CHECKSUMS]
     assert subprocess.run(command, cwd=folder, capture_output=True).returncode == 0
     flip(folder / "params" / "_METADATA")
     assert subprocess.run(command, cwd=folder, capture_output=True).returncode == 1
@@ -146,7 +145,7 @@ def test_whatever_file_of_the_newest_is_damaged_the_one_before_is_used_and_both_
 ):
     rng = random.Random(1)
     for number, original in enumerate(files_of(saved / "checkpoints" / "2")):
-        if damage is delete and original.name == NAME:
+        if damage is delete and original.name == CHECKSUMS:
             continue
         workdir = shutil.copytree(saved, tmp_path / str(number))
         name = original.relative_to(saved / "checkpoints" / "2")
@@ -196,7 +195,7 @@ def test_settings_that_do_not_fit_are_no_damage(workdir):
 
 def test_a_checkpoint_whose_checksums_lack_a_file_that_orbax_adds_last_is_whole(workdir):
     # As an earlier version left one if it was killed just before it listed that file.
-    checksums = workdir / "checkpoints" / "2" / NAME
+    checksums = workdir / "checkpoints" / "2" / CHECKSUMS
     lines = [line for line in checksums.read_text().splitlines(True) if line[0] != "#" and "_CHECKPOINT_" not in line]
     checksums.write_text("".join(lines) + f"# {hashlib.sha256(''.join(lines).encode()).hexdigest()}\n")
     with open_checkpoints(workdir) as checkpoints:
@@ -207,7 +206,7 @@ def test_a_checkpoint_whose_checksums_lack_a_file_that_orbax_adds_last_is_whole(
 @pytest.mark.parametrize("text", ["{", "[]", '{"step": 2, "layout": 2}', '{"step": 2, "layout": 2, "config": 3}'])
 def test_a_description_that_says_nothing_is_damage_without_checksums_too(workdir, text, capsys):
     folder = workdir / "checkpoints" / "2"
-    (folder / NAME).unlink()
+    (folder / CHECKSUMS).unlink()
     (folder / "about" / "metadata").write_text(text)
     assert resume(workdir) == 1
     assert "checkpoint 2 is damaged: about/metadata cannot be read; moved to" in capsys.readouterr().out

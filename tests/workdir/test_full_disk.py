@@ -14,8 +14,7 @@ from configs.common import get_config
 from mae_jax.runtime.errors import NotSaved
 from mae_jax.training.state import TrainState
 from mae_jax.workdir import checkpoints as checkpoints_module
-from mae_jax.workdir.checkpoints import Checkpoints
-from mae_jax.workdir.checksums import find_damage
+from mae_jax.workdir.checkpoints import Checkpoints, find_damage
 from mae_jax.workdir.metrics import Writers, read_metrics
 from mae_jax.workdir.reporting import Reporter
 from tests.full_disk import fill, small_disk

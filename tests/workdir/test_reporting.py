@@ -6,7 +6,7 @@ from PIL import Image
 
 from mae_jax.runtime.errors import UserError
 from mae_jax.workdir import reporting
-from mae_jax.workdir.history import check_not_beyond, keep_earlier_result
+from mae_jax.workdir.folder import check_not_beyond, keep_earlier_result
 from mae_jax.workdir.metrics import Writers
 from mae_jax.workdir.reporting import Reporter, provenance
 from mae_jax.workdir.writing import write_json

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from mae_jax.runtime.errors import UserError
-from mae_jax.settings.suggestions import nearest_setting
+from mae_jax.settings.registry import nearest_setting
 
 EXAMPLE = '(("model.mask_ratio", (0.5, 0.75)),)'
 RESERVED = ("task", "seed", "data.seed", "shard", "given", "file")  # the ablation sets these

@@ -12,11 +12,10 @@ from ml_collections import ConfigDict, config_flags
 
 from mae_jax.evaluation.unseen import PLACE
 from mae_jax.runtime.errors import UserError
-from mae_jax.settings.checks import PATHS
+from mae_jax.settings.checks import PATHS, unused_with
 from mae_jax.settings.command_line import check_command_line, given_settings
 from mae_jax.settings.fields import flatten, get
-from mae_jax.settings.suggestions import nearest
-from mae_jax.settings.usage import unused_with
+from mae_jax.settings.registry import nearest
 from mae_jax.tasks import check_task
 from mae_jax.tasks.ablation import grid
 from mae_jax.tasks.ablation.grid import RESERVED, Axis, Cell, Protocols, split_key

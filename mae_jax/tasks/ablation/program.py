@@ -23,8 +23,7 @@ from mae_jax.settings.fields import flatten
 from mae_jax.tasks.ablation.grid import parse_shard
 from mae_jax.tasks.ablation.jobs import Outcome, Plan, Run, full_command, make_plan, read_outcome
 from mae_jax.tasks.ablation.report import report, show, summarize_values
-from mae_jax.workdir.history import check_paths, keep_earlier_measurement
-from mae_jax.workdir.lock import NAME, locked
+from mae_jax.workdir.folder import LOCK, check_paths, keep_earlier_measurement, locked
 from mae_jax.workdir.writing import read_object, write_atomically, write_json
 
 TABLE_LOCK = ".lock_table"  # for shards that start or end at the same time
@@ -44,7 +43,7 @@ SETTLED = ("model.dtype", "data.batch_size")  # if None, the run chooses them an
 def lock_name(config: ConfigDict) -> str:
     """Shards share the workdir; only one process may run each shard."""
     index, count = parse_shard(config.shard)
-    return NAME if count == 1 else f"{NAME}_{index}_of_{count}"
+    return LOCK if count == 1 else f"{LOCK}_{index}_of_{count}"
 
 
 def describe_plan(plan: Plan) -> list[str]:

@@ -16,7 +16,7 @@ from mae_jax.models.flops import train_flops
 from mae_jax.runtime.console import say
 from mae_jax.tasks.ablation.grid import Axis, parse_grid
 from mae_jax.tasks.ablation.jobs import Outcome, Plan, Run, read_outcome, resolve
-from mae_jax.workdir.history import keep_earlier_measurement
+from mae_jax.workdir.folder import keep_earlier_measurement
 from mae_jax.workdir.writing import finite_or_null, save_picture, write_atomically, write_json
 
 

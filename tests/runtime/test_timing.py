@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from mae_jax.runtime import startup
-from mae_jax.runtime.startup import Startup
+from mae_jax.runtime import timing
+from mae_jax.runtime.timing import Startup
 from tests.runs import ROOT
 
 # Each takes from a fifth of a second to several, and is needed by some runs only, or after the first step.
@@ -37,7 +37,7 @@ def test_what_a_run_imports_before_its_first_step_leaves_out_what_it_can_do_with
 def clock(monkeypatch):
     """A clock that stands still; `clock[0]` is what it shows."""
     now = [100.0]
-    monkeypatch.setattr(startup.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
     return now
 
 

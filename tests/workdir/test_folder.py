@@ -6,7 +6,7 @@ import os
 import pytest
 
 from mae_jax.runtime.errors import UserError
-from mae_jax.workdir.history import check_folder, check_paths, keep_earlier_measurement, keep_earlier_run
+from mae_jax.workdir.folder import check_folder, check_paths, keep_earlier_measurement, keep_earlier_run
 from mae_jax.workdir.reporting import provenance
 from mae_jax.workdir.writing import read_object
 
