@@ -22,7 +22,7 @@ from mae_jax.data.resolutions import Stage
 from mae_jax.data.sources import Source, count_images
 from mae_jax.data.subset import Labelled, RandomSubset, StratifiedSubset
 from mae_jax.data.supervised import augment, augmentations
-from mae_jax.evaluation.extraction import extract_features
+from mae_jax.evaluation.evaluator import extract_features
 from mae_jax.evaluation.unseen import take_pictures
 from mae_jax.interop.transfer import describe_start, resolve_model, starting_params
 from mae_jax.interop.workdirs import Weights

@@ -7,8 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mae_jax.data.sources import Source, describe_sources
-from mae_jax.evaluation.evaluator import EvaluationData, Trained
-from mae_jax.evaluation.suite import EvaluationSuite
+from mae_jax.evaluation.evaluator import EvaluationData, EvaluationSuite, Trained
 from mae_jax.evaluation.unseen import NO_PICTURES, PLACE, check_has_path, choose_pictures
 from mae_jax.interop import weights as interop
 from mae_jax.interop.foreign import is_foreign
