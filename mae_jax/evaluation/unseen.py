@@ -101,10 +101,8 @@ def choose_pictures(data: dict[str, Any], trained: dict[str, Any], given: set[st
     if is_own and splits.evaluation is None:
         if not _were_held_out(data | chosen, splits.train, own):
             return chosen, TRAINED_ON
-        note = (
-            f"data.path={data['path']} is taken for the folder that it was trained on, since it is the same or holds "
-        )
-        return chosen, f"{note}as many pictures: only held-out pictures are counted" if "path" in given else ""
+        note = f"data.path={data['path']} is, or holds as many pictures as, the folder that it was trained on"
+        return chosen, f"{note}: only held-out pictures are counted" if "path" in given else ""
     if not is_own and own["name"] == "image_folder" and not os.path.isdir(own["path"]):
         return chosen, f"the folder it was trained on, {own['path']}, is not here: make sure data.path has none of it"
     return chosen, TRAINED_ON if _was_trained_on(splits.evaluation or splits.train, own) else ""
@@ -134,9 +132,7 @@ def _were_held_out(data: dict[str, Any], train: Path, own: dict[str, Any]) -> bo
 
 def _was_trained_on(folder: Path, own: dict[str, Any]) -> bool:
     """Whether a run with settings `own` learned from pictures in a folder."""
-    train, evaluation = (
-        _folders_of(own) if own["name"] == "image_folder" and os.path.isdir(own["path"]) else (None,) * 2
-    )
+    train, evaluation = _folders_of(own)
     folder = folder.resolve()
     if train is None or evaluation and folder.is_relative_to(evaluation.resolve()):
         return False
@@ -144,7 +140,9 @@ def _was_trained_on(folder: Path, own: dict[str, Any]) -> bool:
 
 
 def _folders_of(own: dict[str, Any]) -> tuple[Path | None, Path | None]:
-    """A run's training folder and evaluation folder; None, None if they cannot be told any more."""
+    """A run's training and evaluation folder; None, None without folders, or if they cannot be told any more."""
+    if own["name"] != "image_folder" or not os.path.isdir(own["path"]):
+        return None, None
     try:
         return find_splits(Path(own["path"]), own["train_split"], own["eval_split"])[:2]
     except UserError:
