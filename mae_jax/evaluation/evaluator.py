@@ -53,10 +53,8 @@ class Trained(NamedTuple):
 class EvaluationData:
     """The images that evaluators share, and their features, computed once for each state.
 
-    Args:
-      bind: variables -> model, a pure function.
-      train: images for k-NN and probes to learn from, or None. Both sources are cut to a fixed random subset of
-        `evaluate.max_train_examples` and `evaluate.max_examples`.
+    `bind` makes a model of variables. k-NN and probes learn from `train`, if any. Both sources are cut to fixed random
+    subsets of `evaluate.max_train_examples` and `evaluate.max_examples` pictures.
     """
 
     # Device batches {"feature", "label", "weight"} of the evaluation images, if the outputs of a frozen encoder
@@ -178,12 +176,9 @@ def pool(tokens: jax.Array, token: str, class_tokens: int = 1) -> jax.Array:
 def extract_features(
     feature_fn: Callable[[dict], jax.Array], batches: Iterable[dict], count: int, out: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features [N, ...] (float32) and labels [N] (int64) of all N = count examples, in order.
+    """Features (float32) [N, D], or tokens [N, L, D], and labels [N] (int64) of all N = count examples, in order.
 
-    Args:
-      feature_fn: device batch -> features [B, D] or tokens [B, L, D].
-      batches: device batches with "label" and "weight"; rows of weight 0 are padding.
-      out: an array to fill, such as a memory map; None allocates one.
+    Rows of weight 0 are padding. `out` is an array to fill, such as a memory map.
     """
     labels, done = np.empty(count, np.int64), 0
     computed = ((feature_fn(batch), *whole((batch["label"], batch["weight"]))) for batch in batches)

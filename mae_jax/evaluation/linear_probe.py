@@ -68,10 +68,7 @@ def fit_logistic_regression(
 
 
 def _feature_scales(train, num_classes, c):
-    """Means and scales [D], which condition L-BFGS: the roots of the objective's curvature at zero, times a constant.
-
-    That curvature is the feature's variance times p (1 - p), p = 1 / K, plus the penalty.
-    """
+    """Means [D] and scales [D], the roots of the objective's curvature at zero, which condition L-BFGS."""
     sample = train[:: max(1, len(train) // SCALE_ROWS)].astype(np.float64)
     p = 1 / max(num_classes, 2)
     scale = np.sqrt(sample.var(axis=0) + 1 / (p * (1 - p) * c * len(train)))

@@ -83,11 +83,10 @@ def keep_hold_out(config: ConfigDict, workdir: Path, trained: dict[str, Any] | N
 
 
 def choose_pictures(data: dict[str, Any], trained: dict[str, Any], given: set[str]) -> tuple[dict[str, Any], str]:
-    """Chooses which pictures of an image folder to measure, where the command leaves it open.
+    """The `SPLITTING` settings for measuring a folder, where the command leaves them open; and a note, perhaps empty.
 
-    These are the folder's evaluation pictures, or all if it has none; in the checkpoint's own training folder, the
-    held-out ones. Takes the settings `data.*` and the names of those on the command line; returns the `SPLITTING`
-    settings and a note for the user, perhaps empty. Raises UserError for a missing folder or unclear splits.
+    It measures the folder's evaluation pictures, or all if it has none; in the checkpoint's own training folder, the
+    held-out ones. `given` names the settings `data.*` on the command line.
     """
     own, usual = trained["data"], defaults().data.to_dict() | {"eval_fraction": 1.0}
     is_own = own["name"] == "image_folder" and _is_own(data["path"], trained)

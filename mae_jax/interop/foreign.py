@@ -1,7 +1,6 @@
 """Models in files of other programs: facebookresearch/mae, Hugging Face and timm. The content tells which one wrote it.
 
-Settings come from what the file says, else from the shapes of its tensors, else they are the usual ones. Notes list
-what is assumed, missing or left over. What would change the model's results is refused.
+Notes list what is assumed, missing or left over. What would change the model's results is refused.
 """
 
 import dataclasses
@@ -86,10 +85,7 @@ def is_foreign(path: Path) -> bool:
 
 
 def read_foreign(path: Path, asked: dict[str, Any] | None = None) -> Weights:
-    """Reads a file, or a folder of files; `asked` gives settings that they do not state (`GUESSABLE`).
-
-    Raises UserError if a file is damaged, would run code, holds no ViT like ours, or contradicts `asked`.
-    """
+    """Reads a file or folder; `asked` gives settings that it does not state (`GUESSABLE`). UserError if unusable."""
     tensors, others = read_tensors(path)
     try:  # the files may hold anything, of any type
         found = _describe(path if path.is_dir() else path.parent, tensors, others)

@@ -1,9 +1,7 @@
 """Hugging Face's names of tensors, its config.json and preprocessor_config.json.
 
-Reads ViTMAEForPreTraining, ViTMAEModel, ViTModel and ViTForImageClassification of transformers 4 and 5, and
-BeitForImageClassification without relative positions and layer scale, which is a plain ViT with `pool=mean_norm`. Such
-classifiers are written as BEiT too: transformers' ViT cannot average patch tokens. Names are written as in transformers
-4 and on the hub, which both versions read.
+BeitForImageClassification without relative positions and layer scale is a plain ViT with `pool=mean_norm`, which
+transformers' ViT lacks.
 """
 
 import math
@@ -215,8 +213,7 @@ def _shorter_side(size: int | list | dict[str, int] | None) -> int | None:
 def make_preprocessor(model: MAEConfig, data: dict[str, Any]) -> dict[str, Any]:
     """The preprocessor_config.json with which transformers makes our pixels, from the settings `data.*`.
 
-    Its BitImageProcessor resizes the shorter side and crops the centre. It cannot resize to cover a rectangle: for
-    images that are not square it gets the size before the crop, which stretches pictures of another aspect.
+    BitImageProcessor cannot cover a rectangle: oblong images get the size before the crop, which stretches pictures.
     """
     height, width = model.image_size
     resized = {name: round(side / data["eval_crop"]) for name, side in (("height", height), ("width", width))}

@@ -61,11 +61,10 @@ Content = tuple[dict[str, Tensor], dict[str, Any]]
 
 
 def read_tensors(path: Path) -> Content:
-    """Opens a safetensors or PyTorch file, or a folder with one or with the shards of one, running no code from it.
+    """The tensors by name, and what else a PyTorch file holds (epoch, args, ...; see `plain`), running no code from it.
 
-    The content tells a file's type, not its name. Tensors of shards that the index does not name are left out. Returns
-    the tensors by name, and what else a PyTorch file holds (epoch, args, ...; see `plain`). Raises UserError if there
-    is no file or several, or if one is damaged or may be harmful.
+    Of a safetensors or PyTorch file, which its content tells, or of a folder with one or with its shards. Raises
+    UserError if there is no file or several, or if one is damaged or may be harmful.
     """
     try:
         file = _find_weights(path) if path.is_dir() else path
@@ -224,7 +223,7 @@ def plain(value: Any) -> dict[str, Any]:
 
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    """Writes a safetensors file, whole or not at all. Raises NotSaved if that fails."""
+    """Writes a safetensors file, whole or not at all; NotSaved if that fails."""
     with _writing(path) as temporary:
         dense = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
         save_file(dense, temporary, {"format": "pt"})  # transformers requires this

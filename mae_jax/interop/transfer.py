@@ -113,7 +113,7 @@ def keeps_head(weights: Weights, model: ClassifierConfig, class_names: list[str]
 def describe_start(
     weights: Weights, model: ClassifierConfig, config: ConfigDict, class_names: list[str] | None = None
 ) -> str:
-    """For people: what a classifier begins with, and what differs from the run that trained it."""
+    """What a classifier begins with, and what differs from the run that trained it, in words."""
     old = weights.config
     parts = [f"{config.init_from}, {weights.origin}"]
     if keeps_head(weights, model, class_names):

@@ -149,7 +149,7 @@ def load(path: str | Path, **settings) -> MaskedAutoencoder | Classifier:
 
 
 def choose(weights: Weights, settings: dict[str, Any]) -> Weights:
-    """The same weights with other settings (`CHOOSABLE`); position tables are adapted."""
+    """The same weights with other settings (`CHOOSABLE`) and adapted position tables."""
     old = MAEConfig(**weights.config["model"])
     settings, notes = _with_masks_that_fit(weights.config["model"], settings)
     new = MAEConfig(**weights.config["model"] | settings)
