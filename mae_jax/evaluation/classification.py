@@ -10,23 +10,19 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from mae_jax.evaluation.evaluator import EVALUATORS, EvaluationData, Evaluator, State
-from mae_jax.evaluation.extraction import one_ahead
+from mae_jax.evaluation.evaluator import EvaluationData, Evaluator, State, one_ahead
 from mae_jax.runtime.errors import escaped
 from mae_jax.runtime.mesh import whole
 from mae_jax.runtime.sharding import on_rows
 
 
 class Predictions(NamedTuple):
-    """A classifier's predictions for N examples."""
-
     label: np.ndarray  # [N] the right class
     predicted: np.ndarray  # [N] the class with the largest logit
     rank: np.ndarray  # [N] number of classes with a larger logit than the right one; 0 is a hit
     loss: np.ndarray  # [N] float32: cross-entropy
 
 
-@EVALUATORS.register("accuracy")
 class Accuracy(Evaluator):
     """Cross-entropy, top-1 and top-5 of a classifier; `predictions` keeps those of the last run."""
 
@@ -88,8 +84,7 @@ def confusion_matrix(found: Predictions, num_classes: int) -> np.ndarray:
 
 def class_table(confusions: np.ndarray, class_names: list[str]) -> list[dict]:
     """A row for each class: {"class", "images", "recall", "precision", "often_taken_for"}; None where 0 / 0."""
-    others = confusions.copy()
-    np.fill_diagonal(others, 0)
+    others = confusions * (1 - np.eye(len(confusions), dtype=np.int64))
     counts = (x.tolist() for x in (np.diag(confusions), confusions.sum(axis=1), confusions.sum(axis=0)))
     return [
         {

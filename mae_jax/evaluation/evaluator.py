@@ -1,10 +1,12 @@
-"""The interface of evaluators: a class built from (config, data), whose `run(state)` yields names and values."""
+"""The interface of evaluators, the images and features that they share, and the suite that runs several."""
 
 import functools
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -12,13 +14,19 @@ from ml_collections import ConfigDict
 from mae_jax.data.augment import normalize
 from mae_jax.data.device_batches import evaluation_batches
 from mae_jax.data.sources import RandomSubset, Source, count_images
-from mae_jax.evaluation.extraction import extract_features, pool
 from mae_jax.evaluation.hidden_patches import HiddenPatches
 from mae_jax.models.config import MAEConfig
+from mae_jax.runtime.mesh import whole
 from mae_jax.runtime.sharding import on_rows
 from mae_jax.settings.registry import Registry
 
 EVALUATORS: Registry[type["Evaluator"]] = Registry("evaluate.evaluators")
+EVALUATORS["accuracy"] = "mae_jax.evaluation.classification:Accuracy"
+EVALUATORS["knn"] = "mae_jax.evaluation.neighbours:KNN"
+EVALUATORS["linear_probe"] = "mae_jax.evaluation.linear_probe:LinearProbe"
+EVALUATORS["loss"] = "mae_jax.evaluation.autoencoder:MaskedLoss"
+EVALUATORS["rankme"] = "mae_jax.evaluation.rankme:RankMe"
+EVALUATORS["reconstructions"] = "mae_jax.evaluation.autoencoder:ReconstructionSheet"
 
 
 class State(Protocol):
@@ -44,10 +52,8 @@ class Trained(NamedTuple):
 class EvaluationData:
     """The images that evaluators share, and their features, computed once for each state.
 
-    Args:
-      bind: variables -> model, a pure function.
-      train: images for k-NN and probes to learn from, or None. Both sources are cut to a fixed random subset of
-        `evaluate.max_train_examples` and `evaluate.max_examples`.
+    `bind` makes a model of variables. k-NN and probes learn from `train`, if any. Both sources are cut to fixed random
+    subsets of `evaluate.max_train_examples` and `evaluate.max_examples` pictures.
     """
 
     # Device batches {"feature", "label", "weight"} of the evaluation images, if the outputs of a frozen encoder
@@ -63,7 +69,7 @@ class EvaluationData:
         self.train = train and RandomSubset(train, settings.max_train_examples or len(train))
         self.evaluation = RandomSubset(evaluation, settings.max_examples or len(evaluation))
         self._encode_rows = on_rows(self._encode, mesh)
-        self._state, self._features = None, {}
+        self.forget()
 
     @functools.cached_property
     def hidden_patches(self) -> HiddenPatches:
@@ -124,3 +130,73 @@ class Evaluator:
     def run(self, state: State) -> Iterator[tuple[str, float | np.ndarray]]:
         """Yields (name, value): a number, or a picture uint8 [height, width, 3]."""
         raise NotImplementedError
+
+
+class EvaluationSuite:
+    """Evaluators, by name or "module:class", on the same data. UserError for unknown names or unsuitable settings."""
+
+    def __init__(self, config: ConfigDict, data: EvaluationData, names: Sequence[str]):
+        self.data = data
+        self.evaluators = [EVALUATORS.find(name)(config, data) for name in names]
+        self._of_features = [one for one in self.evaluators if getattr(one, "measures_features", False)]
+
+    def run(self, state: State, *, features_only: bool = False) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Numbers and pictures by name. A "loss" that is not finite ends the evaluation and is returned alone."""
+        numbers, pictures = {}, {}
+        try:
+            for evaluator in self._of_features if features_only else self.evaluators:
+                for name, value in evaluator.run(state):
+                    if np.ndim(value):
+                        pictures[name] = value
+                        continue
+                    numbers[name] = float(value)
+                    if name == "loss" and not math.isfinite(value):
+                        return {name: numbers[name]}, {}
+        finally:
+            self.data.forget()
+        return numbers, pictures
+
+    @property
+    def measures_features(self) -> bool:
+        """Whether some evaluator measures features and the data have labels for it."""
+        return self.data.labelled and bool(self._of_features)
+
+    @property
+    def protocol(self) -> str:
+        """How features are measured, in words."""
+        return "; ".join([self.data.description, *(evaluator.protocol for evaluator in self._of_features)])
+
+
+def pool(tokens: jax.Array, token: str, class_tokens: int = 1) -> jax.Array:
+    """Features [B, D] from tokens [B, C + L, D]: the mean of the C class tokens (token="class") or of the L patches."""
+    return jnp.mean(tokens[:, :class_tokens] if token == "class" else tokens[:, class_tokens:], axis=1)
+
+
+def extract_features(
+    feature_fn: Callable[[dict], jax.Array], batches: Iterable[dict], count: int, out: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features (float32) [N, D], or tokens [N, L, D], and labels [N] (int64) of all N = count examples, in order.
+
+    Rows of weight 0 are padding. `out` is an array to fill, such as a memory map.
+    """
+    labels, done = np.empty(count, np.int64), 0
+    computed = ((feature_fn(batch), *whole((batch["label"], batch["weight"]))) for batch in batches)
+    for found, label, weight in one_ahead(computed):
+        out = np.empty((count, *found.shape[1:]), np.float32) if out is None else out
+        real = np.asarray(weight) > 0
+        rows = slice(done, done + np.count_nonzero(real))
+        out[rows], labels[rows] = np.asarray(found)[real], np.asarray(label)[real]
+        done = rows.stop
+    if done != count or out is None:
+        raise ValueError(f"the batches have {done:,} examples; count={count:,} must be their number, at least 1")
+    return out, labels
+
+
+def one_ahead(items: Iterable) -> Iterator:
+    """Yields each item only after the next one is made, which keeps the device busy."""
+    items = iter(items)
+    for item in items:
+        for following in items:
+            yield item
+            item = following
+        yield item

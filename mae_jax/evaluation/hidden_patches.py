@@ -46,10 +46,7 @@ class HiddenPatches:
 
 
 def read_masks(given: str, count: int, grid: tuple[int, int]) -> tuple[np.ndarray, int]:
-    """Reads masks bool [count, L] (True = hidden) from FILE.npy or FILE.py:FUNCTION; also returns the visible count.
-
-    See `check_given_mask` for the forms. Raises UserError if the file, the function or its masks are unusable.
-    """
+    """Masks bool [count, L] (True = hidden) from FILE.npy or FILE.py:FUNCTION, and the visible count; or UserError."""
     path, _, name = given.rpartition(":") if ".py:" in given else (given, "", "")
     try:
         mask = runpy.run_path(path)[name] if name else np.load(path, allow_pickle=False)
@@ -57,7 +54,5 @@ def read_masks(given: str, count: int, grid: tuple[int, int]) -> tuple[np.ndarra
     except UserError as error:
         raise UserError(f"evaluate.mask={given}: {error}") from error
     except Exception as error:  # the file holds no mask, or the user's code failed
-        why = first_line(error) if isinstance(error, OSError) else f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(
-            f"evaluate.mask={given} cannot be used ({why}); give FILE.npy, or FILE.py:FUNCTION of a working function"
-        ) from error
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"evaluate.mask={given} cannot be used ({why}); give FILE.npy or FILE.py:FUNCTION") from error

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from mae_jax.evaluation.classification import rank_of_label
-from mae_jax.evaluation.evaluator import EVALUATORS, Evaluator, State
+from mae_jax.evaluation.evaluator import Evaluator, State
 from mae_jax.runtime.mesh import batch_parts, batch_sharding, put, replicated
 
 ROW_BLOCK = 8192  # examples whose logits a device holds at a time
@@ -22,7 +22,6 @@ STALLED = 5
 SCALE_ROWS = 16_384  # rows for estimating the features' scales
 
 
-@EVALUATORS.register("linear_probe")
 class LinearProbe(Evaluator):
     """Top-1 accuracy of logistic regression on the evaluation images, with C = `evaluate.probe_c`."""
 
@@ -43,8 +42,8 @@ class LinearProbe(Evaluator):
         (train, train_labels), (test, test_labels) = (self.data.features(state, s) for s in ("train", "evaluation"))
         rows, num_classes = [], self.data.train.num_classes
         for c in cs:
-            fitted = fit_logistic_regression(train, train_labels, num_classes=num_classes, c=c, mesh=self.data.mesh)
-            rank = np.asarray(rank_of_label(class_scores(test, *fitted), test_labels))
+            w, b = fit_logistic_regression(train, train_labels, num_classes=num_classes, c=c, mesh=self.data.mesh)
+            rank = np.asarray(rank_of_label(test @ w + b, test_labels))
             rows.append({"c": c, "top1": float(np.mean(rank < 1)), "top5": float(np.mean(rank < 5))})
         return rows
 
@@ -68,17 +67,8 @@ def fit_logistic_regression(
     return w, b
 
 
-def class_scores(features: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Logits [M, K] of features [M, D]."""
-    return features @ w + b
-
-
 def _feature_scales(train, num_classes, c):
-    """Means and scales [D] that condition L-BFGS; they change its path, not the minimum.
-
-    Up to a constant, a scale is the root of the objective's curvature in one of the feature's weights at zero: the
-    feature's variance times p (1 - p), p = 1 / K, plus the penalty.
-    """
+    """Means [D] and scales [D], the roots of the objective's curvature at zero, which condition L-BFGS."""
     sample = train[:: max(1, len(train) // SCALE_ROWS)].astype(np.float64)
     p = 1 / max(num_classes, 2)
     scale = np.sqrt(sample.var(axis=0) + 1 / (p * (1 - p) * c * len(train)))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mae_jax.evaluation.evaluator import EVALUATORS, Evaluator, State
+from mae_jax.evaluation.evaluator import Evaluator, State
 from mae_jax.runtime.mesh import BATCH_AXES, batch_parts, put, replicated, whole
 
 QUERIES = PartitionSpec(None, BATCH_AXES)  # of [blocks, Q, ...]
@@ -19,7 +19,6 @@ TRAIN_BLOCK = 8192
 VOTE_BLOCK = 1024  # queries whose votes the host holds at a time
 
 
-@EVALUATORS.register("knn")
 class KNN(Evaluator):
     """Top-1 accuracy of k-NN on the evaluation images, with `evaluate.knn_k` and `evaluate.knn_temperature`."""
 

@@ -4,13 +4,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mae_jax.evaluation.evaluator import EVALUATORS, Evaluator, State
+from mae_jax.evaluation.evaluator import Evaluator, State
 
 MAX_ROWS = 25_600  # the paper's number; float64 singular values of [25600, 768] take seconds on a laptop
 EPSILON = 1e-7  # the paper's equation 1, for float32 features
 
 
-@EVALUATORS.register("rankme")
 class RankMe(Evaluator):
     """The effective rank of the training features."""
 

@@ -1,6 +1,5 @@
 """Chooses the pictures of an image folder so that no model is evaluated on its own training pictures."""
 
-import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,7 @@ from mae_jax.data.files import find_folder
 from mae_jax.data.image_folder import ImageFolder
 from mae_jax.data.sources import Source, StratifiedSubset, make_source, match_classes
 from mae_jax.data.splits import find_splits
-from mae_jax.interop.foreign import is_foreign
-from mae_jax.interop.hub import is_hub
-from mae_jax.interop.workdirs import Weights, find_checkpoint, read_config, read_own_config
+from mae_jax.interop.workdirs import Weights
 from mae_jax.models.config import MAEConfig
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.processes import from_main
@@ -57,70 +54,52 @@ def check_has_path(path: str, name: str) -> None:
         )
 
 
-def keep_hold_out(config: ConfigDict, workdir: Path) -> None:
+def keep_hold_out(config: ConfigDict, workdir: Path, trained: dict[str, Any] | None, *, resumed: bool) -> None:
     """Holds out what the run in `workdir` held out before, or `init_from` if it used the same folder.
 
-    Checkpoints without `data.stratify` come from a version that held out a share of all pictures, not of each class.
-    Raises UserError if the run would continue with evaluation on pictures it has learned from.
+    Raises UserError if a resumed run would be evaluated on pictures that it has learned from.
     """
-    if config.data.name != "image_folder":
+    data, before = config.data, (trained or {}).get("data", {"name": None})
+    if not data.name == before["name"] == "image_folder":
         return
-    before, own = None, None
-    with contextlib.suppress(UserError):  # an unreadable checkpoint is reported where it is needed
-        before = own = read_own_config(workdir)
-        start = Path(config.init_from or "").expanduser()
-        if not own and config.init_from and not is_hub(config.init_from) and not is_foreign(start):
-            before = read_config(find_checkpoint(start))[0]
-    if not before or before["data"]["name"] != "image_folder":
+    if resumed or from_main(_same_folder(before["path"], data.path)):  # data.path may differ between hosts
+        data.stratify = data.stratify and before.get("stratify", False)
+    if not resumed:
         return
-    if own or from_main(_same_folder(before["data"]["path"], config.data.path)):  # data.path may differ between hosts
-        config.data.stratify = config.data.stratify and before["data"].get("stratify", False)
-    if own:
-        _check_not_seen(config.data, own["data"], workdir)
-
-
-def _check_not_seen(data: ConfigDict, before: dict[str, Any], workdir: Path) -> None:
     splits = find_splits(find_folder(data.path), data.train_split, data.eval_split)
-    remedy = "set the data as they were, or start in another --workdir"
-    if splits.evaluation and _was_trained_on(splits.evaluation, before):
-        raise UserError(
-            f"--workdir={workdir}: the run has learned from pictures in {splits.evaluation}, which are now for "
-            f"evaluation (data.train_split='' and data.eval_split='' take sub-folders for classes): {remedy}"
-        )
-    if not splits.evaluation and not _were_held_out(data.to_dict(), splits.train, before):
+    if splits.evaluation:
+        seen, where = _was_trained_on(splits.evaluation, before), f"in {splits.evaluation}"
+    else:
+        seen, where = not _were_held_out(data.to_dict(), splits.train, before), f"held out of {splits.train}"
+    if seen:
         settings = ((name, data[name], before.get(name, False)) for name in SPLITTING)
         changed = ", ".join(f"data.{name}={new!r} was {old!r}" for name, new, old in settings if new != old)
         raise UserError(
-            f"--workdir={workdir}: the run has learned from pictures that would now be held out of {splits.train}"
-            f"{f' ({changed})' if changed else ''}: {remedy}"
+            f"--workdir={workdir}: the run has learned from pictures that are now for evaluation ({where}; "
+            f"{changed or 'the folders have changed'}): set the data as they were, or start in another --workdir"
         )
 
 
 def choose_pictures(data: dict[str, Any], trained: dict[str, Any], given: set[str]) -> tuple[dict[str, Any], str]:
-    """Chooses which pictures of an image folder to measure, where the command leaves it open.
+    """The `SPLITTING` settings for measuring a folder, where the command leaves them open; and a note, perhaps empty.
 
-    These are the folder's evaluation pictures, or all if it has none; in the checkpoint's own training folder, the
-    held-out ones. Takes the settings `data.*` and the names of those on the command line; returns the `SPLITTING`
-    settings and a note for the user, perhaps empty. Raises UserError for a missing folder or unclear splits.
+    It measures the folder's evaluation pictures, or all if it has none; in the checkpoint's own training folder, the
+    held-out ones. `given` names the settings `data.*` on the command line.
     """
-    own, usual = trained["data"], defaults().data
+    own, usual = trained["data"], defaults().data.to_dict() | {"eval_fraction": 1.0}
     is_own = own["name"] == "image_folder" and _is_own(data["path"], trained)
     chosen = {name: data[name] for name in SPLITTING}
     for name in set(SPLITTING) - given:
         if is_own:
             chosen[name] = own.get(name, False)  # old configs lack `stratify`
-        elif name == "eval_fraction":
-            chosen[name] = 1.0
-        elif name == "stratify" or not (Path(data["path"] or "") / data[name]).is_dir():
+        elif not name.endswith("_split") or not (Path(data["path"] or "") / data[name]).is_dir():
             chosen[name] = usual[name]  # not the names from the checkpoint's own folder
     splits = find_splits(find_folder(data["path"]), chosen["train_split"], chosen["eval_split"])
     if is_own and splits.evaluation is None:
         if not _were_held_out(data | chosen, splits.train, own):
             return chosen, TRAINED_ON
-        if "path" not in given:
-            return chosen, ""
-        known = "is the folder" if _same_folder(own["path"], data["path"]) else "holds as many pictures as the folder"
-        return chosen, f"data.path={data['path']} {known} that it was trained on: only held-out pictures are counted"
+        note = f"data.path={data['path']} is, or holds as many pictures as, the folder that it was trained on"
+        return chosen, f"{note}: only held-out pictures are counted" if "path" in given else ""
     if not is_own and own["name"] == "image_folder" and not os.path.isdir(own["path"]):
         return chosen, f"the folder it was trained on, {own['path']}, is not here: make sure data.path has none of it"
     return chosen, TRAINED_ON if _was_trained_on(splits.evaluation or splits.train, own) else ""
@@ -143,37 +122,28 @@ def _is_own(path: str | None, trained: dict[str, Any]) -> bool:
 
 def _were_held_out(data: dict[str, Any], train: Path, own: dict[str, Any]) -> bool:
     """Whether a run with settings `own` held out all that `data` holds out of the folder `train`."""
-    try:
-        folders = _folders_of(own | {"path": data["path"]})  # the run's folder may have been moved
-    except UserError:
-        return False
+    found = _folders_of(own | {"path": data["path"]})  # the run's folder may have been moved
     alike = data["stratify"] == own.get("stratify", False) and data["eval_fraction"] <= own["eval_fraction"]
-    return folders == (train, None) and alike
+    return found == (train, None) and alike
 
 
 def _was_trained_on(folder: Path, own: dict[str, Any]) -> bool:
     """Whether a run with settings `own` learned from pictures in a folder."""
-    if own["name"] != "image_folder" or not os.path.isdir(own["path"]):
-        return False
-    try:
-        train, evaluation = (path and path.resolve() for path in _folders_of(own))
-    except UserError:
-        return False
+    train, evaluation = _folders_of(own)
     folder = folder.resolve()
-    if evaluation and folder.is_relative_to(evaluation):
+    if train is None or evaluation and folder.is_relative_to(evaluation.resolve()):
         return False
-    return folder.is_relative_to(train) or train.is_relative_to(folder)
+    return folder.is_relative_to(train.resolve()) or train.resolve().is_relative_to(folder)
 
 
-def _folders_of(own: dict[str, Any]) -> tuple[Path, Path | None]:
-    """A run's training folder and evaluation folder."""
-    root = Path(own["path"])
-    if "stratify" in own:
-        return find_splits(root, own["train_split"], own["eval_split"])[:2]
-    # Versions before that setting knew only these names.
-    train = root / own["train_split"]
-    names = (own["eval_split"], "val", "validation", "test")
-    return train if train.is_dir() else root, next((root / n for n in names if n and (root / n).is_dir()), None)
+def _folders_of(own: dict[str, Any]) -> tuple[Path | None, Path | None]:
+    """A run's training and evaluation folder; None, None without folders, or if they cannot be told any more."""
+    if own["name"] != "image_folder" or not os.path.isdir(own["path"]):
+        return None, None
+    try:
+        return find_splits(Path(own["path"]), own["train_split"], own["eval_split"])[:2]
+    except UserError:
+        return None, None
 
 
 def _same_folder(one: str | None, other: str | None) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mae_jax.interop import huggingface, preprocessor, timm
+from mae_jax.interop import huggingface, timm
 from mae_jax.interop.tensors import write_safetensors, write_torch
 from mae_jax.interop.torch_layout import write_state
 from mae_jax.interop.workdirs import Weights
@@ -41,7 +41,9 @@ def fit(weights: Weights, format: str, *, encoder_only: bool = False) -> Weights
         weights = weights._replace(config=config, params={"encoder": weights.params["encoder"]})
     model, has_decoder = MAEConfig(**config["model"]), "decoder" in weights.params
     if is_classifier(config):
-        _check_pool(config["classifier"]["pool"], format)
+        if (pool := config["classifier"]["pool"]) not in POOLS[format]:
+            remedies = [f"export format={name}" for name, pools in POOLS.items() if pool in pools] + [ENCODER_ONLY]
+            raise UserError(f"format={format} has no head for classifier.pool={pool}: {', or '.join(remedies)}")
         if config["classifier"]["batch_norm"] and format != "facebook":
             notes.append("the BatchNorm before the linear layer is folded into it")
             config = config | {"classifier": config["classifier"] | {"batch_norm": False}}
@@ -61,41 +63,23 @@ def fit(weights: Weights, format: str, *, encoder_only: bool = False) -> Weights
     if format == "huggingface":
         height, width = model.image_size
         if height != width and (has_decoder or beit):
-            kind, remedy = ("BEiT", "format=timm or facebook") if beit else ("ViTMAE", "format=facebook")
             size = f"square images only, not {height} x {width}"
-            raise UserError(f"transformers' {kind} takes {size}: export {remedy}, or {ENCODER_ONLY}")
-        notes += preprocessor.left_unsaid(model)
+            raise UserError(f"transformers' ViTMAE and BEiT take {size}: export format=facebook, or {ENCODER_ONLY}")
+        notes += huggingface.left_unsaid(model)
     return weights._replace(notes=tuple(notes))
-
-
-def _check_pool(pool: str, format: str) -> None:
-    if pool in POOLS[format]:
-        return
-    able = [f"format={name}" for name, pools in POOLS.items() if pool in pools]
-    remedy = f"export {' or '.join(able)}" if able else ENCODER_ONLY
-    raise UserError(
-        f"format={format} has no head for classifier.pool={pool} (only for {', '.join(POOLS[format])}): {remedy}, or "
-        f"fine-tune with --config.classifier.pool={POOLS[format][0]}"
-    )
 
 
 def fold_batch_norm(params: dict[str, Any]) -> dict[str, Any]:
     """A classifier's parameters with the BatchNorm before its linear layer folded into that layer."""
-    head = dict(params["head"])
-    norm, linear = head.pop("batch_norm"), head["linear"]
+    norm, linear = params["head"]["batch_norm"], params["head"]["linear"]
     scale = 1 / np.sqrt(np.asarray(norm["variance"], np.float64) + BATCH_NORM_EPSILON)
     kernel = np.asarray(linear["kernel"], np.float64) * scale[:, None]
     bias = linear["bias"] - np.asarray(norm["mean"], np.float64) @ kernel
-    head["linear"] = {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}
-    return params | {"head": head}
+    return params | {"head": {"linear": {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}}}
 
 
 def export(weights: Weights, folder: Path, format: str, *, encoder_only: bool = False) -> list[Path]:
     """Writes the part of a model that `fit`s into a folder; returns the files in the order of writing.
-
-    huggingface: config.json, preprocessor_config.json and model.safetensors, for ViTMAEForPreTraining; of an encoder
-    for ViTModel, of a classifier for ViTForImageClassification (BeitForImageClassification with pool mean_norm).
-    facebook: model.pth. timm: config.json and model.safetensors, for `timm.create_model("local-dir:FOLDER")`.
 
     `encoder_only` leaves out decoder and head. Raises UserError, before writing, if the format cannot hold the model.
     """
@@ -118,15 +102,14 @@ def export(weights: Weights, folder: Path, format: str, *, encoder_only: bool = 
     if format == "timm":
         files = {"config.json": timm.make_config(model, classifier, data, names)}
     else:
-        kinds = {"decoder": "ViTMAEForPreTraining", "head": "ViTForImageClassification"}
-        architecture = next((kind for part, kind in kinds.items() if part in params), "ViTModel")
-        if classifier and classifier.pool == "mean_norm":
-            architecture = huggingface.BEIT
-        classes = classifier and classifier.num_classes
+        architecture = "ViTMAEForPreTraining" if "decoder" in params else "ViTModel"
+        if classifier:
+            architecture = huggingface.BEIT if classifier.pool == "mean_norm" else "ViTForImageClassification"
         state = huggingface.from_state(state, architecture)
+        classes = classifier and classifier.num_classes
         files = {
             "config.json": huggingface.make_config(model, architecture, names, classes) | {"step": step},
-            "preprocessor_config.json": preprocessor.make_preprocessor(model, data),
+            "preprocessor_config.json": huggingface.make_preprocessor(model, data),
         }
     for name, content in files.items():
         write_json(folder / name, content)

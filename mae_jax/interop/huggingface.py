@@ -1,13 +1,11 @@
-"""Hugging Face's names of tensors, and its config.json.
+"""Hugging Face's names of tensors, its config.json and preprocessor_config.json.
 
-Reads ViTMAEForPreTraining, ViTMAEModel, ViTModel and ViTForImageClassification of transformers 4 and 5, and
-BeitForImageClassification without relative positions and layer scale, which is a plain ViT with `pool=mean_norm`. Such
-classifiers are written as BEiT too: transformers' ViT cannot average patch tokens. Names are written as in transformers
-4 and on the hub, which both versions read.
+BeitForImageClassification without relative positions and layer scale is a plain ViT with `pool=mean_norm`, which
+transformers' ViT lacks.
 """
 
+import math
 import re
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -41,64 +39,55 @@ ACTIVATIONS = {  # theirs -> ours, where the names differ
     "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_accurate": "gelu_tanh",
     "gelu_python_tanh": "gelu_tanh", "gelu_python": "gelu", "swish": "silu",
 }  # fmt: skip
-# transformers 5 -> transformers 4, after the model's own prefix.
-OLDER_SPELLING = (
-    (r"^layers\.", "encoder.layer."),
-    (r"^decoder\.decoder_encoder\.layer\.", "decoder.decoder_layers."),
-    (r"\.attention\.q_proj\.", ".attention.attention.query."),
-    (r"\.attention\.k_proj\.", ".attention.attention.key."),
-    (r"\.attention\.v_proj\.", ".attention.attention.value."),
-    (r"\.attention\.o_proj\.", ".attention.output.dense."),
-    (r"\.mlp\.fc1\.", ".intermediate.dense."),
-    (r"\.mlp\.fc2\.", ".output.dense."),
-)
-# transformers 4 -> facebookresearch: modules, stacks, and modules in a block.
-MODULES = {
+# Theirs -> facebookresearch's: whole modules between dots. Of two spellings the last, of transformers 4, is written.
+NAMES = {
     "embeddings.cls_token": "cls_token",
     "embeddings.position_embeddings": "pos_embed",
     "embeddings.patch_embeddings.projection": "patch_embed.proj",
-    "layernorm": "norm",
-    "decoder.mask_token": "mask_token",
-    "decoder.decoder_pos_embed": "decoder_pos_embed",
-    "decoder.decoder_embed": "decoder_embed",
-    "decoder.decoder_norm": "decoder_norm",
-    "decoder.decoder_pred": "decoder_pred",
-    "classifier": "head",
-    "pooler.layernorm": "fc_norm",  # BEiT's
-}
-BEIT = "BeitForImageClassification"
-STACKS = {"encoder.layer": "blocks", "decoder.decoder_layers": "decoder_blocks"}
-IN_BLOCK = {
+    "layers": "blocks",
+    "encoder.layer": "blocks",
     "layernorm_before": "norm1",
     "layernorm_after": "norm2",
+    "attention.q_proj": "attn.q",
+    "attention.k_proj": "attn.k",
+    "attention.v_proj": "attn.v",
+    "attention.o_proj": "attn.proj",
     "attention.attention.query": "attn.q",
     "attention.attention.key": "attn.k",
     "attention.attention.value": "attn.v",
     "attention.output.dense": "attn.proj",
     "intermediate.dense": "mlp.fc1",
     "output.dense": "mlp.fc2",
+    "layernorm": "norm",
+    "decoder.mask_token": "mask_token",
+    "decoder.decoder_pos_embed": "decoder_pos_embed",
+    "decoder.decoder_embed": "decoder_embed",
+    "decoder.decoder_encoder.layer": "decoder_blocks",
+    "decoder.decoder_layers": "decoder_blocks",
+    "decoder.decoder_norm": "decoder_norm",
+    "decoder.decoder_pred": "decoder_pred",
+    "classifier": "head",
+    "pooler.layernorm": "fc_norm",  # BEiT's
 }
-NUMBERED = re.compile(r"(.+?)\.(\d+)\.(.+)")  # a tensor in a block of a stack
-
-
-def is_huggingface(names: Iterable[str]) -> bool:
-    return any("embeddings.patch_embeddings.projection" in name for name in names)
+BEIT = "BeitForImageClassification"
+BICUBIC = 3  # Pillow's number for the filter
 
 
 def to_state(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Their tensors under facebookresearch's names; those without a counterpart keep their own."""
+    """Their tensors under facebookresearch's names."""
     state, split = {}, {}
     for name, tensor in tensors.items():
-        name = re.sub(r"^(vit|beit)\.", "", name)
-        older = name
-        for pattern, replacement in OLDER_SPELLING:
-            older = re.sub(pattern, replacement, older)
-        name = _translated(older, MODULES, STACKS, IN_BLOCK) or name
+        name = _renamed(re.sub(r"^(vit|beit)\.", "", name), NAMES)
         if found := re.fullmatch(r"(\w+\.\d+\.attn\.)([qkv])(\.\w+)", name):
             split.setdefault(f"{found[1]}qkv{found[3]}", {})[found[2]] = tensor
         else:
             state[name] = tensor
     return state | {name: _joined(name, parts) for name, parts in split.items()}
+
+
+def _renamed(name: str, names: dict[str, str]) -> str:
+    pattern = rf"(?<![^.])({'|'.join(map(re.escape, names))})(?![^.])"  # before and after: a dot or nothing
+    return re.sub(pattern, lambda found: names[found[0]], name)
 
 
 def _joined(name: str, parts: dict[str, Tensor]) -> Tensor:
@@ -116,12 +105,11 @@ def _joined(name: str, parts: dict[str, Tensor]) -> Tensor:
 
 def from_state(state: dict[str, np.ndarray], architecture: str) -> dict[str, np.ndarray]:
     """facebookresearch's arrays under the names that transformers reads for an architecture."""
-    modules, stacks, in_block = ({ours: theirs for theirs, ours in t.items()} for t in (MODULES, STACKS, IN_BLOCK))
-    split = {}
+    ours, tensors = {ours: theirs for theirs, ours in NAMES.items()}, {}
     for name, values in state.items():
         parts = np.split(values, 3) if ".attn.qkv." in name else [values]
-        split |= {name.replace(".qkv.", f".{letter}."): part for letter, part in zip("qkv", parts, strict=False)}
-    tensors = {_translated(name, modules, stacks, in_block): values for name, values in split.items()}
+        for letter, part in zip("qkv", parts, strict=False):
+            tensors[_renamed(name.replace(".qkv.", f".{letter}."), ours)] = part
     prefix = {"ViTModel": "", BEIT: "beit."}.get(architecture, "vit.")
     if architecture == BEIT:  # it has biases of queries and values; those of keys would change nothing
         zeros = np.zeros_like(state["cls_token"][0, 0])
@@ -132,21 +120,11 @@ def from_state(state: dict[str, np.ndarray], architecture: str) -> dict[str, np.
     return {name if name.startswith(outside) else prefix + name: values for name, values in tensors.items()}
 
 
-def _translated(name: str, modules: dict[str, str], stacks: dict[str, str], in_block: dict[str, str]) -> str | None:
-    found, prefix = NUMBERED.fullmatch(name), ""
-    if found and found[1] in stacks:
-        prefix, name, modules = f"{stacks[found[1]]}.{int(found[2])}.", found[3], in_block
-    module = next((module for module in modules if name == module or name.startswith(f"{module}.")), None)
-    return module and prefix + modules[module] + name.removeprefix(module)
-
-
 def read_settings(config: dict[str, Any]) -> dict[str, Any]:
     """The settings `model.*` in a config.json, with transformers' defaults for those that it leaves out."""
     kind = config.get("model_type")
     if kind not in ("vit_mae", "vit", "beit"):
-        raise UserError(
-            f"config.json says model_type={kind!r}; masked autoencoders (vit_mae) and plain ViTs (vit) load"
-        )
+        raise UserError(f"config.json says model_type={kind!r}; autoencoders (vit_mae) and plain ViTs (vit) load")
     known = SETTINGS | (AUTOENCODER_SETTINGS if kind == "vit_mae" else {})
     settings = {ours: config.get(theirs, usual) for ours, (theirs, usual) in known.items()}
     settings["activation"] = ACTIVATIONS.get(settings["activation"], settings["activation"])
@@ -176,22 +154,15 @@ def make_config(model: MAEConfig, architecture: str, class_names: list[str] | No
         "hidden_act": "gelu_pytorch_tanh" if model.activation == "gelu_tanh" else model.activation,
         "architectures": [architecture],
         "model_type": "vit_mae" if autoencoder else "beit" if architecture == BEIT else "vit",
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "initializer_range": 0.02,
         "dtype": "float32",
     }
     if architecture == BEIT:  # all that distinguishes it from a ViT is off
-        config |= {
-            "use_mean_pooling": True, "use_absolute_position_embeddings": True, "use_relative_position_bias": False,
-            "use_shared_relative_position_bias": False, "use_mask_token": False, "layer_scale_init_value": 0.0,
-            "drop_path_rate": 0.0,
-        }  # fmt: skip
+        config |= {"use_absolute_position_embeddings": True, "layer_scale_init_value": 0.0, "drop_path_rate": 0.0}
     if autoencoder:
         config["decoder_intermediate_size"] = model.decoder_blocks.mlp_width
     if num_classes is not None:
         named = class_names and len(class_names) == num_classes
-        labels = list(class_names) if named else [f"LABEL_{n}" for n in range(num_classes)]
+        labels = class_names if named else [f"LABEL_{n}" for n in range(num_classes)]
         config["id2label"] = {str(n): name for n, name in enumerate(labels)}
         config["label2id"] = {name: n for n, name in enumerate(labels)}
     return config
@@ -202,3 +173,75 @@ def class_names(config: dict[str, Any]) -> list[str] | None:
     labels = {int(number): name for number, name in (config.get("id2label") or {}).items()}
     names = [labels[number] for number in sorted(labels)]
     return None if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names
+
+
+def read_preprocessor(preprocessor: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The settings `data.*` in a preprocessor_config.json, and notes on what is done differently here."""
+    names = {"mean": "image_mean", "std": "image_std"}
+    stated = {ours: preprocessor[theirs] for ours, theirs in names.items() if preprocessor.get(theirs) is not None}
+    data = {name: tuple(np.atleast_1d(values).tolist()) for name, values in stated.items()}
+    if not preprocessor.get("do_normalize", True):
+        data = {"mean": (0.0,), "std": (1.0,)}
+    scale = preprocessor.get("rescale_factor", 1 / 255) if preprocessor.get("do_rescale", True) else 1.0
+    if not 0 < scale < math.inf:
+        raise ValueError(f"rescale_factor={scale!r}")
+    if not math.isclose(scale, 1 / 255, rel_tol=1e-3):  # here, pictures are on 0..1 before mean and std
+        ratio = 1 / 255 / scale
+        data = {name: tuple(value * ratio for value in values) for name, values in data.items()}
+
+    size, kept, filter = (preprocessor.get(name) for name in ("size", "crop_size", "resample"))
+    crops = preprocessor.get("crop_pct") or preprocessor.get("do_center_crop", "crop_size" in preprocessor)
+    resized, kept = _shorter_side(size), _shorter_side(kept)
+    if preprocessor.get("crop_pct"):  # timm's name, which our exports use too
+        data["eval_crop"] = preprocessor["crop_pct"]
+    elif preprocessor:
+        data["eval_crop"] = min(1.0, kept / resized) if resized and kept and crops else 1.0
+    notes = []
+    if size and not crops and not (isinstance(size, dict) and "shortest_edge" in size):
+        notes.append("its processor stretches pictures; here they keep their aspect and are cropped to the centre")
+    if filter not in (None, BICUBIC):
+        notes.append(f"its processor resizes with resample={filter!r}; here by Pillow's bicubic filter")
+    return data, notes
+
+
+def _shorter_side(size: int | list | dict[str, int] | None) -> int | None:
+    if isinstance(size, dict):
+        size = [size[name] for name in ("shortest_edge", "height", "width") if size.get(name)]
+    return min(size, default=None) if isinstance(size, list) else size
+
+
+def make_preprocessor(model: MAEConfig, data: dict[str, Any]) -> dict[str, Any]:
+    """The preprocessor_config.json with which transformers makes our pixels, from the settings `data.*`.
+
+    BitImageProcessor cannot cover a rectangle: oblong images get the size before the crop, which stretches pictures.
+    """
+    height, width = model.image_size
+    resized = {name: round(side / data["eval_crop"]) for name, side in (("height", height), ("width", width))}
+    mean, std = (values * model.channels if len(values) == 1 else values for values in (data["mean"], data["std"]))
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": model.channels == 3,
+        "do_resize": True,
+        "size": {"shortest_edge": resized["height"]} if height == width else resized,
+        "resample": BICUBIC,
+        "do_center_crop": True,
+        "crop_size": {"height": height, "width": width},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(mean),
+        "image_std": list(std),
+        "crop_pct": data["eval_crop"],  # not read by transformers: the sizes above are rounded
+    }
+
+
+def left_unsaid(model: MAEConfig) -> list[str]:
+    """Notes on how transformers' processor differs, which its file cannot express."""
+    (height, width), notes = model.image_size, []
+    if height != width:
+        notes.append(f"transformers' processor stretches pictures whose aspect is not that of {height} x {width}")
+    if model.channels == 1:
+        notes.append("transformers' processor does not turn colours into grey: give it grey pictures")
+    elif model.channels != 3:
+        notes.append(f"transformers' processor takes grey and RGB pictures, none of {model.channels} channels")
+    return notes

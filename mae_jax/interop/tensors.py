@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mae_jax.runtime.errors import NotSaved, UserError, first_line, reason
-from mae_jax.workdir.writing import replacing
+from mae_jax.workdir.writing import parse_object, read_object, replacing
 
 # Types that can be read: safetensors' names -> those that PyTorch and NumPy share.
 DTYPES = {
@@ -61,11 +61,10 @@ Content = tuple[dict[str, Tensor], dict[str, Any]]
 
 
 def read_tensors(path: Path) -> Content:
-    """Opens a safetensors or PyTorch file, or a folder with one or with the shards of one, running no code from it.
+    """The tensors by name, and what else a PyTorch file holds (epoch, args, ...; see `plain`), running no code from it.
 
-    The content tells a file's type, not its name. Tensors of shards that the index does not name are left out. Returns
-    the tensors by name, and what else a PyTorch file holds (epoch, args, ...; see `plain`). Raises UserError if there
-    is no file or several, or if one is damaged or may be harmful.
+    Of a safetensors or PyTorch file, which its content tells, or of a folder with one or with its shards. Raises
+    UserError if there is no file or several, or if one is damaged or may be harmful.
     """
     try:
         file = _find_weights(path) if path.is_dir() else path
@@ -95,7 +94,7 @@ def _read_file(path: Path) -> Content:
         return _read_torch(path, zipped)
     if begin[8:9] == b"{":
         return _read_safetensors(path)
-    found = f"it begins with {begin[:30]!r}" if begin else "it is empty"  # enough to recognize a Git LFS pointer
+    found = f"it begins with {begin[:30]!r}" if begin else "it is empty"  # a Git LFS pointer shows
     raise UserError(f"{path} is neither a safetensors nor a PyTorch file ({found}); {ACCEPTED}")
 
 
@@ -108,14 +107,11 @@ def _read_shards(index: Path) -> Content:
         bare = name == PurePosixPath(name).name == PureWindowsPath(name).name != ".." and name.isprintable()
         if not bare:  # or an index could name any file on this machine
             raise UserError(f"{index} names the file {name!r}, not one of its own folder; do not trust it, {AGAIN}")
-        shard = index.parent / name
-        if not shard.is_file():
-            raise UserError(f"{shard} does not exist, but {index.name} needs it; download it as well")
-        found, _ = _read_file(shard)
-        for tensor in (tensor for tensor, place in places.items() if place == name):
-            if tensor not in found:
-                raise UserError(f"{index} says that {name} holds the tensor {tensor!r}, but it does not; {AGAIN}")
-            tensors[tensor] = found[tensor]
+        tensors |= {
+            tensor: found for tensor, found in _read_file(index.parent / name)[0].items() if places.get(tensor) == name
+        }
+    if missing := [tensor for tensor in places if tensor not in tensors]:
+        raise UserError(f"{places[missing[0]]} lacks the tensor {missing[0]!r}, which {index} promises; {AGAIN}")
     return tensors, {}
 
 
@@ -139,7 +135,7 @@ def _read_torch(path: Path, zipped: bool) -> Content:
     if torch.__version__ < (2, 10):
         raise UserError(f"reading {path} safely needs PyTorch 2.10 or newer, not {torch.__version__}; upgrade torch")
     try:
-        if zipped:
+        if zipped:  # checksums, which PyTorch ignores
             _check_archive(path)
         with path.open("rb") as file, torch.serialization.safe_globals(PLAIN_GLOBALS):
             content = torch.load(file, map_location="cpu", weights_only=True)
@@ -155,25 +151,23 @@ def _read_torch(path: Path, zipped: bool) -> Content:
     place = next((name for name in STATE_DICTS if holds_tensors(top.get(name))), None)
     state = top.pop(place) if place else top
     if not holds_tensors(state):
-        found = f"the entries {list(top)[:10]}" if top else f"a {type(content).__name__}"
+        found = list(top)[:10] or type(content).__name__
         raise UserError(f"{path} holds no state dict, but {found}; save the weights as {{'model': model.state_dict()}}")
     tensors = {str(name): value for name, value in state.items() if isinstance(value, torch.Tensor)}
     return {name: _make_tensor(torch, path, name, value) for name, value in tensors.items()}, top
 
 
 def _check_archive(path: Path) -> None:
-    """Refuses a zip file that PyTorch did not write or that fails its checksums, which PyTorch ignores."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         names = {entry.filename.partition("/")[2] for entry in entries}
         if "data.pkl" not in names or "constants.pkl" in names:
-            kind = "a zip archive, but no state dict that torch.save wrote (TorchScript?)"
-            raise UserError(f"{path} is {kind}; {ACCEPTED}")
-        if len(names) < len(entries):
-            raise UserError(f"{path} is damaged (two of its records have the same name); {AGAIN}")
+            raise UserError(f"{path} holds no state dict that torch.save wrote (TorchScript?); {ACCEPTED}")
         # All checksums are 0 if the writer turned them off (torch.serialization.set_crc32_options).
-        if any(entry.CRC for entry in entries) and (record := archive.testzip()):
-            raise UserError(f"{path} is damaged (record {record} has another checksum); {AGAIN}")
+        record = archive.testzip() if any(entry.CRC for entry in entries) else None
+        if record or len(names) < len(entries):
+            fault = f"record {record} has another checksum" if record else "two of its records have the same name"
+            raise UserError(f"{path} is damaged ({fault}); {AGAIN}")
 
 
 def _make_tensor(torch: Any, path: Path, name: str, value: Any) -> Tensor:
@@ -196,24 +190,21 @@ def _import_torch(doing: str, otherwise: str) -> Any:
 def _damaged(path: Path, error: Exception) -> UserError:
     asked = re.search("GLOBAL (.+?) (was not an allowed|whose module)", str(error), re.DOTALL)
     if asked:
-        message = f"{path} holds more than tensors and plain values (it asks to run {json.dumps(asked[1])}): it may be"
-        remedy = "take a .safetensors file, or have someone you trust save only its state dict again"
-        return UserError(f"{message} harmful and is not opened; {remedy}")
+        asked = f"it asks to run {json.dumps(asked[1])}"
+        return UserError(
+            f"{path} holds more than tensors and plain values ({asked}): it may be harmful and is not opened; take a "
+            ".safetensors file, or have someone you trust save only its state dict again"
+        )
     text = str(error).rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__  # without its advice
     return UserError(f"{path} is damaged or incomplete ({first_line(Exception(text))}); {AGAIN}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises UserError if it holds anything else."""
-    try:
-        if path.stat().st_size > LARGEST_JSON:
-            raise ValueError(f"it has {path.stat().st_size:,} bytes")
-        found = json.loads(path.read_bytes())
-        if not isinstance(found, dict):
-            raise ValueError("it holds no object")
-        return found
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not readable JSON ({first_line(error)}); {AGAIN}") from error
+    found = read_object(path) if path.is_file() and path.stat().st_size <= LARGEST_JSON else None
+    if found is None:
+        raise UserError(f"{path} is not readable JSON (an object of at most {LARGEST_JSON:,} bytes); {AGAIN}")
+    return found
 
 
 def plain(value: Any) -> dict[str, Any]:
@@ -223,19 +214,16 @@ def plain(value: Any) -> dict[str, Any]:
         return vars(part) if isinstance(part, argparse.Namespace) else type(part).__name__
 
     text = ""
-    try:
+    with contextlib.suppress(TypeError, ValueError, RecursionError):
         for piece in json.JSONEncoder(default=simplify).iterencode(value):
             text += piece
             if len(text) > 2**20:  # a small pickle can hold an endless structure
-                return {}
-        found = json.loads(text)
-    except (TypeError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+                break
+    return parse_object(text) or {}  # what was broken off is no JSON
 
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    """Writes a safetensors file, whole or not at all. Raises NotSaved if that fails."""
+    """Writes a safetensors file, whole or not at all; NotSaved if that fails."""
     with _writing(path) as temporary:
         dense = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
         save_file(dense, temporary, {"format": "pt"})  # transformers requires this

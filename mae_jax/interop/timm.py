@@ -6,6 +6,7 @@ from typing import Any
 from mae_jax.models.classifier import ClassifierConfig
 from mae_jax.models.config import SIZES, MAEConfig
 from mae_jax.runtime.errors import UserError
+from mae_jax.settings.fields import from_dict
 
 # Ours -> arguments of timm's VisionTransformer.
 ARGUMENTS = {
@@ -23,10 +24,6 @@ ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu", "quick_gelu")  # of the same
 POOLS = {"class": "token", "mean": "avg", "mean_norm": "avg"}  # the last two differ in `fc_norm`
 
 
-def is_timm(config: dict[str, Any]) -> bool:
-    return "architecture" in config and ("pretrained_cfg" in config or "num_features" in config)
-
-
 def read_settings(config: dict[str, Any]) -> dict[str, Any]:
     """The settings `model.*` in timm's config.json; the shapes of the tensors give the rest."""
     arguments = config.get("model_args") or {}
@@ -39,11 +36,11 @@ def read_data(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The settings `data.*` in timm's config.json, and notes on what is done differently here."""
     pretrained = config.get("pretrained_cfg") or {}
     names = {"mean": "mean", "std": "std", "eval_crop": "crop_pct"}
-    data = {ours: pretrained[theirs] for ours, theirs in names.items() if pretrained.get(theirs) is not None}
+    data = from_dict({ours: pretrained[name] for ours, name in names.items() if pretrained.get(name) is not None})
     usual = {"interpolation": "bicubic", "crop_mode": "center"}
     differing = [f"{name}={pretrained[name]!r}" for name in usual if pretrained.get(name, usual[name]) != usual[name]]
     notes = [f"{' and '.join(differing)} of its pictures: here bicubic, cropped to the centre"] if differing else []
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}, notes
+    return data, notes
 
 
 def heads_of_name(name: str) -> dict[str, int]:
@@ -79,9 +76,8 @@ def crop_share(image_size: tuple[int, int], eval_crop: float) -> float:
     """The crop_pct of square images with which timm, which rounds side / crop_pct down, resizes to our size."""
     height, width = image_size
     resized = round(height / eval_crop)
-    if height != width or int(height / eval_crop) == resized:
-        return eval_crop
-    return height / (resized + 0.25)  # we round it to ours
+    rounded_alike = height != width or int(height / eval_crop) == resized
+    return eval_crop if rounded_alike else height / (resized + 0.25)  # we round it to ours
 
 
 def make_config(
@@ -89,9 +85,11 @@ def make_config(
 ) -> dict[str, Any]:
     """The config.json that `timm.create_model("local-dir:FOLDER")` builds the model from."""
     pool, classes = (POOLS[classifier.pool], classifier.num_classes) if classifier else ("token", 0)
+    # timm's nearest name; model_args say how ours differs.
+    name = next((name for name, size in SIZES.items() if size.items() <= vars(model).items()), "base")
     ratio, mlp_width = model.blocks.mlp_width / model.width, model.blocks.mlp_width
     config = {
-        "architecture": _nearest_architecture(model),
+        "architecture": f"vit_{name}_patch16_224" if name != "huge" else "vit_huge_patch14_224",
         "num_classes": classes,
         "num_features": model.width,
         "global_pool": pool,
@@ -117,11 +115,3 @@ def make_config(
         },
     }
     return config | ({"label_names": list(class_names)} if class_names and classes == len(class_names) else {})
-
-
-def _nearest_architecture(model: MAEConfig) -> str:
-    """timm's nearest name; model_args say how ours differs."""
-    for name, size in SIZES.items():
-        if all(getattr(model, key) == size[key] for key in ("width", "depth", "patch_size")):
-            return f"vit_{name}_patch{model.patch_size}_224"
-    return "vit_base_patch16_224"

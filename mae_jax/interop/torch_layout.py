@@ -77,8 +77,6 @@ def read_params(
 ) -> dict[str, Any]:
     """Our parameters as a nested dict of float32 arrays; checks all names and shapes before reading any values."""
     flat, names = flatten_dict(shapes), dict(their_names(shapes, classifier))
-    if missing := [name for of_one in names.values() for name in of_one if name not in state]:
-        raise UserError(f"it lacks {listed(missing)}: it is incomplete, or not a masked autoencoder's")
     for path, leaf in flat.items():
         own = np.broadcast_to(np.float32(0), leaf.shape)
         expected = to_theirs(path, own[0] if path[1] == "blocks" else own, patch_size).shape

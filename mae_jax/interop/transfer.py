@@ -15,6 +15,7 @@ from mae_jax.models.classifier import ClassifierConfig, is_classifier, make_clas
 from mae_jax.models.config import USUAL_MASKS, MAEConfig
 from mae_jax.models.positions import resize_positions, sincos_table
 from mae_jax.runtime.errors import UserError
+from mae_jax.settings.fields import from_dict
 
 # Size and values of the pictures that an encoder knows: the checkpoint's, unless the command line gives others.
 PICTURES = ("model.image_size", "data.mean", "data.std", "data.value_range")
@@ -33,10 +34,7 @@ ENCODER_SETTINGS = (*ENCODER_STRUCTURE, "mlp_ratio", "mlp_width", "norm_epsilon"
 
 
 def find_start(config: ConfigDict, workdir: Path) -> tuple[dict[str, Any] | None, Weights | None]:
-    """The config that a run takes its model from, and the weights that it begins with.
-
-    Resumed: its own checkpoint's config, no weights. New: those of `init_from`, else both None. May raise UserError.
-    """
+    """A resumed run's own config, and None; for a new one config and weights of `init_from`, if set, else both None."""
     with contextlib.suppress(UserError):  # the run reports bad checkpoints when it sets them aside
         if trained := read_own_config(workdir):
             return trained, None
@@ -52,10 +50,7 @@ def read_start(config: ConfigDict, workdir: Path) -> Weights | None:
 
 
 def resolve_model(config: ConfigDict, trained: dict[str, Any]) -> list[str]:
-    """Sets the encoder's sizes and pictures in `config` to a checkpoint's; returns a line for each change.
-
-    Raises UserError if the command line gives the encoder another size.
-    """
+    """Sets the encoder's sizes (UserError if others are given) and `PICTURES` to a checkpoint's; a line per change."""
     # Settings that an older checkpoint lacks get their defaults. A classifier masks nothing, so masks need not fit.
     model = dataclasses.asdict(MAEConfig(**trained["model"])) | USUAL_MASKS
     sizes = {name: value for name, value in model.items() if name not in OWN_MODEL_SETTINGS}
@@ -118,20 +113,16 @@ def keeps_head(weights: Weights, model: ClassifierConfig, class_names: list[str]
 def describe_start(
     weights: Weights, model: ClassifierConfig, config: ConfigDict, class_names: list[str] | None = None
 ) -> str:
-    """For people: what a classifier begins with, and what differs from the run that trained it."""
+    """What a classifier begins with, and what differs from the run that trained it, in words."""
     old = weights.config
     parts = [f"{config.init_from}, {weights.origin}"]
     if keeps_head(weights, model, class_names):
         parts[0] += ", with its head"
     elif is_classifier(old):
-        classes = old["classifier"]["num_classes"]
-        same = classes == model.num_classes
-        differs = (
-            "other classes, or another pool or norm"
-            if same
-            else f"{classes} classes, the data have {model.num_classes}"
-        )
-        parts.append(f"a new head: the checkpoint's has {differs}")
+        classes, text = old["classifier"]["num_classes"], "other classes, or another pool or norm"
+        if classes != model.num_classes:
+            text = f"{classes} classes, the data have {model.num_classes}"
+        parts.append(f"a new head: the checkpoint's has {text}")
     rows, columns = MAEConfig(**old["model"]).grid
     if (rows, columns) != model.encoder.grid:
         parts.append(f"positions resized from {rows} x {columns} patches")
@@ -141,19 +132,13 @@ def describe_start(
 
 def pictures_differ(weights: Weights, data: Mapping) -> list[str]:
     """Notes on value ranges and normalisations that differ from those that the weights were trained with."""
-    notes = []
-    for name in ("mean", "std", "value_range"):
-        old, new = (settings.get(name) and tuple(settings[name]) for settings in (weights.config["data"], data))
-        if old != new:
-            notes.append(f"data.{name} was {old}, is {new}")
-    return notes
+    old, new = from_dict(dict(weights.config["data"])), from_dict(dict(data))
+    names = [name for name in ("mean", "std", "value_range") if old.get(name) != new.get(name)]
+    return [f"data.{name} was {old.get(name)}, is {new.get(name)}" for name in names]
 
 
 def fitting_params(weights: Weights, config: Mapping) -> tuple[dict, list[str]]:
-    """The parameters of a trained autoencoder from which a pre-training run starts, and notes.
-
-    Without a decoder if there was none. Notes say what differs or was assumed. UserError if the models differ.
-    """
+    """The parameters of an autoencoder or encoder that a pre-training run starts from, and notes on what differs."""
     path = config["init_from"]
     if is_classifier(weights.config):
         raise UserError(f"init_from={path} is a classifier without a decoder; pre-training needs an autoencoder")
@@ -163,17 +148,15 @@ def fitting_params(weights: Weights, config: Mapping) -> tuple[dict, list[str]]:
         old = dataclasses.replace(old, positions="learned")
     names = (*ENCODER_STRUCTURE, "positions", *(DECODER_STRUCTURE if whole else ()))
     pairs = {name: (getattr(old, name), getattr(new, name)) for name in names}
-    pairs["mlp_width"] = old.blocks.mlp_width, new.blocks.mlp_width
-    if whole:
-        pairs["decoder_mlp_width"] = old.decoder_blocks.mlp_width, new.decoder_blocks.mlp_width
-    differing = ", ".join(f"model.{name}={a!r} (here {b!r})" for name, (a, b) in pairs.items() if a != b)
-    if differing:
+    for name, blocks in (("mlp_width", "blocks"), ("decoder_mlp_width", "decoder_blocks"))[: 1 + whole]:
+        pairs[name] = getattr(old, blocks).mlp_width, getattr(new, blocks).mlp_width
+    if differing := ", ".join(f"model.{name}={a!r} (here {b!r})" for name, (a, b) in pairs.items() if a != b):
         raise UserError(f"init_from={path} holds another model: {differing}; make these settings the same")
     weights = choose(weights, USUAL_MASKS | {"image_size": new.image_size})  # masks are this run's own
     notes = list(weights.notes)
     if not whole:
         notes.append("the decoder starts from random weights")
     for name in ("norm_epsilon", "normalize_targets")[: 1 + whole]:
-        if getattr(old, name) != getattr(new, name):
-            notes.append(f"model.{name} was {getattr(old, name)}, is {getattr(new, name)}")
+        if (before := getattr(old, name)) != (now := getattr(new, name)):
+            notes.append(f"model.{name} was {before}, is {now}")
     return weights.params, notes + pictures_differ(weights, config["data"])

@@ -1,5 +1,6 @@
 """Loads trained models, wherever they come from: our workdirs, facebookresearch/mae, Hugging Face and timm."""
 
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,35 +11,56 @@ import numpy as np
 
 from mae_jax.data.processor import Processor
 from mae_jax.interop.foreign import GUESSABLE, is_foreign, read_foreign
-from mae_jax.interop.hub import fetch, is_hub
 from mae_jax.interop.workdirs import Weights, find_checkpoint, read_workdir
 from mae_jax.models.classifier import Classifier, is_classifier, make_bind_classifier, make_classifier_config
 from mae_jax.models.config import USUAL_MASKS
 from mae_jax.models.mae import MAEConfig, MaskedAutoencoder, make_bind
 from mae_jax.models.positions import resize_positions, sincos_table
-from mae_jax.runtime.errors import UserError, escaped
+from mae_jax.runtime.errors import UserError, escaped, first_line
 from mae_jax.runtime.mesh import fitting_dtype
 from mae_jax.runtime.processes import from_main, is_main
 from mae_jax.settings.registry import nearest
 from mae_jax.workdir.writing import read_object, write_json
 
+HUB_SETTINGS = ("config.json", "preprocessor_config.json")
+SAFETENSORS = ("*.safetensors", "*.safetensors.index.json")
+PYTORCH = ("pytorch_model*.bin", "pytorch_model.bin.index.json", "*.pth")  # fetched if there are no safetensors
 # Settings of `model.*` that the user may choose for any file.
 CHOOSABLE = ("dtype", "attention", "remat", "scan_unroll", "mask_ratio", "image_size", "positions")
 
 
 def find_weights(path: str | Path) -> Path:
     """The file, folder or newest checkpoint that a path means; fetches `hf://...` once. UserError if there is none."""
-    if is_hub(path):
+    if str(path).startswith("hf:/"):  # as a Path it loses one of its slashes
         return fetch(str(path))
     path = Path(path).expanduser().absolute()
     return path if is_foreign(path) else find_checkpoint(path)
 
 
-def read_weights(path: str | Path, asked: dict[str, Any] | None = None) -> Weights:
-    """Reads what `find_weights` finds; `asked` gives settings `model.*` that another program's file does not state.
+def fetch(address: str) -> Path:
+    """Downloads a model's files, unless huggingface_hub has them in its cache; returns their folder."""
+    if not (found := re.fullmatch(r"hf:/+([\w.-]+/[\w.-]+)(?:@(\S+))?", address)):
+        raise UserError(f"{address} is not of the form hf://owner/name or hf://owner/name@revision")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise UserError(f"reading {address} needs another package: pip install huggingface_hub") from error
+    for weights in (SAFETENSORS, PYTORCH):
+        patterns = [*HUB_SETTINGS, *weights]
+        try:
+            folder = snapshot_download(found[1], revision=found[2], allow_patterns=patterns, etag_timeout=20)
+        except Exception as error:  # the package and its network libraries raise many types
+            raise UserError(
+                f"{address} cannot be downloaded ({type(error).__name__}: {first_line(error)}); check the name and the "
+                "network, or fetch its files elsewhere and give their folder"
+            ) from error
+        if any(file.suffix in (".safetensors", ".bin", ".pth") for file in Path(folder).iterdir()):
+            return Path(folder)
+    raise UserError(f"{address} has no weights ({', '.join((*SAFETENSORS, *PYTORCH))})")
 
-    Raises UserError if there is nothing, it cannot be read, or it holds no encoder.
-    """
+
+def read_weights(path: str | Path, asked: dict[str, Any] | None = None) -> Weights:
+    """Reads what `find_weights` finds; `asked` gives settings `model.*` that another program's file does not state."""
     path = find_weights(path)
     if is_foreign(path):
         return read_foreign(path, asked)
@@ -48,7 +70,6 @@ def read_weights(path: str | Path, asked: dict[str, Any] | None = None) -> Weigh
 
 
 def assumed(config: Mapping) -> dict[str, Any]:
-    """The settings `assume.*` of a run that are set."""
     return {name: value for name, value in config["assume"].items() if value is not None}
 
 
@@ -58,23 +79,19 @@ def find_same_weights(init_from: str, workdir: Path | None = None) -> Path:
     A run in `workdir` notes the answer in init_from.json, and gets it again if restarted before its own first
     checkpoint.
     """
-
-    def find() -> str:
-        return str(find_weights(init_from) if workdir is None else _pinned(init_from, workdir))
-
-    found = Path(from_main(find() if is_main() else None))
+    found = Path(from_main(_pinned(init_from, workdir) if is_main() else None))
     return found if found.exists() else find_weights(init_from)  # each host has its own downloads
 
 
-def _pinned(init_from: str, workdir: Path) -> Path:
-    note = workdir / "init_from.json"
-    if (workdir / "config.json").exists():  # without it, that run was refused before it began
-        noted = read_object(note) or {}
+def _pinned(init_from: str, workdir: Path | None) -> str:
+    if workdir and (workdir / "config.json").exists():  # without it, that run was refused before it began
+        noted = read_object(workdir / "init_from.json") or {}
         checkpoint = noted.get("checkpoint")
         if noted.get("init_from") == init_from and isinstance(checkpoint, str) and Path(checkpoint).exists():
-            return Path(checkpoint)
-    found = find_weights(init_from)
-    write_json(note, {"init_from": init_from, "checkpoint": str(found)})
+            return checkpoint
+    found = str(find_weights(init_from))
+    if workdir:
+        write_json(workdir / "init_from.json", {"init_from": init_from, "checkpoint": found})
     return found
 
 
@@ -85,7 +102,6 @@ def check_workdir(workdir: Path) -> None:
 
 
 def has_decoder(weights: Weights) -> bool:
-    """Whether weights can reconstruct."""
     return "decoder" in weights.params
 
 
@@ -133,7 +149,7 @@ def load(path: str | Path, **settings) -> MaskedAutoencoder | Classifier:
 
 
 def choose(weights: Weights, settings: dict[str, Any]) -> Weights:
-    """The same weights with other settings (`CHOOSABLE`); position tables are adapted."""
+    """The same weights with other settings (`CHOOSABLE`) and adapted position tables."""
     old = MAEConfig(**weights.config["model"])
     settings, notes = _with_masks_that_fit(weights.config["model"], settings)
     new = MAEConfig(**weights.config["model"] | settings)
@@ -160,7 +176,5 @@ def _with_masks_that_fit(model: Mapping, settings: dict[str, Any]) -> tuple[dict
     try:
         MAEConfig(**model | settings)
         return settings, []
-    except UserError as error:
-        settings = USUAL_MASKS | settings
-        MAEConfig(**model | settings)  # raises if the cause was another
-        return settings, [f"{error}; masks hide single random patches instead"]
+    except UserError as error:  # if its cause is another, the caller meets it again
+        return USUAL_MASKS | settings, [f"{error}; masks hide single random patches instead"]

@@ -34,20 +34,14 @@ class Weights(NamedTuple):
 def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint folder that a path means: itself, or a workdir's newest complete one. UserError if none."""
     path = Path(path).absolute()
-    if not path.exists():
-        raise UserError(
-            f"{path} does not exist; give a workdir such as runs/digits, runs/digits/checkpoints/STEP, or a file or "
-            "folder of weights"
-        )
     if (path / "params").is_dir():
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    if not (steps := _steps(folder)):
-        raise UserError(
-            f"{path} is neither a workdir with a checkpoint nor a checkpoint of mae_jax, and holds no weights of "
-            "another program (such as model.safetensors)"
-        )
-    return folder / str(steps[-1])
+    if steps := _steps(folder):
+        return folder / str(steps[-1])
+    fault = "is neither a workdir with a checkpoint nor a checkpoint" if path.exists() else "does not exist"
+    remedy = "give a workdir such as runs/digits, runs/digits/checkpoints/STEP, or a file or folder of weights"
+    raise UserError(f"{path} {fault}; {remedy}")
 
 
 def _steps(folder: Path) -> list[int]:
@@ -62,15 +56,15 @@ def read_own_config(workdir: Path) -> dict[str, Any] | None:
 
 
 def _own_config(workdir: Path) -> dict[str, Any] | None:
-    folder, refusal = workdir / "checkpoints", None
+    folder, refusals = workdir / "checkpoints", []
     for step in reversed(_steps(folder)):
         try:
             _check_undamaged(folder / str(step), "about")
             return read_config(folder / str(step))[0]
         except UserError as error:  # the run itself sets it aside, and says so
-            refusal = refusal or error
-    if refusal:
-        raise refusal
+            refusals.append(error)
+    if refusals:
+        raise refusals[0]
     return None
 
 
@@ -101,10 +95,7 @@ def read_config(checkpoint: Path) -> tuple[dict[str, Any], int]:
 
 
 def read_workdir(path: str | Path) -> Weights:
-    """Reads config and parameters of a workdir's newest checkpoint, or of one checkpoint.
-
-    Raises UserError if there is none, it is damaged or unreadable, or it holds no encoder, or NaN or infinity.
-    """
+    """Config and parameters of a workdir's newest checkpoint, or of one checkpoint; UserError if it is unusable."""
     checkpoint = find_checkpoint(path)
     _check_undamaged(checkpoint, "about", *ITEMS)  # not the optimizer's state, which is most of a checkpoint
     config, step = read_config(checkpoint)

@@ -20,7 +20,7 @@ from mae_jax.data.device_batches import DeviceBatches, evaluation_batch_size, on
 from mae_jax.data.loader import array_batches
 from mae_jax.data.resolutions import Stage
 from mae_jax.data.sources import Labelled, RandomSubset, Source, StratifiedSubset, count_images
-from mae_jax.evaluation.extraction import extract_features
+from mae_jax.evaluation.evaluator import extract_features
 from mae_jax.evaluation.unseen import take_pictures
 from mae_jax.interop.transfer import describe_start, resolve_model, starting_params
 from mae_jax.interop.workdirs import Weights

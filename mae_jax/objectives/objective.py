@@ -14,8 +14,7 @@ from mae_jax.data.device_batches import DeviceBatches, training_batches
 from mae_jax.data.resolutions import Stage, check_resolutions
 from mae_jax.data.sources import Source, make_sources
 from mae_jax.evaluation import evaluator
-from mae_jax.evaluation.evaluator import EvaluationData
-from mae_jax.evaluation.suite import EvaluationSuite
+from mae_jax.evaluation.evaluator import EvaluationData, EvaluationSuite
 from mae_jax.evaluation.unseen import keep_hold_out
 from mae_jax.interop.transfer import find_start, read_start
 from mae_jax.interop.workdirs import Weights
@@ -89,7 +88,7 @@ class Objective(abc.ABC):
         trained, self.weights = find_start(config, workdir)
         self.changed = self.take_over(trained) if trained else []
         settle_dtype(config, mesh, trained)
-        keep_hold_out(config, workdir)
+        keep_hold_out(config, workdir, trained, resumed=self.weights is None)
         self.model = check_model(config)
         check_heads(mesh, self.model, decoder=self.has_decoder)
         self.train_source, self.eval_source = self.open_sources()

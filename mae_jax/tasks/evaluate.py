@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from mae_jax.data.image_folder import PictureFiles
 from mae_jax.data.sources import Labelled, Source, count_images, match_classes
 from mae_jax.evaluation.classification import Accuracy, class_table, confusion_matrix, draw_confusion_matrix
-from mae_jax.evaluation.suite import EvaluationSuite
+from mae_jax.evaluation.evaluator import EvaluationSuite
 from mae_jax.interop.weights import has_decoder
 from mae_jax.interop.workdirs import Weights
 from mae_jax.models.classifier import is_classifier

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mae_jax.evaluation.drawing import HEADINGS, draw_reconstructions
+from mae_jax.evaluation.autoencoder import HEADINGS, draw_reconstructions
 from mae_jax.models.rendering import Reconstructions
 
 

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mae_jax.evaluation.extraction import extract_features, pool
+from mae_jax.evaluation.evaluator import extract_features, pool
 
 
 def batches(features, labels, size):

@@ -7,7 +7,7 @@ import pytest
 from configs import digits
 from mae_jax.data.augment import normalize
 from mae_jax.data.sources import Digits
-from mae_jax.evaluation import drawing
+from mae_jax.evaluation import autoencoder
 from mae_jax.evaluation.evaluator import Trained
 from mae_jax.evaluation.hidden_patches import read_masks
 from mae_jax.models.mae import make_bind
@@ -133,7 +133,7 @@ def test_the_loss_is_that_of_each_images_own_mask_for_any_batch_size_and_number_
 
 def test_the_pictures_drawn_are_hidden_by_the_masks_of_those_images(numbered, pictures, monkeypatch):
     drawn = []
-    monkeypatch.setattr(drawing, "draw_reconstructions", lambda *x: drawn.append(x) or np.zeros((2, 2, 3)))
+    monkeypatch.setattr(autoencoder, "draw_reconstructions", lambda *x: drawn.append(x) or np.zeros((2, 2, 3)))
     suite = make_suite("reconstructions", mask=str(numbered), pictures=5)
     suite.run(Trained(0, random_params(suite.data.model), "step 0"))
     ((images, found, caption),) = drawn

@@ -10,10 +10,9 @@ from ml_collections import ConfigDict
 from configs import digits
 from mae_jax.data.augment import normalize
 from mae_jax.data.sources import Digits
-from mae_jax.evaluation import drawing
-from mae_jax.evaluation.evaluator import EvaluationData, Evaluator, Trained
+from mae_jax.evaluation import autoencoder
+from mae_jax.evaluation.evaluator import EvaluationData, EvaluationSuite, Evaluator, Trained
 from mae_jax.evaluation.rankme import rankme
-from mae_jax.evaluation.suite import EvaluationSuite
 from mae_jax.models.mae import init_params, make_bind
 from mae_jax.runtime.errors import UserError
 from tests.meshes import device_mesh
@@ -70,7 +69,7 @@ def test_the_picture_says_why_visible_patches_of_a_prediction_are_noise_where_th
     state, monkeypatch, loss_patches, told
 ):
     captions, picture = [], np.zeros((2, 2, 3), np.uint8)
-    monkeypatch.setattr(drawing, "draw_reconstructions", lambda *drawn: captions.append(drawn[2]) or picture)
+    monkeypatch.setattr(autoencoder, "draw_reconstructions", lambda *drawn: captions.append(drawn[2]) or picture)
     assert make_suite("reconstructions", loss_patches=loss_patches).run(state) == ({}, {"reconstructions": picture})
     assert captions[0].startswith("step 3; 75% of the patches hidden")
     assert ("visible patches of a prediction are noise: the loss covers the hidden patches only" in captions[0]) == told

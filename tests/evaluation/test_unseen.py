@@ -1,7 +1,5 @@
 """Which pictures of a folder are measured, and that none is evaluated on that was trained on."""
 
-import json
-
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -78,7 +76,7 @@ def test_what_is_held_out_of_a_folder_that_was_trained_on_whole_counts_as_traine
 def test_a_folder_that_was_moved_after_training_is_still_the_one_it_was_trained_on(folder):
     moved, trained = folder("moved", "cat", "dog"), {"data": data_of("/no/longer/here"), "num_train_examples": 18}
     count, _, note = measured(data_of(moved), trained)
-    assert count == 2 and "holds as many pictures as the folder that it was trained on" in note
+    assert count == 2 and "holds as many pictures" in note
     trained["num_train_examples"] = 17
     count, _, note = measured(data_of(moved), trained)
     assert count == 20 and note.startswith("the folder it was trained on, /no/longer/here, is not here")
@@ -102,19 +100,9 @@ def test_names_of_the_checkpoints_own_splits_are_not_looked_for_elsewhere(folder
     assert measured(data_of(moved, **names), {"data": data_of(own, **names)})[:2] == (10, f"{moved}/two")
 
 
-@pytest.fixture
-def run_of(tmp_path):
-    """Returns a function: the settings `data.*` of a run -> its workdir, with a checkpoint that knows only these."""
-
-    def make(data, version="new"):
-        if version == "old":
-            data = {key: value for key, value in data.items() if key != "stratify"}
-        about = tmp_path / f"run_{version}" / "checkpoints" / "3" / "about"
-        about.mkdir(parents=True)
-        (about / "metadata").write_text(json.dumps({"config": {"data": data}, "step": 3}))
-        return about.parents[2]
-
-    return make
+def run_of(data, version="new"):
+    """The config of a run with these settings `data.*`; an old version knew no `data.stratify`."""
+    return {"data": {key: value for key, value in data.items() if version == "new" or key != "stratify"}}
 
 
 def config_of(path, **settings):
@@ -123,28 +111,32 @@ def config_of(path, **settings):
     return config
 
 
+def hold_out(config, trained, *, resumed=True):
+    keep_hold_out(config, "runs/x", trained, resumed=resumed)
+
+
 @pytest.mark.parametrize("version, stratify", [("old", False), ("new", True)])
-def test_a_run_that_an_earlier_version_began_holds_out_what_it_did(folder, run_of, tmp_path, version, stratify):
+def test_a_run_that_an_earlier_version_began_holds_out_what_it_did(folder, version, stratify):
     own = folder("own", "cat", "dog")
-    workdir = run_of(data_of(own), version)
-    for config, place in (
-        (config_of(own), workdir),  # goes on
-        (config_of(own, init_from=str(workdir)), tmp_path / "next"),  # begins with its weights, on the same pictures
-    ):
-        keep_hold_out(config, place)
+    trained = run_of(data_of(own), version)
+    for resumed in (True, False):  # goes on, or begins with its weights, on the same pictures
+        config = config_of(own)
+        hold_out(config, trained, resumed=resumed)
         assert config.data.stratify == stratify
-    config = config_of(folder("other", "cat", "dog"), init_from=str(workdir))
-    keep_hold_out(config, tmp_path / "next")
+    config = config_of(folder("other", "cat", "dog"))
+    hold_out(config, trained, resumed=False)
     assert config.data.stratify
+    hold_out(config, None)
 
 
-def test_a_run_that_took_split_folders_for_classes_does_not_go_on_with_an_evaluation_on_them(folder, run_of):
+def test_a_run_that_took_split_folders_for_classes_does_not_go_on_with_an_evaluation_on_them(folder):
     own = folder("own", "Train/cat", "Train/dog", "Val/cat", "Val/dog")
-    workdir = run_of(data_of(own), "old")
-    with pytest.raises(UserError, match=f"has learned from pictures in {own}/Val, which are now for evaluation"):
-        keep_hold_out(config_of(own), workdir)
-    keep_hold_out(config_of(own, **{"data.train_split": "", "data.eval_split": ""}), workdir)  # as it was
-    keep_hold_out(config_of(own), run_of(data_of(own)))
+    as_classes = {"train_split": "", "eval_split": ""}
+    trained = run_of(data_of(own, **as_classes))
+    with pytest.raises(UserError, match=f"has learned from pictures that are now for evaluation .in {own}/Val; data."):
+        hold_out(config_of(own), trained)
+    hold_out(config_of(own, **{"data.train_split": "", "data.eval_split": ""}), trained)  # as it was
+    hold_out(config_of(own), run_of(data_of(own)))
 
 
 @pytest.mark.parametrize("settings, changed", [
@@ -152,12 +144,12 @@ def test_a_run_that_took_split_folders_for_classes_does_not_go_on_with_an_evalua
     ({"data.stratify": False}, "data.stratify=False was True"),
     ({"data.eval_split": ""}, "data.eval_split='' was 'validation'"),
 ])  # fmt: skip
-def test_a_run_does_not_go_on_with_other_pictures_held_out_than_before(folder, run_of, settings, changed):
+def test_a_run_does_not_go_on_with_other_pictures_held_out_than_before(folder, settings, changed):
     own = folder("own", *(("train/cat", "val/cat") if "data.eval_split" in settings else ("cat", "dog")))
-    workdir = run_of(data_of(own))
-    with pytest.raises(UserError, match=f"has learned from pictures that would now be held out of {own}.*{changed}"):
-        keep_hold_out(config_of(own, **settings), workdir)
-    keep_hold_out(config_of(own, **{"data.eval_fraction": 0.05}), workdir)
+    trained = run_of(data_of(own))
+    with pytest.raises(UserError, match=f"has learned from pictures that are now .*held out of {own}.*{changed}"):
+        hold_out(config_of(own, **settings), trained)
+    hold_out(config_of(own, **{"data.eval_fraction": 0.05}), trained)
 
 
 def classifier(names, num_classes=3, name="image_folder"):

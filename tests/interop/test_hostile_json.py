@@ -109,7 +109,7 @@ def test_a_json_file_too_large_to_be_one_is_refused_unread(write_model):
         whole = (path.parent / name).read_bytes() if (path.parent / name).exists() else None
         with (path.parent / name).open("wb") as file:
             file.truncate(LARGEST_JSON + 1 + 2**40)  # sparse
-        assert f"{name} is not readable JSON (it has {LARGEST_JSON + 1 + 2**40:,} bytes)" in refusal(path.parent)
+        assert f"{name} is not readable JSON (an object of at most {LARGEST_JSON:,} bytes)" in refusal(path.parent)
         (path.parent / name).write_bytes(whole or b"{}")
 
 
@@ -119,4 +119,4 @@ def test_an_index_of_shards_is_read_as_carefully(tmp_path):
     assert "has no weight_map from names of tensors" in refusal(tmp_path)
     with index.open("wb") as file:
         file.truncate(2**40)
-    assert "is not readable JSON (it has 1,099,511,627,776 bytes)" in refusal(tmp_path)
+    assert "is not readable JSON (an object of at most" in refusal(tmp_path)

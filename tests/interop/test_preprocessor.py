@@ -9,7 +9,7 @@ from PIL import Image
 import mae_jax
 from mae_jax.data.processor import Processor
 from mae_jax.interop.formats import fit
-from mae_jax.interop.preprocessor import left_unsaid, make_preprocessor, read_preprocessor
+from mae_jax.interop.huggingface import left_unsaid, make_preprocessor, read_preprocessor
 from mae_jax.interop.timm import crop_share
 from mae_jax.interop.weights import read_weights
 from mae_jax.models.config import MAEConfig

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mae_jax.evaluation.extraction import pool
+from mae_jax.evaluation.evaluator import pool
 from mae_jax.models.classifier import ClassifierConfig, init_classifier, make_bind_classifier
 from mae_jax.models.mae import PREDICTED, MAEConfig, init_params, make_bind
 from mae_jax.models.masking import BLOCK_DRAWS, some_hidden

@@ -1,4 +1,4 @@
-"""Pictures of reconstructions: original, masked, prediction, and prediction with the visible patches pasted in."""
+"""Evaluators of an autoencoder: its loss on images that it has not seen, and pictures of its reconstructions."""
 
 import contextlib
 import functools
@@ -13,11 +13,12 @@ from PIL import Image, ImageDraw, ImageFont
 from mae_jax.data.augment import denormalize
 from mae_jax.data.loader import make_eval_batches
 from mae_jax.data.sources import RandomSubset
-from mae_jax.evaluation.evaluator import EVALUATORS, EvaluationData, Evaluator, State
+from mae_jax.evaluation.evaluator import EvaluationData, Evaluator, State, one_ahead
 from mae_jax.models.rendering import Reconstructions, reconstruct
 from mae_jax.models.targets import TARGETS
 from mae_jax.runtime.errors import escaped
 from mae_jax.runtime.mesh import put, replicated
+from mae_jax.runtime.sharding import on_rows
 
 GREY = 0.5  # colour of hidden patches, on [0, 1]
 HEADINGS = ("original", "masked", "prediction", "prediction + visible")
@@ -25,13 +26,33 @@ TRUE_STATISTICS = "each predicted patch is drawn with the true patch's mean and 
 UNTRAINED = "visible patches of a prediction are noise: the loss covers the hidden patches only"
 
 
-@EVALUATORS.register("reconstructions")
+class MaskedLoss(Evaluator):
+    """The mean loss over all evaluation images, of the patches in `model.loss_patches`."""
+
+    def __init__(self, config: ConfigDict, data: EvaluationData):
+        super().__init__(config, data)
+        self._hidden = data.hidden_patches
+        self._losses_of = on_rows(self._losses, data.mesh)
+
+    def run(self, state: State) -> Iterator[tuple[str, float]]:
+        variables = state.variables()
+        found = one_ahead(self._losses_of(variables, batch) for batch in self.data.batches(self.data.evaluation))
+        losses, weights = np.concatenate([np.stack(jax.device_get(rows)) for rows in found], axis=1).astype(np.float64)
+        yield "loss", float(np.sum(losses * weights) / np.sum(weights))
+
+    def _losses(self, variables: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
+        images, index = self.data.normalize(batch["image"]), batch["index"]
+        output = self._hidden.apply(self.data.bind(variables), images, index, index)
+        return output.example_loss, batch["weight"]
+
+
 class ReconstructionSheet(Evaluator):
     """One picture with `evaluate.pictures` evaluation images, always the same ones, and their reconstructions."""
 
     def __init__(self, config: ConfigDict, data: EvaluationData):
         super().__init__(config, data)
         self._hidden = data.hidden_patches
+        self._normalized = TARGETS.find(data.model.target_name).normalized
         self._reconstruct_all = jax.jit(self._reconstruct, out_shardings=replicated(data.mesh))  # too few to split
 
     def run(self, state: State) -> Iterator[tuple[str, np.ndarray]]:
@@ -43,17 +64,14 @@ class ReconstructionSheet(Evaluator):
         rows = [batch["image"], batch["index"], shown.indices[batch["index"]]]
         found = self._reconstruct_all(state.variables(), *put(rows, replicated(data.mesh)))
         caption = [getattr(state, "name", f"step {int(state.step):,}"), self._hidden.description]
-        caption += [TRUE_STATISTICS] if TARGETS.find(model.target_name).normalized else []
+        caption += [TRUE_STATISTICS] if self._normalized else []
         caption += [UNTRAINED] if model.loss_patches == "hidden" else []
         yield "reconstructions", draw_reconstructions(*jax.device_get(found), "; ".join(caption))
 
-    def _reconstruct(
-        self, variables: dict, images: jax.Array, index: jax.Array, number: jax.Array
-    ) -> tuple[jax.Array, Reconstructions]:
-        images, model = self.data.normalize(images), self.data.model
+    def _reconstruct(self, variables: dict, images, index, number) -> tuple[jax.Array, Reconstructions]:
+        images = self.data.normalize(images)
         output = self._hidden.apply(self.data.bind(variables), images, index, number)
-        normalized = TARGETS.find(model.target_name).normalized
-        found = reconstruct(images, output.prediction, output.mask, model.patch_size, normalized)
+        found = reconstruct(images, output.prediction, output.mask, self.data.model.patch_size, self._normalized)
         to_display = functools.partial(denormalize, mean=self.config.data.mean, std=self.config.data.std)
         found = found._replace(prediction=to_display(found.prediction), pasted=to_display(found.pasted))
         return to_display(images), found
@@ -65,7 +83,9 @@ def draw_reconstructions(images: np.ndarray, found: Reconstructions, caption: st
     Images [B, H, W, C] are clipped to [0, 1]. One channel is drawn grey; of more than three, the first three are drawn.
     """
     masked = images * found.visible + GREY * (1 - found.visible)
-    columns = [_to_rgb(column) for column in (images, masked, found.prediction, found.pasted)]
+    columns = np.stack([np.asarray(column) for column in (images, masked, found.prediction, found.pasted)])
+    columns = np.round(np.clip(columns, 0, 1) * 255).astype(np.uint8)
+    columns = np.repeat(columns[..., :1], 3, axis=-1) if columns.shape[-1] < 3 else columns[..., :3]
     rows, height, width = columns[0].shape[:3]
     scale = max(1, round(112 / min(height, width)))  # small pictures are enlarged without smoothing
     height, width, gap, head = height * scale, width * scale, 6, 22
@@ -84,8 +104,3 @@ def draw_reconstructions(images: np.ndarray, found: Reconstructions, caption: st
     for n, line in enumerate(lines):
         draw.text((gap, sheet.height - foot + 17 * n), line, fill="black", font=font)
     return np.asarray(sheet)
-
-
-def _to_rgb(images: np.ndarray) -> np.ndarray:
-    images = np.round(np.clip(np.asarray(images), 0, 1) * 255).astype(np.uint8)
-    return np.repeat(images[..., :1], 3, axis=-1) if images.shape[-1] < 3 else images[..., :3]
