@@ -10,7 +10,7 @@ from mae_jax.models.layers import Linear, PreNorm
 from mae_jax.models.masking import take_patches
 from mae_jax.models.positions import sincos_table
 from mae_jax.models.targets import TARGETS
-from mae_jax.models.transformer import NOTHING, Record, Recorded, create_blocks, scan_blocks
+from mae_jax.models.transformer import Recorded, create_blocks, scan_blocks
 
 
 class Decoder(nnx.Module):
@@ -39,37 +39,33 @@ class Decoder(nnx.Module):
         tokens: jax.Array,
         grid: tuple[int, int],
         ids_restore: jax.Array,
-        record: Record = NOTHING,
+        record: tuple[bool, bool] = (False, False),
         ids: jax.Array | None = None,
     ) -> tuple[jax.Array, Recorded]:
         """Decodes tokens [B, C + K, D] of C class tokens and K patches to [B, L, target_dim] in float32.
 
         A cross-attention decoder with `ids` [B, P] predicts only those patches: [B, P, target_dim].
         """
+        config, memory, first = self.config, None, self.config.class_tokens
+        table = position_table(self.positions, config.grid, grid, config.decoder_width)
         if self.embed is None:
-            x, memory, first = self._queries(len(tokens), grid, ids), tokens, 0
+            memory, first = tokens, 0
+            x = self.mask_token[...] + (table[None, 1:] if ids is None else take_patches(table[1:], ids))
+            x = jnp.broadcast_to(x, (len(tokens), *x.shape[1:]))
         else:
-            x, memory, first = self._all_tokens(tokens, grid, ids_restore), None, self.config.class_tokens
+            x = self._all_tokens(tokens, table, ids_restore)
         x, recorded = scan_blocks(
-            self.blocks, x, remat=self.config.remat, unroll=self.config.scan_unroll, memory=memory, record=record
+            self.blocks, x, remat=config.remat, unroll=config.scan_unroll, memory=memory, record=record
         )
         return self.predict(self.norm(x[:, first:])), recorded
 
-    def _queries(self, batch: int, grid: tuple[int, int], ids: jax.Array | None) -> jax.Array:
-        positions = position_table(self.positions, self.config.grid, grid, self.config.decoder_width)[1:]
-        positions = positions[None] if ids is None else take_patches(positions, ids)
-        x = self.mask_token[...] + positions
-        return jnp.broadcast_to(x, (batch, *x.shape[1:]))
-
-    def _all_tokens(self, tokens: jax.Array, grid: tuple[int, int], ids_restore: jax.Array) -> jax.Array:
-        classes = self.config.class_tokens
-        x = self.embed(tokens)
+    def _all_tokens(self, tokens: jax.Array, table: jax.Array, ids_restore: jax.Array) -> jax.Array:
+        x, classes = self.embed(tokens), self.config.class_tokens
         b, n, d = x.shape
         if not self.config.encoder_mask_tokens:
             hidden = jnp.broadcast_to(self.mask_token[...], (b, ids_restore.shape[1] + classes - n, d))
             patches = take_patches(jnp.concatenate([x[:, classes:], hidden], axis=1), ids_restore)
             x = jnp.concatenate([x[:, :classes], patches], axis=1)
-        table = position_table(self.positions, self.config.grid, grid, d)
         if classes > 1:
             table = jnp.concatenate([jnp.repeat(table[:1], classes, axis=0), table[1:]])
         return x + table

@@ -12,15 +12,12 @@ from mae_jax.models.layers import LayerNorm, Linear
 from mae_jax.models.masking import take_patches
 from mae_jax.models.patches import grid_size, patchify
 from mae_jax.models.positions import resize_positions, sincos_table
-from mae_jax.models.transformer import NOTHING, Record, Recorded, create_blocks, drop_path_scales, scan_blocks
+from mae_jax.models.transformer import Recorded, create_blocks, drop_path_scales, scan_blocks
 from mae_jax.runtime.errors import UserError
 
 
 class EncoderOutput(NamedTuple):
-    """What `encode` returns with any `output_...`; fields not requested are None.
-
-    The 1 stands for all class tokens. Hidden states and attentions also include any registers.
-    """
+    """What `encode` returns with any `output_...`; the 1 stands for all class tokens (in the blocks also registers)."""
 
     features: jax.Array  # [B, 1 + K, D], class token first, after the final norm; K = L without a mask
     hidden_states: jax.Array | None = None  # [depth + 1, B, 1 + K, D], before the final norm
@@ -29,28 +26,15 @@ class EncoderOutput(NamedTuple):
     ids_restore: jax.Array | None = None  # [B, L]
 
 
-class Hidden(NamedTuple):
-    """Mask tokens for an encoder that sees hidden patches as such (paper, Table 1c)."""
-
-    mask: jax.Array  # [B, L]; 1 = hidden
-    token: jax.Array  # [1, 1, D]
-
-
 class Encoder(nnx.Module):
-    """ViT on the visible patches.
-
-    Args:
-      learned_positions: the position table [1 + L, D] is a parameter, whatever `config.positions`; for fine-tuning.
-      frozen_blocks: number of first blocks that do not train.
-      drop_path: [depth] rates.
-    """
+    """ViT on the visible patches; `frozen_blocks` first blocks do not train, `drop_path` has [depth] rates."""
 
     def __init__(
         self,
         config: MAEConfig,
         *,
         rngs: nnx.Rngs,
-        learned_positions: bool = False,
+        learned_positions: bool = False,  # whatever `config.positions`; for fine-tuning
         frozen_blocks: int = 0,
         drop_path: tuple[float, ...] | None = None,
     ):
@@ -74,37 +58,26 @@ class Encoder(nnx.Module):
         patches: jax.Array,
         grid: tuple[int, int],
         ids_keep: jax.Array | None = None,
-        hidden: Hidden | None = None,
-        record: Record = NOTHING,
+        *,
+        hidden: tuple[jax.Array, jax.Array] | None = None,
+        keys: jax.Array | None = None,
+        record: tuple[bool, bool] = (False, False),
+        norm: bool = True,
     ) -> tuple[jax.Array, Recorded]:
         """Encodes patches [B, L, p*p*C] to [B, C + L, D], C class tokens first.
 
         With ids_keep [B * M, K], M masks of each image, encodes only those patches: [B * M, C + K, D]. With `hidden`
-        instead, replaces hidden patches by mask tokens: [B * M, C + L, D]. Patches are embedded once for all M masks.
+        instead, masks [B * M, L] (1 = hidden) and a mask token [1, 1, D], the token replaces hidden patches (paper,
+        Table 1c): [B * M, C + L, D]. Patches are embedded once for all M masks. Keys [B] turn on drop path.
         """
-        tokens, recorded = self.before_norm(patches, grid, ids_keep, hidden=hidden, record=record)
-        return self.norm(tokens), recorded
-
-    def before_norm(
-        self,
-        patches: jax.Array,
-        grid: tuple[int, int],
-        ids_keep: jax.Array | None = None,
-        hidden: Hidden | None = None,
-        keys: jax.Array | None = None,
-        record: Record = NOTHING,
-    ) -> tuple[jax.Array, Recorded]:
-        """The tokens before the final norm. Keys [B] turn on drop path."""
         config = self.config
         table = position_table(self.positions, config.grid, grid, config.width)
         x = self._embed(patches, table[1:], ids_keep, hidden)
         class_token = self.class_token[...]
         if self.positions is not None:  # the formula's row for the class token is zero
             class_token = class_token + table[0]
-        first = [jnp.broadcast_to(class_token, (len(x), *class_token.shape[1:]))]
-        if config.registers:
-            first.append(jnp.broadcast_to(self.registers[...], (len(x), *self.registers.shape[1:])))
-        x = jnp.concatenate([*first, x], axis=1)
+        first = [class_token, self.registers[...]] if config.registers else [class_token]
+        x = jnp.concatenate([*(jnp.broadcast_to(token, (len(x), *token.shape[1:])) for token in first), x], axis=1)
         scales = None
         if keys is not None and self.drop_path is not None:
             scales = drop_path_scales(keys, np.asarray(self.drop_path))
@@ -113,17 +86,18 @@ class Encoder(nnx.Module):
             branch_scales=scales, frozen=self.frozen_blocks, record=record,
         )  # fmt: skip
         if config.registers:  # drop them
-            first, last = config.class_tokens, config.class_tokens + config.registers
-            x = jnp.concatenate([x[:, :first], x[:, last:]], axis=1)
-        return x, recorded
+            classes = config.class_tokens
+            x = jnp.concatenate([x[:, :classes], x[:, classes + config.registers :]], axis=1)
+        return self.norm(x) if norm else x, recorded
 
     def _embed(
-        self, patches: jax.Array, positions: jax.Array, ids_keep: jax.Array | None, hidden: Hidden | None
+        self, patches: jax.Array, positions: jax.Array, ids_keep: jax.Array | None, hidden: tuple | None
     ) -> jax.Array:
         """Embeds the visible patches and adds their rows of the position table [L, D]."""
         if hidden is not None:
-            x = jnp.repeat(self.patch_embed(patches), len(hidden.mask) // len(patches), axis=0)
-            return jnp.where(hidden.mask[:, :, None] > 0, hidden.token, x) + positions
+            mask, token = hidden
+            x = jnp.repeat(self.patch_embed(patches), len(mask) // len(patches), axis=0)
+            return jnp.where(mask[:, :, None] > 0, token, x) + positions
         if ids_keep is None or len(ids_keep) == len(patches):
             if ids_keep is not None:
                 patches, positions = take_patches(patches, ids_keep), take_patches(positions, ids_keep)

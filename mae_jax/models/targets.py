@@ -1,15 +1,14 @@
-"""Reconstruction targets: pixels, normalised pixels, or principal components."""
+"""Reconstruction targets (pixels, normalised pixels, or principal components), and predictions as images."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mae_jax.models.patches import patchify
-from mae_jax.models.rendering import normalize_patches
+from mae_jax.models.patches import grid_size, patchify, unpatchify
 from mae_jax.runtime.errors import UserError
 from mae_jax.settings.registry import Registry
 
@@ -91,3 +90,43 @@ class PrincipalComponents(Target):
         components = vectors.T[::-1][:wanted]
         largest = np.take_along_axis(components, np.abs(components).argmax(axis=1)[:, None], axis=1)
         return {"mean": mean.astype(np.float32), "components": (components * np.sign(largest)).astype(np.float32)}
+
+
+class Reconstructions(NamedTuple):
+    """Images [B, H, W, C] in the model's normalised units, except `visible`."""
+
+    prediction: jax.Array
+    pasted: jax.Array  # the prediction, with the true visible patches
+    visible: jax.Array  # [B, H, W, 1]: 1 where the encoder saw the pixel
+
+
+def normalize_patches(patches: jax.Array) -> jax.Array:
+    """(x - mean) / sqrt(variance + 1e-6) of each patch [B, L, p*p*C], with the unbiased variance."""
+    mean, variance = _statistics(patches)
+    return (patches - mean) * jax.lax.rsqrt(variance + 1e-6)
+
+
+def denormalize_patches(normalized: jax.Array, patches: jax.Array) -> jax.Array:
+    """Inverts `normalize_patches`, with the statistics of the true patches."""
+    mean, variance = _statistics(patches)
+    return normalized * jnp.sqrt(variance + 1e-6) + mean
+
+
+def reconstruct(
+    images: jax.Array, prediction: jax.Array, mask: jax.Array, patch_size: int, normalized_targets: bool
+) -> Reconstructions:
+    """Turns predictions [B, L, p*p*C] for images [B, H, W, C] with mask [B, L] into images.
+
+    Predictions of normalised targets get the true patches' mean and variance; captions must say so.
+    """
+    grid = grid_size(images.shape[1:3], patch_size)
+    patches = patchify(images, patch_size)
+    prediction = denormalize_patches(prediction, patches) if normalized_targets else prediction
+    hidden = mask[:, :, None]
+    pasted = prediction * hidden + patches * (1 - hidden)
+    visible = jnp.broadcast_to(1 - hidden, (*hidden.shape[:2], patch_size**2))
+    return Reconstructions(*(unpatchify(x, patch_size, grid) for x in (prediction, pasted, visible)))
+
+
+def _statistics(patches: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jnp.mean(patches, axis=-1, keepdims=True), jnp.var(patches, axis=-1, keepdims=True, ddof=1)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mae_jax.models.layers import exact_gelu
 from mae_jax.models.mae import MAEConfig, init_params, make_bind
-from mae_jax.models.rendering import denormalize_patches, normalize_patches
+from mae_jax.models.targets import denormalize_patches, normalize_patches
 from mae_jax.runtime.errors import UserError
 from mae_jax.settings.fields import defaults
 from tests.reference import leaves_by_block, loop_patches, max_relative, numpy_gelu, random_batch, random_params
