@@ -22,6 +22,7 @@ from mae_jax.data.resolutions import Stage
 from mae_jax.data.sources import Source, count_images
 from mae_jax.data.subset import Labelled, RandomSubset, StratifiedSubset
 from mae_jax.data.supervised import augment, augmentations
+from mae_jax.evaluation.evaluator import State
 from mae_jax.evaluation.extraction import extract_features
 from mae_jax.evaluation.unseen import take_pictures
 from mae_jax.interop.transfer import describe_start, resolve_model, starting_params
@@ -38,7 +39,7 @@ from mae_jax.models.classifier import (
 from mae_jax.models.config import unroll_on_cpu
 from mae_jax.models.flops import classifier_train_flops, classify_flops, classify_train_flops, represent_flops
 from mae_jax.models.parameters import count_parameters, join
-from mae_jax.objectives.objective import LossDetails, Objective, State, Variables, check_model
+from mae_jax.objectives.objective import LossDetails, Objective, Variables, check_model
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import process_share
 from mae_jax.runtime.sharding import on_rows
@@ -230,10 +231,11 @@ class Classification(Objective):
 
     def result(self, state: State, scores: dict[str, float]) -> tuple[dict[str, Any], list[str]]:
         model = self.classifier
+        weights = "the last weights" if self.config.train.ema_decay is None else "the moving average of the weights"
         protocol = (
             f"trained: {model.trained_parts}; head: {POOLS[model.pool]}"
             f"{', BatchNorm' if model.batch_norm else ''}; {count_images(self.train_source, self.eval_source)}, "
-            f"centre crops; {'the moving average of the weights' if state.average else 'the last weights'}"
+            f"centre crops; {weights}"
         )
         result = {f"eval/{name}": value for name, value in scores.items()} | {"protocol": protocol}
         line = f"done: {int(state.step):,} steps"

@@ -3,7 +3,7 @@
 import abc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,7 @@ from mae_jax.data.datasets import make_sources
 from mae_jax.data.device_batches import DeviceBatches, training_batches
 from mae_jax.data.resolutions import Stage, check_resolutions
 from mae_jax.data.sources import Source
-from mae_jax.evaluation import evaluator
-from mae_jax.evaluation.evaluator import EvaluationData
+from mae_jax.evaluation.evaluator import EvaluationData, State
 from mae_jax.evaluation.suite import EvaluationSuite
 from mae_jax.evaluation.unseen import keep_hold_out
 from mae_jax.interop.transfer import find_start, read_start
@@ -38,12 +37,6 @@ class Variables(NamedTuple):
     params: dict[str, Any]  # trained parameters
     frozen: dict[str, Any] = {}  # frozen parameters
     statistics: dict[str, Any] = {}  # running statistics of BatchNorm
-
-
-class State(evaluator.State, Protocol):
-    """The part of `training.state.TrainState` that objectives use."""
-
-    average: dict[str, Any]  # moving average of the parameters, or empty
 
 
 class LossDetails(NamedTuple):
@@ -170,18 +163,24 @@ def check_model(config: ConfigDict) -> MAEConfig:
 
 
 def settle_batch_size(config: ConfigDict, num_train: int, mesh: Mesh, mixes_pairs: bool = False) -> None:
-    """Sets an open `data.batch_size` by the number of training pictures: many steps, none too noisy."""
+    """Sets an open `data.batch_size` by the number of training pictures: many steps, none too noisy.
+
+    Raises UserError unless the data fill a batch and its parts split evenly over the devices.
+    """
+    unit = batch_parts(mesh) * config.train.accumulate_steps * (2 if mixes_pairs else 1)
     if config.data.batch_size is None:
         fitting = min(max(_power_of_two(num_train // 16), 16), 256, _power_of_two(num_train))
-        unit = batch_unit(config, mesh, mixes_pairs)
         config.data.batch_size = max(fitting // unit, 1) * unit
+    size = config.data.batch_size
+    if size % unit or size > num_train:
+        pairs = " x pairs to mix" if mixes_pairs else ""
+        raise UserError(
+            f"data.batch_size={size} must be a multiple of {unit} ({batch_parts(mesh)} devices x "
+            f"train.accumulate_steps={config.train.accumulate_steps}{pairs}) and not larger than the training data "
+            f"({num_train} pictures)"
+        )
 
 
 def _power_of_two(number: int) -> int:
     """The largest power of two up to a number; 0 for 0."""
     return 2 ** (number.bit_length() - 1) if number else 0
-
-
-def batch_unit(config: ConfigDict, mesh: Mesh, mixes_pairs: bool) -> int:
-    """The batch size must be a multiple of this."""
-    return batch_parts(mesh) * config.train.accumulate_steps * (2 if mixes_pairs else 1)

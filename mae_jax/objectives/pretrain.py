@@ -18,14 +18,14 @@ from mae_jax.data.files import first_few
 from mae_jax.data.loader import make_eval_batches
 from mae_jax.data.subset import RandomSubset
 from mae_jax.data.supervised import augmentations
-from mae_jax.evaluation.evaluator import Trained
+from mae_jax.evaluation.evaluator import State, Trained
 from mae_jax.interop.transfer import fitting_params, resolve_pictures
 from mae_jax.interop.workdirs import Weights
 from mae_jax.models.config import MAEConfig, unroll_on_cpu
 from mae_jax.models.flops import decoder_tokens, encoder_tokens, forward_flops, train_flops
 from mae_jax.models.mae import MaskedAutoencoder, abstract_params, fit_fixed, init_params, make_bind, split_fixed
 from mae_jax.models.parameters import count_parameters, join
-from mae_jax.objectives.objective import LossDetails, LossFn, Objective, State, Variables, check_model
+from mae_jax.objectives.objective import LossDetails, LossFn, Objective, Variables, check_model
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import create
 from mae_jax.runtime.processes import from_main

@@ -9,15 +9,14 @@ from ml_collections import ConfigDict
 
 from mae_jax.data.resolutions import Stage, make_stages
 from mae_jax.data.sources import describe_sources
-from mae_jax.objectives.objective import Objective, Variables, batch_unit
+from mae_jax.objectives.objective import Objective, Variables
 from mae_jax.runtime.errors import UserError
-from mae_jax.runtime.mesh import batch_parts, replicated
+from mae_jax.runtime.mesh import replicated
 from mae_jax.runtime.seeds import make_key
 from mae_jax.runtime.text import si, size_text
 from mae_jax.settings.fields import INT32_MAX
 from mae_jax.training.optimizers import fit_warmup, make_optimizer, make_schedule, peak_learning_rate
-from mae_jax.training.state import StateInit, TrainState, abstract_state, make_init
-from mae_jax.training.step import TrainStep, make_train_step
+from mae_jax.training.step import StateInit, TrainState, TrainStep, abstract_state, make_init, make_train_step
 
 
 class Plan(NamedTuple):
@@ -30,8 +29,7 @@ class Plan(NamedTuple):
 
 
 def make_plan(config: ConfigDict, objective: Objective, mesh: Mesh) -> Plan:
-    """Plans a run on a mesh, perhaps of other machines' devices; UserError if the batch does not fit."""
-    check_batch_size(config, objective, mesh)
+    """Plans a run on a mesh, perhaps of other machines' devices."""
     train, batch_size = config.train, config.data.batch_size
     steps_per_epoch = max(1, objective.num_train // batch_size)
     total_steps = train.steps or max(1, round(train.epochs * steps_per_epoch))
@@ -49,24 +47,8 @@ def make_plan(config: ConfigDict, objective: Objective, mesh: Mesh) -> Plan:
     return Plan(total_steps, warmup_steps, stages, init, abstract_state(init, mesh), step_fn)
 
 
-def check_batch_size(config: ConfigDict, objective: Objective, mesh: Mesh) -> None:
-    """Raises UserError unless the data fill a batch and its parts split evenly over the devices."""
-    size, unit = config.data.batch_size, batch_unit(config, mesh, objective.mixes_pairs)
-    if size % unit:
-        pairs = " x pairs to mix" if objective.mixes_pairs else ""
-        raise UserError(
-            f"data.batch_size={size} cannot be split evenly over {batch_parts(mesh)} devices x "
-            f"train.accumulate_steps={config.train.accumulate_steps}{pairs}; make it a multiple of {unit}"
-        )
-    if size > objective.num_train:
-        raise UserError(
-            f"data.batch_size={size} is larger than the training data ({objective.num_train} pictures): "
-            f"set data.batch_size to {objective.num_train} or less"
-        )
-
-
 def describe_plan(config: ConfigDict, objective: Objective, mesh: Mesh, plan: Plan) -> list[str]:
-    """Lines that describe a run: the objective's rows, then data, batch, stages if several, schedule and mesh."""
+    """Lines that describe a run."""
     data, train, optimizer, steps = config.data, config.train, config.optimizer, plan.total_steps
     state, devices = plan.abstract, mesh.devices.flat
     parts = f" in {train.accumulate_steps} parts" if train.accumulate_steps > 1 else ""

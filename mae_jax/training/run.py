@@ -11,6 +11,7 @@ from mae_jax.data.resolutions import size_at
 from mae_jax.objectives.objective import Objective
 from mae_jax.runtime.console import say
 from mae_jax.runtime.memory import bytes_on_a_device, check_memory
+from mae_jax.runtime.mesh import create
 from mae_jax.runtime.processes import from_main, sum_of_all
 from mae_jax.runtime.profiling import Profiler
 from mae_jax.runtime.seeds import make_key
@@ -19,7 +20,7 @@ from mae_jax.runtime.startup import Startup
 from mae_jax.training.compilation import compile_plan
 from mae_jax.training.loop import check_evaluation, train
 from mae_jax.training.plan import describe_plan, make_plan, make_train_key
-from mae_jax.training.state import TrainState, create_state, start_from
+from mae_jax.training.step import TrainState, start_from
 from mae_jax.workdir.checkpoints import Checkpoints
 from mae_jax.workdir.history import check_not_beyond, keep_earlier_result, keep_earlier_run
 from mae_jax.workdir.metrics import Writers
@@ -73,7 +74,7 @@ def run_training(
         say(f"going on from checkpoint {saved_step}")
     else:
         with startup.phase("compile"):
-            state = create_state(plan.init, make_key(config.seed, "init"), mesh)
+            state = create(plan.init, make_key(config.seed, "init"), mesh)
         state = start_from(state, starting_values) if starting_values else state
         del starting_values
     flops = {stage.image_size: objective.train_flops(stage.image_size) for stage in plan.stages}
