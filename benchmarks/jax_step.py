@@ -72,8 +72,7 @@ def _compile(model: str, overrides: dict[str, Any]) -> tuple:
 
     from mae_jax.objectives.pretrain import Pretraining
     from mae_jax.runtime.mesh import make_mesh, prepare_cpu
-    from mae_jax.training.compilation import compile_train_step, memory_in_bytes
-    from mae_jax.training.plan import make_plan, make_train_key
+    from mae_jax.training.plan import compile_train_step, make_plan, make_train_key, memory_in_bytes
 
     config = read_config(model, overrides)
     prepare_cpu(config.mesh)

@@ -1,7 +1,7 @@
 """Memory of a device for pre-training on meshes that need not be here: `python -m benchmarks.mesh_memory --help`.
 
 Compiles the real step of the recipe in configs/vit_*.py (bfloat16 products, with and without remat) and asks the
-compiler; runs nothing. TPUs need libtpu (see mae_jax/training/compilation.py). Prints a Markdown table.
+compiler; runs nothing. TPUs need libtpu (see mae_jax/training/plan.py). Prints a Markdown table.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.memory import bytes_on_a_device
 from mae_jax.runtime.mesh import AXES, make_mesh
 from mae_jax.runtime.seeds import make_key
-from mae_jax.training.compilation import compile_train_step, devices_for, memory_in_bytes
 from mae_jax.training.optimizers import make_optimizer, make_schedule
+from mae_jax.training.plan import compile_train_step, devices_for, memory_in_bytes
 from mae_jax.training.step import TrainState, abstract_state, make_init, make_train_step
 
 GIB = 2**30

@@ -13,7 +13,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mae_jax.models.config import MAEConfig
-from mae_jax.models.encoder import Encoder, EncoderOutput, patches_of
+from mae_jax.models.encoder_decoder import Encoder, EncoderOutput, patches_of
 from mae_jax.models.layers import Linear
 from mae_jax.models.parameters import gather_outside_blocks
 from mae_jax.runtime.errors import UserError
@@ -98,10 +98,7 @@ class BatchNorm(nnx.Module):
 
 
 class AttentivePool(nnx.Module):
-    """Cross-attention of one learned query to all patch tokens, without an output projection.
-
-    The attentive probe of CAE (arXiv 2202.03026) as simplified in AIM (arXiv 2401.08541).
-    """
+    """Cross-attention of one learned query to all patch tokens: the probe of AIM (arXiv 2401.08541)."""
 
     def __init__(self, width: int, num_heads: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.num_heads, self.dtype = num_heads, dtype
@@ -164,15 +161,14 @@ class Classifier(nnx.Module):
 
     def classify(self, x: jax.Array, *, training: bool = False) -> tuple[jax.Array, dict]:
         """Logits [B, K] of `represent`'s result, and in training the batch's statistics as a nested dict."""
-        statistics = {}
         if self.config.pool == "mean_norm":
             x = self.encoder.norm(x)
         if self.head.pool is not None:
             x = self.head.pool(x)
-        if self.head.batch_norm is not None:
-            x, batch = self.head.batch_norm(x, training)
-            statistics = {"head": {"batch_norm": batch}}
-        return self.head.linear(x), statistics
+        if self.head.batch_norm is None:
+            return self.head.linear(x), {}
+        x, batch = self.head.batch_norm(x, training)
+        return self.head.linear(x), {"head": {"batch_norm": batch}}
 
 
 def init_classifier(config: ClassifierConfig, key: jax.Array) -> tuple[dict, dict]:

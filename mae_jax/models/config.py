@@ -115,19 +115,14 @@ class MAEConfig:
                 yield f"{half}width={width} must be a multiple of 4 (2-D sine-cosine positions)"
             units = self._mlp_width(width, mlp_width)
             if not 1 <= units <= MOST_HIDDEN_UNITS:
-                yield (
-                    f"mlp_ratio={self.mlp_ratio}, model.{half}mlp_width={mlp_width}: an MLP of {units:,} hidden units; "
-                    f"it has 1 to {MOST_HIDDEN_UNITS:,}"
-                )
+                setting = f"mlp_ratio={self.mlp_ratio}, model.{half}mlp_width={mlp_width}"
+                yield f"{setting}: an MLP of {units:,} hidden units; it has 1 to {MOST_HIDDEN_UNITS:,}"
         if self.attention == "cudnn" and self.dtype == "float32":
             yield "attention=cudnn works in half precision: set model.dtype=bfloat16 too"
         if not self.norm_epsilon > 0:
             yield f"norm_epsilon={self.norm_epsilon} must be above 0"
         if self.target_name == "normalized_pixels" and self.patch_dim == 1:
-            yield (
-                "normalize_targets needs patches of more than one value (one value has no variance); "
-                "set model.normalize_targets=False or a larger model.patch_size"
-            )
+            yield "normalize_targets=True needs patches of several values: set it to False or a larger model.patch_size"
         self.num_visible(name="model.mask_ratio")
 
         components, named = self.pca_targets is not None, self.target_name == "principal_components"
@@ -157,18 +152,14 @@ class MAEConfig:
     def num_visible(
         self, mask_ratio: float | None = None, grid: tuple[int, int] | None = None, name: str = "mask_ratio"
     ) -> int:
-        """Number of visible patches in a (rows, columns) grid at a mask ratio, by default the model's.
-
-        Raises UserError if the ratio (called `name`) or the grid does not suit the model's mask sampling.
-        """
+        """Number of visible patches in a grid at a mask ratio (called `name`); UserError if they suit no mask."""
         mask_ratio = self.mask_ratio if mask_ratio is None else mask_ratio
         rows, columns = grid = self.grid if grid is None else grid
+        cell = f"model.mask_cell={self.mask_cell}"
         if self.mask_cell > 1 and self.mask_sampling != "random":
-            raise UserError(
-                f"model.mask_cell={self.mask_cell} is for model.mask_sampling=random, not {self.mask_sampling}"
-            )
+            raise UserError(f"{cell} is for model.mask_sampling=random, not {self.mask_sampling}")
         if rows % self.mask_cell or columns % self.mask_cell:
-            raise UserError(f"model.mask_cell={self.mask_cell} does not divide the grid of {rows} x {columns} patches")
+            raise UserError(f"{cell} does not divide the grid of {rows} x {columns} patches")
         if self.mask_sampling == "grid" and (mask_ratio != GRID_RATIO or rows % 2 or columns % 2):
             raise UserError(
                 f"model.mask_sampling=grid keeps one patch of each 2 x 2: it needs {name}={GRID_RATIO}, not "

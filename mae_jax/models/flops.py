@@ -1,7 +1,6 @@
 """Floating-point operations of the models: 2 for each multiply-add of their matrix products.
 
-As usual, element-wise operations (norms, softmax, GELU) are not counted; they are about half a percent. Nor are
-principal-component targets and the uniformity regulariser, which are less.
+Norms, softmax, GELU, principal-component targets and the uniformity regulariser are less than a percent: not counted.
 """
 
 from mae_jax.models.classifier import ClassifierConfig
@@ -88,10 +87,9 @@ def classify_train_flops(config: ClassifierConfig) -> int:
 
 
 def classifier_train_flops(config: ClassifierConfig) -> int:
-    """One image's forward pass and the backward pass of what trains: 2 x forward, less one gradient.
+    """One image's forward pass and the backward pass of what trains: 2 x forward, less the first layer's input's.
 
-    That is the gradient of the first trained layer's input, below which nothing trains (a norm's scale and bias are
-    folded into the layer's kernel). With two or more blocks XLA computes it anyway, since all blocks are one loop.
+    Below it nothing trains (a norm is folded into the layer). In a loop of blocks XLA computes that gradient anyway.
     """
     encoder = config.encoder
     tokens, patch_embed, block = _encoder_flops(encoder)

@@ -31,7 +31,7 @@ def exact_gelu(x: jax.Array) -> jax.Array:
     return 0.5 * x * (1 + _erf(x * 0.5**0.5))
 
 
-ACTIVATIONS = {  # model.activation -> the function between the two layers of an MLP
+ACTIVATIONS = {
     "gelu": exact_gelu,
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -129,19 +129,13 @@ class Mlp(nnx.Module):
         self.fc2 = Linear(config.mlp_width, config.width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Normed) -> jax.Array:  # [b, n, d] -> [b, n, d]
-        return _activate_and_project(ACTIVATIONS[self.activation], self.fc1(x), self.fc2)
-
-
-@functools.partial(jax.checkpoint, static_argnums=0)  # recomputes the activation's result instead of saving it
-def _activate_and_project(activation, x: jax.Array, project: Linear) -> jax.Array:
-    return project(activation(x))
+        activate = ACTIVATIONS[self.activation]
+        # Recomputes the activation's result instead of saving it.
+        return jax.checkpoint(lambda x, project: project(activate(x)))(self.fc1(x), self.fc2)
 
 
 class Attention(nnx.Module):
-    """Self-attention with one kernel [D, 3, D] for q, k and v, whose Xavier bound is sqrt(6 / 4D).
-
-    With `config.memory_width`, cross-attention: kernels [D, D] for queries, [memory_width, 2, D] for keys and values.
-    """
+    """Self-attention with one kernel [D, 3, D] for q, k and v; with `config.memory_width`, cross-attention."""
 
     def __init__(self, config: BlockConfig, *, rngs: nnx.Rngs):
         self.config, self.dtype, width = config, jnp.dtype(config.dtype), config.width

@@ -1,7 +1,4 @@
-"""The masked autoencoder (He et al. 2021, arXiv 2111.06377, section 3).
-
-Details that the paper leaves open follow the released weights.
-"""
+"""The masked autoencoder (He et al. 2021, arXiv 2111.06377, section 3); details as in the released weights."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -15,8 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mae_jax.models import masking
 from mae_jax.models.config import MAEConfig
-from mae_jax.models.decoder import Decoder
-from mae_jax.models.encoder import Encoder, EncoderOutput, patches_of
+from mae_jax.models.encoder_decoder import Decoder, Encoder, EncoderOutput, patches_of
 from mae_jax.models.masking import Mask, MaskFn, take_patches
 from mae_jax.models.parameters import gather_outside_blocks
 from mae_jax.models.patches import grid_size, patchify, unpatchify
@@ -36,8 +32,7 @@ class MAEOutput(NamedTuple):
     mask: jax.Array  # [B, L]; 1 = hidden
     ids_restore: jax.Array  # [B, L]
     example_loss: jax.Array  # [B]; `loss` is its mean
-    # On request, with T = 1 + K in the encoder and 1 + L in the decoder (see transformer.Recorded):
-    # hidden states [depth + 1, B, T, D], attentions [depth, B, heads, T, T].
+    # On request: transformer.Recorded of the encoder's 1 + K tokens, and of the decoder's 1 + L.
     hidden_states: jax.Array | None = None
     attentions: jax.Array | None = None
     decoder_hidden_states: jax.Array | None = None
@@ -45,10 +40,10 @@ class MAEOutput(NamedTuple):
 
 
 class MaskedAutoencoder(nnx.Module):
-    """MAE: `model(images, key=key)` reconstructs, `model.encode(images)` gives features.
+    """MAE: `model(images, key=key)` reconstructs, `model.encode(images)` gives features, also without a decoder.
 
-    Accepts images of any size that the patch size divides: fixed positions are computed, learned ones resized. Without
-    a decoder it can only encode. `processor`, set by `mae_jax.load`, converts pictures to model inputs and back.
+    Accepts images of any size that the patch size divides: fixed positions are computed, learned ones resized.
+    `processor`, set by `mae_jax.load`, converts pictures to model inputs and back.
     """
 
     def __init__(self, config: MAEConfig, *, rngs: nnx.Rngs, decoder: bool = True):
@@ -68,18 +63,14 @@ class MaskedAutoencoder(nnx.Module):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> MAEOutput:
-        """Hides patches of each image and predicts them. Give exactly one of key, noise and mask.
+        """Hides patches of each image [B, H, W, C] and predicts them; ValueError if something does not fit the model.
 
-        Args:
-          images: [B, H, W, C], normalised by channel mean and standard deviation.
+        Args (one of key, noise and mask):
           key: draws the masks; one for the batch, or [B].
           noise: [B, L]; the patches with the smallest values stay visible.
           mask: [L] or [rows, columns] for all images, or [B, ...]; nonzero patches are hidden. Or a function (image
             index, (rows, columns)) -> [L] or [rows, columns]. Every image needs the same number of visible patches.
-          mask_ratio: overrides the model's; a Python float, since shapes depend on it. At 0 the loss is over all
-            patches, as in a plain autoencoder.
-
-        Raises ValueError (UserError where a setting or a file is to blame) if anything does not fit the model.
+          mask_ratio: overrides the model's; a Python float. At 0 the loss is over all patches.
         """
         if self.decoder is None:
             raise UserError(
@@ -97,10 +88,10 @@ class MaskedAutoencoder(nnx.Module):
         return MAEOutput(loss, prediction, masks.mask, masks.ids_restore, example_loss, *encoder, *decoder)
 
     def training_loss(self, images: jax.Array, keys: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The pre-training loss for images [B, H, W, C] and mask keys [B], and its parts if it has several (means).
+        """The mean loss of images [B, H, W, C] under mask keys [B], and its parts if it has several.
 
-        Unlike `__call__`, it draws `masks_per_image` masks of each image (data2vec 2.0, arXiv 2212.07525, section 3.3),
-        predicts `prediction_ratio` of the patches with a cross-attention decoder, and adds the uniformity regulariser.
+        Unlike `__call__`, it heeds `masks_per_image` (data2vec 2.0, arXiv 2212.07525, section 3.3), `prediction_ratio`
+        and `uniformity`.
         """
         config = self.config
         patches, grid = patches_of(images, config)
@@ -153,9 +144,8 @@ class MaskedAutoencoder(nnx.Module):
     ) -> jax.Array | EncoderOutput:
         """Features [B, 1 + L, D] of images [B, H, W, C] after the final norm, class token(s) first.
 
-        With a key, noise or mask (see `__call__`), features [B, 1 + K, D] of the K visible patches in the mask's
-        shuffled order; hidden ones are dropped even if the encoder was trained with mask tokens. With any `output_...`,
-        returns an EncoderOutput.
+        With a key, noise or mask (see `__call__`), those [B, 1 + K, D] of the K visible patches in the mask's shuffled
+        order, even if the encoder was trained with mask tokens. With any `output_...`, returns an EncoderOutput.
         """
         patches, grid = patches_of(images, self.config)
         masked = output_masks or any(given is not None for given in (key, noise, mask, mask_ratio))
@@ -232,10 +222,9 @@ class MaskedAutoencoder(nnx.Module):
 
 
 def uniformity(features: jax.Array) -> jax.Array:
-    """U-MAE's regulariser: the mean squared cosine between features [B, D] of different images, over all devices.
+    """The mean squared cosine between features [B, D] of different images (U-MAE, arXiv 2210.08344, section 4).
 
-    It keeps features from collapsing into a few dimensions (Zhang et al. 2022, arXiv 2210.08344, section 4). The
-    authors' code also pairs each image with itself, which adds a constant.
+    The authors' code also pairs each image with itself, which adds a constant.
     """
     features = features / jnp.linalg.norm(features, axis=1, keepdims=True)
     others = all_rows(features)

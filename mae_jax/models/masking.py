@@ -32,16 +32,13 @@ MaskFn = Callable[[int, tuple[int, int]], np.ndarray]  # (image index, grid) -> 
 
 # (keys [B], patches [B, L, p*p*C], (rows, columns), mask ratio, MAEConfig) -> masks with `config.num_visible` patches.
 # An example's mask must depend only on its own key and patches, so that it is the same in every batch.
-Sampler = Callable[[jax.Array, jax.Array, tuple[int, int], float, Any], Mask]
-
-SAMPLERS: Registry[Sampler] = Registry("model.mask_sampling")
+SAMPLERS: Registry[Callable[..., Mask]] = Registry("model.mask_sampling")
 
 
 def count_visible(grid: tuple[int, int], mask_ratio: float, cell: int = 1, name: str = "mask_ratio") -> int:
     """Number of visible patches of a (rows, columns) grid that is hidden in cells of `cell` x `cell`.
 
-    int(cells * (1 - mask_ratio)) in floating point, as in the released models (100 patches, .8 -> 19). Raises UserError
-    that calls the ratio `name` unless it is in [0, 1) and leaves a patch visible.
+    int(cells * (1 - mask_ratio)) in floating point, as in the released models (100 patches, .8 -> 19).
     """
     if not 0 <= mask_ratio < 1:
         raise UserError(f"{name}={mask_ratio} is outside [0, 1)")
@@ -88,11 +85,7 @@ def grid_masks(keys: jax.Array, patches: jax.Array, grid: tuple[int, int], mask_
 
 @SAMPLERS.register("block")
 def block_masks(keys: jax.Array, patches: jax.Array, grid: tuple[int, int], mask_ratio: float, config: Any) -> Mask:
-    """Hides random rectangles until as many patches are hidden as in random masks.
-
-    As in BEiT (arXiv 2106.08254, algorithm 1; the paper's Table 1f). The last rectangle is cut to what is missing, row
-    by row.
-    """
+    """Hides random rectangles (BEiT, arXiv 2106.08254, algorithm 1; Table 1f); the last is cut to what is missing."""
     keep = count_visible(grid, mask_ratio)
     hide = grid[0] * grid[1] - keep
     rows, columns = np.arange(grid[0])[:, None], np.arange(grid[1])
@@ -135,10 +128,7 @@ def _cells(grid: tuple[int, int], cell: int) -> jax.Array:
 
 
 def masks_from_noise(noise: jax.Array, mask_ratio: float) -> Mask:
-    """Keeps the patches with the smallest noise [B, L]; ties go to the earlier patch.
-
-    Noise should be float32: in bfloat16 about half of 196 uniform draws coincide, which biases the masks.
-    """
+    """Keeps the patches with the smallest noise [B, L] (float32: bfloat16 often coincides); ties go to the earlier."""
     return _mask_from_order(jnp.argsort(noise, axis=1, stable=True), count_visible((1, noise.shape[1]), mask_ratio))
 
 
@@ -148,10 +138,7 @@ def given_masks(hidden: jax.Array, num_visible: int) -> Mask:
 
 
 def check_given_mask(mask: np.ndarray | MaskFn, count: int, grid: tuple[int, int]) -> tuple[np.ndarray, int]:
-    """A caller's mask (see `MaskedAutoencoder.__call__`) as bool [count, L], and the number of visible patches.
-
-    Raises UserError if the shape does not fit, images differ in that number, or it is 0.
-    """
+    """A caller's mask (see `MaskedAutoencoder.__call__`) as bool [count, L], and the number of visible patches."""
     num_patches = grid[0] * grid[1]
     shapes = [(num_patches,), grid, (count, num_patches), (count, *grid)]
     if callable(mask):
@@ -166,8 +153,7 @@ def check_given_mask(mask: np.ndarray | MaskFn, count: int, grid: tuple[int, int
             "a mask's count of visible patches decides shapes: inside jax.jit let mask be a NumPy array from outside"
         ) from error
     if mask.shape not in shapes:
-        needed = ", ".join(map(str, dict.fromkeys(shapes)))
-        raise UserError(f"mask of shape {mask.shape}: one of {needed} is needed")
+        raise UserError(f"mask of shape {mask.shape}: one of {', '.join(map(str, shapes))} is needed")
     mask = np.broadcast_to(mask.reshape(-1, num_patches), (count, num_patches))
     visible = np.sum(~mask, axis=1)
     if len(np.unique(visible)) != 1 or visible[0] == 0:

@@ -24,10 +24,7 @@ def sincos_table(grid: tuple[int, int], width: int) -> np.ndarray:
 
 
 def resize_positions(table: jax.Array, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> jax.Array:
-    """Resizes a position table [1 + L, D] in 2-D to another (rows, columns) grid; keeps the class token's row.
-
-    Like PyTorch's `interpolate(mode="bicubic")` in the released fine-tuning code and Hugging Face's encoders.
-    """
+    """Resizes a table [1 + L, D] to another (rows, columns) grid, like PyTorch's `interpolate(mode="bicubic")`."""
     if tuple(old_grid) == tuple(new_grid):
         return table
     table = jnp.asarray(table, jnp.float32)

@@ -72,10 +72,7 @@ class PrincipalComponents(Target):
         return jnp.matmul(prediction, self.components[...], precision="highest") + self.mean[...]
 
     def fit(self, batches: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
-        """Mean [p*p*C] and orthonormal components [pca_targets, p*p*C], by decreasing variance.
-
-        The largest value of each component is positive. Sums are float64. UserError if there are too few patches.
-        """
+        """Mean [p*p*C] and orthonormal components [pca_targets, p*p*C] by variance, their largest value positive."""
         dim, wanted = self.config.patch_dim, self.config.pca_targets
         count, total, products = 0, np.zeros(dim), np.zeros((dim, dim))
         for images in batches:
@@ -106,22 +103,15 @@ def normalize_patches(patches: jax.Array) -> jax.Array:
     return (patches - mean) * jax.lax.rsqrt(variance + 1e-6)
 
 
-def denormalize_patches(normalized: jax.Array, patches: jax.Array) -> jax.Array:
-    """Inverts `normalize_patches`, with the statistics of the true patches."""
-    mean, variance = _statistics(patches)
-    return normalized * jnp.sqrt(variance + 1e-6) + mean
-
-
 def reconstruct(
     images: jax.Array, prediction: jax.Array, mask: jax.Array, patch_size: int, normalized_targets: bool
 ) -> Reconstructions:
-    """Turns predictions [B, L, p*p*C] for images [B, H, W, C] with mask [B, L] into images.
-
-    Predictions of normalised targets get the true patches' mean and variance; captions must say so.
-    """
+    """Predictions [B, L, p*p*C] for images [B, H, W, C] as images; normalised ones get the true patches' statistics."""
     grid = grid_size(images.shape[1:3], patch_size)
     patches = patchify(images, patch_size)
-    prediction = denormalize_patches(prediction, patches) if normalized_targets else prediction
+    if normalized_targets:
+        mean, variance = _statistics(patches)
+        prediction = prediction * jnp.sqrt(variance + 1e-6) + mean
     hidden = mask[:, :, None]
     pasted = prediction * hidden + patches * (1 - hidden)
     visible = jnp.broadcast_to(1 - hidden, (*hidden.shape[:2], patch_size**2))

@@ -8,8 +8,8 @@ from flax import nnx
 from mae_jax.models.layers import Attention, BlockConfig, Mlp, PreNorm
 from mae_jax.runtime.sharding import checkpoint_policy, gather
 
-# What blocks record: hidden states [depth + 1, b, n, d], which are the first block's input and each block's result, and
-# attentions [depth, b, h, n, n], float32 with softmax over the last axis; None for what was not requested.
+# Hidden states [depth + 1, b, n, d] (the first block's input, then each block's result), and attentions
+# [depth, b, h, n, n] (softmax over the last axis); None for what was not requested.
 Recorded = tuple[jax.Array | None, jax.Array | None]
 
 
@@ -25,10 +25,7 @@ class Block(nnx.Module):
     def __call__(
         self, x: jax.Array, branch_scales: jax.Array | None, memory: jax.Array | None, weights: bool
     ) -> tuple[jax.Array, jax.Array | None]:
-        """[b, n, d] -> [b, n, d], and with `weights` the attention [b, h, n, n or m].
-
-        `branch_scales` [2, b] multiplies the residual branches; `memory` [b, m, memory_width] is for cross-attention.
-        """
+        """[b, n, d] -> [b, n, d], and with `weights` the attention. See `scan_blocks` for the arguments."""
         attention_scale, mlp_scale = (1, 1) if branch_scales is None else branch_scales[:, :, None, None]
         update, attention = self.attention(self.norm1(x), memory, weights)
         x = x + attention_scale * update
@@ -62,7 +59,7 @@ def scan_blocks(
     Args:
       remat: recompute each block in the backward pass instead of saving its activations.
       unroll: blocks per iteration of the loop; None: 1.
-      branch_scales: [depth, 2, b], from `drop_path_scales`.
+      branch_scales: [depth, 2, b] multiplies the residual branches (`drop_path_scales`).
       memory: [b, m, memory_width], for cross-attention.
       frozen: number of first blocks whose parameters get no gradient; if x needs none, they have no backward pass.
       record: whether to return hidden states, and attentions.
@@ -96,9 +93,9 @@ def scan_blocks(
 
 
 def drop_path_scales(keys: jax.Array, rates: np.ndarray) -> jax.Array:
-    """Random factors [depth, 2, b] of the residual branches: 0 with probability `rate`, otherwise 1 / (1 - rate).
+    """Stochastic depth (arXiv 1603.09382): factors [depth, 2, b] of the residual branches, from keys [b].
 
-    Stochastic depth (Huang et al. 2016, arXiv 1603.09382) for each key [b] and branch, with rates [depth].
+    They are 0 with probability `rates` [depth], otherwise 1 / (1 - rate).
     """
     draws = jax.vmap(lambda key: jax.random.uniform(key, (len(rates), 2)), out_axes=-1)(keys)
     rates = jnp.asarray(rates, jnp.float32)[:, None, None]

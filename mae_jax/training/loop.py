@@ -20,6 +20,7 @@ from mae_jax.workdir.checkpoints import Checkpoints
 from mae_jax.workdir.reporting import Reporter
 
 MAX_STEPS_AHEAD = 2
+CHECKED = ("loss", "grad_norm")
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -84,17 +85,15 @@ def train(
         fetched = jax.device_get(pending)
         pending.clear()
         for at_step, scalars in fetched:
-            wrong = [name for name in ("loss", "grad_norm") if not np.isfinite(scalars[name])]
-            if wrong or not scalars["finite"]:
-                what = (
-                    f"train/{wrong[0]} is {scalars[wrong[0]]}" if wrong else "the state after the update is not finite"
-                )
+            wrong = [f"train/{name} is {scalars[name]}" for name in CHECKED if not np.isfinite(scalars[name])]
+            wrong += [] if scalars["finite"] else ["the state after the update is not finite"]
+            if wrong:
                 if scalars.get("skipped", 0) <= skipped:  # the update was not skipped
                     if not np.isfinite(scalars["loss"]):  # the loss of the state before the step, which may be saved
                         checkpoints.set_aside(unproven)
-                    raise NonFiniteLoss(at_step, what, checkpoints.latest_step())
+                    raise NonFiniteLoss(at_step, wrong[0], checkpoints.latest_step())
                 skipped = int(scalars["skipped"])
-                reporter.line(f"step {at_step}: {what}; update left out ({skipped} so far, train.skip_nonfinite)")
+                reporter.line(f"step {at_step}: {wrong[0]}; update left out ({skipped} so far, train.skip_nonfinite)")
             if np.isfinite(scalars["loss"]):
                 unproven = at_step
         return {name: float(value) for name, value in scalars.items() if name != "finite"}

@@ -1,4 +1,4 @@
-"""Optimizers, learning-rate schedules, weight-decay masks and layer-wise learning rates."""
+"""Optimizers, learning-rate schedules, weight decay and layer-wise learning rates."""
 
 import functools
 import math
@@ -18,7 +18,6 @@ OPTIMIZERS: Registry[Callable[..., optax.GradientTransformation]] = Registry("op
 # (settings `optimizer.*`, peak rate, steps) -> schedule after the warm-up, with steps counted from its end.
 SCHEDULES: Registry[Callable[[ConfigDict, float, int], optax.Schedule]] = Registry("optimizer.schedule")
 
-TOKENS = ("class_token", "mask_token", "registers")
 MUON_RMS = 0.2  # root mean square of Muon's updates at rate 1, about AdamW's (arXiv 2502.16982, section 2.2)
 
 
@@ -58,8 +57,8 @@ def _warmup_stable_decay(settings: ConfigDict, peak: float, steps: int) -> optax
 
 
 def decays(params: dict, *, tokens: bool) -> dict:
-    """True for parameters with weight decay (by name: stacking adds an axis): kernels and, if `tokens`, TOKENS."""
-    names = ("kernel", *TOKENS) if tokens else ("kernel",)
+    """True for parameters with weight decay: kernels and, if `tokens`, class tokens, mask tokens and registers."""
+    names = ("kernel", "class_token", "mask_token", "registers") if tokens else ("kernel",)
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in names, params)
 
 
@@ -141,10 +140,7 @@ def _muon(settings: ConfigDict, schedule: optax.Schedule, mask: Mask) -> optax.G
 
 @OPTIMIZERS.register("lars")
 def _lars(settings: ConfigDict, schedule: optax.Schedule, mask: Mask) -> optax.GradientTransformation:
-    """LARS (You et al. 2017, arXiv 1708.03888) as in MoCo v3, with the learning rate applied after the momentum.
-
-    Decay and trust ratio apply to matrices and the attentive pool's query, not to biases and norms.
-    """
+    """LARS (arXiv 1708.03888) as in MoCo v3, with the learning rate applied after the momentum; biases stay apart."""
 
     def matrices(params):
         return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

@@ -69,12 +69,8 @@ def start_from(state: TrainState, values: Variables) -> TrainState:
         flat = flatten_dict(tree)
         return unflatten_dict(flat | {path: put(x, flat[path].sharding) for path, x in flatten_dict(new).items()})
 
-    return state._replace(
-        params=replace(state.params, values.params),
-        frozen=replace(state.frozen, values.frozen),
-        statistics=replace(state.statistics, values.statistics),
-        average=replace(state.average, values.params) if state.average else {},
-    )
+    replaced = {name: replace(getattr(state, name), new) for name, new in values._asdict().items()}
+    return state._replace(**replaced, average=replace(state.average, values.params) if state.average else {})
 
 
 def make_train_step(
@@ -90,13 +86,8 @@ def make_train_step(
     """A pure function (state, batch [B, ...], key) -> (state, scalars).
 
     Example b of step s has the key split(fold_in(key, s), B)[b] on any number of parts and devices. The scalar `finite`
-    says whether the new state is finite, whatever the loss.
-
-    Args:
-      loss_fn: gets one device's rows.
-      accumulate_steps: parts of a batch; their gradients and statistics are averaged before the update.
-      mixes_pairs: rows 2i and 2i + 1 must stay together.
-      skip_nonfinite: the most updates to skip because loss, gradient or new state is not finite.
+    says whether the new state is finite, whatever the loss. `loss_fn` gets one device's rows of one of
+    `accumulate_steps` parts of a batch; if it mixes pairs, rows 2i and 2i + 1 stay together.
     """
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     if accumulate_steps > 1:

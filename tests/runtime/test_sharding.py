@@ -17,7 +17,7 @@ from mae_jax.objectives.objective import LossDetails, Variables
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import batch_sharding, check_heads, create, parameter_shardings, put, put_batch
 from mae_jax.runtime.sharding import on_rows
-from mae_jax.training.compilation import compile_train_step
+from mae_jax.training.plan import compile_train_step
 from mae_jax.training.step import abstract_state, make_init, make_train_step
 from tests.meshes import device_mesh
 

@@ -14,9 +14,8 @@ from mae_jax.objectives.classify import Classification
 from mae_jax.runtime import memory
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import batch_sharding, create, put_batch
-from mae_jax.training import compilation
-from mae_jax.training.compilation import compile_plan
-from mae_jax.training.plan import describe_plan, make_plan, make_train_key
+from mae_jax.training import plan as training_plan
+from mae_jax.training.plan import compile_plan, describe_plan, make_plan, make_train_key
 from tests.meshes import device_mesh
 from tests.runs import TINY_SETTINGS
 
@@ -38,7 +37,7 @@ def test_the_shape_of_the_images_decides_which_step_runs(monkeypatch):
         size = batch["image"].shape[1]
         return Fake(batch, lambda state, batch, key: (state + size, {}))
 
-    monkeypatch.setattr(compilation, "compile_train_step", compile_fake)
+    monkeypatch.setattr(training_plan, "compile_train_step", compile_fake)
     step, _ = compile_plan(plan, objective, 0, None, mesh)
     batches = [{"image": np.zeros((2, size, size, 1))} for size in (4, 8, 4)]
     assert [step(0, batch, None)[0] for batch in batches] == [4, 8, 4]
@@ -53,7 +52,7 @@ def test_what_is_still_to_come_is_compiled_once_each_and_told(monkeypatch, start
         seen.append(batch["image"])
         return jax.jit(lambda: 0).lower().compile()
 
-    monkeypatch.setattr(compilation, "compile_train_step", compile_fake)
+    monkeypatch.setattr(training_plan, "compile_train_step", compile_fake)
     _, lines = compile_plan(plan, objective, start_step, make_train_key(0, mesh), mesh)
     assert [image.shape for image in seen] == [(64, *size, 1) for size in sizes]
     assert {image.dtype for image in seen} == {np.dtype(np.uint8)}
@@ -64,7 +63,7 @@ def test_what_is_still_to_come_is_compiled_once_each_and_told(monkeypatch, start
 
 def test_without_stages_the_step_that_runs_is_the_compiled_one_itself(monkeypatch):
     _, objective, mesh, plan = planned()
-    monkeypatch.setattr(compilation, "compile_train_step", lambda _, __, batch, *___: Fake(batch))
+    monkeypatch.setattr(training_plan, "compile_train_step", lambda _, __, batch, *___: Fake(batch))
     step, _ = compile_plan(plan, objective, 0, None, mesh)
     assert step.batch is objective.batch
     assert compile_plan(plan, objective, 8, None, mesh) == (plan.step_fn, [])  # all is done

@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from mae_jax.objectives.objective import LossDetails, Variables
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import AXES
-from mae_jax.training import compilation
-from mae_jax.training.compilation import compile_train_step, describe_cost, devices_for, memory_in_bytes
+from mae_jax.training import plan as training_plan
+from mae_jax.training.plan import compile_train_step, describe_cost, devices_for, memory_in_bytes
 from mae_jax.training.step import abstract_state, make_init, make_train_step
 from tests.runs import ROOT
 
@@ -44,7 +44,7 @@ def test_a_step_is_measured_without_an_array(monkeypatch):
     assert len(jax.live_arrays()) <= before
     params, adam, total = 8 * 4 * 4, 2 * 8 * 4 * 4 + 4, memory_in_bytes(step)  # and Adam's count
     assert total >= params + adam + 16 // 8 * 8 * 4
-    monkeypatch.setattr(compilation, "MIB", 1)
+    monkeypatch.setattr(training_plan, "MIB", 1)
     text = "\n".join(describe_cost(step, state, mesh, step_flops=8 * 2**30, seconds=0.5))
     assert "in 0.5 s for 8 x" in text and "1.07 GFLOP needed" in text
     assert f"{total:,.1f} MiB: parameters {params:.1f}, optimizer {adam:.1f}, batch" in text
@@ -87,6 +87,6 @@ def test_a_step_is_compiled_for_tpus_that_are_not_here():
 
 
 def test_a_large_mesh_is_emulated_by_one_cpu():
-    program = "from mae_jax.training.compilation import devices_for; print(len(devices_for('cpu:64')))"
+    program = "from mae_jax.training.plan import devices_for; print(len(devices_for('cpu:64')))"
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, text=True, capture_output=True, timeout=120)
     assert run.stdout.strip() == "64", run.stderr

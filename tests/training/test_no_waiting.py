@@ -15,8 +15,7 @@ from configs import digits
 from mae_jax.objectives import pretrain
 from mae_jax.objectives.objective import LossDetails
 from mae_jax.runtime.mesh import batch_sharding, create, put_batch
-from mae_jax.training.compilation import compile_train_step
-from mae_jax.training.plan import make_plan, make_train_key
+from mae_jax.training.plan import compile_train_step, make_plan, make_train_key
 from tests.meshes import device_mesh
 from tests.runs import TINY_SETTINGS, run_task
 from tests.training.test_loop import Run, State

@@ -9,7 +9,7 @@ import pytest
 from mae_jax.objectives.objective import LossDetails, Variables
 from mae_jax.runtime.mesh import batch_sharding, create, put_batch
 from mae_jax.runtime.sharding import mean_over_batch
-from mae_jax.training.compilation import compile_train_step
+from mae_jax.training.plan import compile_train_step
 from mae_jax.training.step import abstract_state, make_init, make_train_step
 from tests.meshes import device_mesh
 

@@ -14,9 +14,8 @@ from mae_jax.objectives import pretrain
 from mae_jax.objectives.objective import LossDetails, Variables
 from mae_jax.objectives.pretrain import make_loss_fn
 from mae_jax.runtime.mesh import batch_sharding, create, put_batch
-from mae_jax.training.compilation import compile_train_step
 from mae_jax.training.optimizers import make_optimizer, make_schedule
-from mae_jax.training.plan import make_plan
+from mae_jax.training.plan import compile_train_step, make_plan
 from mae_jax.training.step import abstract_state, make_init, make_train_step
 from tests.meshes import device_mesh
 from tests.reference import random_params

@@ -13,7 +13,7 @@ from mae_jax.models.config import MAEConfig
 from mae_jax.models.parameters import join
 from mae_jax.objectives.objective import LossDetails, Variables
 from mae_jax.runtime.mesh import batch_sharding, create, put_batch
-from mae_jax.training.compilation import compile_train_step
+from mae_jax.training.plan import compile_train_step
 from mae_jax.training.step import TrainState, abstract_state, make_init, make_train_step, start_from
 from tests.meshes import device_mesh
 from tests.reference import random_like
