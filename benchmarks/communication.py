@@ -19,7 +19,7 @@ from configs import common
 from mae_jax.models.config import MAEConfig
 from mae_jax.models.mae import init_params
 from mae_jax.runtime.mesh import AXES
-from mae_jax.training.dry_run import devices_for
+from mae_jax.training.plan import devices_for
 
 SIZES = dict(
     image_size=64, patch_size=8, width=128, depth=6, num_heads=8, decoder_width=64, decoder_depth=2, decoder_num_heads=8

@@ -38,11 +38,10 @@ class JaxStep:
         config, mesh, objective, plan, self._key, self._step, self.facts = _compile(model, overrides)
         import jax
 
-        from mae_jax.runtime.mesh import batch_sharding, put_batch
+        from mae_jax.runtime.mesh import batch_sharding, create, put_batch
         from mae_jax.runtime.seeds import make_key
-        from mae_jax.training.state import create_state
 
-        self._state = create_state(plan.init, make_key(config.seed, "init"), mesh)
+        self._state = create(plan.init, make_key(config.seed, "init"), mesh)
         self._batch = put_batch(random_images(objective.batch["image"].shape), batch_sharding(mesh))
         if peak:
             chips = 1 if jax.default_backend() == "cpu" else jax.device_count()  # a CPU's devices share its cores
@@ -73,8 +72,7 @@ def _compile(model: str, overrides: dict[str, Any]) -> tuple:
 
     from mae_jax.objectives.pretrain import Pretraining
     from mae_jax.runtime.mesh import make_mesh, prepare_cpu
-    from mae_jax.training.plan import make_plan, make_train_key
-    from mae_jax.training.step import compile_train_step, memory_in_bytes
+    from mae_jax.training.plan import compile_train_step, make_plan, make_train_key, memory_in_bytes
 
     config = read_config(model, overrides)
     prepare_cpu(config.mesh)

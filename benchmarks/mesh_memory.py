@@ -1,11 +1,12 @@
 """Memory of a device for pre-training on meshes that need not be here: `python -m benchmarks.mesh_memory --help`.
 
 Compiles the real step of the recipe in configs/vit_*.py (bfloat16 products, with and without remat) and asks the
-compiler; runs nothing. TPUs need libtpu (see mae_jax/training/dry_run.py). Prints a Markdown table.
+compiler; runs nothing. TPUs need libtpu (see mae_jax/training/plan.py). Prints a Markdown table.
 """
 
 import argparse
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +19,12 @@ from mae_jax.models.mae import init_params
 from mae_jax.objectives.objective import Variables
 from mae_jax.objectives.pretrain import make_loss_fn
 from mae_jax.runtime.errors import UserError
+from mae_jax.runtime.memory import bytes_on_a_device
 from mae_jax.runtime.mesh import AXES, make_mesh
 from mae_jax.runtime.seeds import make_key
-from mae_jax.training.dry_run import StepCost, devices_for, try_step
 from mae_jax.training.optimizers import make_optimizer, make_schedule
-from mae_jax.training.state import abstract_state, make_init
-from mae_jax.training.step import make_train_step
+from mae_jax.training.plan import compile_train_step, devices_for, memory_in_bytes
+from mae_jax.training.step import TrainState, abstract_state, make_init, make_train_step
 
 GIB = 2**30
 
@@ -55,29 +56,29 @@ def main() -> None:
                 config.model.update(SIZES[size], dtype="bfloat16", remat=remat)
                 config.data.batch_size, config.train.accumulate_steps = args.batch, parts
                 try:
-                    cost, collectives = step_cost(config, shape, devices)
+                    cost = step_cost(config, shape, devices)
                 except UserError as error:
                     print(f"{head}| | | | does not fit | | |", flush=True)
                     print(error, file=sys.stderr)
                     continue
-                print(head + row(cost, collectives), flush=True)
+                print(head + row(*cost), flush=True)
                 if args.communication:
-                    print(table(collectives or []), file=sys.stderr)
+                    print(table(cost[-1] or []), file=sys.stderr)
 
 
-def row(cost: StepCost, collectives: list[Collective] | None) -> str:
+def row(step: jax.stages.Compiled, state: TrainState, seconds: float, collectives: list[Collective] | None) -> str:
     """The cells of a table that a compiled step fills."""
-    gib = (f"{size / GIB:.2f}" for size in (cost.params, cost.optimizer, cost.temporaries))
+    temporaries = step.memory_analysis().temp_size_in_bytes
+    sizes = (bytes_on_a_device(state.params), bytes_on_a_device(state.opt_state), temporaries)
     sent = "?" if collectives is None else f"{sum(c.bytes for c in collectives) / 2**20:,.0f}"
-    return f"| {' | '.join(gib)} | **{cost.total / GIB:.2f}** | {sent} | {cost.seconds:.0f} s |"
+    gib = " | ".join(f"{size / GIB:.2f}" for size in sizes)
+    return f"| {gib} | **{memory_in_bytes(step) / GIB:.2f}** | {sent} | {seconds:.0f} s |"
 
 
-def step_cost(
-    config: ConfigDict, shape: tuple[int, int, int], devices: list
-) -> tuple[StepCost, list[Collective] | None]:
-    """The pre-training step of a config on a mesh of this shape (data, fsdp, tensor), and what it sends; None: unknown.
+def step_cost(config: ConfigDict, shape: tuple[int, int, int], devices: list) -> tuple:
+    """The pre-training step of a config on a mesh of this shape (data, fsdp, tensor): what `row` takes.
 
-    No data are read.
+    No data are read. What it sends is None if that is unknown.
     """
     model, batch = MAEConfig(**config.model), config.data.batch_size
     mesh = make_mesh(ConfigDict(dict(zip(AXES, shape, strict=True))), devices)
@@ -87,11 +88,13 @@ def step_cost(
     loss_fn, parts = make_loss_fn(config, model), config.train.accumulate_steps
     step_fn = make_train_step(loss_fn, optimizer, schedule, mesh, parts)
     images = jax.ShapeDtypeStruct((batch, *model.image_size, model.channels), jnp.uint8)
-    cost = try_step(step_fn, state, {"image": images}, make_key(config.seed, "train"), mesh)
+    key, start = jax.eval_shape(lambda: make_key(config.seed, "train")), time.perf_counter()
+    step = compile_train_step(step_fn, state, {"image": images}, key, mesh)
+    seconds = time.perf_counter() - start
     try:
-        return cost, read_collectives(cost.compiled.as_text(), mesh.shape)
+        return step, state, seconds, read_collectives(step.as_text(), mesh.shape)
     except jax.errors.JaxRuntimeError:  # seen with a libtpu newer than this JAX
-        return cost, None
+        return step, state, seconds, None
 
 
 if __name__ == "__main__":

@@ -14,8 +14,7 @@ from mae_jax.data.augment import denormalize
 from mae_jax.data.loader import make_eval_batches
 from mae_jax.data.sources import RandomSubset
 from mae_jax.evaluation.evaluator import EvaluationData, Evaluator, State, one_ahead
-from mae_jax.models.rendering import Reconstructions, reconstruct
-from mae_jax.models.targets import TARGETS
+from mae_jax.models.targets import TARGETS, Reconstructions, reconstruct
 from mae_jax.runtime.errors import escaped
 from mae_jax.runtime.mesh import put, replicated
 from mae_jax.runtime.sharding import on_rows

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mae_jax.models.config import MAEConfig
-from mae_jax.models.encoder import Encoder, EncoderOutput, patches_of
+from mae_jax.models.encoder_decoder import Encoder, EncoderOutput, patches_of
 from mae_jax.models.layers import Linear
-from mae_jax.models.parameters import gather_outside_blocks, split_trained
-from mae_jax.models.transformer import Record
+from mae_jax.models.parameters import gather_outside_blocks
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.sharding import batch_devices, mean_over_batch
 
@@ -50,35 +50,27 @@ class ClassifierConfig:
             raise UserError(f"classifier.num_classes={self.num_classes} must be at least 2")
 
     @property
-    def frozen_blocks(self) -> int:
-        """Number of first blocks with no trained parameter."""
+    def frozen_blocks(self) -> int:  # the number of first blocks
         return 0 if self.trained_blocks is None else self.encoder.depth - math.ceil(self.trained_blocks)
 
     @property
     def trained_parts(self) -> str:
-        match self.trained_blocks:
-            case None:
-                return "everything"
-            case 0:
-                return "the head"
-            case 0.5:
-                return "the last block's MLP, norm and head"
-            case blocks:
-                return f"the last {int(blocks)} of {self.encoder.depth} blocks, norm and head"
+        names = {None: "everything", 0: "the head", 0.5: "the last block's MLP, norm and head"}
+        blocks = self.trained_blocks
+        return names.get(blocks) or f"the last {int(blocks)} of {self.encoder.depth} blocks, norm and head"
 
     @property
     def drop_path_rates(self) -> tuple[float, ...] | None:
         """[depth] rates, rising linearly from 0 to `drop_path` at the last block; frozen blocks have none."""
-        if not self.drop_path:
-            return None
         rates = np.linspace(0, self.drop_path, self.encoder.depth)
-        return tuple(float(rate) * (block >= self.frozen_blocks) for block, rate in enumerate(rates))
+        rates[: self.frozen_blocks] = 0
+        return tuple(rates.tolist()) if self.drop_path else None
 
 
 def make_classifier_config(model: Mapping, classifier: Mapping) -> ClassifierConfig:
     """The config from the settings `model.*` and `classifier.*`; `num_classes` must be set."""
-    names = [field.name for field in dataclasses.fields(ClassifierConfig) if field.name != "encoder"]
-    return ClassifierConfig(MAEConfig(**model), **{name: classifier[name] for name in names})
+    names = [field.name for field in dataclasses.fields(ClassifierConfig)][1:]
+    return ClassifierConfig(MAEConfig(**model), *(classifier[name] for name in names))
 
 
 def is_classifier(config: Mapping) -> bool:
@@ -106,10 +98,7 @@ class BatchNorm(nnx.Module):
 
 
 class AttentivePool(nnx.Module):
-    """Cross-attention of one learned query to all patch tokens, without an output projection.
-
-    The attentive probe of CAE (arXiv 2202.03026) as simplified in AIM (arXiv 2401.08541).
-    """
+    """Cross-attention of one learned query to all patch tokens: the probe of AIM (arXiv 2401.08541)."""
 
     def __init__(self, width: int, num_heads: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.num_heads, self.dtype = num_heads, dtype
@@ -137,58 +126,49 @@ class Head(nnx.Module):
 
 
 class Classifier(nnx.Module):
-    """`model(images)` gives logits, `model.encode(images)` the encoder's tokens.
+    """`model(images)` gives logits, `model.encode(images)` the encoder's tokens; images may have other sizes.
 
-    Accepts images of any size that the patch size divides; learned positions are resized. The forward pass has two
-    halves: `represent` has no trained part when the encoder is frozen, so a probe runs it once; `classify` is the rest.
+    Of the two halves of the forward pass, `represent` has no trained part when the encoder is frozen, so a probe runs
+    it once; `classify` is the rest.
     """
 
     def __init__(self, config: ClassifierConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.encoder = Encoder(
-            config.encoder, learned_positions=True, frozen_blocks=config.frozen_blocks,
-            drop_path=config.drop_path_rates, rngs=rngs,
-        )  # fmt: skip
+        options = dict(frozen_blocks=config.frozen_blocks, drop_path=config.drop_path_rates, rngs=rngs)
+        self.encoder = Encoder(config.encoder, learned_positions=True, **options)
         self.head = Head(config, rngs=rngs)
-        self.processor = None  # converts pictures to model inputs; set by `mae_jax.load`
+        self.processor = None  # set by `mae_jax.load`
 
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Logits [B, K] of normalised images [B, H, W, C]; UserError if their shape does not fit the model."""
+    def __call__(self, images: jax.Array) -> jax.Array:  # [B, H, W, C], normalised -> [B, K]
         return self.classify(self.represent(images))[0]
 
     def encode(
         self, images: jax.Array, *, output_hidden_states: bool = False, output_attentions: bool = False
     ) -> jax.Array | EncoderOutput:
         """Tokens [B, 1 + L, D] after the final norm, class token first; with any `output_...`, an EncoderOutput."""
-        record = Record(output_hidden_states, output_attentions)
+        record = (output_hidden_states, output_attentions)
         features, recorded = self.encoder(*patches_of(images, self.config.encoder), record=record)
         return EncoderOutput(features, *recorded) if any(record) else features
 
     def represent(self, images: jax.Array, keys: jax.Array | None = None) -> jax.Array:
         """[B, H, W, C] -> [B, D], or patch tokens [B, L, D] for the attentive pool. Keys [B] turn on drop path."""
-        tokens, _ = self.encoder.before_norm(*patches_of(images, self.config.encoder), keys=keys)
+        tokens, _ = self.encoder(*patches_of(images, self.config.encoder), keys=keys, norm=False)
         classes, patches = jnp.split(tokens, [self.config.encoder.class_tokens], axis=1)
-        match self.config.pool:
-            case "class":
-                return jnp.mean(self.encoder.norm(classes), axis=1)
-            case "mean":
-                return jnp.mean(self.encoder.norm(patches), axis=1)
-            case "mean_norm":
-                return jnp.mean(patches, axis=1)
-            case "attentive":
-                return self.encoder.norm(patches)
+        if self.config.pool == "mean_norm":
+            return jnp.mean(patches, axis=1)
+        tokens = self.encoder.norm(classes if self.config.pool == "class" else patches)
+        return tokens if self.config.pool == "attentive" else jnp.mean(tokens, axis=1)
 
     def classify(self, x: jax.Array, *, training: bool = False) -> tuple[jax.Array, dict]:
         """Logits [B, K] of `represent`'s result, and in training the batch's statistics as a nested dict."""
-        statistics = {}
         if self.config.pool == "mean_norm":
             x = self.encoder.norm(x)
         if self.head.pool is not None:
             x = self.head.pool(x)
-        if self.head.batch_norm is not None:
-            x, statistics = self.head.batch_norm(x, training)
-            statistics = {"head": {"batch_norm": statistics}} if training else {}
-        return self.head.linear(x), statistics
+        if self.head.batch_norm is None:
+            return self.head.linear(x), {}
+        x, batch = self.head.batch_norm(x, training)
+        return self.head.linear(x), {"head": {"batch_norm": batch}}
 
 
 def init_classifier(config: ClassifierConfig, key: jax.Array) -> tuple[dict, dict]:
@@ -198,8 +178,22 @@ def init_classifier(config: ClassifierConfig, key: jax.Array) -> tuple[dict, dic
 
 
 def split_classifier(config: ClassifierConfig, params: dict) -> tuple[dict, dict]:
-    """Splits parameters into (trained, frozen); `join(frozen, trained)` inverts it."""
-    return split_trained(params, config.trained_blocks, norm_trains=config.pool == "mean_norm")
+    """Splits parameters into (trained, frozen), stacked blocks too; `join(frozen, trained)` inverts it."""
+    if config.trained_blocks is None:
+        return params, {}
+    trained, frozen = {}, {}
+    for path, leaf in flatten_dict(params).items():
+        if path[:2] == ("encoder", "blocks"):
+            only_mlp = config.trained_blocks == 0.5 and path[2] in ("norm1", "attention")
+            first = len(leaf) if only_mlp else config.frozen_blocks
+        else:
+            norm_trains = path[1] == "norm" and (config.pool == "mean_norm" or config.trained_blocks > 0)
+            first = 0 if path[0] == "head" or norm_trains else len(leaf)
+        if first > 0:
+            frozen[path] = leaf[:first]
+        if first < len(leaf):
+            trained[path] = leaf[first:]
+    return unflatten_dict(trained), unflatten_dict(frozen)
 
 
 @functools.lru_cache(maxsize=16)

@@ -1,29 +1,20 @@
 """Floating-point operations of the models: 2 for each multiply-add of their matrix products.
 
-As usual, element-wise operations (norms, softmax, GELU) are not counted; they are about half a percent. Nor are
-principal-component targets and the uniformity regulariser, which are less.
+Norms, softmax, GELU, principal-component targets and the uniformity regulariser are less than a percent: not counted.
 """
 
 from mae_jax.models.classifier import ClassifierConfig
 from mae_jax.models.config import MAEConfig
 
 
-def block_flops(tokens: int, width: int, mlp_width: int) -> int:
-    """One block's forward pass for one image: qkv, logits, weighted sum, output projection, and the two MLP layers."""
-    projections = 2 * tokens * width * (3 * width + width)
-    attention = 2 * 2 * tokens * tokens * width
-    return projections + attention + mlp_flops(tokens, width, mlp_width)
-
-
-def cross_block_flops(tokens: int, width: int, mlp_width: int, memory: int, memory_width: int) -> int:
-    """As `block_flops`, for a block whose tokens attend to `memory` tokens of width `memory_width`."""
-    projections = 2 * tokens * width * 2 * width + 2 * memory * memory_width * 2 * width
+def block_flops(
+    tokens: int, width: int, mlp_width: int, memory: int | None = None, memory_width: int | None = None
+) -> int:
+    """One block's forward pass for one image; `memory`: the tokens that its own attend to, if not themselves."""
+    memory, memory_width = memory or tokens, memory_width or width
+    queries_and_output, keys_and_values = 2 * tokens * width * 2 * width, 2 * memory * memory_width * 2 * width
     attention = 2 * 2 * tokens * memory * width
-    return projections + attention + mlp_flops(tokens, width, mlp_width)
-
-
-def mlp_flops(tokens: int, width: int, mlp_width: int) -> int:
-    return 2 * tokens * width * 2 * mlp_width
+    return queries_and_output + keys_and_values + attention + 2 * tokens * width * 2 * mlp_width
 
 
 def encoder_tokens(config: MAEConfig) -> int:
@@ -46,34 +37,37 @@ def forward_flops(config: MAEConfig) -> int:
     encoded = seen - config.registers
     encoder = config.depth * block_flops(seen, width, config.blocks.mlp_width)
     if config.decoder_attention == "cross":
-        decoder = config.decoder_depth * cross_block_flops(tokens, decoder_width, mlp_width, encoded, width)
+        decoder = config.decoder_depth * block_flops(tokens, decoder_width, mlp_width, encoded, width)
         predicted = tokens
     else:
         decoder_embed = 2 * encoded * width * decoder_width
         decoder = decoder_embed + config.decoder_depth * block_flops(tokens, decoder_width, mlp_width)
         predicted = config.num_patches
     predict = 2 * predicted * decoder_width * config.target_dim
-    return _patch_embed_flops(config, _embedded_patches(config)) + config.masks_per_image * (
-        encoder + decoder + predict
-    )
+    return _embed_flops(config) + config.masks_per_image * (encoder + decoder + predict)
 
 
 def train_flops(config: MAEConfig) -> int:
     """One image's forward and backward pass: 3 x forward, less the gradient of the pixels."""
-    return 3 * forward_flops(config) - _patch_embed_flops(config, _embedded_patches(config))
+    return 3 * forward_flops(config) - _embed_flops(config)
 
 
-def _embedded_patches(config: MAEConfig) -> int:
-    if config.encoder_mask_tokens or config.masks_per_image > 1:
-        return config.num_patches
-    return config.num_visible()
+def _embed_flops(config: MAEConfig) -> int:
+    embeds_all = config.encoder_mask_tokens or config.masks_per_image > 1
+    return 2 * (config.num_patches if embeds_all else config.num_visible()) * config.patch_dim * config.width
 
 
 def represent_flops(config: ClassifierConfig) -> int:
     """One image's forward pass through the classifier's encoder."""
-    encoder = config.encoder
-    blocks = encoder.depth * block_flops(_all_tokens(encoder), encoder.width, encoder.blocks.mlp_width)
-    return _patch_embed_flops(encoder, encoder.num_patches) + blocks
+    _, patch_embed, block = _encoder_flops(config.encoder)
+    return patch_embed + config.encoder.depth * block
+
+
+def _encoder_flops(encoder: MAEConfig) -> tuple[int, int, int]:
+    """The tokens of an encoder without masks; the FLOPs of its patch embedding, and of a block."""
+    tokens = encoder.class_tokens + encoder.registers + encoder.num_patches
+    patch_embed = 2 * encoder.num_patches * encoder.patch_dim * encoder.width
+    return tokens, patch_embed, block_flops(tokens, encoder.width, encoder.blocks.mlp_width)
 
 
 def classify_flops(config: ClassifierConfig) -> int:
@@ -93,28 +87,19 @@ def classify_train_flops(config: ClassifierConfig) -> int:
 
 
 def classifier_train_flops(config: ClassifierConfig) -> int:
-    """One image's forward pass and the backward pass of what trains: 2 x forward, less one gradient.
+    """One image's forward pass and the backward pass of what trains: 2 x forward, less the first layer's input's.
 
-    That is the gradient of the first trained layer's input, below which nothing trains (a norm's scale and bias are
-    folded into the layer's kernel). With two or more blocks XLA computes it anyway, since all blocks are one loop.
+    Below it nothing trains (a norm is folded into the layer). In a loop of blocks XLA computes that gradient anyway.
     """
-    encoder, tokens = config.encoder, _all_tokens(config.encoder)
-    width, mlp_width = encoder.width, encoder.blocks.mlp_width
-    if config.trained_blocks is None:
-        trained = 2 * represent_flops(config) - _patch_embed_flops(encoder, encoder.num_patches)
-    elif config.trained_blocks == 0:
-        trained = 0
-    elif config.trained_blocks == 0.5:
-        trained = 2 * mlp_flops(tokens, width, mlp_width) - 2 * tokens * width * mlp_width
-    else:
-        blocks = int(config.trained_blocks) * block_flops(tokens, width, mlp_width)
-        trained = 2 * blocks - 2 * tokens * width * 3 * width
+    encoder = config.encoder
+    tokens, patch_embed, block = _encoder_flops(encoder)
+    match config.trained_blocks:
+        case None:
+            trained = 2 * represent_flops(config) - patch_embed
+        case 0:
+            trained = 0
+        case 0.5:
+            trained = 3 * 2 * tokens * encoder.width * encoder.blocks.mlp_width
+        case blocks:
+            trained = 2 * int(blocks) * block - 2 * tokens * encoder.width * 3 * encoder.width
     return represent_flops(config) + trained + classify_train_flops(config)
-
-
-def _all_tokens(config: MAEConfig) -> int:
-    return config.class_tokens + config.registers + config.num_patches
-
-
-def _patch_embed_flops(config: MAEConfig, patches: int) -> int:
-    return 2 * patches * config.patch_dim * config.width

@@ -1,4 +1,4 @@
-"""The layers of Transformer blocks."""
+"""The layers of Transformer blocks: norms, linear layers, MLP and attention."""
 
 import dataclasses
 import functools
@@ -6,9 +6,11 @@ import math
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 
-from mae_jax.runtime.platform import Normed, linear
+from mae_jax.runtime.errors import UserError
+from mae_jax.runtime.platform import Normed, attention, attention_weights, linear
 
 xavier_uniform = nnx.initializers.xavier_uniform()
 
@@ -29,7 +31,7 @@ def exact_gelu(x: jax.Array) -> jax.Array:
     return 0.5 * x * (1 + _erf(x * 0.5**0.5))
 
 
-ACTIVATIONS = {  # model.activation -> the function between the two layers of an MLP
+ACTIVATIONS = {
     "gelu": exact_gelu,
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -41,7 +43,6 @@ ACTIVATIONS = {  # model.activation -> the function between the two layers of an
     "silu": jax.nn.silu,
     "tanh": jnp.tanh,
 }
-ATTENTION_BACKENDS = ("xla", "cudnn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,21 +70,33 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(nnx.initializers.zeros(rngs.params(), (width,), jnp.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:  # [..., d] -> [..., d] float32
-        return _normalize(x, self.epsilon) * self.scale[...] + self.bias[...]
+        return _normalize_again(x, self.epsilon) * self.scale[...] + self.bias[...]
 
 
 class PreNorm(LayerNorm):
     """A LayerNorm before linear layers, which apply its scale and bias (`platform.linear`)."""
 
     def __call__(self, x: jax.Array) -> Normed:
-        return Normed(_normalize(x, self.epsilon), self.scale[...], self.bias[...])
+        return Normed(_normalize_again(x, self.epsilon), self.scale[...], self.bias[...])
 
 
-@functools.partial(jax.checkpoint, static_argnums=1)  # saves only x for the backward pass
+class HeadNorm(nnx.Module):
+    """LayerNorm over each head's width, with one scale for all heads (Dehghani et al. 2023, arXiv 2302.05442)."""
+
+    def __init__(self, width: int, epsilon: float):
+        self.epsilon, self.scale = epsilon, nnx.Param(jnp.ones(width))
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # [b, n, h, d] float32 -> [b, n, h, d] float32
+        return _normalize(x, self.epsilon) * self.scale[...]
+
+
 def _normalize(x: jax.Array, epsilon: float) -> jax.Array:
     x = x.astype(jnp.float32)
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
     return centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + epsilon)
+
+
+_normalize_again = jax.checkpoint(_normalize, static_argnums=1)  # saves only x for the backward pass
 
 
 class Linear(nnx.Module):
@@ -116,9 +129,49 @@ class Mlp(nnx.Module):
         self.fc2 = Linear(config.mlp_width, config.width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Normed) -> jax.Array:  # [b, n, d] -> [b, n, d]
-        return _activate_and_project(ACTIVATIONS[self.activation], self.fc1(x), self.fc2)
+        activate = ACTIVATIONS[self.activation]
+        # Recomputes the activation's result instead of saving it.
+        return jax.checkpoint(lambda x, project: project(activate(x)))(self.fc1(x), self.fc2)
 
 
-@functools.partial(jax.checkpoint, static_argnums=0)  # recomputes the activation's result instead of saving it
-def _activate_and_project(activation, x: jax.Array, project: Linear) -> jax.Array:
-    return project(activation(x))
+class Attention(nnx.Module):
+    """Self-attention with one kernel [D, 3, D] for q, k and v; with `config.memory_width`, cross-attention."""
+
+    def __init__(self, config: BlockConfig, *, rngs: nnx.Rngs):
+        self.config, self.dtype, width = config, jnp.dtype(config.dtype), config.width
+        options = dict(dtype=self.dtype, use_bias=config.qkv_bias, rngs=rngs)
+        if config.memory_width is None:
+            self.qkv = Linear(width, 3, width, **options)
+        else:
+            self.q, self.kv = Linear(width, width, **options), Linear(config.memory_width, 2, width, **options)
+        self.out = Linear(width, width, dtype=self.dtype, rngs=rngs)
+        if config.qk_norm:
+            head_width = width // config.num_heads
+            self.q_norm, self.k_norm = HeadNorm(head_width, config.epsilon), HeadNorm(head_width, config.epsilon)
+
+    def __call__(
+        self, x: Normed, memory: jax.Array | None = None, weights: bool = False
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """[b, n, d], memory [b, m, memory_width] -> [b, n, d], and with `weights` the weights [b, h, n, n or m]."""
+        head_width = self.config.width // self.config.num_heads
+        if memory is None:
+            queries, keys, values = jnp.split(self.qkv(x), 3, axis=2)  # the gradient is one join, not a sum
+        else:
+            queries = self.q(x)[:, :, None]
+            keys, values = jnp.split(self.kv(memory), 2, axis=2)
+        q, k, v = (rearrange(x, "b n 1 (h d) -> b n h d", d=head_width) for x in (queries, keys, values))
+        if self.config.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q = q * head_width**-0.5  # fewer numbers than the logits, and still in float32
+        q, k, v = (x.astype(self.dtype) for x in (q, k, v))
+        if self.config.attention == "cudnn":
+            if jax.default_backend() != "gpu":
+                raise UserError(
+                    f"model.attention=cudnn needs an NVIDIA GPU, but JAX runs on {jax.default_backend()}: "
+                    "set model.attention=xla"
+                )
+            attended = jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation="cudnn")
+        else:
+            attended = attention(q, k, v)
+        # The weights are computed again, so that the result is the same with and without them.
+        return self.out(rearrange(attended, "b n h d -> b n (h d)")), attention_weights(q, k) if weights else None

@@ -1,7 +1,4 @@
-"""The masked autoencoder (He et al. 2021, arXiv 2111.06377, section 3).
-
-Details that the paper leaves open follow the released weights.
-"""
+"""The masked autoencoder (He et al. 2021, arXiv 2111.06377, section 3); details as in the released weights."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -15,16 +12,14 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mae_jax.models import masking
 from mae_jax.models.config import MAEConfig
-from mae_jax.models.decoder import Decoder
-from mae_jax.models.encoder import Encoder, EncoderOutput, Hidden, patches_of
+from mae_jax.models.encoder_decoder import Decoder, Encoder, EncoderOutput, patches_of
 from mae_jax.models.masking import Mask, MaskFn, take_patches
 from mae_jax.models.parameters import gather_outside_blocks
 from mae_jax.models.patches import grid_size, patchify, unpatchify
-from mae_jax.models.rendering import reconstruct
-from mae_jax.models.targets import TARGETS
-from mae_jax.models.transformer import NOTHING, Record, Recorded
-from mae_jax.models.uniformity import uniformity
+from mae_jax.models.targets import TARGETS, reconstruct
+from mae_jax.models.transformer import Recorded
 from mae_jax.runtime.errors import UserError
+from mae_jax.runtime.sharding import all_rows
 
 PREDICTED = 2**31 - 1  # folded into a mask's key; split(key)[i] is fold_in(key, i), so small numbers are taken
 
@@ -37,8 +32,7 @@ class MAEOutput(NamedTuple):
     mask: jax.Array  # [B, L]; 1 = hidden
     ids_restore: jax.Array  # [B, L]
     example_loss: jax.Array  # [B]; `loss` is its mean
-    # On request, with T = 1 + K in the encoder and 1 + L in the decoder (see transformer.Recorded):
-    # hidden states [depth + 1, B, T, D], attentions [depth, B, heads, T, T].
+    # On request: transformer.Recorded of the encoder's 1 + K tokens, and of the decoder's 1 + L.
     hidden_states: jax.Array | None = None
     attentions: jax.Array | None = None
     decoder_hidden_states: jax.Array | None = None
@@ -46,10 +40,10 @@ class MAEOutput(NamedTuple):
 
 
 class MaskedAutoencoder(nnx.Module):
-    """MAE: `model(images, key=key)` reconstructs, `model.encode(images)` gives features.
+    """MAE: `model(images, key=key)` reconstructs, `model.encode(images)` gives features, also without a decoder.
 
-    Accepts images of any size that the patch size divides: fixed positions are computed, learned ones resized. Without
-    a decoder it can only encode. `processor`, set by `mae_jax.load`, converts pictures to model inputs and back.
+    Accepts images of any size that the patch size divides: fixed positions are computed, learned ones resized.
+    `processor`, set by `mae_jax.load`, converts pictures to model inputs and back.
     """
 
     def __init__(self, config: MAEConfig, *, rngs: nnx.Rngs, decoder: bool = True):
@@ -69,20 +63,14 @@ class MaskedAutoencoder(nnx.Module):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> MAEOutput:
-        """Hides patches of each image and predicts them. Give exactly one of key, noise and mask.
+        """Hides patches of each image [B, H, W, C] and predicts them; ValueError if something does not fit the model.
 
-        Args:
-          images: [B, H, W, C], normalised by channel mean and standard deviation.
+        Args (one of key, noise and mask):
           key: draws the masks; one for the batch, or [B].
           noise: [B, L]; the patches with the smallest values stay visible.
           mask: [L] or [rows, columns] for all images, or [B, ...]; nonzero patches are hidden. Or a function (image
             index, (rows, columns)) -> [L] or [rows, columns]. Every image needs the same number of visible patches.
-          mask_ratio: overrides the model's; a Python float, since shapes depend on it. At 0 the loss is over all
-            patches, as in a plain autoencoder.
-
-        Raises:
-          UserError: the images' shape does not fit the model, the mask ratio is outside [0, 1), or there is no decoder.
-          ValueError: not exactly one of key, noise and mask is given, or its shape does not fit.
+          mask_ratio: overrides the model's; a Python float. At 0 the loss is over all patches.
         """
         if self.decoder is None:
             raise UserError(
@@ -92,20 +80,18 @@ class MaskedAutoencoder(nnx.Module):
             )
         patches, grid = patches_of(images, self.config)
         masks = self._masks(patches, grid, key, noise, mask, mask_ratio)
-        record = Record(output_hidden_states, output_attentions)
+        record = (output_hidden_states, output_attentions)
         tokens, encoder = self._encode(patches, grid, masks, record)
         prediction, decoder = self.decoder(tokens, grid, masks.ids_restore, record)
-        targets = self.decoder.basis(patches)
-        example_loss = self._example_loss(prediction, targets, masks)
-        prediction = self.decoder.basis.to_patches(prediction)
-        loss = jnp.mean(example_loss)
+        example_loss = self._example_loss(prediction, self.decoder.basis(patches), masks)
+        prediction, loss = self.decoder.basis.to_patches(prediction), jnp.mean(example_loss)
         return MAEOutput(loss, prediction, masks.mask, masks.ids_restore, example_loss, *encoder, *decoder)
 
     def training_loss(self, images: jax.Array, keys: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The pre-training loss for images [B, H, W, C] and mask keys [B], and its parts if it has several (means).
+        """The mean loss of images [B, H, W, C] under mask keys [B], and its parts if it has several.
 
-        Unlike `__call__`, it draws `masks_per_image` masks of each image (data2vec 2.0, arXiv 2212.07525, section 3.3),
-        predicts `prediction_ratio` of the patches with a cross-attention decoder, and adds the uniformity regulariser.
+        Unlike `__call__`, it heeds `masks_per_image` (data2vec 2.0, arXiv 2212.07525, section 3.3), `prediction_ratio`
+        and `uniformity`.
         """
         config = self.config
         patches, grid = patches_of(images, config)
@@ -115,7 +101,9 @@ class MaskedAutoencoder(nnx.Module):
             targets, repeated = (jnp.repeat(x, config.masks_per_image, axis=0) for x in (targets, patches))
         masks = self._masks(repeated, grid, keys)
         tokens, _ = self._encode(patches, grid, masks)
-        ids = self._predicted(keys, masks, grid)
+        count, ids = config.num_predicted(grid), None
+        if config.decoder_attention == "cross" and count < masks.mask.shape[1]:  # predict these patches [B, count] only
+            ids = masking.some_hidden(jax.vmap(jax.random.fold_in, (0, None))(keys, PREDICTED), masks, count)
         prediction, _ = self.decoder(tokens, grid, masks.ids_restore, ids=ids)
         if ids is None:
             example_loss = self._example_loss(prediction, targets, masks)
@@ -129,21 +117,11 @@ class MaskedAutoencoder(nnx.Module):
         return loss + config.uniformity * alike, {"reconstruction_loss": loss, "uniformity": alike}
 
     def _encode(
-        self, patches: jax.Array, grid: tuple[int, int], masks: Mask, record: Record = NOTHING
+        self, patches: jax.Array, grid: tuple[int, int], masks: Mask, record: tuple[bool, bool] = (False, False)
     ) -> tuple[jax.Array, Recorded]:
-        """The decoder's input."""
         if self.config.encoder_mask_tokens:
-            return self.encoder(patches, grid, hidden=Hidden(masks.mask, self.decoder.mask_token[...]), record=record)
+            return self.encoder(patches, grid, hidden=(masks.mask, self.decoder.mask_token[...]), record=record)
         return self.encoder(patches, grid, masks.ids_keep, record=record)
-
-    def _predicted(self, keys: jax.Array, masks: Mask, grid: tuple[int, int]) -> jax.Array | None:
-        """Indices [B, P] of the patches that a training step predicts; None for all."""
-        if self.config.decoder_attention == "self":
-            return None
-        count = self.config.num_predicted(grid)
-        if count == masks.mask.shape[1]:
-            return None
-        return masking.some_hidden(jax.vmap(jax.random.fold_in, (0, None))(keys, PREDICTED), masks, count)
 
     def _example_loss(self, prediction: jax.Array, targets: jax.Array, masks: Mask) -> jax.Array:
         """Mean squared error [B] over the patches that the loss counts."""
@@ -166,15 +144,13 @@ class MaskedAutoencoder(nnx.Module):
     ) -> jax.Array | EncoderOutput:
         """Features [B, 1 + L, D] of images [B, H, W, C] after the final norm, class token(s) first.
 
-        With a key, noise or mask (as in `__call__`, with the same errors), features [B, 1 + K, D] of the K visible
-        patches in the mask's shuffled order. Hidden patches are dropped, even if the encoder was trained with mask
-        tokens. With any `output_...`, returns an EncoderOutput.
+        With a key, noise or mask (see `__call__`), those [B, 1 + K, D] of the K visible patches in the mask's shuffled
+        order, even if the encoder was trained with mask tokens. With any `output_...`, returns an EncoderOutput.
         """
         patches, grid = patches_of(images, self.config)
-        masks = None
-        if any(given is not None for given in (key, noise, mask, mask_ratio)) or output_masks:
-            masks = self._masks(patches, grid, key, noise, mask, mask_ratio)
-        record = Record(output_hidden_states, output_attentions)
+        masked = output_masks or any(given is not None for given in (key, noise, mask, mask_ratio))
+        masks = self._masks(patches, grid, key, noise, mask, mask_ratio) if masked else None
+        record = (output_hidden_states, output_attentions)
         features, recorded = self.encoder(patches, grid, masks and masks.ids_keep, record=record)
         if not (any(record) or output_masks):
             return features
@@ -186,7 +162,7 @@ class MaskedAutoencoder(nnx.Module):
 
     def unpatchify(self, patches: jax.Array, image_size: int | tuple[int, int] | None = None) -> jax.Array:
         """Inverts `patchify` for images of `image_size` (default: the model's); UserError if L does not fit it."""
-        size = self.config.image_size if image_size is None else image_size
+        size = image_size or self.config.image_size
         grid = grid_size((size, size) if isinstance(size, int) else size, self.config.patch_size)
         if patches.shape[1] != grid[0] * grid[1]:
             raise UserError(
@@ -206,8 +182,8 @@ class MaskedAutoencoder(nnx.Module):
     ) -> jax.Array:
         """uint8 pictures [B, H, W, C] of normalised images [B, H, W, C], with hidden patches predicted.
 
-        Masks are chosen as in `__call__`, by default with key 0. With normalised targets, predicted patches get
-        the true ones' mean and variance. `paste_visible` keeps visible patches. UserError without a processor.
+        Masks are chosen as in `__call__`, by default with key 0. With normalised targets, predicted patches get the
+        true ones' mean and variance.
         """
         if self.processor is None:
             raise UserError("this model has no processor: set model.processor = mae_jax.Processor(...)")
@@ -221,7 +197,6 @@ class MaskedAutoencoder(nnx.Module):
     def _masks(
         self, patches: jax.Array, grid: tuple[int, int], key=None, noise=None, mask=None, mask_ratio=None
     ) -> Mask:
-        """Masks of patches [B, L, p*p*C] from the one source given."""
         batch, num_patches = patches.shape[:2]
         if sum(given is not None for given in (key, noise, mask)) != 1:
             raise ValueError("give one of key=, noise= and mask=: the masks need one source")
@@ -230,11 +205,9 @@ class MaskedAutoencoder(nnx.Module):
         if isinstance(mask, Mask):
             return mask
         if mask is not None:
-            hidden, visible = masking.check_given_mask(mask, batch, grid)
-            return masking.given_masks(jnp.asarray(hidden), visible)
+            return masking.given_masks(*masking.check_given_mask(mask, batch, grid))
         ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
         if noise is not None:
-            masking.check_mask_ratio(ratio, grid)
             if noise.shape != (batch, num_patches):
                 raise ValueError(f"noise of shape {noise.shape}: {(batch, num_patches)} (batch, patches) is needed")
             return masking.masks_from_noise(jnp.asarray(noise, jnp.float32), ratio)
@@ -246,6 +219,18 @@ class MaskedAutoencoder(nnx.Module):
         if keys.shape != (batch,):
             raise ValueError(f"keys of shape {keys.shape}: one key, or one for each of {batch} images, is needed")
         return masking.draw_masks(keys, patches, grid, ratio, self.config)
+
+
+def uniformity(features: jax.Array) -> jax.Array:
+    """The mean squared cosine between features [B, D] of different images (U-MAE, arXiv 2210.08344, section 4).
+
+    The authors' code also pairs each image with itself, which adds a constant.
+    """
+    features = features / jnp.linalg.norm(features, axis=1, keepdims=True)
+    others = all_rows(features)
+    cosines = jnp.matmul(features, others.T, precision="highest")
+    own = jnp.sum(features**2, axis=1) ** 2  # each image with itself
+    return (jnp.sum(cosines**2) - jnp.sum(own)) / (len(features) * max(len(others) - 1, 1))
 
 
 def init_params(config: MAEConfig, key: jax.Array) -> dict:

@@ -32,26 +32,17 @@ MaskFn = Callable[[int, tuple[int, int]], np.ndarray]  # (image index, grid) -> 
 
 # (keys [B], patches [B, L, p*p*C], (rows, columns), mask ratio, MAEConfig) -> masks with `config.num_visible` patches.
 # An example's mask must depend only on its own key and patches, so that it is the same in every batch.
-Sampler = Callable[[jax.Array, jax.Array, tuple[int, int], float, Any], Mask]
-
-SAMPLERS: Registry[Sampler] = Registry("model.mask_sampling")
+SAMPLERS: Registry[Callable[..., Mask]] = Registry("model.mask_sampling")
 
 
-def num_visible(num_patches: int, mask_ratio: float) -> int:
-    """int(L * (1 - mask_ratio)) in floating point, as in the released models (100 patches, .8 -> 19)."""
-    return int(num_patches * (1 - mask_ratio))
+def count_visible(grid: tuple[int, int], mask_ratio: float, cell: int = 1, name: str = "mask_ratio") -> int:
+    """Number of visible patches of a (rows, columns) grid that is hidden in cells of `cell` x `cell`.
 
-
-def count_visible(grid: tuple[int, int], mask_ratio: float, cell: int = 1) -> int:
-    """Number of visible patches of a (rows, columns) grid that is hidden in cells of `cell` x `cell`."""
-    return cell**2 * num_visible(grid[0] * grid[1] // cell**2, mask_ratio)
-
-
-def check_mask_ratio(mask_ratio: float, grid: tuple[int, int], cell: int = 1, name: str = "mask_ratio") -> int:
-    """`count_visible`; raises UserError unless 0 <= mask_ratio < 1 and at least one patch stays visible."""
+    int(cells * (1 - mask_ratio)) in floating point, as in the released models (100 patches, .8 -> 19).
+    """
     if not 0 <= mask_ratio < 1:
         raise UserError(f"{name}={mask_ratio} is outside [0, 1)")
-    visible = count_visible(grid, mask_ratio, cell)
+    visible = cell**2 * int(grid[0] * grid[1] // cell**2 * (1 - mask_ratio))
     if visible < 1:
         raise UserError(f"{name}={mask_ratio} leaves none of {grid[0] * grid[1]} patches visible; lower it")
     return visible
@@ -69,21 +60,14 @@ def draw_masks(keys: jax.Array, patches: jax.Array, grid: tuple[int, int], mask_
     return masks
 
 
-def random_masks(keys: jax.Array, num_patches: int, mask_ratio: float) -> Mask:
-    """Hides a uniformly random set of patches of each example; keys: [B] (paper, section 3)."""
-    ids_shuffle = jax.vmap(jax.random.permutation, in_axes=(0, None))(keys, num_patches)
-    return _mask_from_order(ids_shuffle, num_visible(num_patches, mask_ratio))
-
-
 @SAMPLERS.register("random")
-def cell_masks(keys: jax.Array, patches: jax.Array, grid: tuple[int, int], mask_ratio: float, config: Any) -> Mask:
-    """Hides random patches, or random cells of `config.mask_cell` patches a side (Pixio, arXiv 2512.15715)."""
-    if config.mask_cell == 1:
-        return random_masks(keys, grid[0] * grid[1], mask_ratio)
+def random_masks(keys: jax.Array, patches: jax.Array, grid: tuple[int, int], mask_ratio: float, config: Any) -> Mask:
+    """Hides random patches (section 3), or random cells of `config.mask_cell` patches a side (arXiv 2512.15715)."""
     cells = _cells(grid, config.mask_cell)
 
     def order(key):
-        return cells[jax.random.permutation(key, len(cells))].reshape(-1)
+        drawn = jax.random.permutation(key, len(cells))
+        return drawn if config.mask_cell == 1 else cells[drawn].reshape(-1)
 
     return _mask_from_order(jax.vmap(order)(keys), count_visible(grid, mask_ratio, config.mask_cell))
 
@@ -101,14 +85,9 @@ def grid_masks(keys: jax.Array, patches: jax.Array, grid: tuple[int, int], mask_
 
 @SAMPLERS.register("block")
 def block_masks(keys: jax.Array, patches: jax.Array, grid: tuple[int, int], mask_ratio: float, config: Any) -> Mask:
-    """Hides random rectangles until as many patches are hidden as in random masks.
-
-    From BEiT (Bao et al. 2021, arXiv 2106.08254, algorithm 1), as in the paper's Table 1f. The last rectangle is cut
-    to the number of patches that were missing, row by row.
-    """
-    num_patches = grid[0] * grid[1]
-    keep = num_visible(num_patches, mask_ratio)
-    hide = num_patches - keep
+    """Hides random rectangles (BEiT, arXiv 2106.08254, algorithm 1; Table 1f); the last is cut to what is missing."""
+    keep = count_visible(grid, mask_ratio)
+    hide = grid[0] * grid[1] - keep
     rows, columns = np.arange(grid[0])[:, None], np.arange(grid[1])
 
     def draw(state):
@@ -149,11 +128,8 @@ def _cells(grid: tuple[int, int], cell: int) -> jax.Array:
 
 
 def masks_from_noise(noise: jax.Array, mask_ratio: float) -> Mask:
-    """Keeps the patches with the smallest noise [B, L]; ties go to the earlier patch.
-
-    Noise should be float32: in bfloat16 about half of 196 uniform draws coincide, which biases the masks.
-    """
-    return _mask_from_order(jnp.argsort(noise, axis=1, stable=True), num_visible(noise.shape[1], mask_ratio))
+    """Keeps the patches with the smallest noise [B, L] (float32: bfloat16 often coincides); ties go to the earlier."""
+    return _mask_from_order(jnp.argsort(noise, axis=1, stable=True), count_visible((1, noise.shape[1]), mask_ratio))
 
 
 def given_masks(hidden: jax.Array, num_visible: int) -> Mask:
@@ -162,19 +138,13 @@ def given_masks(hidden: jax.Array, num_visible: int) -> Mask:
 
 
 def check_given_mask(mask: np.ndarray | MaskFn, count: int, grid: tuple[int, int]) -> tuple[np.ndarray, int]:
-    """A caller's mask (see `MaskedAutoencoder.__call__`) as bool [count, L], and the number of visible patches.
-
-    Raises UserError if the shape does not fit, images differ in that number, or it is 0.
-    """
+    """A caller's mask (see `MaskedAutoencoder.__call__`) as bool [count, L], and the number of visible patches."""
     num_patches = grid[0] * grid[1]
+    shapes = [(num_patches,), grid, (count, num_patches), (count, *grid)]
     if callable(mask):
         masks = [np.asarray(mask(number, grid)) for number in range(count)]
-        for number, found in enumerate(masks):
-            if found.shape not in ((num_patches,), grid):
-                raise UserError(
-                    f"the mask function gives an array of shape {found.shape} for image {number}: ({num_patches},) or "
-                    f"{grid} is needed"
-                )
+        if wrong := [f"{found.shape} for image {n}" for n, found in enumerate(masks) if found.shape not in shapes[:2]]:
+            raise UserError(f"the mask function gives an array of shape {wrong[0]}: {shapes[0]} or {grid} is needed")
         mask = np.stack([found.reshape(-1) for found in masks])
     try:
         mask = np.asarray(mask) != 0
@@ -182,11 +152,8 @@ def check_given_mask(mask: np.ndarray | MaskFn, count: int, grid: tuple[int, int
         raise UserError(
             "a mask's count of visible patches decides shapes: inside jax.jit let mask be a NumPy array from outside"
         ) from error
-    shapes = [(num_patches,), grid, (count, num_patches), (count, *grid)]
     if mask.shape not in shapes:
-        raise UserError(
-            f"mask of shape {mask.shape}: one of {', '.join(str(shape) for shape in dict.fromkeys(shapes))} is needed"
-        )
+        raise UserError(f"mask of shape {mask.shape}: one of {', '.join(map(str, shapes))} is needed")
     mask = np.broadcast_to(mask.reshape(-1, num_patches), (count, num_patches))
     visible = np.sum(~mask, axis=1)
     if len(np.unique(visible)) != 1 or visible[0] == 0:

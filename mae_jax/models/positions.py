@@ -11,12 +11,9 @@ import numpy as np
 def sincos_table(grid: tuple[int, int], width: int) -> np.ndarray:
     """The 2-D sine-cosine table [1 + L, width] (float32) for a (rows, columns) grid; row 0 (class token) is zero.
 
-    As in the released weights, the first half of the channels encodes the column, the second half the row, each with
-    sines, then cosines, of frequencies 10000^(-k / (width / 4)). Computed in float64, since float32 angles would be off
-    by up to 7e-7. Raises ValueError if the width is not a multiple of 4.
+    As in the released weights, the first half of the channels (a multiple of 4) encodes the column, the second the row,
+    each with sines, then cosines, of frequencies 10000^(-k / (width / 4)). In float64: float32 angles are off by 7e-7.
     """
-    if width % 4:
-        raise ValueError(f"a sine-cosine table needs a width that is a multiple of 4, not {width}")
     rows, columns = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
     frequencies = 10000.0 ** (-np.arange(width // 4) / (width // 4))
     angles = [positions.reshape(-1, 1) * frequencies for positions in (columns, rows)]
@@ -27,10 +24,7 @@ def sincos_table(grid: tuple[int, int], width: int) -> np.ndarray:
 
 
 def resize_positions(table: jax.Array, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> jax.Array:
-    """Resizes a position table [1 + L, D] in 2-D to another (rows, columns) grid; keeps the class token's row.
-
-    Like PyTorch's `interpolate(mode="bicubic")` in the released fine-tuning code and Hugging Face's encoders.
-    """
+    """Resizes a table [1 + L, D] to another (rows, columns) grid, like PyTorch's `interpolate(mode="bicubic")`."""
     if tuple(old_grid) == tuple(new_grid):
         return table
     table = jnp.asarray(table, jnp.float32)

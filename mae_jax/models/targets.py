@@ -1,15 +1,14 @@
-"""Reconstruction targets: pixels, normalised pixels, or principal components."""
+"""Reconstruction targets (pixels, normalised pixels, or principal components), and predictions as images."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mae_jax.models.patches import patchify
-from mae_jax.models.rendering import normalize_patches
+from mae_jax.models.patches import grid_size, patchify, unpatchify
 from mae_jax.runtime.errors import UserError
 from mae_jax.settings.registry import Registry
 
@@ -73,10 +72,7 @@ class PrincipalComponents(Target):
         return jnp.matmul(prediction, self.components[...], precision="highest") + self.mean[...]
 
     def fit(self, batches: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
-        """Mean [p*p*C] and orthonormal components [pca_targets, p*p*C], by decreasing variance.
-
-        The largest value of each component is positive. Sums are float64. UserError if there are too few patches.
-        """
+        """Mean [p*p*C] and orthonormal components [pca_targets, p*p*C] by variance, their largest value positive."""
         dim, wanted = self.config.patch_dim, self.config.pca_targets
         count, total, products = 0, np.zeros(dim), np.zeros((dim, dim))
         for images in batches:
@@ -91,3 +87,36 @@ class PrincipalComponents(Target):
         components = vectors.T[::-1][:wanted]
         largest = np.take_along_axis(components, np.abs(components).argmax(axis=1)[:, None], axis=1)
         return {"mean": mean.astype(np.float32), "components": (components * np.sign(largest)).astype(np.float32)}
+
+
+class Reconstructions(NamedTuple):
+    """Images [B, H, W, C] in the model's normalised units, except `visible`."""
+
+    prediction: jax.Array
+    pasted: jax.Array  # the prediction, with the true visible patches
+    visible: jax.Array  # [B, H, W, 1]: 1 where the encoder saw the pixel
+
+
+def normalize_patches(patches: jax.Array) -> jax.Array:
+    """(x - mean) / sqrt(variance + 1e-6) of each patch [B, L, p*p*C], with the unbiased variance."""
+    mean, variance = _statistics(patches)
+    return (patches - mean) * jax.lax.rsqrt(variance + 1e-6)
+
+
+def reconstruct(
+    images: jax.Array, prediction: jax.Array, mask: jax.Array, patch_size: int, normalized_targets: bool
+) -> Reconstructions:
+    """Predictions [B, L, p*p*C] for images [B, H, W, C] as images; normalised ones get the true patches' statistics."""
+    grid = grid_size(images.shape[1:3], patch_size)
+    patches = patchify(images, patch_size)
+    if normalized_targets:
+        mean, variance = _statistics(patches)
+        prediction = prediction * jnp.sqrt(variance + 1e-6) + mean
+    hidden = mask[:, :, None]
+    pasted = prediction * hidden + patches * (1 - hidden)
+    visible = jnp.broadcast_to(1 - hidden, (*hidden.shape[:2], patch_size**2))
+    return Reconstructions(*(unpatchify(x, patch_size, grid) for x in (prediction, pasted, visible)))
+
+
+def _statistics(patches: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jnp.mean(patches, axis=-1, keepdims=True), jnp.var(patches, axis=-1, keepdims=True, ddof=1)

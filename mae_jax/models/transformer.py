@@ -1,32 +1,16 @@
 """Pre-norm Transformer blocks, stacked along depth and scanned."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mae_jax.models.attention import Attention
-from mae_jax.models.layers import BlockConfig, Mlp, PreNorm
+from mae_jax.models.layers import Attention, BlockConfig, Mlp, PreNorm
 from mae_jax.runtime.sharding import checkpoint_policy, gather
 
-
-class Record(NamedTuple):
-    """What `scan_blocks` returns besides its result."""
-
-    hidden_states: bool = False
-    attentions: bool = False
-
-
-NOTHING = Record()
-
-
-class Recorded(NamedTuple):
-    """What `depth` blocks recorded; None if not requested."""
-
-    hidden_states: jax.Array | None = None  # [depth + 1, b, n, d]: the first block's input, then each block's result
-    attentions: jax.Array | None = None  # [depth, b, h, n, n] float32: softmax over the last axis
+# Hidden states [depth + 1, b, n, d] (the first block's input, then each block's result), and attentions
+# [depth, b, h, n, n] (softmax over the last axis); None for what was not requested.
+Recorded = tuple[jax.Array | None, jax.Array | None]
 
 
 class Block(nnx.Module):
@@ -39,16 +23,9 @@ class Block(nnx.Module):
         self.mlp = Mlp(config, rngs=rngs)
 
     def __call__(
-        self,
-        x: jax.Array,
-        branch_scales: jax.Array | None = None,
-        memory: jax.Array | None = None,
-        weights: bool = False,
+        self, x: jax.Array, branch_scales: jax.Array | None, memory: jax.Array | None, weights: bool
     ) -> tuple[jax.Array, jax.Array | None]:
-        """[b, n, d] -> [b, n, d], and with `weights` the attention [b, h, n, n or m].
-
-        `branch_scales` [2, b] multiplies the residual branches; `memory` [b, m, memory_width] is for cross-attention.
-        """
+        """[b, n, d] -> [b, n, d], and with `weights` the attention. See `scan_blocks` for the arguments."""
         attention_scale, mlp_scale = (1, 1) if branch_scales is None else branch_scales[:, :, None, None]
         update, attention = self.attention(self.norm1(x), memory, weights)
         x = x + attention_scale * update
@@ -75,16 +52,17 @@ def scan_blocks(
     branch_scales: jax.Array | None = None,
     memory: jax.Array | None = None,
     frozen: int = 0,
-    record: Record = NOTHING,
+    record: tuple[bool, bool] = (False, False),
 ) -> tuple[jax.Array, Recorded]:
     """Applies stacked blocks to x [b, n, d] in one compiled loop, so that compile time does not grow with depth.
 
     Args:
       remat: recompute each block in the backward pass instead of saving its activations.
       unroll: blocks per iteration of the loop; None: 1.
-      branch_scales: [depth, 2, b], from `drop_path_scales`.
+      branch_scales: [depth, 2, b] multiplies the residual branches (`drop_path_scales`).
       memory: [b, m, memory_width], for cross-attention.
       frozen: number of first blocks whose parameters get no gradient; if x needs none, they have no backward pass.
+      record: whether to return hidden states, and attentions.
     """
     unroll = unroll or 1
     graphdef, stacked = nnx.split(blocks)
@@ -94,37 +72,30 @@ def scan_blocks(
 
     def apply_block(x, inputs):
         parameters, scales = inputs
-        x, attention = nnx.merge(graphdef, gather(parameters, dtype))(x, scales, memory, record.attentions)
-        return x, (x if record.hidden_states else None, attention)
+        x, attention = nnx.merge(graphdef, gather(parameters, dtype))(x, scales, memory, record[1])
+        return x, (x if record[0] else None, attention)
 
     policy = checkpoint_policy()
     if remat or policy:
         # Without a loop, the compiler would merge recomputed values with the originals.
         apply_block = jax.checkpoint(apply_block, prevent_cse=unroll >= depth, policy=None if remat else policy)
 
-    def part(first: int, last: int):
-        return jax.tree.map(lambda leaf: leaf[first:last], (stacked, branch_scales))
+    def run(x, first: int, last: int):
+        inputs = jax.tree.map(lambda leaf: leaf[first:last], (stacked, branch_scales))
+        return jax.lax.scan(apply_block, x, jax.lax.stop_gradient(inputs) if last <= frozen else inputs, unroll=unroll)
 
-    def run(x, inputs):
-        return jax.lax.scan(apply_block, x, inputs, unroll=unroll)
-
-    if frozen == 0:
-        result, recorded = run(x, (stacked, branch_scales))
-    else:
-        result, recorded = run(x, jax.lax.stop_gradient(part(0, frozen)))
-        if frozen < depth:
-            result, rest = run(result, part(frozen, depth))
-            recorded = jax.tree.map(lambda *parts: jnp.concatenate(parts), recorded, rest)
+    result, recorded = run(x, 0, frozen or depth)
+    if 0 < frozen < depth:
+        result, rest = run(result, frozen, depth)
+        recorded = jax.tree.map(lambda *parts: jnp.concatenate(parts), recorded, rest)
     states, attentions = recorded
-    if states is not None:
-        states = jnp.concatenate([x[None], states])
-    return result, Recorded(states, attentions)
+    return result, (states if states is None else jnp.concatenate([x[None], states]), attentions)
 
 
 def drop_path_scales(keys: jax.Array, rates: np.ndarray) -> jax.Array:
-    """Random factors [depth, 2, b] of the residual branches: 0 with probability `rate`, otherwise 1 / (1 - rate).
+    """Stochastic depth (arXiv 1603.09382): factors [depth, 2, b] of the residual branches, from keys [b].
 
-    Stochastic depth (Huang et al. 2016, arXiv 1603.09382) for each key [b] and branch, with rates [depth].
+    They are 0 with probability `rates` [depth], otherwise 1 / (1 - rate).
     """
     draws = jax.vmap(lambda key: jax.random.uniform(key, (len(rates), 2)), out_axes=-1)(keys)
     rates = jnp.asarray(rates, jnp.float32)[:, None, None]

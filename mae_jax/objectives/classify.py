@@ -20,14 +20,14 @@ from mae_jax.data.device_batches import DeviceBatches, evaluation_batch_size, on
 from mae_jax.data.loader import array_batches
 from mae_jax.data.resolutions import Stage
 from mae_jax.data.sources import Labelled, RandomSubset, Source, StratifiedSubset, count_images
-from mae_jax.evaluation.evaluator import extract_features
+from mae_jax.evaluation.evaluator import State, extract_features
 from mae_jax.evaluation.unseen import take_pictures
 from mae_jax.interop.transfer import describe_start, resolve_model, starting_params
 from mae_jax.interop.workdirs import Weights
 from mae_jax.models.classifier import (
     POOLS,
-    Classifier,
     ClassifierConfig,
+    abstract_variables,
     init_classifier,
     make_bind_classifier,
     make_classifier_config,
@@ -36,7 +36,7 @@ from mae_jax.models.classifier import (
 from mae_jax.models.config import unroll_on_cpu
 from mae_jax.models.flops import classifier_train_flops, classify_flops, classify_train_flops, represent_flops
 from mae_jax.models.parameters import count_parameters, join
-from mae_jax.objectives.objective import LossDetails, Objective, State, Variables, check_model
+from mae_jax.objectives.objective import LossDetails, Objective, Variables, check_model
 from mae_jax.runtime.console import si
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import process_share
@@ -58,18 +58,16 @@ class Classification(Objective):
         head_alone, optimizer = config.classifier.trained_blocks == 0, config.optimizer.name
         if config.data.name is None and not config.init_from:
             raise UserError(
-                "init_from is not set, nor is data.name: which encoder, and which pictures? Give a checkpoint, for "
-                "example --config.init_from=runs/digits"
+                "init_from is not set, nor is data.name: give a checkpoint, as --config.init_from=runs/digits"
             )
-        if optimizer == "lars" and not head_alone:
+        if optimizer == "lars" and not head_alone:  # its trust ratio would mix the blocks
             raise UserError(
-                "optimizer.name=lars is for probes (its trust ratio would mix the blocks): "
-                "set classifier.trained_blocks=0 or optimizer.name=adamw"
+                "optimizer.name=lars is for probes: set classifier.trained_blocks=0 or optimizer.name=adamw"
             )
         if optimizer == "muon" and head_alone:
             raise UserError(
-                "optimizer.name=muon is for the matrices of the blocks, of which classifier.trained_blocks=0 trains "
-                "none: set optimizer.name=adamw or lars"
+                "optimizer.name=muon is for the blocks' matrices, of which classifier.trained_blocks=0 trains none: "
+                "set optimizer.name=adamw or lars"
             )
         if not config.init_from:  # otherwise the checkpoint decides the model
             check_model(config)
@@ -84,8 +82,7 @@ class Classification(Objective):
         self._statistics_shapes = jax.eval_shape(self.init, jax.random.key(0)).statistics
 
         # If the encoder is frozen and images are not augmented, its output is computed once.
-        variables = jax.eval_shape(lambda key: join(*self.init(key)), jax.random.key(0))
-        representation = jax.eval_shape(self._represent, variables, self.batch).shape[1:]
+        representation = jax.eval_shape(self._represent, abstract_variables(self.classifier), self.batch).shape[1:]
         self._features_size = 4 * int(np.prod(representation)) * (self.num_train + len(self.eval_source))
         constant = classifier.trained_blocks == 0 and not augmentations(data, of_classifier=True)
         self._keeps_features = constant and self._features_size <= KEPT_FEATURES_GIB * 2**30
@@ -96,14 +93,14 @@ class Classification(Objective):
             if config.train.resolutions:
                 raise UserError(
                     f"train.resolutions={config.train.resolutions}: a frozen encoder's features are computed once, "
-                    "at one size; leave train.resolutions out, or let the pictures change (such as data.flip=True)"
+                    "at one size; leave it out, or let the pictures change (such as data.flip=True)"
                 )
 
     @functools.cached_property
     def classifier(self) -> ClassifierConfig:
         return make_classifier_config(self.config.model, self.config.classifier)
 
-    def make_bind(self) -> Callable[[dict], Classifier]:
+    def make_bind(self) -> Callable[[dict], Any]:
         return make_bind_classifier(self.classifier)
 
     @property
@@ -114,18 +111,17 @@ class Classification(Objective):
         config, changed = self.config, resolve_model(self.config, trained)
         if self.weights is None and config.data.batch_size is None:  # the run is resumed
             config.data.batch_size = trained["data"]["batch_size"]
-        if config.data.name is None:
-            take_pictures(config, trained)
-            return []  # everything is as in the checkpoint
-        return changed
+        if config.data.name is not None:
+            return changed
+        take_pictures(config, trained)
+        return []  # everything is as in the checkpoint
 
     def open_sources(self) -> tuple[Source, Source]:
         config, data, classifier = self.config, self.config.data, self.config.classifier
         train, evaluation = (Labelled(source, data) for source in super().open_sources())
         if data.label_fraction is not None:
             train = StratifiedSubset(train, data.label_fraction, data.seed)
-        if classifier.num_classes is None:
-            classifier.num_classes = train.num_classes
+        classifier.num_classes = classifier.num_classes or train.num_classes
         if classifier.num_classes < train.num_classes:
             raise UserError(
                 f"classifier.num_classes={classifier.num_classes}, but the data have {train.num_classes} classes; "
@@ -147,14 +143,11 @@ class Classification(Objective):
         return Variables(*split_classifier(self.classifier, params), statistics)
 
     def _describe_start(self) -> str:
+        text = self.config.init_from or "random weights (init_from is not set)"
         if self.config.classifier.random_encoder:
             text = f"random weights, of the size of those in {self.config.init_from} (classifier.random_encoder)"
         elif self.weights is not None:
             text = describe_start(self.weights, self.classifier, self.config, self.facts["class_names"])
-        elif self.config.init_from:
-            text = self.config.init_from
-        else:
-            text = "random weights (init_from is not set)"
         return "; ".join([text, *self.changed])
 
     def describe(self, variables: Variables) -> dict[str, str]:
@@ -188,8 +181,7 @@ class Classification(Objective):
         else:
             augment_keys, drop_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
             images, targets = augment(config.data, augment_keys, batch["image"], targets)
-            trains_blocks = config.classifier.trained_blocks != 0
-            x = classifier.represent(images, drop_keys if trains_blocks else None)
+            x = classifier.represent(images, drop_keys if model.trained_blocks != 0 else None)
         logits, statistics = classifier.classify(x, training=True)
         loss = -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1))
         return loss, LossDetails(statistics=statistics)
@@ -220,11 +212,10 @@ class Classification(Objective):
 
     def result(self, state: State, scores: dict[str, float]) -> tuple[dict[str, Any], list[str]]:
         model = self.classifier
-        protocol = (
-            f"trained: {model.trained_parts}; head: {POOLS[model.pool]}"
-            f"{', BatchNorm' if model.batch_norm else ''}; {count_images(self.train_source, self.eval_source)}, "
-            f"centre crops; {'the moving average of the weights' if state.average else 'the last weights'}"
-        )
+        weights = "the last weights" if self.config.train.ema_decay is None else "the moving average of the weights"
+        head = f"{POOLS[model.pool]}{', BatchNorm' if model.batch_norm else ''}"
+        images = f"{count_images(self.train_source, self.eval_source)}, centre crops"
+        protocol = f"trained: {model.trained_parts}; head: {head}; {images}; {weights}"
         result = {f"eval/{name}": value for name, value in scores.items()} | {"protocol": protocol}
         line = f"done: {int(state.step):,} steps"
         if {"top1", "top5", "loss"} <= scores.keys():

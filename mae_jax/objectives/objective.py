@@ -3,7 +3,7 @@
 import abc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,7 @@ from ml_collections import ConfigDict
 from mae_jax.data.device_batches import DeviceBatches, training_batches
 from mae_jax.data.resolutions import Stage, check_resolutions
 from mae_jax.data.sources import Source, make_sources
-from mae_jax.evaluation import evaluator
-from mae_jax.evaluation.evaluator import EvaluationData, EvaluationSuite
+from mae_jax.evaluation.evaluator import EvaluationData, EvaluationSuite, State
 from mae_jax.evaluation.unseen import keep_hold_out
 from mae_jax.interop.transfer import find_start, read_start
 from mae_jax.interop.workdirs import Weights
@@ -38,12 +37,6 @@ class Variables(NamedTuple):
     statistics: dict[str, Any] = {}  # running statistics of BatchNorm
 
 
-class State(evaluator.State, Protocol):
-    """The part of `training.state.TrainState` that objectives use."""
-
-    average: dict[str, Any]  # moving average of the parameters, or empty
-
-
 class LossDetails(NamedTuple):
     """Additional results of a loss function."""
 
@@ -56,10 +49,7 @@ LossFn = Callable[[dict, dict, dict, jax.Array], tuple[jax.Array, LossDetails]]
 
 
 class Objective(abc.ABC):
-    """A model to train, its data, its loss, and its evaluation.
-
-    Your own usually derives from `Pretraining` or `Classification`; set `config.task` to its "module:Class".
-    """
+    """A model to train, its data, its loss, and its evaluation; `config.task` names it, or is "module:Class"."""
 
     decay_tokens = True  # whether class tokens, mask tokens and registers have weight decay
     mixes_pairs = False  # whether rows 2i and 2i + 1 of a batch are mixed, so must stay together
@@ -75,15 +65,10 @@ class Objective(abc.ABC):
         check_resolutions(config.train.resolutions)
         parts, size = config.train.accumulate_steps, config.data.batch_size
         if size is not None and parts > size:
-            raise UserError(
-                f"train.accumulate_steps={parts} is more than data.batch_size={size}: a part has at least one picture"
-            )
+            raise UserError(f"train.accumulate_steps={parts} must be at most data.batch_size={size}")
 
     def __init__(self, config: ConfigDict, workdir: Path, mesh: Mesh):
-        """Opens the data, and sets in `config` what they or a checkpoint decide. The mesh may belong to other machines.
-
-        Raises UserError for unsuitable settings, data or checkpoints.
-        """
+        """Opens the data, and sets in `config` what they or a checkpoint decide. The mesh may be of other machines."""
         self.config, self.workdir, self.mesh = config, workdir, mesh
         trained, self.weights = find_start(config, workdir)
         self.changed = self.take_over(trained) if trained else []
@@ -92,15 +77,12 @@ class Objective(abc.ABC):
         self.model = check_model(config)
         check_heads(mesh, self.model, decoder=self.has_decoder)
         self.train_source, self.eval_source = self.open_sources()
+        self.num_train = len(self.train_source)
         settle_batch_size(config, self.num_train, mesh, self.mixes_pairs)
         data = EvaluationData(config, self.make_bind(), mesh, self.train_source, self.eval_source)
         self.evaluation = EvaluationSuite(config, data, config.evaluate.evaluators or self.evaluators)
         shape = (config.data.batch_size, *self.model.image_size, self.model.channels)
         self.batch = {"image": jax.ShapeDtypeStruct(shape, jnp.uint8)}
-
-    @property
-    def num_train(self) -> int:
-        return len(self.train_source)
 
     @abc.abstractmethod
     def take_over(self, trained: dict[str, Any]) -> list[str]:
@@ -119,8 +101,7 @@ class Objective(abc.ABC):
         """Random initial variables; jit-compatible."""
 
     def start(self) -> Variables | None:
-        """Variables that replace random ones at the start."""
-        # They are read again if the run's own checkpoints turn out to be damaged.
+        """Variables that replace random ones at the start; read again if all checkpoints turn out to be damaged."""
         weights, self.weights = self.weights or read_start(self.config, self.workdir), None  # frees the memory
         return self.start_from(weights)
 
@@ -167,18 +148,20 @@ def check_model(config: ConfigDict) -> MAEConfig:
 
 
 def settle_batch_size(config: ConfigDict, num_train: int, mesh: Mesh, mixes_pairs: bool = False) -> None:
-    """Sets an open `data.batch_size` by the number of training pictures: many steps, none too noisy."""
+    """Sets an open `data.batch_size` by the number of training pictures: many steps, none too noisy.
+
+    Raises UserError unless the data fill a batch and its parts split evenly over the devices.
+    """
+    unit = batch_parts(mesh) * config.train.accumulate_steps * (2 if mixes_pairs else 1)
     if config.data.batch_size is None:
-        fitting = min(max(_power_of_two(num_train // 16), 16), 256, _power_of_two(num_train))
-        unit = batch_unit(config, mesh, mixes_pairs)
-        config.data.batch_size = max(fitting // unit, 1) * unit
-
-
-def _power_of_two(number: int) -> int:
-    """The largest power of two up to a number; 0 for 0."""
-    return 2 ** (number.bit_length() - 1) if number else 0
-
-
-def batch_unit(config: ConfigDict, mesh: Mesh, mixes_pairs: bool) -> int:
-    """The batch size must be a multiple of this."""
-    return batch_parts(mesh) * config.train.accumulate_steps * (2 if mixes_pairs else 1)
+        fitting = min(max(num_train // 16, 16), 256, num_train)
+        power_of_two = 1 << fitting.bit_length() >> 1
+        config.data.batch_size = max(power_of_two // unit, 1) * unit
+    size = config.data.batch_size
+    if size % unit or size > num_train:
+        pairs = " x pairs to mix" if mixes_pairs else ""
+        raise UserError(
+            f"data.batch_size={size} must be a multiple of {unit} ({batch_parts(mesh)} devices x "
+            f"train.accumulate_steps={config.train.accumulate_steps}{pairs}) and not larger than the training data "
+            f"({num_train} pictures)"
+        )

@@ -17,14 +17,14 @@ from mae_jax.data.augment import augmentations, color_jitter, normalize, random_
 from mae_jax.data.files import first_few
 from mae_jax.data.loader import make_eval_batches
 from mae_jax.data.sources import RandomSubset
-from mae_jax.evaluation.evaluator import Trained
+from mae_jax.evaluation.evaluator import State, Trained
 from mae_jax.interop.transfer import fitting_params, resolve_pictures
 from mae_jax.interop.workdirs import Weights
 from mae_jax.models.config import MAEConfig, unroll_on_cpu
 from mae_jax.models.flops import decoder_tokens, encoder_tokens, forward_flops, train_flops
 from mae_jax.models.mae import MaskedAutoencoder, abstract_params, fit_fixed, init_params, make_bind, split_fixed
 from mae_jax.models.parameters import count_parameters, join
-from mae_jax.objectives.objective import LossDetails, LossFn, Objective, State, Variables, check_model
+from mae_jax.objectives.objective import LossDetails, LossFn, Objective, Variables, check_model
 from mae_jax.runtime.console import si
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import create
@@ -32,6 +32,11 @@ from mae_jax.runtime.processes import from_main
 from mae_jax.runtime.seeds import make_key
 from mae_jax.settings.fields import defaults
 
+FEATURE_SCORES = {  # title and format
+    "knn/top1": ("k-NN, top-1", ".1%"),
+    "linear_probe/top1": ("linear probe, top-1", ".1%"),
+    "rankme": ("RankMe of the features", ".1f"),
+}
 FITTED_IMAGES = 10_000  # at most, for fitting a target
 # Model settings that the summary shows unless they are the defaults.
 CHOICES = (
@@ -50,10 +55,10 @@ class Pretraining(Objective):
         if config.data.name is None:
             raise UserError("data.name is not set: which pictures? For example --config.data.name=image_folder")
         super().check(config)
-        if config.model.uniformity and config.train.accumulate_steps > 1:
+        uniformity, parts = config.model.uniformity, config.train.accumulate_steps
+        if uniformity and parts > 1:
             raise UserError(
-                f"model.uniformity={config.model.uniformity} compares the images of a whole batch: set "
-                f"train.accumulate_steps=1, not {config.train.accumulate_steps}"
+                f"model.uniformity={uniformity} is for a whole batch: set train.accumulate_steps=1, not {parts}"
             )
         if config.optimizer.name == "lars":
             raise UserError("optimizer.name=lars is for probes of a frozen encoder; set optimizer.name=adamw")
@@ -76,11 +81,10 @@ class Pretraining(Objective):
         return Variables(*split_fixed(self.model, init_params(self.model, key)))
 
     def start_from(self, weights: Weights | None) -> Variables | None:
+        params: dict = {}
         if weights is not None:
             params, self._start_notes = fitting_params(weights, self.config)
-            params, fixed = split_fixed(self.model, params)
-        else:
-            params, fixed = {}, {}
+        params, fixed = split_fixed(self.model, params)
         if not fixed and split_fixed(self.model, abstract_params(self.model))[1]:
             fixed = self._fit_fixed()
         return Variables(params, fixed) if params or fixed else None
@@ -104,28 +108,25 @@ class Pretraining(Objective):
         if self.config.init_from:
             notes = "; note: ".join([self.config.init_from, *self._start_notes])
             rows["start"] = "; ".join([notes, *self.changed])
-        rows["encoder"] = f"{model.depth} blocks x {model.width}, {model.num_heads} heads, {encoder:,} parameters"
-        rows["decoder"] = (
-            f"{model.decoder_depth} blocks x {model.decoder_width}, {model.decoder_num_heads} heads, "
-            f"{decoder:,} parameters"
-        )
-        rows["images"] = (
-            f"{height} x {width} x {model.channels}, patch {model.patch_size}: {model.num_patches} patches, "
-            f"{model.num_visible()} visible (mask ratio {model.mask_ratio})"
-        )
-        rows["augment"] = ", ".join(augmentations(self.config.data, of_classifier=False)) or "nothing"
         others, decoded = model.class_tokens + model.registers, f"{model.num_patches} + {model.class_tokens}"
         if model.decoder_attention == "cross":
             decoded = f"{decoder_tokens(model)}, which attend to the encoder's"
-        rows["tokens"] = f"encoder {encoder_tokens(model) - others} + {others}, decoder {decoded}"
-        flops = f"{si(forward_flops(model))}FLOP forward, {si(train_flops(model))}FLOP per training image"
-        rows["compute"] = f"{flops}, {model.dtype} products"
+        rows |= {
+            "encoder": f"{model.depth} blocks x {model.width}, {model.num_heads} heads, {encoder:,} parameters",
+            "decoder": f"{model.decoder_depth} blocks x {model.decoder_width}, {model.decoder_num_heads} heads, "
+            f"{decoder:,} parameters",
+            "images": f"{height} x {width} x {model.channels}, patch {model.patch_size}: {model.num_patches} patches, "
+            f"{model.num_visible()} visible (mask ratio {model.mask_ratio})",
+            "augment": ", ".join(augmentations(self.config.data, of_classifier=False)) or "nothing",
+            "tokens": f"encoder {encoder_tokens(model) - others} + {others}, decoder {decoded}",
+            "compute": f"{si(forward_flops(model))}FLOP forward, {si(train_flops(model))}FLOP per training image, "
+            f"{model.dtype} products",
+        }
         if chosen := [f"{name} {getattr(model, name)}" for name in CHOICES if getattr(model, name) != usual[name]]:
             rows["choices"] = ", ".join(chosen)
         names = self.train_source.class_names
         unlabelled = "none, which leaves k-NN and the linear probe out"
-        rows["classes"] = f"{len(names):,}: {first_few(names)}" if names else unlabelled
-        return rows
+        return rows | {"classes": f"{len(names):,}: {first_few(names)}" if names else unlabelled}
 
     def loss_fn(self, params: dict, frozen: dict, batch: dict, keys: jax.Array) -> tuple[jax.Array, LossDetails]:
         return self._loss_fn(params, frozen, batch, keys)
@@ -138,7 +139,11 @@ class Pretraining(Objective):
         loss = f", loss on unseen images {scores['loss']:.4f}" if "loss" in scores else ""
         lines = [f"done: {int(state.step):,} steps{loss}"]
         if self.evaluation.measures_features:
-            random = self._measure_random_encoder() if self.config.evaluate.random_encoder else {}
+            random: dict[str, float] = {}
+            if self.config.evaluate.random_encoder:
+                init = functools.partial(init_params, self.model)
+                params = create(init, make_key(self.config.seed, "init"), self.mesh)
+                random, _ = self.evaluation.run(Trained(0, params, "random"), features_only=True)
             result |= {f"random_encoder/{name}": value for name, value in random.items()}
             result["protocol"] = self.evaluation.protocol
             lines += [*describe_features(scores, random), result["protocol"]]
@@ -146,11 +151,6 @@ class Pretraining(Objective):
             lines.append("the images have no labels: k-NN and the linear probe are left out")
         picture = self.workdir / "reconstructions" / f"{int(state.step)}.png"
         return result, [*lines, f"see {f'{picture} and ' if picture.exists() else ''}{self.workdir}/result.json"]
-
-    def _measure_random_encoder(self) -> dict[str, float]:
-        init = functools.partial(init_params, self.model)
-        params = create(init, make_key(self.config.seed, "init"), self.mesh)
-        return self.evaluation.run(Trained(0, params, "random"), features_only=True)[0]
 
 
 def make_loss_fn(config: ConfigDict, model: MAEConfig) -> LossFn:
@@ -171,11 +171,7 @@ def make_loss_fn(config: ConfigDict, model: MAEConfig) -> LossFn:
 def describe_features(scores: dict[str, float], random: dict[str, float]) -> list[str]:
     """A table of feature scores, beside those of a random encoder, if measured."""
     lines = [f"what was learnt             {'this encoder':>14}{'random encoder' if random else '':>17}".rstrip()]
-    for name, title, form in (
-        ("knn/top1", "k-NN, top-1", ".1%"),
-        ("linear_probe/top1", "linear probe, top-1", ".1%"),
-        ("rankme", "RankMe of the features", ".1f"),
-    ):
+    for name, (title, form) in FEATURE_SCORES.items():
         if name in scores:
             beside = f"{random[name]:>17{form}}" if name in random else ""
             lines.append(f"  {title:<27}{scores[name]:>14{form}}{beside}")

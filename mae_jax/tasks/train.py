@@ -2,6 +2,7 @@
 
 import functools
 import tempfile
+import time
 from pathlib import Path
 
 import jax
@@ -13,9 +14,8 @@ from mae_jax.runtime.mesh import make_mesh
 from mae_jax.runtime.seeds import make_key
 from mae_jax.runtime.signals import StopSignal
 from mae_jax.runtime.timing import Startup
-from mae_jax.training.dry_run import describe_cost, devices_for, try_step
 from mae_jax.training.optimizers import OPTIMIZERS, SCHEDULES
-from mae_jax.training.plan import describe_plan, make_plan
+from mae_jax.training.plan import compile_train_step, describe_cost, describe_plan, devices_for, make_plan
 from mae_jax.training.run import run_training
 
 
@@ -42,7 +42,9 @@ def dry_run(config: ConfigDict, topology: str | None) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         objective = OBJECTIVES.find(config.task)(config, Path(folder), mesh)
         plan = make_plan(config, objective, mesh)
-        key = jax.eval_shape(functools.partial(make_key, config.seed, "train"))
-        cost = try_step(plan.step_fn, plan.abstract, objective.batch, key, mesh)
+        key, start = jax.eval_shape(functools.partial(make_key, config.seed, "train")), time.perf_counter()
+        step = compile_train_step(plan.step_fn, plan.abstract, objective.batch, key, mesh)
+    seconds = time.perf_counter() - start
     step_flops = objective.train_flops(objective.model.image_size) * config.data.batch_size
-    return [*describe_plan(config, objective, mesh, plan), *describe_cost(cost, mesh, step_flops)]
+    lines = describe_plan(config, objective, mesh, plan)
+    return lines + describe_cost(step, plan.abstract, mesh, step_flops, seconds)

@@ -14,19 +14,18 @@ import numpy as np
 
 from mae_jax.runtime.signals import Stopped, StopSignal
 from mae_jax.runtime.timing import Profiler, Startup
-from mae_jax.training.state import TrainState
-from mae_jax.training.step import TrainStep
+from mae_jax.training.step import TrainState, TrainStep
 from mae_jax.workdir.checkpoints import Checkpoints
 from mae_jax.workdir.reporting import Reporter
 
 MAX_STEPS_AHEAD = 2
+CHECKED = ("loss", "grad_norm")
 
 
 class NonFiniteLoss(ArithmeticError):
     """Loss, gradient or state are not finite. `step` counts from 1, as in all reports."""
 
-    def __init__(self, step: int, what: str, last_checkpoint: int | None):
-        """`what` is for example "train/loss is nan"."""
+    def __init__(self, step: int, what: str, last_checkpoint: int | None):  # what: such as "train/loss is nan"
         kept = f"checkpoint {last_checkpoint} is the last good one" if last_checkpoint else "no good checkpoint exists"
         super().__init__(
             f"{what} at step {step}; {kept}. Try a lower --config.optimizer.base_learning_rate, "
@@ -41,13 +40,6 @@ def check_evaluation(scores: dict[str, float], step: int, unproven: int, checkpo
     if not np.isfinite(scores.get("loss", 0.0)):  # `evaluate.evaluators` may lack "loss"
         checkpoints.set_aside(unproven)
         raise NonFiniteLoss(step, f"eval/loss is {scores['loss']}", checkpoints.latest_step())
-
-
-def _what_is_not_finite(scalars: dict) -> str | None:
-    for name in ("loss", "grad_norm"):
-        if not np.isfinite(scalars[name]):
-            return f"train/{name} is {scalars[name]}"
-    return None if scalars["finite"] else "the state after the update is not finite"
 
 
 def train(
@@ -66,13 +58,10 @@ def train(
     stop: StopSignal,
     startup: Startup,
 ) -> TrainState:
-    """Trains from `state` to `total_steps`; saves and returns the last state.
+    """Trains from `state` to `total_steps` with the batches from its step on; saves and returns the last state.
 
-    Args:
-      batches: device batches from the state's step on.
-      key: the run's key, from which each step derives its own.
-      log_every_steps: steps between reports; the first and the last step are always reported.
-      evaluate: state -> numbers to report, called at multiples of `evaluate_every_steps` before the last step.
+    Reports the first step, the last, and multiples of `log_every_steps`. Evaluates at multiples of
+    `evaluate_every_steps` before the last step.
 
     Raises:
       NonFiniteLoss: at a report of a step that is not finite and not skipped. No later state is saved, and a checkpoint
@@ -95,14 +84,15 @@ def train(
         fetched = jax.device_get(pending)
         pending.clear()
         for at_step, scalars in fetched:
-            if what := _what_is_not_finite(scalars):
+            wrong = [f"train/{name} is {scalars[name]}" for name in CHECKED if not np.isfinite(scalars[name])]
+            wrong += [] if scalars["finite"] else ["the state after the update is not finite"]
+            if wrong:
                 if scalars.get("skipped", 0) <= skipped:  # the update was not skipped
                     if not np.isfinite(scalars["loss"]):  # the loss of the state before the step, which may be saved
                         checkpoints.set_aside(unproven)
-                    raise NonFiniteLoss(at_step, what, checkpoints.latest_step())
+                    raise NonFiniteLoss(at_step, wrong[0], checkpoints.latest_step())
                 skipped = int(scalars["skipped"])
-                told = f"the update was left out ({skipped} so far, train.skip_nonfinite)"
-                reporter.line(f"step {at_step}: {what}; {told}")
+                reporter.line(f"step {at_step}: {wrong[0]}; update left out ({skipped} so far, train.skip_nonfinite)")
             if np.isfinite(scalars["loss"]):
                 unproven = at_step
         return {name: float(value) for name, value in scalars.items() if name != "finite"}

@@ -1,4 +1,4 @@
-"""Optimizers, learning-rate schedules, weight-decay masks and layer-wise learning rates."""
+"""Optimizers, learning-rate schedules, weight decay and layer-wise learning rates."""
 
 import functools
 import math
@@ -14,13 +14,10 @@ from mae_jax.settings.registry import Registry
 Mask = Callable[[dict], dict]  # parameters -> True for those with weight decay
 
 # (settings `optimizer.*`, schedule, mask) -> optimizer, without clipping and layer-wise rates.
-OPTIMIZERS: Registry[Callable[[ConfigDict, optax.Schedule, Mask], optax.GradientTransformation]]
-OPTIMIZERS = Registry("optimizer.name")
+OPTIMIZERS: Registry[Callable[..., optax.GradientTransformation]] = Registry("optimizer.name")
 # (settings `optimizer.*`, peak rate, steps) -> schedule after the warm-up, with steps counted from its end.
-SCHEDULES: Registry[Callable[[ConfigDict, float, int], optax.Schedule]]
-SCHEDULES = Registry("optimizer.schedule")
+SCHEDULES: Registry[Callable[[ConfigDict, float, int], optax.Schedule]] = Registry("optimizer.schedule")
 
-TOKENS = ("class_token", "mask_token", "registers")
 MUON_RMS = 0.2  # root mean square of Muon's updates at rate 1, about AdamW's (arXiv 2502.16982, section 2.2)
 
 
@@ -60,17 +57,16 @@ def _warmup_stable_decay(settings: ConfigDict, peak: float, steps: int) -> optax
 
 
 def decays(params: dict, *, tokens: bool) -> dict:
-    """True for parameters with weight decay (by name: stacking adds an axis): kernels and, if `tokens`, TOKENS."""
-    names = ("kernel", *TOKENS) if tokens else ("kernel",)
+    """True for parameters with weight decay: kernels and, if `tokens`, class tokens, mask tokens and registers."""
+    names = ("kernel", "class_token", "mask_token", "registers") if tokens else ("kernel",)
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in names, params)
 
 
 def layer_scales(params: dict, layer_decay: float) -> dict:
     """Factors of the learning rate for layer-wise decay, as in BEiT (Bao et al. 2021, arXiv 2106.08254).
 
-    Embeddings are layer 0, block i is layer i + 1, and the final norm and the head are last, with factor 1. Each layer
-    has `layer_decay` times the factor of the next one; stacked blocks get a vector over their leading axis. The factors
-    are the same if `params` has only the last blocks.
+    Each layer has `layer_decay` times the factor of the next one: embeddings, each block (a vector over the leading
+    axis of stacks, which may be only the last blocks), and the final norm and the head with factor 1.
     """
     stacks = jax.tree.leaves(params.get("encoder", {}).get("blocks", {}))
     depth = len(stacks[0]) if stacks else 0  # embeddings are present only if all blocks are
@@ -113,23 +109,18 @@ def _adamw(settings: ConfigDict, schedule: optax.Schedule, mask: Mask) -> optax.
     )
 
 
-def is_block_matrix(path: tuple) -> bool:
-    """Whether this path in a tree leads to a kernel of stacked blocks, [depth, inputs, ..., outputs]."""
-    names = [getattr(entry, "key", None) for entry in path]
-    return "blocks" in names and names[-1] == "kernel"
-
-
 @OPTIMIZERS.register("muon")
 def _muon(settings: ConfigDict, schedule: optax.Schedule, mask: Mask) -> optax.GradientTransformation:
-    """Muon for the blocks' matrices; AdamW for input and output layers, tokens, biases and norms.
+    """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for the blocks' matrices, AdamW for the rest.
 
-    Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) orthogonalises the Nesterov momentum of each matrix;
-    queries, keys and values are separate. The scale of Liu et al. 2025 (arXiv 2502.16982, section 2.2) and decoupled
-    decay allow AdamW's rate and decay. (`optax.contrib.muon` would decay biases and norms too.)
+    It orthogonalises the Nesterov momentum of each matrix, also of queries, keys and values alone. The scale of Liu et
+    al. 2025 (arXiv 2502.16982, section 2.2) and decoupled decay allow AdamW's rate and decay. (`optax.contrib.muon`
+    would decay biases and norms too.)
     """
 
-    def labels(params):
-        return jax.tree_util.tree_map_with_path(lambda path, _: "muon" if is_block_matrix(path) else "adamw", params)
+    def label(path, _):  # stacked kernels are [depth, inputs, ..., outputs]
+        names = [getattr(entry, "key", None) for entry in path]
+        return "muon" if "blocks" in names and names[-1] == "kernel" else "adamw"
 
     def dimensions(updates):  # the remaining axes enumerate matrices
         return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=-1), updates)
@@ -143,15 +134,13 @@ def _muon(settings: ConfigDict, schedule: optax.Schedule, mask: Mask) -> optax.G
         optax.add_decayed_weights(settings.weight_decay, mask),
         optax.scale_by_learning_rate(schedule),
     )
+    labels = functools.partial(jax.tree_util.tree_map_with_path, label)
     return optax.partition({"muon": muon, "adamw": _adamw(settings, schedule, mask)}, labels)
 
 
 @OPTIMIZERS.register("lars")
 def _lars(settings: ConfigDict, schedule: optax.Schedule, mask: Mask) -> optax.GradientTransformation:
-    """LARS (You et al. 2017, arXiv 1708.03888) as in MoCo v3, with the learning rate applied after the momentum.
-
-    Decay and trust ratio apply to matrices and the attentive pool's query, not to biases and norms.
-    """
+    """LARS (arXiv 1708.03888) as in MoCo v3, with the learning rate applied after the momentum; biases stay apart."""
 
     def matrices(params):
         return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

@@ -1,23 +1,35 @@
-"""Plans a run from its settings, before any array is created, and describes the plan."""
+"""Plans a run from its settings, describes it, and compiles its step, also for devices that this machine lacks."""
 
+import contextlib
 import functools
+import importlib.util
+import math
+import os
+import re
+import time
 from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mae_jax.data.resolutions import Stage, make_stages
+from mae_jax.data.resolutions import Stage, make_stages, sizes_from
 from mae_jax.data.sources import describe_sources
-from mae_jax.objectives.objective import Objective, Variables, batch_unit
+from mae_jax.objectives.objective import Objective, Variables
 from mae_jax.runtime.console import si
-from mae_jax.runtime.errors import UserError
-from mae_jax.runtime.mesh import batch_parts, replicated
+from mae_jax.runtime.errors import UserError, first_line
+from mae_jax.runtime.memory import LESS, MIB, bytes_on_a_device, check_memory
+from mae_jax.runtime.mesh import (
+    all_devices,
+    batch_sharding,
+    check_cpu_devices,
+    compiler_options,
+    replicated,
+)
 from mae_jax.runtime.seeds import make_key
 from mae_jax.settings.fields import INT32_MAX
 from mae_jax.training.optimizers import fit_warmup, make_optimizer, make_schedule, peak_learning_rate
-from mae_jax.training.state import StateInit, TrainState, abstract_state, make_init
-from mae_jax.training.step import TrainStep, make_train_step
+from mae_jax.training.step import StateInit, TrainState, TrainStep, abstract_state, make_init, make_train_step
 
 
 class Plan(NamedTuple):
@@ -30,8 +42,7 @@ class Plan(NamedTuple):
 
 
 def make_plan(config: ConfigDict, objective: Objective, mesh: Mesh) -> Plan:
-    """Plans a run on a mesh, perhaps of other machines' devices; UserError if the batch does not fit."""
-    check_batch_size(config, objective, mesh)
+    """Plans a run on a mesh, perhaps of other machines' devices."""
     train, batch_size = config.train, config.data.batch_size
     steps_per_epoch = max(1, objective.num_train // batch_size)
     total_steps = train.steps or max(1, round(train.epochs * steps_per_epoch))
@@ -49,24 +60,8 @@ def make_plan(config: ConfigDict, objective: Objective, mesh: Mesh) -> Plan:
     return Plan(total_steps, warmup_steps, stages, init, abstract_state(init, mesh), step_fn)
 
 
-def check_batch_size(config: ConfigDict, objective: Objective, mesh: Mesh) -> None:
-    """Raises UserError unless the data fill a batch and its parts split evenly over the devices."""
-    size, unit = config.data.batch_size, batch_unit(config, mesh, objective.mixes_pairs)
-    if size % unit:
-        pairs = " x pairs to mix" if objective.mixes_pairs else ""
-        raise UserError(
-            f"data.batch_size={size} cannot be split evenly over {batch_parts(mesh)} devices x "
-            f"train.accumulate_steps={config.train.accumulate_steps}{pairs}; make it a multiple of {unit}"
-        )
-    if size > objective.num_train:
-        raise UserError(
-            f"data.batch_size={size} is larger than the training data ({objective.num_train} pictures): "
-            f"set data.batch_size to {objective.num_train} or less"
-        )
-
-
 def describe_plan(config: ConfigDict, objective: Objective, mesh: Mesh, plan: Plan) -> list[str]:
-    """Lines that describe a run: the objective's rows, then data, batch, stages if several, schedule and mesh."""
+    """Lines that describe a run."""
     data, train, optimizer, steps = config.data, config.train, config.optimizer, plan.total_steps
     state, devices = plan.abstract, mesh.devices.flat
     parts = f" in {train.accumulate_steps} parts" if train.accumulate_steps > 1 else ""
@@ -93,3 +88,120 @@ def describe_plan(config: ConfigDict, objective: Objective, mesh: Mesh, plan: Pl
 def make_train_key(seed: int, mesh: Mesh) -> jax.Array:
     """The key of the training steps, on every device."""
     return jax.jit(functools.partial(make_key, seed, "train"), out_shardings=replicated(mesh))()
+
+
+def compile_plan(
+    plan: Plan, objective: Objective, start_step: int, key: jax.Array, mesh: Mesh
+) -> tuple[TrainStep, list[str]]:
+    """Compiles the step for each image size from `start_step` on; a log line for each. UserError if memory is short."""
+    if start_step == plan.total_steps:
+        return plan.step_fn, []
+    compiled, lines = {}, []
+    for size in sizes_from(plan.stages, start_step):
+        batch, which = objective.batch, ""
+        if len(plan.stages) > 1:
+            count, _, _, channels = batch["image"].shape
+            batch = batch | {"image": jax.ShapeDtypeStruct((count, *size, channels), batch["image"].dtype)}
+            which = f"of {size[0]} x {size[1]} pixels "
+        start = time.perf_counter()
+        compiled[size] = step = compile_train_step(plan.step_fn, plan.abstract, batch, key, mesh)
+        need = memory_in_bytes(step)
+        check_memory(need, mesh)
+        text = "" if need is None else f", needs {need / MIB:,.0f} MiB per device"
+        lines.append(f"  step      {which}compiled in {time.perf_counter() - start:.1f} s{text}")
+
+    def step_of_size(state: TrainState, batch: dict, key: jax.Array) -> tuple[TrainState, dict]:
+        return compiled[batch["image"].shape[1:3]](state, batch, key)
+
+    return step if len(compiled) == 1 else step_of_size, lines
+
+
+def compile_train_step(
+    step_fn: TrainStep, state: TrainState, batch: dict, key: jax.Array, mesh: Mesh
+) -> jax.stages.Compiled:
+    """Compiles the step, which donates the state; arrays may be abstract. UserError if a device's memory is short."""
+    layout = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step = jax.jit(
+        step_fn,
+        donate_argnums=0,
+        in_shardings=(layout, batch_sharding(mesh), replicated(mesh)),
+        out_shardings=(layout, replicated(mesh)),
+    )
+    try:
+        return step.lower(state, batch, key).compile(compiler_options(mesh))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        kind = mesh.devices.flat[0].device_kind
+        raise UserError(f"the step does not fit into {kind} ({first_line(error)}); {LESS}") from error
+
+
+def memory_in_bytes(compiled: jax.stages.Compiled) -> int | None:
+    """Bytes on one device for the compiled step: state, batch and temporaries; None if unknown."""
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        return None
+    sizes = analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes
+    return sizes - analysis.alias_size_in_bytes
+
+
+def describe_cost(
+    step: jax.stages.Compiled, state: TrainState, mesh: Mesh, step_flops: int, seconds: float
+) -> list[str]:
+    """Memory and compute of a step on one device; `step_flops` is our own count for all. `seconds`: to compile."""
+    analysis, flops = step.memory_analysis(), (step.cost_analysis() or {}).get("flops", math.nan)
+    parts = {"parameters": bytes_on_a_device(state.params), "optimizer": bytes_on_a_device(state.opt_state)}
+    parts["batch and rest"] = analysis.argument_size_in_bytes - sum(parts.values())
+    parts["temporaries"] = analysis.temp_size_in_bytes  # activations, gradients and whatever else a step alone needs
+    memory = ", ".join(f"{name} {size / MIB:,.1f}" for name, size in parts.items())
+    count, kind = mesh.devices.size, mesh.devices.flat[0].device_kind
+    return [
+        f"  compiled  in {seconds:.1f} s for {count} x {kind}; the next lines are for one device and one step",
+        f"  memory    {memory_in_bytes(step) / MIB:,.1f} MiB: {memory}",
+        f"  compute   {si(step_flops / count)}FLOP needed; XLA counts {si(flops)}FLOP, each loop's body once",
+    ]
+
+
+def devices_for(topology: str | None) -> list[jax.Device]:
+    """The devices to compile for, which may be unable to run programs. Call it before JAX starts.
+
+    A topology is "cpu:64" for 64 emulated devices, or a TPU slice by generation and shape, such as "v5e:4x8" or
+    "v5p:4x4x4", which needs libtpu (`pip install jax[tpu]`) but no TPU and no network; None: this machine's devices.
+    """
+    if topology is None:
+        return all_devices()
+    generation, _, shape = topology.partition(":")
+    size = r"[1-9]\d{0,5}"
+    if not re.fullmatch(rf"cpu:\d+|v\w+:{size}(x{size}){{0,2}}", topology):
+        raise UserError(f"topology {topology!r} is neither cpu:COUNT nor a TPU slice such as v5e:4x8 or v5p:4x4x4")
+    jax.config.update("jax_platforms", "cpu")
+    return _cpus(int(shape)) if generation == "cpu" else _tpus(topology, [int(side) for side in shape.split("x")])
+
+
+def _cpus(count: int) -> list[jax.Device]:
+    check_cpu_devices("topology cpu:", count)
+    with contextlib.suppress(RuntimeError):  # JAX has started
+        jax.config.update("jax_num_cpu_devices", count)
+    if len(jax.devices()) < count:
+        raise UserError(f"topology cpu:{count}: JAX has started with {len(jax.devices())} devices; start a new process")
+    return jax.devices()[:count]
+
+
+def _tpus(topology: str, sides: list[int]) -> list[jax.Device]:
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(f'topology {topology} needs libtpu, but no TPU: pip install "jax[tpu]"')
+    # Without these, libtpu outside the cloud looks for a metadata server.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # only programs that run on a TPU must load it alone
+    from jax.experimental import topologies
+
+    # A host has 2 x 2 chips, or fewer in a narrower slice.
+    on_host = [*(math.gcd(2, side) for side in sides[:2]), 1, 1][:3]
+    try:
+        return topologies.get_topology_desc(topology, platform="tpu", chips_per_host_bounds=on_host).devices
+    except (RuntimeError, AttributeError) as error:  # errors of JAX, and of a broken libtpu
+        raise UserError(
+            f"topology {topology} is unknown to libtpu ({first_line(error)}); it knows slices such as v5e:4x8, "
+            "v5p:4x4x4 and v6e:8x8"
+        ) from error

@@ -11,14 +11,14 @@ from mae_jax.data.resolutions import size_at
 from mae_jax.objectives.objective import Objective
 from mae_jax.runtime.console import say
 from mae_jax.runtime.memory import bytes_on_a_device, check_memory
+from mae_jax.runtime.mesh import create
 from mae_jax.runtime.processes import from_main, sum_of_all
 from mae_jax.runtime.seeds import make_key
 from mae_jax.runtime.signals import StopSignal
 from mae_jax.runtime.timing import Profiler, Startup
-from mae_jax.training.compilation import compile_plan
 from mae_jax.training.loop import check_evaluation, train
-from mae_jax.training.plan import describe_plan, make_plan, make_train_key
-from mae_jax.training.state import TrainState, create_state, start_from
+from mae_jax.training.plan import compile_plan, describe_plan, make_plan, make_train_key
+from mae_jax.training.step import start_from
 from mae_jax.workdir.checkpoints import Checkpoints
 from mae_jax.workdir.folder import check_not_beyond, keep_earlier_result, keep_earlier_run
 from mae_jax.workdir.metrics import Writers
@@ -31,10 +31,7 @@ def run_training(
 ) -> None:
     """Trains by `config`; resumes from the newest checkpoint in `workdir`, and does nothing if the run is finished.
 
-    Raises:
-      UserError: for unsuitable settings or checkpoints, before anything is compiled.
-      NonFiniteLoss, Stopped, NotSaved: see `train`.
-      OSError: if a file cannot be written.
+    Raises UserError for unsuitable settings or checkpoints, before anything is compiled; see also `train`.
     """
     plan = make_plan(config, objective, mesh)
     total_steps = plan.total_steps
@@ -49,8 +46,8 @@ def run_training(
     if start_step == total_steps and from_main(read_object(workdir / "result.json") is not None):
         say(f"{workdir} is finished: all {total_steps} steps are done, result.json has the numbers")
         return
-    starting_values = objective.start() if saved_step is None else None
     if saved_step is None:
+        starting_values = objective.start()
         keep_earlier_run(workdir)
     else:
         keep_earlier_result(workdir, saved_step)
@@ -72,7 +69,7 @@ def run_training(
         say(f"going on from checkpoint {saved_step}")
     else:
         with startup.phase("compile"):
-            state = create_state(plan.init, make_key(config.seed, "init"), mesh)
+            state = create(plan.init, make_key(config.seed, "init"), mesh)
         state = start_from(state, starting_values) if starting_values else state
         del starting_values
     flops = {stage.image_size: objective.train_flops(stage.image_size) for stage in plan.stages}
@@ -102,23 +99,14 @@ def run_training(
             reporter.line(line)
 
         # Measure the result.
-        lines = measure(objective, state, workdir, reporter, checkpoints)
+        scores = objective.evaluate(state, reporter)
+        check_evaluation(scores, total_steps, total_steps, checkpoints)
+        if reporter.has_evaluation(total_steps):  # the run was killed after the report
+            reporter.draw_curves()
+        else:
+            reporter.scalars(total_steps, scores, prefix="eval/")
+        result, lines = objective.result(state, scores)
+        write_json(workdir / "result.json", finite_or_null({"step": total_steps} | result))
         if replaced := sum_of_all(len(batches.bad_images)):  # since the last start
             lines.append(f"{replaced} images could not be read and were replaced; the log names them")
         reporter.line(*lines)
-
-
-def measure(
-    objective: Objective, state: TrainState, workdir: Path, reporter: Reporter, checkpoints: Checkpoints
-) -> list[str]:
-    """Evaluates the last state and writes result.json; returns lines about it."""
-    step = int(state.step)
-    scores = objective.evaluate(state, reporter)
-    check_evaluation(scores, step, step, checkpoints)
-    if reporter.has_evaluation(step):  # the run was killed after the report
-        reporter.draw_curves()
-    else:
-        reporter.scalars(step, scores, prefix="eval/")
-    result, lines = objective.result(state, scores)
-    write_json(workdir / "result.json", finite_or_null({"step": step} | result))
-    return lines

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mae_jax.evaluation.autoencoder import HEADINGS, draw_reconstructions
-from mae_jax.models.rendering import Reconstructions
+from mae_jax.models.targets import Reconstructions
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5])

@@ -9,7 +9,7 @@ from mae_jax.interop.formats import export
 from mae_jax.interop.transfer import find_start, fitting_params
 from mae_jax.interop.weights import read_weights
 from mae_jax.runtime.errors import UserError
-from mae_jax.training.state import TrainState
+from mae_jax.training.step import TrainState
 from mae_jax.workdir.checkpoints import Checkpoints
 from tests.interop.others import ASKED, facebook_state, hugging_face, our_classifier, refusal, save_torch
 from tests.interop.test_transfer import small

@@ -11,7 +11,7 @@ from mae_jax.interop.weights import choose, make_bind_of, read_weights
 from mae_jax.models.classifier import make_classifier_config
 from mae_jax.models.mae import MAEConfig, split_fixed
 from mae_jax.runtime.errors import UserError
-from mae_jax.training.state import TrainState
+from mae_jax.training.step import TrainState
 from mae_jax.workdir.checkpoints import Checkpoints
 from tests.interop.others import check_same_params, our_classifier, our_weights
 from tests.interop.test_formats import written

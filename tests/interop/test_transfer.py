@@ -9,7 +9,7 @@ from mae_jax.models.classifier import init_classifier, make_classifier_config, s
 from mae_jax.models.mae import MAEConfig
 from mae_jax.models.positions import resize_positions
 from mae_jax.runtime.errors import UserError
-from mae_jax.training.state import TrainState
+from mae_jax.training.step import TrainState
 from mae_jax.workdir.checkpoints import Checkpoints
 from tests.reference import loop_positions, random_like, random_params
 

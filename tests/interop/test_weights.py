@@ -20,7 +20,7 @@ from mae_jax.models.classifier import (
 )
 from mae_jax.models.mae import MAEConfig, init_params, make_bind
 from mae_jax.runtime.errors import UserError
-from mae_jax.training.state import TrainState
+from mae_jax.training.step import TrainState
 from mae_jax.workdir.checkpoints import Checkpoints
 
 SMALL = dict(width=16, depth=4, num_heads=2, decoder_width=8, decoder_depth=1, decoder_num_heads=2)

@@ -9,9 +9,9 @@ import pytest
 
 from mae_jax.data.processor import Processor
 from mae_jax.models.mae import MAEConfig, make_bind
-from mae_jax.models.masking import check_given_mask, given_masks, masks_from_noise, random_masks
+from mae_jax.models.masking import check_given_mask, given_masks, masks_from_noise
 from mae_jax.runtime.errors import UserError
-from tests.reference import loop_patches, random_batch, random_params
+from tests.reference import drawn_masks, loop_patches, random_batch, random_params
 
 GRID = 2, 3
 MODEL = MAEConfig((8, 12), 4, 1, 8, 1, 2, 2.0, 8, 1, 2, 0.5, False)
@@ -113,7 +113,7 @@ def test_any_number_of_visible_patches_may_be_given_also_all():
 
 
 def test_drawn_masks_of_the_models_own_type_are_taken_as_they_are():
-    masks = random_masks(jax.random.split(jax.random.key(0), 3), 6, 0.5)
+    masks = drawn_masks(jax.random.split(jax.random.key(0), 3), (2, 3), 0.5)
     np.testing.assert_array_equal(model()(images(), mask=masks).ids_restore, masks.ids_restore)
 
 
@@ -151,7 +151,7 @@ def test_a_traced_mask_is_refused_in_one_line_that_tells_why():
 def test_a_mask_stands_alone_without_key_noise_or_ratio(call):
     bound = make_bind(MODEL)(random_params(MODEL))
     bound.processor = Processor((8, 12), 1, (0.5,), (0.25,), 1.0)
-    run, drawn = getattr(bound, call), random_masks(jax.random.split(jax.random.key(0), 3), 6, 0.5)
+    run, drawn = getattr(bound, call), drawn_masks(jax.random.split(jax.random.key(0), 3), (2, 3), 0.5)
     for others in ({"key": jax.random.key(0)}, {"noise": np.zeros((3, 6), np.float32)}):
         with pytest.raises(ValueError, match="give one of key=, noise= and mask="):
             run(images(), mask=ONE, **others)

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mae_jax.models.masking import masks_from_noise, num_visible, random_masks, take_patches
+from mae_jax.models.masking import count_visible, masks_from_noise, take_patches
+from tests.reference import drawn_masks
 
 
 # The released models round down in floating point: 100 * (1 - 0.8) is 19.999...
@@ -16,7 +17,7 @@ from mae_jax.models.masking import masks_from_noise, num_visible, random_masks, 
                [176, 156, 137, 117, 98, 78, 58, 49, 39, 19], strict=True)),
 )  # fmt: skip
 def test_exactly_the_known_number_of_patches_of_each_example_stays_visible(patches, ratio, visible):
-    assert num_visible(patches, ratio) == visible
+    assert count_visible((1, patches), ratio) == visible
     noise = np.random.default_rng(0).random((5, patches), np.float32)
     masks = masks_from_noise(jnp.asarray(noise), ratio)
     assert masks.ids_keep.shape == (5, visible)
@@ -27,7 +28,7 @@ def test_exactly_the_known_number_of_patches_of_each_example_stays_visible(patch
 @pytest.fixture(scope="module")
 def many():
     """4,000 random masks of 16 patches, 12 of them hidden."""
-    return jax.jit(lambda keys: random_masks(keys, 16, 0.75))(jax.random.split(jax.random.key(3), 4000))
+    return jax.jit(lambda keys: drawn_masks(keys, (1, 16), 0.75))(jax.random.split(jax.random.key(3), 4000))
 
 
 def test_random_masks_hide_as_many_patches_in_every_example(many):
@@ -48,14 +49,14 @@ def test_each_pair_of_patches_is_hidden_together_as_often_as_any_other(many):
 
 
 def test_no_two_examples_of_a_batch_have_the_same_mask_and_no_two_keys_the_same_batch():
-    draw = jax.jit(lambda key: random_masks(jax.random.split(key, 64), 196, 0.75).mask)
+    draw = jax.jit(lambda key: drawn_masks(jax.random.split(key, 64), (14, 14), 0.75).mask)
     masks = np.concatenate([draw(jax.random.key(seed)) for seed in range(3)])
     assert len(np.unique(masks, axis=0)) == 3 * 64
 
 
 def test_a_mask_depends_on_its_own_key_alone():
     keys = jax.random.split(jax.random.key(0), 6)
-    np.testing.assert_array_equal(random_masks(keys, 9, 0.5).mask[4], random_masks(keys[4:5], 9, 0.5).mask[0])
+    np.testing.assert_array_equal(drawn_masks(keys, (3, 3), 0.5).mask[4], drawn_masks(keys[4:5], (3, 3), 0.5).mask[0])
 
 
 def test_masks_from_noise_are_an_argsort_of_it():

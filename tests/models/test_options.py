@@ -105,7 +105,7 @@ def test_a_classifiers_pools_tell_class_tokens_from_patches_and_see_no_registers
     params = random_like(jax.eval_shape(lambda: init_classifier(config, jax.random.key(0))[0]))
     model = make_bind_classifier(config)(params)
     found = model.represent(images())
-    tokens, _ = model.encoder.before_norm(patchify(images(), 4), GRID)
+    tokens, _ = model.encoder(patchify(images(), 4), GRID, norm=False)
     normed, width = np.asarray(model.encoder.norm(tokens)), np.asarray(tokens)
     expected = {
         "class": normed[:, :3].mean(1), "mean": normed[:, 3:].mean(1), "mean_norm": width[:, 3:].mean(1),
@@ -181,8 +181,9 @@ def test_a_training_step_predicts_the_stated_share_of_all_patches_all_of_them_hi
     config = config_of(decoder_attention="cross", prediction_ratio=0.3)
     model, keys = make_bind(config)(random_params(config)), jax.random.split(jax.random.key(0), 5)
     masks = drawn_masks(keys, GRID, 0.5)
-    ids = model._predicted(keys, masks, GRID)
+    ids = some_hidden(keys, masks, config.num_predicted(GRID))
     assert ids.shape == (5, int(12 * 0.3)) and np.take_along_axis(masks.mask, ids, 1).all()
+    assert "f32[2,3,16]" in str(jax.make_jaxpr(model.training_loss)(images(), keys[:2]))  # predicted, of 12 patches
 
 
 @pytest.mark.parametrize("sampling", ["random", "block"])
@@ -224,12 +225,12 @@ REFUSED = {
     "mask_sampling": (dict(mask_sampling="blocks"), "model.mask_sampling='blocks' is not one of random, grid, block"),
     "loss_patches": (dict(loss_patches="visible"), "model.loss_patches='visible' is not one of hidden, all"),
     "decoder_attention": (dict(decoder_attention="both"), "model.decoder_attention='both' is not one of self, cross"),
-    "class_tokens": (dict(class_tokens=0), "model.class_tokens=0 must be at least 1"),
-    "registers": (dict(registers=-1), "model.registers=-1 must be at least 0"),
-    "mask_cell": (dict(mask_cell=0), "model.mask_cell=0 must be at least 1"),
-    "masks_per_image": (dict(masks_per_image=0), "model.masks_per_image=0 must be at least 1"),
-    "uniformity": (dict(uniformity=-0.1), "model.uniformity=-0.1 must be at least 0"),
-    "uniformity nan": (dict(uniformity=math.nan), "model.uniformity=nan must be at least 0"),
+    "class_tokens": (dict(class_tokens=0), r"model.class_tokens=0 is outside \[1, 1024\]"),
+    "registers": (dict(registers=-1), r"model.registers=-1 is outside \[0, 1024\]"),
+    "mask_cell": (dict(mask_cell=0), r"model.mask_cell=0 is outside \[1, "),
+    "masks_per_image": (dict(masks_per_image=0), r"model.masks_per_image=0 is outside \[1, "),
+    "uniformity": (dict(uniformity=-0.1), r"model.uniformity=-0.1 is outside \[0, inf\]"),
+    "uniformity nan": (dict(uniformity=math.nan), r"model.uniformity=nan is outside \[0, inf\]"),
     "cells and grid": (
         dict(mask_cell=2, mask_sampling="block", image_size=16),
         "model.mask_cell=2 is for model.mask_sampling=random, not block",
@@ -249,7 +250,7 @@ REFUSED = {
     "no components": (dict(pca_targets=0), r"model.pca_targets=0 is outside \[1, 16\]"),
     "normalised components": (
         dict(pca_targets=4, normalize_targets=True),
-        "model.pca_targets are components of the pixels: set model.normalize_targets=False",
+        "model.normalize_targets=True: principal components need .* or normalize_targets=False",
     ),
     "cross with mask tokens": (
         dict(decoder_attention="cross", encoder_mask_tokens=True),
@@ -267,7 +268,7 @@ REFUSED = {
     "none predicted": (dict(decoder_attention="cross", prediction_ratio=0.05), "0.05 of 12 patches must give at least"),
     "prediction nan": (
         dict(decoder_attention="cross", prediction_ratio=math.nan),
-        r"model.prediction_ratio=nan is outside \(0, 1\)",
+        "model.prediction_ratio=nan of 12 patches must give at least one",
     ),
 }
 

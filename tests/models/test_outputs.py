@@ -11,11 +11,10 @@ from flax import nnx
 
 from mae_jax.data.processor import Processor
 from mae_jax.models.classifier import ClassifierConfig, init_classifier, make_bind_classifier
-from mae_jax.models.encoder import Encoder
+from mae_jax.models.encoder_decoder import Encoder
 from mae_jax.models.mae import MAEConfig, make_bind
 from mae_jax.models.patches import patchify
 from mae_jax.models.positions import sincos_table
-from mae_jax.models.transformer import Record
 from mae_jax.runtime.errors import UserError
 from tests.reference import max_relative, random_batch, random_like, random_params
 
@@ -93,10 +92,10 @@ def test_frozen_blocks_and_recomputation_give_the_same_hidden_states_and_maps():
             return Encoder(config, rngs=nnx.Rngs(0), frozen_blocks=frozen)
 
         encoder = nnx.merge(nnx.split(nnx.eval_shape(create))[0], params)
-        features, recorded = encoder(patchify(IMAGES, 4), (3, 4), record=Record(True, True))
+        features, recorded = encoder(patchify(IMAGES, 4), (3, 4), record=(True, True))
         np.testing.assert_allclose(features, expected.features, rtol=0, atol=1e-6)
-        np.testing.assert_allclose(recorded.hidden_states, expected.hidden_states, rtol=0, atol=1e-5)
-        np.testing.assert_allclose(recorded.attentions, expected.attentions, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(recorded[0], expected.hidden_states, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(recorded[1], expected.attentions, rtol=0, atol=1e-6)
 
 
 def test_encoding_with_a_key_sees_the_patches_that_the_autoencoder_sees():

@@ -12,8 +12,7 @@ from mae_jax.models.mae import MAEConfig, make_bind
 from mae_jax.models.positions import sincos_table
 from mae_jax.objectives.objective import LossDetails, Variables
 from mae_jax.training.optimizers import make_optimizer, make_schedule
-from mae_jax.training.state import make_init
-from mae_jax.training.step import make_train_step
+from mae_jax.training.step import make_init, make_train_step
 from tests.meshes import device_mesh
 from tests.reference import (
     create_hf_model,

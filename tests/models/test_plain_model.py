@@ -10,12 +10,12 @@ from einops import rearrange
 from flax import nnx
 
 from mae_jax.models.mae import MAEConfig, make_bind
-from mae_jax.models.masking import random_masks, take_patches
+from mae_jax.models.masking import take_patches
 from mae_jax.models.patches import patchify
 from mae_jax.models.positions import sincos_table
-from mae_jax.models.rendering import normalize_patches
+from mae_jax.models.targets import normalize_patches
 from mae_jax.runtime.platform import attention
-from tests.reference import random_batch, random_params
+from tests.reference import drawn_masks, random_batch, random_params
 
 CONFIG = MAEConfig((12, 16), 4, 3, 16, 3, 2, 4.0, 12, 2, 3)
 
@@ -40,7 +40,7 @@ def plain_loss(config, params, images, keys):
     model = make_bind(config)(params)
     encoder, decoder = model.encoder, model.decoder
     patches = patchify(images, config.patch_size)
-    masks = random_masks(keys, config.num_patches, config.mask_ratio)
+    masks = drawn_masks(keys, config.grid, config.mask_ratio)
     positions = take_patches(jnp.asarray(sincos_table(config.grid, config.width))[1:], masks.ids_keep)
     x = encoder.patch_embed(take_patches(patches, masks.ids_keep)) + positions
     x = jnp.concatenate([jnp.broadcast_to(encoder.class_token[...], (len(x), 1, config.width)), x], axis=1)

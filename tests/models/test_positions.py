@@ -43,8 +43,3 @@ def test_every_position_has_a_row_of_its_own_and_the_class_token_zeros(grid, wid
 def test_a_table_cannot_be_changed_by_those_who_share_it():
     with pytest.raises(ValueError, match="read-only"):
         sincos_table((2, 2), 8)[1] = 0
-
-
-def test_a_width_that_is_no_multiple_of_4_is_refused():
-    with pytest.raises(ValueError, match="multiple of 4, not 6"):
-        sincos_table((2, 2), 6)

@@ -5,7 +5,7 @@ from flax import nnx
 
 from mae_jax.models.mae import MAEConfig, MaskedAutoencoder
 from mae_jax.models.patches import patchify
-from mae_jax.models.rendering import normalize_patches, reconstruct
+from mae_jax.models.targets import normalize_patches, reconstruct
 
 CONFIG = MAEConfig(
     image_size=(8, 12), patch_size=4, channels=3, width=16, depth=1, num_heads=2,

@@ -133,8 +133,8 @@ def test_a_target_is_named_or_follows_from_the_two_settings_that_were_there_befo
     "options, message",
     [
         (dict(target="pixel"), "model.target='pixel' is not one of pixels, .*pixels"),
-        (dict(target="principal_components"), "set both or neither"),
-        (dict(target="pixels", pca_targets=3), "set both or neither"),
+        (dict(target="principal_components"), "principal components need their number pca_targets"),
+        (dict(target="pixels", pca_targets=3), "and target=principal_components"),
     ],
 )
 def test_targets_that_cannot_be_are_refused(options, message):

@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from mae_jax.models.mae import MAEConfig, make_bind
-from mae_jax.models.masking import random_masks
-from mae_jax.models.uniformity import uniformity
+from mae_jax.models.mae import MAEConfig, make_bind, uniformity
 from mae_jax.runtime.sharding import ROWS, mean_over_batch, on_shards
 from tests.meshes import device_mesh
-from tests.reference import random_batch, random_params
+from tests.reference import drawn_masks, random_batch, random_params
 
 
 def features(batch=16, width=5, seed=0):
@@ -63,7 +61,7 @@ def test_it_is_added_to_the_loss_with_its_weight_and_both_are_reported():
     params, (images, _), keys = random_params(plain), random_batch(plain, 4), jax.random.split(jax.random.key(0), 4)
     loss, parts = make_bind(config)(params).training_loss(images, keys)
     reconstruction, nothing = make_bind(plain)(params).training_loss(images, keys)
-    tokens = make_bind(plain)(params).encode(images, mask=random_masks(keys, 6, 0.5))
+    tokens = make_bind(plain)(params).encode(images, mask=drawn_masks(keys, (1, 6), 0.5))
     x = np.asarray(tokens)[:, 2:].mean(1)  # of the patches that the encoder saw
     pairs = [squared_cosine(x[i], x[j]) for i in range(4) for j in range(4) if i != j]
     assert nothing == {} and parts.keys() == {"reconstruction_loss", "uniformity"}

@@ -189,7 +189,7 @@ def test_pictures_without_labels_are_refused(pretrained, pictures, tmp_path):
         (dict(classifier__trained_blocks=3.0), "trained_blocks=3.0"),
         (dict(classifier__num_classes=5), "classifier.num_classes=5"),
         (dict(classifier__pool="max"), "classifier.pool='max'"),
-        (dict(data__batch_size=7), "make it a multiple of 2"),  # pairs to mix
+        (dict(data__batch_size=7), "must be a multiple of 2 (1 devices x train.accumulate_steps=1 x pairs to mix)"),
         (dict(data__label_fraction=0.0), "label_fraction=0.0"),
         (dict(optimizer__name="lars"), "optimizer.name=lars"),
         (dict(optimizer__name="muon", classifier__trained_blocks=0.0), "trained_blocks=0 trains none"),

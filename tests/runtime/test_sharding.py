@@ -17,8 +17,8 @@ from mae_jax.objectives.objective import LossDetails, Variables
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import batch_sharding, check_heads, create, parameter_shardings, put, put_batch, replicated
 from mae_jax.runtime.sharding import on_rows
-from mae_jax.training.state import abstract_state, create_state, make_init
-from mae_jax.training.step import compile_train_step, make_train_step
+from mae_jax.training.plan import compile_train_step
+from mae_jax.training.step import abstract_state, make_init, make_train_step
 from tests.meshes import device_mesh
 
 # Eight heads in both halves, so that a device can have one; odd sizes where nothing is split.
@@ -68,7 +68,7 @@ def one_step(sizes, parts=1, trainee=mae_trainee, dtype="float32", make_optimize
     step_fn = make_train_step(loss_fn, optimizer, lambda _: 1.0, mesh, parts)
     shapes = {name: jax.ShapeDtypeStruct(rows.shape, rows.dtype) for name, rows in batch.items()}
     compiled = compile_train_step(step_fn, abstract_state(init, mesh), shapes, key, mesh)
-    state = create_state(init, jax.random.key(0), mesh)
+    state = create(init, jax.random.key(0), mesh)
     state, scalars = compiled(state, put_batch(batch, batch_sharding(mesh)), key)
     return jax.device_get((scalars, state.params, state.statistics))
 

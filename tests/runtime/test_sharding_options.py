@@ -12,9 +12,9 @@ from jax.sharding import PartitionSpec
 from mae_jax.models.mae import MAEConfig, init_params, make_bind, split_fixed
 from mae_jax.models.parameters import join
 from mae_jax.objectives.objective import LossDetails, Variables
-from mae_jax.runtime.mesh import batch_sharding, parameter_specs, put_batch
-from mae_jax.training.state import abstract_state, create_state, make_init
-from mae_jax.training.step import compile_train_step, make_train_step
+from mae_jax.runtime.mesh import batch_sharding, create, parameter_specs, put_batch
+from mae_jax.training.plan import compile_train_step
+from mae_jax.training.step import abstract_state, make_init, make_train_step
 from tests.meshes import device_mesh
 
 BATCH = 16
@@ -44,7 +44,7 @@ def one_step(name, sizes, parts=1):
     step_fn = make_train_step(loss_fn, optimizer, lambda _: 1.0, mesh, parts)
     batch = {"image": jax.ShapeDtypeStruct(images.shape, images.dtype)}
     compiled = compile_train_step(step_fn, abstract_state(init, mesh), batch, key, mesh)
-    state = create_state(init, jax.random.key(0), mesh)
+    state = create(init, jax.random.key(0), mesh)
     local = {path: leaf.addressable_shards[0].data.shape for path, leaf in flatten_dict(state.params).items()}
     before = jax.device_get(state.params)
     state, scalars = compiled(state, put_batch({"image": images}, batch_sharding(mesh)), key)

@@ -13,11 +13,9 @@ from mae_jax.objectives import pretrain
 from mae_jax.objectives.classify import Classification
 from mae_jax.runtime import memory
 from mae_jax.runtime.errors import UserError
-from mae_jax.runtime.mesh import batch_sharding, put_batch
-from mae_jax.training import compilation
-from mae_jax.training.compilation import compile_plan
-from mae_jax.training.plan import describe_plan, make_plan, make_train_key
-from mae_jax.training.state import create_state
+from mae_jax.runtime.mesh import batch_sharding, create, put_batch
+from mae_jax.training import plan as training_plan
+from mae_jax.training.plan import compile_plan, describe_plan, make_plan, make_train_key
 from tests.meshes import device_mesh
 from tests.runs import TINY_SETTINGS
 
@@ -39,7 +37,7 @@ def test_the_shape_of_the_images_decides_which_step_runs(monkeypatch):
         size = batch["image"].shape[1]
         return Fake(batch, lambda state, batch, key: (state + size, {}))
 
-    monkeypatch.setattr(compilation, "compile_fitting_step", compile_fake)
+    monkeypatch.setattr(training_plan, "compile_train_step", compile_fake)
     step, _ = compile_plan(plan, objective, 0, None, mesh)
     batches = [{"image": np.zeros((2, size, size, 1))} for size in (4, 8, 4)]
     assert [step(0, batch, None)[0] for batch in batches] == [4, 8, 4]
@@ -54,7 +52,7 @@ def test_what_is_still_to_come_is_compiled_once_each_and_told(monkeypatch, start
         seen.append(batch["image"])
         return jax.jit(lambda: 0).lower().compile()
 
-    monkeypatch.setattr(compilation, "compile_fitting_step", compile_fake)
+    monkeypatch.setattr(training_plan, "compile_train_step", compile_fake)
     _, lines = compile_plan(plan, objective, start_step, make_train_key(0, mesh), mesh)
     assert [image.shape for image in seen] == [(64, *size, 1) for size in sizes]
     assert {image.dtype for image in seen} == {np.dtype(np.uint8)}
@@ -65,7 +63,7 @@ def test_what_is_still_to_come_is_compiled_once_each_and_told(monkeypatch, start
 
 def test_without_stages_the_step_that_runs_is_the_compiled_one_itself(monkeypatch):
     _, objective, mesh, plan = planned()
-    monkeypatch.setattr(compilation, "compile_fitting_step", lambda _, __, batch, *___: Fake(batch))
+    monkeypatch.setattr(training_plan, "compile_train_step", lambda _, __, batch, *___: Fake(batch))
     step, _ = compile_plan(plan, objective, 0, None, mesh)
     assert step.batch is objective.batch
     assert compile_plan(plan, objective, 8, None, mesh) == (plan.step_fn, [])  # all is done
@@ -95,7 +93,7 @@ def test_the_loss_of_a_step_of_small_images_is_that_of_a_model_of_their_size():
     config, objective, mesh, plan = planned((0.5, 4))
     key = make_train_key(0, mesh)
     step, _ = compile_plan(plan, objective, 0, key, mesh)
-    state = create_state(plan.init, jax.random.key(0), mesh)
+    state = create(plan.init, jax.random.key(0), mesh)
     pixels = np.random.default_rng(0).integers(0, 256, (64, 4, 4, 1), np.uint8)
     small = pretrain.make_loss_fn(config, MAEConfig(**config.model.to_dict() | {"image_size": 4}))
     keys = jax.random.split(jax.random.fold_in(key, 0), 64)

@@ -13,9 +13,9 @@ from jax.sharding import Mesh
 from mae_jax.objectives.objective import LossDetails, Variables
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import AXES
-from mae_jax.training.dry_run import describe_cost, devices_for, try_step
-from mae_jax.training.state import abstract_state, make_init
-from mae_jax.training.step import make_train_step
+from mae_jax.training import plan as training_plan
+from mae_jax.training.plan import compile_train_step, describe_cost, devices_for, memory_in_bytes
+from mae_jax.training.step import abstract_state, make_init, make_train_step
 from tests.runs import ROOT
 
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
@@ -32,19 +32,22 @@ def compiled_for(devices):
     init = make_init(lambda key: Variables({"kernel": jax.random.normal(key, (8, 4))}), optimizer)
     batch = {"x": jax.ShapeDtypeStruct((16, 8), jnp.float32)}
     step_fn = make_train_step(loss_fn, optimizer, schedule, mesh)
-    return try_step(step_fn, abstract_state(init, mesh), batch, jax.random.key(0), mesh), mesh
+    state, key = abstract_state(init, mesh), jax.eval_shape(lambda: jax.random.key(0))
+    return compile_train_step(step_fn, state, batch, key, mesh), state, mesh
 
 
-def test_a_step_is_measured_without_an_array():
+def test_a_step_is_measured_without_an_array(monkeypatch):
     gc.collect()
     before = len(jax.live_arrays())
-    cost, mesh = compiled_for(devices_for(None))
+    step, state, mesh = compiled_for(devices_for(None))
     gc.collect()
     assert len(jax.live_arrays()) <= before
-    assert (cost.params, cost.optimizer) == (8 * 4 * 4, 2 * 8 * 4 * 4 + 4)  # and Adam's count
-    assert cost.total >= cost.params + cost.optimizer + 16 // 8 * 8 * 4
-    text = "\n".join(describe_cost(cost, mesh, step_flops=8 * 2**30))
-    assert "1.07 GFLOP needed" in text and f"{cost.total / 2**20:,.1f} MiB: parameters" in text
+    params, adam, total = 8 * 4 * 4, 2 * 8 * 4 * 4 + 4, memory_in_bytes(step)  # and Adam's count
+    assert total >= params + adam + 16 // 8 * 8 * 4
+    monkeypatch.setattr(training_plan, "MIB", 1)
+    text = "\n".join(describe_cost(step, state, mesh, step_flops=8 * 2**30, seconds=0.5))
+    assert "in 0.5 s for 8 x" in text and "1.07 GFLOP needed" in text
+    assert f"{total:,.1f} MiB: parameters {params:.1f}, optimizer {adam:.1f}, batch" in text
 
 
 @pytest.mark.parametrize(
@@ -77,13 +80,13 @@ def test_tpus_without_libtpu_are_refused_with_the_remedy():
 
 @pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu")
 def test_a_step_is_compiled_for_tpus_that_are_not_here():
-    cost, mesh = compiled_for(devices_for("v5e:2x4"))
+    *_, mesh = compiled_for(devices_for("v5e:2x4"))
     assert mesh.devices.size == 8
     with pytest.raises(UserError, match="unknown to libtpu"):
         devices_for("v0x:2x2")
 
 
 def test_a_large_mesh_is_emulated_by_one_cpu():
-    program = "from mae_jax.training.dry_run import devices_for; print(len(devices_for('cpu:64')))"
+    program = "from mae_jax.training.plan import devices_for; print(len(devices_for('cpu:64')))"
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, text=True, capture_output=True, timeout=120)
     assert run.stdout.strip() == "64", run.stderr

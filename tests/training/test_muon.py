@@ -14,7 +14,6 @@ from mae_jax.models.mae import MAEConfig, init_params
 from mae_jax.models.parameters import count_parameters
 from mae_jax.runtime.mesh import create, parameter_shardings, parameter_specs, put
 from mae_jax.training.optimizers import make_optimizer, make_schedule
-from mae_jax.training.state import shardings_of
 from tests.meshes import device_mesh
 from tests.reference import random_like
 from tests.runtime.test_sharding import assert_close, one_step
@@ -226,7 +225,7 @@ def test_the_update_on_a_mesh_is_that_of_one_device_and_lies_as_the_parameters_d
     state = create(lambda _: optimizer.init(params), jax.random.key(0), mesh)
     moments = flatten_dict(state.inner_states["muon"].inner_state[0].mu)
     assert moments[QKV].sharding == flatten_dict(shardings)[QKV] and not moments[QKV].is_fully_replicated
-    update = jax.jit(optimizer.update, out_shardings=(shardings, shardings_of(state)))
+    update = jax.jit(optimizer.update, out_shardings=(shardings, jax.tree.map(lambda leaf: leaf.sharding, state)))
     found = flatten_dict(update(on_mesh[1], state, on_mesh[0])[0])
     for path, expected in updates_of(muon_settings()).items():
         # float32, added up in another order; small singular values grow with their errors.

@@ -14,10 +14,8 @@ from benchmarks import hlo
 from configs import digits
 from mae_jax.objectives import pretrain
 from mae_jax.objectives.objective import LossDetails
-from mae_jax.runtime.mesh import batch_sharding, put_batch
-from mae_jax.training.plan import make_plan, make_train_key
-from mae_jax.training.state import create_state
-from mae_jax.training.step import compile_train_step
+from mae_jax.runtime.mesh import batch_sharding, create, put_batch
+from mae_jax.training.plan import compile_train_step, make_plan, make_train_key
 from tests.meshes import device_mesh
 from tests.runs import TINY_SETTINGS, run_task
 from tests.training.test_loop import Run, State
@@ -80,7 +78,7 @@ def compiled_step(*, accumulate=1, devices=1, loss=lambda loss_fn: loss_fn):
     objective.loss_fn = loss(objective.loss_fn)
     plan, key = make_plan(config, objective, mesh), make_train_key(0, mesh)
     step = compile_train_step(plan.step_fn, plan.abstract, objective.batch, key, mesh)
-    return step, functools.partial(create_state, plan.init, jax.random.key(0), mesh), key, mesh
+    return step, functools.partial(create, plan.init, jax.random.key(0), mesh), key, mesh
 
 
 def talks_to_host(compiled: jax.stages.Compiled) -> list[str]:

@@ -7,10 +7,10 @@ import optax
 import pytest
 
 from mae_jax.objectives.objective import LossDetails, Variables
-from mae_jax.runtime.mesh import batch_sharding, put_batch
+from mae_jax.runtime.mesh import batch_sharding, create, put_batch
 from mae_jax.runtime.sharding import mean_over_batch
-from mae_jax.training.state import abstract_state, create_state, make_init
-from mae_jax.training.step import compile_train_step, make_train_step
+from mae_jax.training.plan import compile_train_step
+from mae_jax.training.step import abstract_state, make_init, make_train_step
 from tests.meshes import device_mesh
 
 RATE = 0.1
@@ -32,7 +32,7 @@ def train(batches, allowed, devices=1, rate=RATE, change=lambda state: state):
     )
     abstract = abstract_state(init, mesh)
     compiled = compile_train_step(step_fn, abstract, {"x": jax.ShapeDtypeStruct((8,), jnp.float32)}, key, mesh)
-    state, scalars = change(create_state(init, key, mesh)), []
+    state, scalars = change(create(init, key, mesh)), []
     states = [jax.tree.map(np.array, state)]
     for value in batches:
         batch = put_batch({"x": np.full(8, value, np.float32)}, batch_sharding(mesh))

@@ -13,11 +13,10 @@ from mae_jax.models.mae import MAEConfig
 from mae_jax.objectives import pretrain
 from mae_jax.objectives.objective import LossDetails, Variables
 from mae_jax.objectives.pretrain import make_loss_fn
-from mae_jax.runtime.mesh import batch_sharding, put_batch
+from mae_jax.runtime.mesh import batch_sharding, create, put_batch
 from mae_jax.training.optimizers import make_optimizer, make_schedule
-from mae_jax.training.plan import make_plan
-from mae_jax.training.state import abstract_state, create_state, make_init
-from mae_jax.training.step import compile_train_step, make_train_step
+from mae_jax.training.plan import compile_train_step, make_plan
+from mae_jax.training.step import abstract_state, make_init, make_train_step
 from tests.meshes import device_mesh
 from tests.reference import random_params
 
@@ -47,7 +46,7 @@ def train(loss_fn, init_params, optimizer, schedule, *, devices=1, parts=1, step
     mesh = device_mesh(devices)
     init = make_init(lambda key: Variables(init_params(key)), optimizer)
     step_fn = make_train_step(loss_fn, optimizer, schedule, mesh, parts, mixes_pairs=pairs)
-    state, key = create_state(init, jax.random.key(0), mesh), jax.random.key(KEY)
+    state, key = create(init, jax.random.key(0), mesh), jax.random.key(KEY)
     compiled = compile_train_step(step_fn, abstract_state(init, mesh), images(0), key, mesh)
     scalars = []
     for step in range(steps):
@@ -183,7 +182,7 @@ def test_a_step_is_traced_once_and_takes_the_state_it_gave(devices):
 def test_the_memory_of_the_old_state_is_given_to_the_new_one():
     mesh, optimizer = device_mesh(1), optax.adam(0.1)
     init = make_init(lambda key: Variables(zero_rows(key)), optimizer)
-    state, key = create_state(init, jax.random.key(0), mesh), jax.random.key(KEY)
+    state, key = create(init, jax.random.key(0), mesh), jax.random.key(KEY)
     step_fn = make_train_step(tell_keys, optimizer, lambda _: 0.1, mesh)
     compiled = compile_train_step(step_fn, abstract_state(init, mesh), images(0), key, mesh)
     new, _ = compiled(state, put_batch(images(0), batch_sharding(mesh)), key)
@@ -196,7 +195,7 @@ def test_each_device_holds_its_share_of_the_batch_and_a_whole_copy_of_the_state(
     batch = put_batch(images(0), batch_sharding(mesh))
     assert [s.data.shape[0] for s in batch["image"].addressable_shards] == [BATCH // 8] * 8
     init = make_init(lambda _: Variables({"w": jnp.ones((8, 3))}), optax.adam(0.1))
-    state = create_state(init, jax.random.key(0), mesh)
+    state = create(init, jax.random.key(0), mesh)
     for leaf in jax.tree.leaves(state):
         assert [s.data.shape for s in leaf.addressable_shards] == [leaf.shape] * 8
 

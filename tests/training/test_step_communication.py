@@ -14,8 +14,8 @@ from mae_jax.models.mae import MAEConfig, init_params
 from mae_jax.objectives.objective import Variables
 from mae_jax.objectives.pretrain import make_loss_fn
 from mae_jax.training.optimizers import make_optimizer, make_schedule
-from mae_jax.training.state import abstract_state, make_init
-from mae_jax.training.step import compile_train_step, make_train_step
+from mae_jax.training.plan import compile_train_step
+from mae_jax.training.step import abstract_state, make_init, make_train_step
 from tests.meshes import device_mesh
 
 pytestmark = pytest.mark.slow

@@ -8,8 +8,7 @@ import pytest
 
 from configs.common import get_config
 from mae_jax.objectives.pretrain import Pretraining
-from mae_jax.training.plan import make_plan
-from mae_jax.training.step import compile_train_step
+from mae_jax.training.plan import compile_train_step, make_plan
 from tests.meshes import device_mesh
 
 BATCH = 32

@@ -12,9 +12,9 @@ from mae_jax.models.classifier import ClassifierConfig, init_classifier, make_bi
 from mae_jax.models.config import MAEConfig
 from mae_jax.models.parameters import join
 from mae_jax.objectives.objective import LossDetails, Variables
-from mae_jax.runtime.mesh import batch_sharding, put_batch
-from mae_jax.training.state import TrainState, abstract_state, create_state, make_init, start_from
-from mae_jax.training.step import compile_train_step, make_train_step
+from mae_jax.runtime.mesh import batch_sharding, create, put_batch
+from mae_jax.training.plan import compile_train_step
+from mae_jax.training.step import TrainState, abstract_state, make_init, make_train_step, start_from
 from tests.meshes import device_mesh
 from tests.reference import random_like
 
@@ -50,7 +50,7 @@ def train(*, devices=1, parts=1, steps=3, optimizer=None, ema_decay=None, values
     optimizer = optimizer or optax.sgd(RATE)
     init = make_init(lambda key: jax.tree.map(jnp.asarray, start()), optimizer, keep_average=ema_decay is not None)
     step_fn = make_train_step(loss_fn, optimizer, lambda _: RATE, mesh, parts, ema_decay)
-    state, key = create_state(init, jax.random.key(0), mesh), jax.random.key(1)
+    state, key = create(init, jax.random.key(0), mesh), jax.random.key(1)
     compiled = compile_train_step(step_fn, abstract_state(init, mesh), batch(0), key, mesh)
     if values is not None:
         state = start_from(state, values)

@@ -9,7 +9,8 @@ import pytest
 from configs.common import get_config
 from mae_jax.objectives.objective import Variables
 from mae_jax.runtime.errors import UserError
-from mae_jax.training.state import TrainState, abstract_state, create_state, make_init
+from mae_jax.runtime.mesh import create
+from mae_jax.training.step import TrainState, abstract_state, make_init
 from mae_jax.workdir.checkpoints import CHECKSUMS, Checkpoints, check_fits, find_damage
 from tests.meshes import device_mesh
 
@@ -37,7 +38,7 @@ def step_fn():
 
 @pytest.fixture
 def new_state():
-    return create_state(INIT, jax.random.key(0), device_mesh(1))
+    return create(INIT, jax.random.key(0), device_mesh(1))
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_frozen_parameters_running_statistics_and_moving_average_come_back_too(o
         return Variables(init_params(key), frozen, {"b": {"mean": jnp.arange(5.0), "variance": jnp.ones(5)}})
 
     init = make_init(init_variables, OPTIMIZER, keep_average=True)
-    state = create_state(init, jax.random.key(1), device_mesh(1))
+    state = create(init, jax.random.key(1), device_mesh(1))
     state = state._replace(average=jax.tree.map(lambda leaf: leaf + 1, state.params))
     checkpoints = open_checkpoints()
     checkpoints.save(7, state)

@@ -17,7 +17,7 @@ from configs.common import get_config
 from mae_jax.interop.workdirs import read_workdir
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import AXES
-from mae_jax.training.state import TrainState, abstract_state
+from mae_jax.training.step import TrainState, abstract_state
 from mae_jax.workdir.checkpoints import CHECKSUMS, Checkpoints, find_damage
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from configs.common import get_config
 from mae_jax.runtime.errors import NotSaved
-from mae_jax.training.state import TrainState
+from mae_jax.training.step import TrainState
 from mae_jax.workdir import checkpoints as checkpoints_module
 from mae_jax.workdir.checkpoints import Checkpoints, find_damage
 from mae_jax.workdir.metrics import Writers, read_metrics
