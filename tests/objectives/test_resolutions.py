@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 SETTINGS = {
     "model__scan_unroll": 1, "model__positions": "learned", "train__steps": 16, "train__log_every_steps": 3,
     "train__resolutions": ((0.5, 4),), "checkpoint__every_steps": 5, "checkpoint__keep": 9,
-    "evaluate__linear_probe": False, "evaluate__pictures": 1, "evaluate__max_train_examples": 64,
+    "evaluate__evaluators": ("loss",),
     "optimizer__name": "muon", "train__accumulate_steps": 2, "train__ema_decay": 0.9, "train__skip_nonfinite": 1,
 }  # fmt: skip
 

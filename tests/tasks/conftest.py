@@ -2,10 +2,16 @@
 
 import pytest
 
-from tests.runs import compiling_once
+from tests import runs
 
 
 @pytest.fixture(scope="package", autouse=True)
 def compile_once():
-    with compiling_once():
+    with runs.compiling_once():
+        yield
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    with runs.one_device():
         yield

@@ -34,7 +34,11 @@ RATIOS = (("model.mask_ratio", (0.5, 0.75)),)
 
 @pytest.fixture(autouse=True)
 def small_programs(monkeypatch):
-    monkeypatch.setattr(ablate, "full_command", lambda run: [sys.executable, "-c", RUN, run.arguments[-1]])
+    monkeypatch.setattr(ablate, "full_command", lambda run: [sys.executable, "-S", "-c", RUN, run.arguments[-1]])
+    monkeypatch.setattr(ablate, "POLL_SECONDS", 0.01)
+    # Without code between fork and exec, Python need not copy the tables of this process's memory for each run. The
+    # test of an ablation that is killed has a process of its own, which has this code.
+    monkeypatch.setattr(ablate, "LIBC", None)
 
 
 def run(workdir, **settings):

@@ -14,9 +14,9 @@ from mae_jax.interop.workdirs import find_checkpoint, read_config
 from mae_jax.models.positions import sincos_table
 from mae_jax.runtime.errors import UserError
 from tests.interop.others import check_same_params, facebook_state, save_safetensors
-from tests.runs import mistake, one_device, read_json, run_task
+from tests.runs import mistake, read_json, run_task
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]  # has the programs of the runs it begins from
 
 FILES = {
     "huggingface": {"config.json", "preprocessor_config.json", "model.safetensors"},
@@ -150,15 +150,15 @@ def test_an_export_into_the_workdir_of_a_training_run_is_refused(pretrained):
 
 def test_fine_tuning_from_an_export_ends_as_from_the_run_itself(pretrained, finetuned, exported, tmp_path):
     folder = exported(pretrained, "huggingface")
-    with one_device():  # as the run that it is compared with
-        workdir = run_task("finetune_digits", tmp_path, init_from=str(folder), train__ema_decay=0.5)
+    workdir = run_task("finetune_digits", tmp_path, init_from=str(folder), train__ema_decay=0.5)
     assert read_json(workdir / "result.json") == read_json(finetuned / "result.json")
     check_same_params(read_weights(workdir).params, read_weights(finetuned).params)
 
 
 def test_pre_training_from_an_encoder_draws_a_decoder_and_says_so(pretrained, exported, tmp_path, capsys):
     folder = exported(pretrained, "facebook", encoder_only=True)
-    run_task("digits", tmp_path, init_from=str(folder), train__steps=1, optimizer__base_learning_rate=0.0)
+    settings = dict(optimizer__base_learning_rate=0.0, evaluate__evaluators=("loss",))
+    run_task("digits", tmp_path, init_from=str(folder), train__steps=1, **settings)
     assert "the decoder starts from random weights" in capsys.readouterr().out
     found, before = read_weights(tmp_path).params, read_weights(pretrained).params
     check_same_params({"encoder": found["encoder"]}, {"encoder": before["encoder"]})
@@ -302,11 +302,15 @@ def test_what_a_file_leaves_open_can_be_said_to_training_too(pretrained, exporte
     torch = pytest.importorskip("torch")
     state = torch.load(exported(pretrained, "facebook") / "model.pth", weights_only=True)["model"]
     torch.save({"model": state}, tmp_path / "bare.pth")
-    settings = dict(init_from=str(tmp_path / "bare.pth"), train__steps=1)
-    for name in ("digits", "finetune_digits"):
+    settings = dict(init_from=str(tmp_path / "bare.pth"))
+    # The steps of `pretrained` and `finetuned`, so that nothing new is compiled.
+    for name, others in (
+        ("digits", dict(train__steps=40, evaluate__evaluators=("loss",))),
+        ("finetune_digits", dict(train__ema_decay=0.5)),
+    ):
         with pytest.raises(UserError, match="does not say its num_heads"):
-            run_task(name, tmp_path / name, **settings)
-        run_task(name, tmp_path / name, assume__num_heads=2, assume__decoder_num_heads=2, **settings)
+            run_task(name, tmp_path / name, **settings, **others)
+        run_task(name, tmp_path / name, assume__num_heads=2, assume__decoder_num_heads=2, **settings, **others)
         assert (tmp_path / name / "result.json").exists()
 
 

@@ -1,5 +1,7 @@
 """Whole runs with the model's options, and with masks by hand."""
 
+import contextlib
+import io
 import json
 import shutil
 
@@ -15,11 +17,13 @@ from mae_jax.interop.weights import read_weights
 from tests.reference import loop_patches
 from tests.runs import losses, mistake, read_json, run_task
 
-pytestmark = pytest.mark.slow
-COMPONENTS = {"model__pca_targets": 3, "checkpoint__every_steps": 3, "train__log_every_steps": 1}
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
+LOSS = {"evaluate__evaluators": ("loss",)}
+COMPONENTS = {"model__pca_targets": 3, "checkpoint__every_steps": 3, "train__log_every_steps": 1, **LOSS}
 OPTIONS = {
     "model__class_tokens": 2, "model__registers": 2, "model__qk_norm": True, "model__decoder_attention": "cross",
     "model__prediction_ratio": 0.25, "model__masks_per_image": 2, "model__uniformity": 0.01, "model__mask_cell": 2,
+    "evaluate__evaluators": ("loss", "knn"),
 }  # fmt: skip
 
 
@@ -30,14 +34,18 @@ def images_of(split):
 
 
 @pytest.fixture(scope="module")
-def components(compile_once, tmp_path_factory):
+def components(compile_once, one_device, tmp_path_factory):
     """A run whose targets are three principal components."""
     return run_task("digits", tmp_path_factory.mktemp("options") / "components", **COMPONENTS)
 
 
 @pytest.fixture(scope="module")
-def many_options(compile_once, tmp_path_factory):
-    return run_task("digits", tmp_path_factory.mktemp("options") / "many", **OPTIONS)
+def many_options(compile_once, one_device, tmp_path_factory):
+    """A run with many options; what it said is in out.txt."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        workdir = run_task("digits", tmp_path_factory.mktemp("options") / "many", **OPTIONS)
+    (workdir / "out.txt").write_text(out.getvalue())
+    return workdir
 
 
 def basis_of(path):
@@ -78,14 +86,13 @@ def test_a_run_that_begins_with_components_keeps_their_basis_and_with_an_encoder
     jax.tree.map(np.testing.assert_array_equal, basis_of(fitted), basis_of(components))
 
 
-def test_options_train_report_their_parts_and_are_named(many_options, tmp_path, capsys):
+def test_options_train_report_their_parts_and_are_named(many_options):
     lines = [json.loads(line) for line in (many_options / "metrics.jsonl").read_text().splitlines()]
     line = next(line for line in lines if "train/uniformity" in line)
     assert 0 < line["train/uniformity"] <= 1
     expected = line["train/reconstruction_loss"] + 0.01 * line["train/uniformity"]
     assert line["train/loss"] == pytest.approx(expected, rel=1e-5)
-    run_task("digits", tmp_path / "again", **OPTIONS)
-    out = capsys.readouterr().out
+    out = (many_options / "out.txt").read_text()
     for name, value in (("mask_cell", 2), ("class_tokens", 2), ("prediction_ratio", 0.25), ("uniformity", 0.01)):
         assert f"{name} {value}" in out
 
@@ -93,16 +100,20 @@ def test_options_train_report_their_parts_and_are_named(many_options, tmp_path, 
 @pytest.mark.parametrize("pool", ["class", "mean_norm"])
 def test_a_classifier_begins_with_the_class_tokens_and_registers_of_its_checkpoint(many_options, pool, tmp_path):
     settings = dict(init_from=str(many_options), classifier__pool=pool, train__steps=2)
-    frozen = run_task("finetune_digits", tmp_path / "probe", **settings, classifier__trained_blocks=0.0)
-    before, after = (read_weights(path).params["encoder"] for path in (many_options, frozen))
+    before = read_weights(many_options).params["encoder"]
     assert before["class_token"].shape == before["registers"].shape == (1, 2, 16)
+    tuned = read_weights(run_task("finetune_digits", tmp_path / "tuned", **settings)).params["encoder"]
+    assert all(np.abs(tuned[name] - before[name]).max() > 0 for name in ("class_token", "registers"))
+
+
+def test_a_frozen_encoder_keeps_its_class_tokens_registers_and_norms_at_another_size_too(many_options, tmp_path):
+    settings = dict(classifier__trained_blocks=0.0, train__steps=2, model__image_size=10)
+    frozen = run_task("finetune_digits", tmp_path / "probe", init_from=str(many_options), **settings)
+    before, after = (read_weights(path).params["encoder"] for path in (many_options, frozen))
     for name in ("class_token", "registers"):
         np.testing.assert_array_equal(after[name], before[name])
     np.testing.assert_array_equal(*(p["blocks"]["attention"]["q_norm"]["scale"] for p in (before, after)))
-    tuned = read_weights(run_task("finetune_digits", tmp_path / "tuned", **settings)).params["encoder"]
-    assert all(np.abs(tuned[name] - before[name]).max() > 0 for name in ("class_token", "registers"))
-    larger = run_task("finetune_digits", tmp_path / "larger", **settings, model__image_size=10)
-    assert read_json(larger / "config.json")["model"]["mask_cell"] == 1
+    assert read_json(frozen / "config.json")["model"]["mask_cell"] == 1  # 2 does not divide 5 patches
 
 
 # --------------------------------------------------------------------------------------------------- masks by hand
@@ -120,8 +131,15 @@ def masks(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("task", ["reconstruct", "evaluate"])
-@pytest.mark.parametrize("name", ["pretrained", "components", "many_options"])
+@pytest.mark.parametrize(
+    "name, task",
+    [
+        ("pretrained", "reconstruct"),
+        ("pretrained", "evaluate"),
+        ("components", "evaluate"),
+        ("many_options", "reconstruct"),
+    ],
+)
 def test_the_loss_under_masks_by_hand_is_that_of_the_loaded_model(task, name, masks, tmp_path, request):
     trained = request.getfixturevalue(name)
     if task == "reconstruct":
@@ -138,7 +156,7 @@ def test_the_loss_under_masks_by_hand_is_that_of_the_loaded_model(task, name, ma
 
 
 def test_masks_by_hand_may_be_those_of_the_evaluation_while_training(masks, tmp_path):
-    workdir = run_task("digits", tmp_path / "run", evaluate__mask=f"{masks}/masks.npy")
+    workdir = run_task("digits", tmp_path / "run", evaluate__mask=f"{masks}/masks.npy", train__steps=40, **LOSS)
     output = mae_jax.load(workdir)(images_of("eval"), mask=np.load(masks / "masks.npy"))
     assert read_json(workdir / "result.json")["eval/loss"] == pytest.approx(float(output.loss), rel=1e-5)
 
