@@ -9,13 +9,13 @@ SIZES = dict(image_size=32, patch_size=4, width=64, depth=2, num_heads=4, decode
              decoder_num_heads=4)  # fmt: skip
 
 
-@pytest.mark.parametrize("batch", [4, 64])
+@pytest.mark.parametrize("batch", [64])
 def test_bfloat16_products_change_the_gradients_of_biases_norms_and_tokens_by_less_than_two_percent(batch):
     """A product has 8 bits, a relative error of 0.4 %; sums over a batch must not add their rounding to that.
 
     A kernel's gradient is itself a product, summed as the hardware does it: jax 0.12's CPU takes bfloat16 sums.
     """
-    params = init_params(MAEConfig(**SIZES), jax.random.key(0))
+    params = jax.jit(lambda key: init_params(MAEConfig(**SIZES), key))(jax.random.key(0))
     images = jax.random.normal(jax.random.key(1), (batch, 32, 32, 3))
 
     def gradient(dtype):

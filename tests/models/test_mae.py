@@ -34,7 +34,7 @@ def compiled(config: MAEConfig):
 
 
 @pytest.mark.slow
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=4, deadline=None, derandomize=True)
 @example(grid=(1, 2), p=1, channels=2, ratio=0.5, normalize=True)
 @example(grid=(2, 3), p=2, channels=1, ratio=0.0, normalize=True)
 @given(

@@ -16,11 +16,8 @@ torch = pytest.importorskip("torch")
 
 PLAIN = MAEConfig((12, 16), 4, 1, 16, 2, 2, 2.0, 12, 2, 3, 0.5, False)  # 3 x 4 patches, 6 of them hidden
 OPTIONS = {
-    "mask tokens in the encoder": dict(encoder_mask_tokens=True),
     "loss of all patches": dict(loss_patches="all", normalize_targets=True),
     "principal components": dict(pca_targets=5),
-    "class tokens and registers": dict(class_tokens=3, registers=2, positions="learned"),
-    "normed queries and keys": dict(qk_norm=True),
     "cross-attention": dict(decoder_attention="cross"),
     "all with cross-attention": dict(
         decoder_attention="cross", prediction_ratio=0.34, class_tokens=2, registers=1, qk_norm=True, masks_per_image=2,

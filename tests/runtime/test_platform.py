@@ -1,6 +1,7 @@
 """What a platform needs: products, attention and norms with their derivatives, and memory that is kept."""
 
 import ctypes
+import functools
 import os
 import platform as host
 import subprocess
@@ -49,8 +50,8 @@ def test_attention_and_its_gradients_are_those_of_jax_s_own(monkeypatch, worth_g
 
     q = q * 8**-0.5
     arguments = [value.astype(dtype) for value in (q, k, v)]
-    found = jax.grad(loss(attention), (0, 1, 2))(*arguments)
-    expected = jax.grad(loss(jax_s_own), (0, 1, 2))(*(value.astype(jnp.float32) for value in arguments))
+    found = jax.jit(jax.grad(loss(attention), (0, 1, 2)))(*arguments)
+    expected = jax.jit(jax.grad(loss(jax_s_own), (0, 1, 2)))(*(value.astype(jnp.float32) for value in arguments))
     np.testing.assert_allclose(attention(*arguments).astype(jnp.float32), jax_s_own(q, k, v), atol=tolerance)
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == dtype
@@ -102,7 +103,7 @@ def test_a_norm_that_is_taken_into_a_layers_kernel_has_the_values_and_gradients_
     weight = jax.random.normal(jax.random.key(2), (5, 7, 3, 4))
 
     def loss(apply):
-        return jax.value_and_grad(lambda modules, x: jnp.sum(apply(*modules, x) * weight), (0, 1))
+        return jax.jit(jax.value_and_grad(lambda modules, x: jnp.sum(apply(*modules, x) * weight), (0, 1)))
 
     found, expected = (
         jax.tree.leaves(loss(lambda norm, layer, x: layer(norm(x)))((each, layer), x)) for each in (folded, norm)
@@ -128,13 +129,14 @@ def fill(*mebibytes):
 if {keeps}:
     assert keep_freed_memory()
     prepare_cpu(ConfigDict(dict(cpu_devices=1)))
-{before}
-faults = []
-for _ in range(24):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    {run}
-    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(int(statistics.median(faults[8:])))
+for before, run in {cases}:
+    exec(before)
+    faults = []
+    for _ in range(24):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        exec(run)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    print(int(statistics.median(faults[8:])))
 """
 CASES = {
     "first thread": ("", "fill(96)"),
@@ -144,19 +146,21 @@ CASES = {
 }
 
 
+@functools.cache
+def faults(keeps: bool) -> dict[str, int]:
+    """The page faults of each case."""
+    program = PROGRAM.format(keeps=keeps, cases=list(CASES.values()))
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
+    return dict(zip(CASES, map(int, done.stdout.split()), strict=True))
+
+
 @pytest.mark.skipif(host.libc_ver()[0] != "glibc", reason="other allocators are left alone")
 @pytest.mark.parametrize("case", CASES)
 def test_memory_that_was_freed_is_found_again_without_a_fault(case):
-    def count(keeps):
-        before, run = CASES[case]
-        program = PROGRAM.format(keeps=keeps, before=before, run=run)
-        environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
-        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
-        return int(done.stdout)
-
     pages = (96 << 20) // 4096
-    assert count(True) < pages / 100  # a thread's own stack and such
-    assert count(False) > pages / 600  # also if the kernel gives pages of 2 MiB
+    assert faults(True)[case] < pages / 100  # a thread's own stack and such
+    assert faults(False)[case] > pages / 600  # also if the kernel gives pages of 2 MiB
 
 
 def test_where_the_c_library_has_no_such_setting_nothing_is_done(monkeypatch):

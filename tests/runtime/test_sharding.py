@@ -22,9 +22,9 @@ from mae_jax.training.step import abstract_state, make_init, make_train_step
 from tests.meshes import device_mesh
 
 # Eight heads in both halves, so that a device can have one; odd sizes where nothing is split.
-MODEL = MAEConfig((8, 12), 4, 3, 32, 3, 8, 2.0, 16, 2, 8)
+MODEL = MAEConfig((8, 12), 4, 3, 32, 2, 8, 2.0, 16, 1, 8)
 PROBE = ClassifierConfig(MODEL, 3, pool="attentive", trained_blocks=1, batch_norm=True)
-MESHES = [(8,), (1, 8), (1, 1, 8), (2, 2, 2), (4, 1, 2), (1, 2, 4)]
+MESHES = [(8,), (1, 8), (1, 1, 8), (2, 2, 2)]  # each axis alone, and all
 BATCH = 32
 
 
@@ -79,7 +79,7 @@ def assert_close(tree, expected, tolerance):
         assert np.abs(found - value).max() <= tolerance * max(np.abs(value).max(), 1e-2), path
 
 
-@pytest.mark.parametrize("sizes, parts", [*((sizes, 1) for sizes in MESHES), ((1, 8), 2), ((2, 2, 2), 2)], ids=str)
+@pytest.mark.parametrize("sizes, parts", [*((sizes, 1) for sizes in MESHES[:3]), ((2, 2, 2), 2)], ids=str)
 def test_loss_and_every_gradient_of_the_autoencoder_are_those_of_one_device(sizes, parts):
     (scalars, params, _), (expected, expected_params, _) = one_step(sizes, parts), one_step((1,))
     # float32, added up in another order.
@@ -88,7 +88,7 @@ def test_loss_and_every_gradient_of_the_autoencoder_are_those_of_one_device(size
     assert_close(params, expected_params, 1e-5)
 
 
-@pytest.mark.parametrize("sizes", [(8,), (1, 8), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("sizes", [(2, 2, 2)], ids=str)
 def test_a_probe_with_frozen_blocks_and_batch_norm_is_the_same_on_every_mesh(sizes):
     found, expected = one_step(sizes, 1, probe_trainee), one_step((1,), 1, probe_trainee)
     assert found[0]["loss"] == pytest.approx(expected[0]["loss"], rel=1e-6)
@@ -105,11 +105,17 @@ def test_gradients_of_bfloat16_products_are_summed_in_float32(sizes):
     assert_close(params, expected_params, 2e-2)
 
 
+@functools.cache
+def whole_params():
+    """The initial parameters on one device."""
+    return create(functools.partial(init_params, MODEL), jax.random.key(0), device_mesh())
+
+
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
 def test_initial_parameters_are_the_same_bits_on_every_mesh_and_never_whole_on_a_device(sizes):
     mesh, key = device_mesh(*sizes), jax.random.key(0)
-    params, expected = (create(functools.partial(init_params, MODEL), key, m) for m in (mesh, device_mesh()))
-    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    params = create(functools.partial(init_params, MODEL), key, mesh)
+    jax.tree.map(np.testing.assert_array_equal, params, whole_params())
     for path, leaf in flatten_dict(params).items():
         shares = {"kernel": mesh.shape["fsdp"]}.get(path[-1], 1)
         if "blocks" in path and (path[-1] == "kernel" or path[-2] in ("qkv", "fc1")):
@@ -135,16 +141,16 @@ def test_parameters_and_optimizer_take_a_part_of_the_memory_as_large_as_fsdp_say
         assert whole / fsdp <= device_bytes(1, fsdp) <= whole * (1 / fsdp + vectors)
 
 
-@pytest.mark.parametrize("sizes", [(8,), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("sizes", [(2, 2, 2)], ids=str)
 def test_what_is_computed_for_each_row_is_the_same_on_every_mesh_and_whole_everywhere(sizes):
     mesh = device_mesh(*sizes)
-    params = init_params(MODEL, jax.random.key(0))
+    params = whole_params()
     images = np.random.default_rng(0).normal(size=(16, 8, 12, 3)).astype(np.float32)
     encode = on_rows(lambda params, batch: make_bind(MODEL)(params).encode(batch["image"]), mesh)
     laid_out = put(params, parameter_shardings(mesh, params))
     features = encode(laid_out, put_batch({"image": images}, batch_sharding(mesh)))
     assert features.is_fully_replicated
-    expected = make_bind(MODEL)(params).encode(images)
+    expected = jax.jit(lambda params: make_bind(MODEL)(params).encode(images))(params)
     np.testing.assert_allclose(features, expected, rtol=0, atol=2e-6)
     few = jax.jit(lambda params, images: make_bind(MODEL)(params).encode(images), out_shardings=replicated(mesh))
     np.testing.assert_allclose(few(laid_out, images[:3]), expected[:3], rtol=0, atol=2e-6)

@@ -84,7 +84,7 @@ def numpy_muon(params: np.ndarray, gradients: tuple, *, rate: float, decay: floa
     return -rate * (0.2 * np.sqrt(max(params.shape)) * orthogonalised(nesterov) + decay * params)
 
 
-@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("steps", [4])
 def test_the_update_of_each_matrix_is_that_of_numpy(steps):
     found = updates_of(muon_settings(weight_decay=0.3), steps)
     paths = [path for path in found if "blocks" in path and path[-1] == "kernel"]

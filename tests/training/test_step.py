@@ -71,7 +71,7 @@ def assert_same_gradient(found, expected):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max() + 1e-9, err_msg=jax.tree_util.keystr(path))
 
 
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("parts", [4])
 def test_the_gradient_of_a_batch_in_parts_is_that_of_the_whole_batch(parts):
     (grads, scalars), (expected, expected_scalars) = gradient(1, parts), gradient(1, 1)
     assert_same_gradient(grads, expected)
@@ -79,7 +79,7 @@ def test_the_gradient_of_a_batch_in_parts_is_that_of_the_whole_batch(parts):
     assert scalars["grad_norm"] == pytest.approx(expected_scalars["grad_norm"], rel=1e-5)
 
 
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("parts", [2])
 def test_eight_devices_make_the_gradient_of_one(parts):
     (grads, scalars), (expected, expected_scalars) = gradient(8, parts), gradient(1, 1)
     assert_same_gradient(grads, expected)
@@ -209,7 +209,7 @@ def lowered(mesh, **model) -> str:
     return jax.jit(plan.step_fn).lower(plan.abstract, objective.batch, jax.random.key(0)).as_text()
 
 
-@pytest.mark.parametrize(("depth", "scan_unroll"), [(4, 1), (13, None)])
+@pytest.mark.parametrize(("depth", "scan_unroll"), [(13, None)])
 def test_a_deeper_model_has_a_program_of_the_same_size(depth, scan_unroll):
     """So that compiling takes as long: XLA sees one block, however often it runs. A CPU unrolls a few, and no more."""
     sizes = (depth, depth + 7)

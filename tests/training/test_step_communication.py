@@ -20,7 +20,7 @@ from tests.meshes import device_mesh
 
 pytestmark = pytest.mark.slow
 SIZES = dict(
-    image_size=16, patch_size=4, channels=3, width=32, depth=3, num_heads=8,
+    image_size=16, patch_size=4, channels=3, width=32, depth=2, num_heads=8,
     decoder_width=16, decoder_depth=2, decoder_num_heads=8,
 )  # fmt: skip
 BATCH = 32
@@ -107,7 +107,7 @@ def test_tensor_parallel_sums_activations_twice_a_block_and_pass_and_of_gradient
     assert numbers < 2 * NUMBERS
 
 
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("parts", [2])
 def test_together_the_data_axis_sums_once_a_step_what_is_left_on_a_device(parts):
     found, _ = sent((2, 2, 2), parts)
     kinds = {kind for kind, _ in found}
@@ -121,9 +121,9 @@ def test_together_the_data_axis_sums_once_a_step_what_is_left_on_a_device(parts)
     assert found["all-reduce", ("data", "fsdp")][1] == pytest.approx(vectors, abs=NUMBERS)
 
 
-@pytest.mark.parametrize("sizes", [(8,), (1, 8), (2, 2, 2)])
-def test_no_batch_is_gathered(sizes):
-    found, _ = sent(sizes)
+@pytest.mark.parametrize("sizes, parts", [((8,), 1), ((1, 8), 1), ((2, 2, 2), 2)])
+def test_no_batch_is_gathered(sizes, parts):
+    found, _ = sent(sizes, parts)
     largest_matrix = 4 * 4 * 32 * 32
     for (kind, axes), (executions, total) in found.items():
         if kind == "all-gather":
