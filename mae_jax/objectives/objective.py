@@ -158,10 +158,11 @@ def settle_batch_size(config: ConfigDict, num_train: int, mesh: Mesh, mixes_pair
         power_of_two = 1 << fitting.bit_length() >> 1
         config.data.batch_size = max(power_of_two // unit, 1) * unit
     size = config.data.batch_size
-    if size % unit or size > num_train:
+    if size > num_train:
+        raise UserError(f"data.batch_size={size} is larger than the training data: set it to {num_train} or less")
+    if size % unit:
         pairs = " x pairs to mix" if mixes_pairs else ""
         raise UserError(
-            f"data.batch_size={size} must be a multiple of {unit} ({batch_parts(mesh)} devices x "
-            f"train.accumulate_steps={config.train.accumulate_steps}{pairs}) and not larger than the training data "
-            f"({num_train} pictures)"
+            f"data.batch_size={size} cannot be split evenly over {batch_parts(mesh)} devices x "
+            f"train.accumulate_steps={config.train.accumulate_steps}{pairs}; make it a multiple of {unit}"
         )

@@ -92,7 +92,8 @@ def train(
                         checkpoints.set_aside(unproven)
                     raise NonFiniteLoss(at_step, wrong[0], checkpoints.latest_step())
                 skipped = int(scalars["skipped"])
-                reporter.line(f"step {at_step}: {wrong[0]}; update left out ({skipped} so far, train.skip_nonfinite)")
+                told = f"({skipped} so far, train.skip_nonfinite)"
+                reporter.line(f"step {at_step}: {wrong[0]}; the update was left out {told}")
             if np.isfinite(scalars["loss"]):
                 unproven = at_step
         return {name: float(value) for name, value in scalars.items() if name != "finite"}
