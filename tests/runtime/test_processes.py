@@ -28,7 +28,8 @@ ARGUMENTS = (
     "--config.evaluate.linear_probe=False",
     "--config.evaluate.max_train_examples=300",
     "--config.checkpoint.every_steps=5",
-    "--config.optimizer.schedule=constant",  # so that runs of any length share their compiled steps
+    "--config.optimizer.schedule=constant",  # so that runs of any length share their compiled step
+    "--config.optimizer.warmup_epochs=0",
 )
 LONG = (*ARGUMENTS, "--config.train.steps=2000", "--config.evaluate.every_steps=2000")
 BOUND = 30  # seconds in which all processes end after one has
