@@ -13,7 +13,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mae_jax.models.config import MAEConfig
-from mae_jax.models.encoder_decoder import Encoder, EncoderOutput, patches_of
+from mae_jax.models.encoder import Encoder, EncoderOutput, patches_of
 from mae_jax.models.layers import Linear
 from mae_jax.models.parameters import gather_outside_blocks
 from mae_jax.runtime.errors import UserError

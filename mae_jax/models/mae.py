@@ -12,7 +12,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mae_jax.models import masking
 from mae_jax.models.config import MAEConfig
-from mae_jax.models.encoder_decoder import Decoder, Encoder, EncoderOutput, patches_of
+from mae_jax.models.decoder import Decoder
+from mae_jax.models.encoder import Encoder, EncoderOutput, patches_of
 from mae_jax.models.masking import Mask, MaskFn, take_patches
 from mae_jax.models.parameters import gather_outside_blocks
 from mae_jax.models.patches import grid_size, patchify, unpatchify
