@@ -50,9 +50,7 @@ class Decoder(nnx.Module):
             x = jnp.broadcast_to(x, (len(tokens), *x.shape[1:]))
         else:
             x = self._all_tokens(tokens, table, ids_restore)
-        x, recorded = scan_blocks(
-            self.blocks, x, remat=config.remat, unroll=config.scan_unroll, memory=memory, record=record
-        )
+        x, recorded = scan_blocks(self.blocks, x, memory=memory, record=record)
         return self.predict(self.norm(x[:, first:])), recorded
 
     def _all_tokens(self, tokens: jax.Array, table: jax.Array, ids_restore: jax.Array) -> jax.Array:

@@ -78,13 +78,9 @@ class Encoder(nnx.Module):
             class_token = class_token + table[0]
         first = [class_token, self.registers[...]] if config.registers else [class_token]
         x = jnp.concatenate([*(jnp.broadcast_to(token, (len(x), *token.shape[1:])) for token in first), x], axis=1)
-        scales = None
-        if keys is not None and self.drop_path is not None:
-            scales = drop_path_scales(keys, np.asarray(self.drop_path))
-        x, recorded = scan_blocks(
-            self.blocks, x, remat=config.remat, unroll=config.scan_unroll,
-            branch_scales=scales, frozen=self.frozen_blocks, record=record,
-        )  # fmt: skip
+        drops = keys is not None and self.drop_path is not None
+        scales = drop_path_scales(keys, np.asarray(self.drop_path)) if drops else None
+        x, recorded = scan_blocks(self.blocks, x, branch_scales=scales, frozen=self.frozen_blocks, record=record)
         if config.registers:  # drop them
             classes = config.class_tokens
             x = jnp.concatenate([x[:, :classes], x[:, classes + config.registers :]], axis=1)

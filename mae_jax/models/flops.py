@@ -32,19 +32,15 @@ def decoder_tokens(config: MAEConfig) -> int:
 
 def forward_flops(config: MAEConfig) -> int:
     """One image's forward pass through the autoencoder in training, with all of its masks."""
-    width, decoder_width, mlp_width = config.width, config.decoder_width, config.decoder_blocks.mlp_width
+    width, decoder_width, cross = config.width, config.decoder_width, config.decoder_attention == "cross"
     seen, tokens = encoder_tokens(config), decoder_tokens(config)
     encoded = seen - config.registers
     encoder = config.depth * block_flops(seen, width, config.blocks.mlp_width)
-    if config.decoder_attention == "cross":
-        decoder = config.decoder_depth * block_flops(tokens, decoder_width, mlp_width, encoded, width)
-        predicted = tokens
-    else:
-        decoder_embed = 2 * encoded * width * decoder_width
-        decoder = decoder_embed + config.decoder_depth * block_flops(tokens, decoder_width, mlp_width)
-        predicted = config.num_patches
-    predict = 2 * predicted * decoder_width * config.target_dim
-    return _embed_flops(config) + config.masks_per_image * (encoder + decoder + predict)
+    memory = (encoded, width) if cross else ()
+    decoder = config.decoder_depth * block_flops(tokens, decoder_width, config.decoder_blocks.mlp_width, *memory)
+    embed = 0 if cross else 2 * encoded * width * decoder_width
+    predict = 2 * (tokens if cross else config.num_patches) * decoder_width * config.target_dim
+    return _embed_flops(config) + config.masks_per_image * (encoder + embed + decoder + predict)
 
 
 def train_flops(config: MAEConfig) -> int:

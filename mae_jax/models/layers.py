@@ -59,6 +59,8 @@ class BlockConfig:
     dtype: str = "float32"  # of the matrix products
     qk_norm: bool = False  # LayerNorm of each head's queries and keys
     memory_width: int | None = None  # if set: cross-attention to tokens of this width
+    remat: bool = False  # recompute each block in the backward pass instead of saving its activations
+    unroll: int = 1  # blocks per iteration of the loop over depth
 
 
 class LayerNorm(nnx.Module):
