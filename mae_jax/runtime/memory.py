@@ -15,11 +15,11 @@ LESS = "less is needed with a smaller data.batch_size, more train.accumulate_ste
 LESS += "model.image_size or, on several devices, a larger mesh.fsdp"
 
 
-def check_memory(need: int | None, mesh: Mesh) -> None:
-    """Raises UserError if `need` (bytes a device; None: unknown) exceeds the memory of the mesh's devices."""
+def check_memory(need: int, mesh: Mesh) -> None:
+    """Raises UserError if `need` (bytes a device) exceeds the memory of the mesh's devices."""
     device, count = mesh.local_devices[0], len(mesh.local_devices)
     has, on_cpu = device_memory(device, count), device.platform == "cpu"
-    if need is not None and has is not None and need > has:
+    if has is not None and need > has:
         where = "this machine, or its container, has" if on_cpu else "a device has"
         shared = f" for each of {count} devices" if on_cpu and count > 1 else ""
         raise UserError(

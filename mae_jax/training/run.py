@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from mae_jax.data.resolutions import size_at
 from mae_jax.objectives.objective import Objective
 from mae_jax.runtime.console import say
+from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.memory import bytes_on_a_device, check_memory
 from mae_jax.runtime.mesh import create
 from mae_jax.runtime.processes import from_main, sum_of_all
@@ -20,7 +21,7 @@ from mae_jax.training.loop import check_evaluation, train
 from mae_jax.training.plan import compile_plan, describe_plan, make_plan, make_train_key
 from mae_jax.training.step import start_from
 from mae_jax.workdir.checkpoints import Checkpoints
-from mae_jax.workdir.folder import check_not_beyond, keep_earlier_result, keep_earlier_run
+from mae_jax.workdir.folder import keep_earlier_result, keep_earlier_run
 from mae_jax.workdir.metrics import Writers
 from mae_jax.workdir.reporting import Reporter, provenance
 from mae_jax.workdir.writing import finite_or_null, read_object, write_json
@@ -42,7 +43,11 @@ def run_training(
     saved_step = checkpoints.newest_whole()
     start_step = saved_step or 0
     changed = {} if saved_step is None else checkpoints.changed_settings(saved_step)
-    check_not_beyond(workdir, start_step, total_steps)
+    if start_step > total_steps:
+        raise UserError(
+            f"{workdir} is at step {start_step} already, beyond the {total_steps} steps of this command; "
+            f"raise train.steps or train.epochs, or choose another --workdir"
+        )
     if start_step == total_steps and from_main(read_object(workdir / "result.json") is not None):
         say(f"{workdir} is finished: all {total_steps} steps are done, result.json has the numbers")
         return

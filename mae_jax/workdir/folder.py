@@ -119,15 +119,6 @@ def check_paths(workdir: Path) -> None:
             raise UserError(f"{path} is not a {kind}, as a run needs: move it away, or choose another --workdir")
 
 
-def check_not_beyond(workdir: Path, step: int, total_steps: int) -> None:
-    """Raises UserError if the run in a workdir is already beyond the last step of this command."""
-    if step > total_steps:
-        raise UserError(
-            f"{workdir} is at step {step} already, beyond the {total_steps} steps of this command; "
-            f"raise train.steps or train.epochs, or choose another --workdir"
-        )
-
-
 def keep_earlier_run(workdir: Path) -> None:
     """Renames metrics, result and pictures, but not event files, of an earlier run without checkpoints; says so."""
     for path in (workdir / name for name in ("metrics.jsonl", "metrics.png", "result.json", "reconstructions")):
