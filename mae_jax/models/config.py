@@ -213,10 +213,7 @@ class MAEConfig:
 
 
 def unroll_on_cpu(config: MAEConfig, mesh: Mesh) -> MAEConfig:
-    """If `scan_unroll` is None, unrolls all blocks (up to 12) where that is faster for training on this mesh.
-
-    In a loop, a CPU copies saved activations twice. Blocks that recompute or gather again do not save.
-    """
+    """If `scan_unroll` is None, unrolls up to 12 blocks on a CPU, where a loop copies what it saves twice."""
     if config.scan_unroll is not None:
         return config
     depth = max(config.depth, config.decoder_depth)

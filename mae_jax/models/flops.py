@@ -1,7 +1,4 @@
-"""Floating-point operations of the models: 2 for each multiply-add of their matrix products.
-
-Norms, softmax, GELU, principal-component targets and the uniformity regulariser are less than a percent: not counted.
-"""
+"""FLOPs of the models: 2 for each multiply-add of matrix products; all else is less than a percent."""
 
 from mae_jax.models.classifier import ClassifierConfig
 from mae_jax.models.config import MAEConfig
@@ -83,10 +80,7 @@ def classify_train_flops(config: ClassifierConfig) -> int:
 
 
 def classifier_train_flops(config: ClassifierConfig) -> int:
-    """One image's forward pass and the backward pass of what trains: 2 x forward, less the first layer's input's.
-
-    Below it nothing trains (a norm is folded into the layer). In a loop of blocks XLA computes that gradient anyway.
-    """
+    """One image's forward pass, and the backward pass of what trains, without the first input's gradient."""
     encoder = config.encoder
     tokens, patch_embed, block = _encoder_flops(encoder)
     match config.trained_blocks:

@@ -47,19 +47,12 @@ def scan_blocks(
     blocks: Block,
     x: jax.Array,
     *,
-    branch_scales: jax.Array | None = None,
-    memory: jax.Array | None = None,
-    frozen: int = 0,
-    record: tuple[bool, bool] = (False, False),
+    branch_scales: jax.Array | None = None,  # [depth, 2, b], factors of the residual branches (`drop_path_scales`)
+    memory: jax.Array | None = None,  # [b, m, memory_width], for cross-attention
+    frozen: int = 0,  # first blocks whose parameters get no gradient; if x needs none, they have no backward pass
+    record: tuple[bool, bool] = (False, False),  # whether to return hidden states, and attentions
 ) -> tuple[jax.Array, Recorded]:
-    """Applies stacked blocks to x [b, n, d] in one compiled loop, so that compile time does not grow with depth.
-
-    Args:
-      branch_scales: [depth, 2, b] multiplies the residual branches (`drop_path_scales`).
-      memory: [b, m, memory_width], for cross-attention.
-      frozen: number of first blocks whose parameters get no gradient; if x needs none, they have no backward pass.
-      record: whether to return hidden states, and attentions.
-    """
+    """Applies stacked blocks to x [b, n, d] in one compiled loop, so that compile time does not grow with depth."""
     config = blocks.attention.config
     graphdef, stacked = nnx.split(blocks)
     stacked = nnx.to_pure_dict(stacked)
@@ -89,10 +82,7 @@ def scan_blocks(
 
 
 def drop_path_scales(keys: jax.Array, rates: np.ndarray) -> jax.Array:
-    """Stochastic depth (arXiv 1603.09382): factors [depth, 2, b] of the residual branches, from keys [b].
-
-    They are 0 with probability `rates` [depth], otherwise 1 / (1 - rate).
-    """
+    """Stochastic depth (arXiv 1603.09382): factors [depth, 2, b], 0 with probability `rates` [depth]."""
     draws = jax.vmap(lambda key: jax.random.uniform(key, (len(rates), 2)), out_axes=-1)(keys)
     rates = jnp.asarray(rates, jnp.float32)[:, None, None]
     return (draws >= rates) / (1 - rates)

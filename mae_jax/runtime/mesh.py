@@ -73,11 +73,8 @@ def all_devices() -> list[jax.Device]:
 
 
 def fitting_dtype(device: jax.Device, wanted: str | None = None) -> str:
-    """The default dtype of matrix products: `wanted` (None: bfloat16) if the chip supports bfloat16, else float32.
-
-    TPUs and GPUs do (NVIDIA's from compute capability 8.0); most CPUs only emulate it, slower than float32.
-    """
-    early = re.fullmatch(r"[0-7]\.\d+", str(getattr(device, "compute_capability", "")))  # AMD's are names
+    """`wanted` (None: bfloat16) if the chip is fast in bfloat16, as TPUs and new GPUs are, else float32."""
+    early = re.fullmatch(r"[0-7]\.\d+", str(getattr(device, "compute_capability", "")))  # NVIDIA's; AMD's are names
     return "float32" if device.platform == "cpu" or early else wanted or "bfloat16"
 
 

@@ -45,10 +45,7 @@ class _Manager(ocp.CheckpointManager):
 
 
 class Checkpoints:
-    """The checkpoints/ folder of a workdir, with a folder for each saved step.
-
-    That one holds the state's non-empty trees (params, opt_state, frozen, ...), `about` (step, config) and checksums.
-    """
+    """The folder checkpoints/: for each step its non-empty trees, `about` (step, config) and checksums."""
 
     def __init__(self, workdir: Path, settings: ConfigDict, config: dict[str, Any]):
         self._settings, self._config = settings, config
@@ -121,10 +118,7 @@ class Checkpoints:
         return step > 0 and step % self._settings.every_steps == 0
 
     def save(self, step: int, state: State) -> float | None:
-        """Starts saving, and returns once the state has been copied and may change.
-
-        Returns the seconds that this took; None if the step is saved already. NotSaved if this or the last save fails.
-        """
+        """Starts saving; returns the seconds until the state may change, None if it is saved already."""
         start = time.perf_counter()
         self.wait()
         if step == self.latest_step():
@@ -240,10 +234,7 @@ def check_fits(saved: dict, config: dict, name: str) -> None:
 
 
 def write_checksums(folder: Path) -> None:
-    """Writes the digests of all files in a complete folder, in process 0.
-
-    `sha256sum --check` can read them. The last line, a comment, is the digest of the lines before it.
-    """
+    """Writes a folder's digests for `sha256sum --check`; the last, a comment, is that of the lines before."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and CHECKSUMS not in path.name]
     with ThreadPoolExecutor(THREADS) as pool:
         pairs = zip(pool.map(_digest, files), files, strict=True)
