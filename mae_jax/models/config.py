@@ -200,11 +200,8 @@ class MAEConfig:
     @property
     def target_name(self) -> str:
         """`target`, or the name that `pca_targets` and `normalize_targets` imply."""
-        if self.target is not None:
-            return self.target
-        if self.pca_targets is not None:
-            return "principal_components"
-        return "normalized_pixels" if self.normalize_targets else "pixels"
+        pixels = "normalized_pixels" if self.normalize_targets else "pixels"
+        return self.target or (pixels if self.pca_targets is None else "principal_components")
 
     @property
     def target_dim(self) -> int:

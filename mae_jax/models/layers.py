@@ -12,8 +12,6 @@ from flax import nnx
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.platform import Normed, attention, attention_weights, linear
 
-xavier_uniform = nnx.initializers.xavier_uniform()
-
 
 @jax.custom_jvp
 def _erf(x: jax.Array) -> jax.Array:
@@ -114,7 +112,7 @@ class Linear(nnx.Module):
         use_bias: bool = True,
     ):
         self.dtype = dtype
-        kernel = xavier_uniform(rngs.params(), (inputs, math.prod(outputs)), jnp.float32)
+        kernel = nnx.initializers.xavier_uniform()(rngs.params(), (inputs, math.prod(outputs)), jnp.float32)
         self.kernel = nnx.Param(kernel.reshape(inputs, *outputs))
         self.bias = nnx.Param(bias_init(rngs.params(), outputs, jnp.float32)) if use_bias else None
 

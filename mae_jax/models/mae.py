@@ -176,11 +176,7 @@ class MaskedAutoencoder(nnx.Module):
         mask: np.ndarray | MaskFn | Mask | None = None,
         paste_visible: bool = True,
     ) -> jax.Array:
-        """uint8 pictures [B, H, W, C] of normalised images [B, H, W, C], with hidden patches predicted.
-
-        Masks are chosen as in `__call__`, by default with key 0. With normalised targets, predicted patches get the
-        true ones' mean and variance.
-        """
+        """uint8 pictures of images [B, H, W, C], hidden patches predicted; masks as in `__call__`, or key 0."""
         if self.processor is None:
             raise UserError("this model has no processor: set model.processor = mae_jax.Processor(...)")
         if key is None and noise is None and mask is None:

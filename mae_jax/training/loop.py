@@ -76,17 +76,12 @@ def train(
 ) -> TrainState:
     """Trains from `state` to `total_steps` with the batches from its step on; saves and returns the last state.
 
-    Raises:
-      NonFiniteLoss: at a report of a step that is not finite and not skipped. No later state is saved, and a checkpoint
-        without a finite loss so far is set aside.
-      Stopped: after a signal, once the state is on disk.
-      NotSaved: if a checkpoint cannot be saved.
+    Raises NonFiniteLoss at a report of a step that is not finite and not skipped (no later state is saved, a checkpoint
+    without a finite loss so far is set aside); Stopped after a signal, once the state is on disk; NotSaved.
     """
     step = start_step = int(state.step)
     pending = []  # (step, scalars on the device) not yet checked
-    # The newest state that came from a finite loss. Whether it gives a finite loss is not known yet; later states are
-    # not saved.
-    unproven = step
+    unproven = step  # the newest state that came from a finite loss, and may not give one; later ones are not saved
     waited, clock, clock_step = 0.0, time.perf_counter(), step
     skipped = int(state.skipped)
 
@@ -132,8 +127,7 @@ def train(
                             reporter.scalars(step, scores, prefix="eval/")
                 stopping = stop.received  # read only once, so that the state is saved before stopping
                 if (save_due or stopping) and unproven == step:
-                    seconds = checkpoints.save(step, state)
-                    if seconds is not None:
+                    if seconds := checkpoints.save(step, state):
                         reporter.saved(step, seconds)
                 if stopping:
                     checkpoints.wait()

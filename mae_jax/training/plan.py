@@ -153,10 +153,9 @@ def describe_cost(
 
 
 def devices_for(topology: str | None) -> list[jax.Device]:
-    """The devices to compile for, which may be unable to run programs. Call it before JAX starts.
+    """The devices to compile for: "cpu:64" (emulated), a TPU slice such as "v5p:4x4x4", or None for those here.
 
-    A topology is "cpu:64" for 64 emulated devices, or a TPU slice by generation and shape, such as "v5e:4x8" or
-    "v5p:4x4x4", which needs libtpu (`pip install jax[tpu]`) but no TPU and no network; None: this machine's devices.
+    A slice needs libtpu, and its devices cannot run programs. Call it before JAX starts.
     """
     if topology is None:
         return all_devices()

@@ -1,7 +1,4 @@
-"""Checkpoints of the complete training state, by Orbax: written in the background, atomically, with checksums.
-
-If a checkpoint is damaged, the one before it is used. A failed save, most often on a full disk, ends the run.
-"""
+"""Checkpoints of the complete training state, by Orbax: written in the background, atomically, with checksums."""
 
 import contextlib
 import errno
@@ -68,11 +65,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def newest_whole(self) -> int | None:
-        """The newest step whose checkpoint is undamaged; None if there is no checkpoint.
-
-        Moves newer, damaged ones to checkpoints_set_aside/ and says so. UserError, before anything is moved, if all are
-        damaged or the settings do not fit.
-        """
+        """The newest undamaged step; moves damaged ones to checkpoints_set_aside/ if an earlier one fits."""
         damaged: dict[int, str] = {}
         for step in from_main(sorted(self._manager.all_steps(), reverse=True)):
             about = from_main(self._read_about(step))
@@ -117,12 +110,12 @@ class Checkpoints:
     def due(self, step: int) -> bool:
         return step > 0 and step % self._settings.every_steps == 0
 
-    def save(self, step: int, state: State) -> float | None:
-        """Starts saving; returns the seconds until the state may change, None if it is saved already."""
+    def save(self, step: int, state: State) -> float:
+        """Starts saving; returns the seconds until the state may change, 0 if it is saved already."""
         start = time.perf_counter()
         self.wait()
         if step == self.latest_step():
-            return None
+            return 0
         trees = _items(state)
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         about = {"step": step, "skipped": int(state.skipped), "layout": LAYOUT, "config": self._config}

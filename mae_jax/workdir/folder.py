@@ -35,11 +35,7 @@ IMPOSSIBLE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOSPC, errno.
 
 @contextlib.contextmanager
 def locked(workdir: Path, name: str = LOCK, wait: bool = False) -> Iterator[None]:
-    """A context in which no other run can use the workdir (or a part, by `name`); process 0 holds the lock.
-
-    If another run holds it, waits or raises UserError with its process, host and start. The system releases the
-    lock however the process ends; reader processes do not inherit it.
-    """
+    """A context in which no other run uses the workdir (or a part, `name`): waits for it, or UserError."""
     file = None
     if is_main():
         try:
