@@ -103,10 +103,8 @@ class MAEConfig:
             if ":" not in name:  # a user's own is imported when needed: an encoder alone does not need it
                 registry.find(name)
         if self.num_patches > MOST_PATCHES:
-            yield (
-                f"image_size={self.image_size} with model.patch_size={self.patch_size} makes {self.num_patches:,} "
-                f"patches, more than {MOST_PATCHES:,}: make the image smaller or the patch larger"
-            )
+            sizes = f"image_size={self.image_size}, model.patch_size={self.patch_size}"
+            yield f"{sizes}: {self.num_patches:,} patches, more than {MOST_PATCHES:,}; change one of them"
         for half in ("", "decoder_"):
             width, heads, mlp_width = (getattr(self, half + name) for name in ("width", "num_heads", "mlp_width"))
             if width % heads:

@@ -166,10 +166,7 @@ class Attention(nnx.Module):
         q, k, v = (x.astype(self.dtype) for x in (q, k, v))
         if self.config.attention == "cudnn":
             if jax.default_backend() != "gpu":
-                raise UserError(
-                    f"model.attention=cudnn needs an NVIDIA GPU, but JAX runs on {jax.default_backend()}: "
-                    "set model.attention=xla"
-                )
+                raise UserError("model.attention=cudnn needs an NVIDIA GPU, but JAX has none: set model.attention=xla")
             attended = jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation="cudnn")
         else:
             attended = attention(q, k, v)

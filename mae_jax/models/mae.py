@@ -74,9 +74,8 @@ class MaskedAutoencoder(nnx.Module):
         """
         if self.decoder is None:
             raise UserError(
-                "this model has no decoder (its file holds only the encoder), so it cannot reconstruct: use "
-                "model.encode(images), or load a file with the decoder (of the released ones mae_pretrain_vit_*_full "
-                "or mae_visualize_vit_*)"
+                "this model has no decoder (its file holds only the encoder): use model.encode(images), or load a file "
+                "with the decoder (of the released ones mae_pretrain_vit_*_full or mae_visualize_vit_*)"
             )
         patches, grid = patches_of(images, self.config)
         masks = self._masks(patches, grid, key, noise, mask, mask_ratio)

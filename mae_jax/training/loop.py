@@ -230,8 +230,6 @@ def run_training(
             with startup.phase("compile"):
                 step_fn, lines = compiling.result()
             reporter.line(*lines)
-
-            # Train.
             state = train(
                 state, step_fn, batches, key,
                 total_steps=total_steps, log_every_steps=config.train.log_every_steps,

@@ -69,9 +69,8 @@ def describe_plan(config: ConfigDict, objective: Objective, mesh: Mesh, plan: Pl
             f"({si(objective.train_flops(stage.image_size))}FLOP an image)"
             for stage, end in zip(plan.stages, ends, strict=True)
         )
-    peak = peak_learning_rate(optimizer, data.batch_size)
-    rate = f"peak rate {peak:.3g}, warm-up {plan.warmup_steps:,} steps, then {optimizer.schedule}"
-    rows["schedule"] = f"{optimizer.name}, {rate}"
+    rate = f"{optimizer.name}, peak rate {peak_learning_rate(optimizer, data.batch_size):.3g}"
+    rows["schedule"] = f"{rate}, warm-up {plan.warmup_steps:,} steps, then {optimizer.schedule}"
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     processes = f"{jax.process_count()} process{'es' * (jax.process_count() > 1)}"
     rows["mesh"] = f"{axes} ({len(devices)} x {devices[0].device_kind}, {processes})"
