@@ -22,7 +22,7 @@ import mae_jax.settings.command_line
 import mae_jax.tasks.evaluate
 import mae_jax.tasks.export
 import mae_jax.tasks.frozen
-import mae_jax.training.run  # noqa: F401
+import mae_jax.training.loop  # noqa: F401
 
 
 def fork(arguments: list[str], out: str, err: str) -> int | None:

@@ -1,7 +1,6 @@
 """A classifier (encoder, pool, linear layer) for fine-tuning and probes (paper, section 4.3 and appendix A)."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Mapping
 
@@ -13,9 +12,9 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mae_jax.models.config import MAEConfig
-from mae_jax.models.encoder_decoder import Encoder, EncoderOutput, patches_of
+from mae_jax.models.encoder import Encoder, EncoderOutput, patches_of
 from mae_jax.models.layers import Linear
-from mae_jax.models.parameters import gather_outside_blocks
+from mae_jax.models.parameters import binder, split
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.sharding import batch_devices, mean_over_batch
 
@@ -126,11 +125,7 @@ class Head(nnx.Module):
 
 
 class Classifier(nnx.Module):
-    """`model(images)` gives logits, `model.encode(images)` the encoder's tokens; images may have other sizes.
-
-    Of the two halves of the forward pass, `represent` has no trained part when the encoder is frozen, so a probe runs
-    it once; `classify` is the rest.
-    """
+    """`model(images)` gives logits, `model.encode(images)` the encoder's tokens; images may have other sizes."""
 
     def __init__(self, config: ClassifierConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -152,6 +147,7 @@ class Classifier(nnx.Module):
 
     def represent(self, images: jax.Array, keys: jax.Array | None = None) -> jax.Array:
         """[B, H, W, C] -> [B, D], or patch tokens [B, L, D] for the attentive pool. Keys [B] turn on drop path."""
+        # Nothing here trains if the encoder is frozen, so a probe runs it once; `classify` is the rest.
         tokens, _ = self.encoder(*patches_of(images, self.config.encoder), keys=keys, norm=False)
         classes, patches = jnp.split(tokens, [self.config.encoder.class_tokens], axis=1)
         if self.config.pool == "mean_norm":
@@ -196,17 +192,11 @@ def split_classifier(config: ClassifierConfig, params: dict) -> tuple[dict, dict
     return unflatten_dict(trained), unflatten_dict(frozen)
 
 
-@functools.lru_cache(maxsize=16)
-def _split(config: ClassifierConfig) -> tuple[nnx.GraphDef, nnx.State]:
-    return nnx.split(nnx.eval_shape(lambda: Classifier(config, rngs=nnx.Rngs(0))))
-
-
 def abstract_variables(config: ClassifierConfig) -> dict:
     """Shapes and dtypes of parameters and statistics, as one nested dict."""
-    return nnx.to_pure_dict(_split(config)[1])
+    return nnx.to_pure_dict(split(Classifier, config)[1])
 
 
 def make_bind_classifier(config: ClassifierConfig) -> Callable[[dict], Classifier]:
     """A pure function from parameters and statistics (one nested dict) to the model."""
-    graphdef, _ = _split(config)
-    return lambda variables: nnx.merge(graphdef, gather_outside_blocks(variables))
+    return binder(Classifier, config)

@@ -38,7 +38,7 @@ LIMITS = {
     "channels": (1, 1024), "width": (1, 2**16), "depth": (1, 1024), "num_heads": (1, 2**16),
     "decoder_width": (1, 2**16), "decoder_depth": (1, 1024), "decoder_num_heads": (1, 2**16),
     "mask_cell": (1, 2**16), "class_tokens": (1, 1024), "registers": (0, 1024), "masks_per_image": (1, 1024),
-    "uniformity": (0, math.inf), "scan_unroll": (1, 1024),
+    "uniformity": (0, math.inf), "scan_unroll": (1, 1024), "norm_epsilon": (1e-30, 1),
 }  # fmt: skip
 MOST_PATCHES, MOST_HIDDEN_UNITS = 2**18, 2**20
 
@@ -103,24 +103,19 @@ class MAEConfig:
             if ":" not in name:  # a user's own is imported when needed: an encoder alone does not need it
                 registry.find(name)
         if self.num_patches > MOST_PATCHES:
-            yield (
-                f"image_size={self.image_size} with model.patch_size={self.patch_size} makes {self.num_patches:,} "
-                f"patches, more than {MOST_PATCHES:,}: make the image smaller or the patch larger"
-            )
+            sizes = f"image_size={self.image_size}, model.patch_size={self.patch_size}"
+            yield f"{sizes}: {self.num_patches:,} patches, more than {MOST_PATCHES:,}; change one of them"
         for half in ("", "decoder_"):
             width, heads, mlp_width = (getattr(self, half + name) for name in ("width", "num_heads", "mlp_width"))
             if width % heads:
                 yield f"{half}num_heads={heads} does not divide model.{half}width={width}; change one of them"
             if width % 4:
                 yield f"{half}width={width} must be a multiple of 4 (2-D sine-cosine positions)"
-            units = self._mlp_width(width, mlp_width)
-            if not 1 <= units <= MOST_HIDDEN_UNITS:
+            if not 1 <= (units := getattr(self, f"{half}blocks").mlp_width) <= MOST_HIDDEN_UNITS:
                 setting = f"mlp_ratio={self.mlp_ratio}, model.{half}mlp_width={mlp_width}"
                 yield f"{setting}: an MLP of {units:,} hidden units; it has 1 to {MOST_HIDDEN_UNITS:,}"
         if self.attention == "cudnn" and self.dtype == "float32":
             yield "attention=cudnn works in half precision: set model.dtype=bfloat16 too"
-        if not self.norm_epsilon > 0:
-            yield f"norm_epsilon={self.norm_epsilon} must be above 0"
         if self.target_name == "normalized_pixels" and self.patch_dim == 1:
             yield "normalize_targets=True needs patches of several values: set it to False or a larger model.patch_size"
         self.num_visible(name="model.mask_ratio")
@@ -137,16 +132,11 @@ class MAEConfig:
         cross, ratio = self.decoder_attention == "cross", self.prediction_ratio
         if cross and self.encoder_mask_tokens:
             yield "decoder_attention=cross attends to visible patches alone: set model.encoder_mask_tokens=False"
-        if ratio is not None and (not cross or self.loss_patches == "all"):
-            yield (
-                f"prediction_ratio={ratio} is for model.decoder_attention=cross with model.loss_patches=hidden: "
-                "set these, or prediction_ratio=None"
-            )
-        hidden = self.num_patches - self.num_visible()
-        if ratio is not None and not (0 < ratio < 1 and 1 <= int(self.num_patches * ratio) <= hidden):
+        hidden, suits = self.num_patches - self.num_visible(), cross and self.loss_patches == "hidden"
+        if ratio is not None and not (suits and 0 < ratio < 1 and 1 <= int(self.num_patches * ratio) <= hidden):
             yield (
                 f"prediction_ratio={ratio} of {self.num_patches} patches must give at least one and at most the "
-                f"{hidden} hidden ones"
+                f"{hidden} hidden ones, with model.decoder_attention=cross and model.loss_patches=hidden (or no ratio)"
             )
 
     def num_visible(
@@ -194,13 +184,11 @@ class MAEConfig:
         return self._blocks(self.decoder_width, self.decoder_num_heads, self.decoder_mlp_width, memory_width)
 
     def _blocks(self, width: int, num_heads: int, mlp_width: int | None, memory_width: int | None) -> BlockConfig:
+        mlp_width = int(self.mlp_ratio * width) if mlp_width is None else mlp_width
         return BlockConfig(
-            width, num_heads, self._mlp_width(width, mlp_width), self.norm_epsilon, self.activation, self.qkv_bias,
-            self.attention, self.dtype or "float32", self.qk_norm, memory_width,
+            width, num_heads, mlp_width, self.norm_epsilon, self.activation, self.qkv_bias, self.attention,
+            self.dtype or "float32", self.qk_norm, memory_width, self.remat, self.scan_unroll or 1,
         )  # fmt: skip
-
-    def _mlp_width(self, width: int, mlp_width: int | None) -> int:
-        return int(self.mlp_ratio * width) if mlp_width is None else mlp_width
 
     @property
     def patch_dim(self) -> int:
@@ -210,11 +198,8 @@ class MAEConfig:
     @property
     def target_name(self) -> str:
         """`target`, or the name that `pca_targets` and `normalize_targets` imply."""
-        if self.target is not None:
-            return self.target
-        if self.pca_targets is not None:
-            return "principal_components"
-        return "normalized_pixels" if self.normalize_targets else "pixels"
+        pixels = "normalized_pixels" if self.normalize_targets else "pixels"
+        return self.target or (pixels if self.pca_targets is None else "principal_components")
 
     @property
     def target_dim(self) -> int:
@@ -223,10 +208,7 @@ class MAEConfig:
 
 
 def unroll_on_cpu(config: MAEConfig, mesh: Mesh) -> MAEConfig:
-    """If `scan_unroll` is None, unrolls all blocks (up to 12) where that is faster for training on this mesh.
-
-    In a loop, a CPU copies saved activations twice. Blocks that recompute or gather again do not save.
-    """
+    """If `scan_unroll` is None, unrolls up to 12 blocks on a CPU, where a loop copies what it saves twice."""
     if config.scan_unroll is not None:
         return config
     depth = max(config.depth, config.decoder_depth)

@@ -1,7 +1,4 @@
-"""Floating-point operations of the models: 2 for each multiply-add of their matrix products.
-
-Norms, softmax, GELU, principal-component targets and the uniformity regulariser are less than a percent: not counted.
-"""
+"""FLOPs of the models: 2 for each multiply-add of matrix products; all else is less than a percent."""
 
 from mae_jax.models.classifier import ClassifierConfig
 from mae_jax.models.config import MAEConfig
@@ -32,19 +29,15 @@ def decoder_tokens(config: MAEConfig) -> int:
 
 def forward_flops(config: MAEConfig) -> int:
     """One image's forward pass through the autoencoder in training, with all of its masks."""
-    width, decoder_width, mlp_width = config.width, config.decoder_width, config.decoder_blocks.mlp_width
+    width, decoder_width, cross = config.width, config.decoder_width, config.decoder_attention == "cross"
     seen, tokens = encoder_tokens(config), decoder_tokens(config)
     encoded = seen - config.registers
     encoder = config.depth * block_flops(seen, width, config.blocks.mlp_width)
-    if config.decoder_attention == "cross":
-        decoder = config.decoder_depth * block_flops(tokens, decoder_width, mlp_width, encoded, width)
-        predicted = tokens
-    else:
-        decoder_embed = 2 * encoded * width * decoder_width
-        decoder = decoder_embed + config.decoder_depth * block_flops(tokens, decoder_width, mlp_width)
-        predicted = config.num_patches
-    predict = 2 * predicted * decoder_width * config.target_dim
-    return _embed_flops(config) + config.masks_per_image * (encoder + decoder + predict)
+    memory = (encoded, width) if cross else ()
+    decoder = config.decoder_depth * block_flops(tokens, decoder_width, config.decoder_blocks.mlp_width, *memory)
+    embed = 0 if cross else 2 * encoded * width * decoder_width
+    predict = 2 * (tokens if cross else config.num_patches) * decoder_width * config.target_dim
+    return _embed_flops(config) + config.masks_per_image * (encoder + embed + decoder + predict)
 
 
 def train_flops(config: MAEConfig) -> int:
@@ -87,10 +80,7 @@ def classify_train_flops(config: ClassifierConfig) -> int:
 
 
 def classifier_train_flops(config: ClassifierConfig) -> int:
-    """One image's forward pass and the backward pass of what trains: 2 x forward, less the first layer's input's.
-
-    Below it nothing trains (a norm is folded into the layer). In a loop of blocks XLA computes that gradient anyway.
-    """
+    """One image's forward pass, and the backward pass of what trains, without the first input's gradient."""
     encoder = config.encoder
     tokens, patch_embed, block = _encoder_flops(encoder)
     match config.trained_blocks:

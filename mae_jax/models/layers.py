@@ -12,8 +12,6 @@ from flax import nnx
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.platform import Normed, attention, attention_weights, linear
 
-xavier_uniform = nnx.initializers.xavier_uniform()
-
 
 @jax.custom_jvp
 def _erf(x: jax.Array) -> jax.Array:
@@ -59,6 +57,8 @@ class BlockConfig:
     dtype: str = "float32"  # of the matrix products
     qk_norm: bool = False  # LayerNorm of each head's queries and keys
     memory_width: int | None = None  # if set: cross-attention to tokens of this width
+    remat: bool = False  # recompute each block in the backward pass instead of saving its activations
+    unroll: int = 1  # blocks per iteration of the loop over depth
 
 
 class LayerNorm(nnx.Module):
@@ -112,7 +112,7 @@ class Linear(nnx.Module):
         use_bias: bool = True,
     ):
         self.dtype = dtype
-        kernel = xavier_uniform(rngs.params(), (inputs, math.prod(outputs)), jnp.float32)
+        kernel = nnx.initializers.xavier_uniform()(rngs.params(), (inputs, math.prod(outputs)), jnp.float32)
         self.kernel = nnx.Param(kernel.reshape(inputs, *outputs))
         self.bias = nnx.Param(bias_init(rngs.params(), outputs, jnp.float32)) if use_bias else None
 
@@ -166,10 +166,7 @@ class Attention(nnx.Module):
         q, k, v = (x.astype(self.dtype) for x in (q, k, v))
         if self.config.attention == "cudnn":
             if jax.default_backend() != "gpu":
-                raise UserError(
-                    f"model.attention=cudnn needs an NVIDIA GPU, but JAX runs on {jax.default_backend()}: "
-                    "set model.attention=xla"
-                )
+                raise UserError("model.attention=cudnn needs an NVIDIA GPU, but JAX has none: set model.attention=xla")
             attended = jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation="cudnn")
         else:
             attended = attention(q, k, v)

@@ -1,6 +1,5 @@
 """The masked autoencoder (He et al. 2021, arXiv 2111.06377, section 3); details as in the released weights."""
 
-import functools
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -12,9 +11,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mae_jax.models import masking
 from mae_jax.models.config import MAEConfig
-from mae_jax.models.encoder_decoder import Decoder, Encoder, EncoderOutput, patches_of
+from mae_jax.models.decoder import Decoder
+from mae_jax.models.encoder import Encoder, EncoderOutput, patches_of
 from mae_jax.models.masking import Mask, MaskFn, take_patches
-from mae_jax.models.parameters import gather_outside_blocks
+from mae_jax.models.parameters import binder, split
 from mae_jax.models.patches import grid_size, patchify, unpatchify
 from mae_jax.models.targets import TARGETS, reconstruct
 from mae_jax.models.transformer import Recorded
@@ -74,9 +74,8 @@ class MaskedAutoencoder(nnx.Module):
         """
         if self.decoder is None:
             raise UserError(
-                "this model has no decoder (its file holds only the encoder), so it cannot reconstruct: use "
-                "model.encode(images), or load a file with the decoder (of the released ones mae_pretrain_vit_*_full "
-                "or mae_visualize_vit_*)"
+                "this model has no decoder (its file holds only the encoder): use model.encode(images), or load a file "
+                "with the decoder (of the released ones mae_pretrain_vit_*_full or mae_visualize_vit_*)"
             )
         patches, grid = patches_of(images, self.config)
         masks = self._masks(patches, grid, key, noise, mask, mask_ratio)
@@ -88,15 +87,11 @@ class MaskedAutoencoder(nnx.Module):
         return MAEOutput(loss, prediction, masks.mask, masks.ids_restore, example_loss, *encoder, *decoder)
 
     def training_loss(self, images: jax.Array, keys: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The mean loss of images [B, H, W, C] under mask keys [B], and its parts if it has several.
-
-        Unlike `__call__`, it heeds `masks_per_image` (data2vec 2.0, arXiv 2212.07525, section 3.3), `prediction_ratio`
-        and `uniformity`.
-        """
+        """The mean loss of images [B, H, W, C] under mask keys [B], and its parts if it has several."""
         config = self.config
         patches, grid = patches_of(images, config)
         targets, repeated = self.decoder.basis(patches), patches
-        if config.masks_per_image > 1:
+        if config.masks_per_image > 1:  # data2vec 2.0 (arXiv 2212.07525, section 3.3)
             keys = jax.vmap(lambda key: jax.random.split(key, config.masks_per_image))(keys).reshape(-1)
             targets, repeated = (jnp.repeat(x, config.masks_per_image, axis=0) for x in (targets, patches))
         masks = self._masks(repeated, grid, keys)
@@ -180,11 +175,7 @@ class MaskedAutoencoder(nnx.Module):
         mask: np.ndarray | MaskFn | Mask | None = None,
         paste_visible: bool = True,
     ) -> jax.Array:
-        """uint8 pictures [B, H, W, C] of normalised images [B, H, W, C], with hidden patches predicted.
-
-        Masks are chosen as in `__call__`, by default with key 0. With normalised targets, predicted patches get the
-        true ones' mean and variance.
-        """
+        """uint8 pictures of images [B, H, W, C], hidden patches predicted; masks as in `__call__`, or key 0."""
         if self.processor is None:
             raise UserError("this model has no processor: set model.processor = mae_jax.Processor(...)")
         if key is None and noise is None and mask is None:
@@ -222,14 +213,11 @@ class MaskedAutoencoder(nnx.Module):
 
 
 def uniformity(features: jax.Array) -> jax.Array:
-    """The mean squared cosine between features [B, D] of different images (U-MAE, arXiv 2210.08344, section 4).
-
-    The authors' code also pairs each image with itself, which adds a constant.
-    """
+    """The mean squared cosine of different images' features [B, D] (U-MAE, arXiv 2210.08344, section 4)."""
     features = features / jnp.linalg.norm(features, axis=1, keepdims=True)
     others = all_rows(features)
     cosines = jnp.matmul(features, others.T, precision="highest")
-    own = jnp.sum(features**2, axis=1) ** 2  # each image with itself
+    own = jnp.sum(features**2, axis=1) ** 2  # each image with itself; the authors' code adds this constant
     return (jnp.sum(cosines**2) - jnp.sum(own)) / (len(features) * max(len(others) - 1, 1))
 
 
@@ -238,14 +226,10 @@ def init_params(config: MAEConfig, key: jax.Array) -> dict:
     return nnx.to_pure_dict(nnx.state(MaskedAutoencoder(config, rngs=nnx.Rngs(key))))
 
 
-@functools.lru_cache(maxsize=16)  # tracing a model takes longer than loading it
-def _split(config: MAEConfig, decoder: bool) -> tuple[nnx.GraphDef, nnx.State]:
-    return nnx.split(nnx.eval_shape(lambda: MaskedAutoencoder(config, rngs=nnx.Rngs(0), decoder=decoder)))
-
-
 def split_fixed(config: MAEConfig, variables: dict) -> tuple[dict, dict]:
     """Splits a model's variables into trained parameters and those fitted to the data beforehand."""
-    fixed = flatten_dict(nnx.to_pure_dict(nnx.filter_state(_split(config, True)[1], nnx.Not(nnx.Param))))
+    _, shapes = split(MaskedAutoencoder, config, decoder=True)
+    fixed = flatten_dict(nnx.to_pure_dict(nnx.filter_state(shapes, nnx.Not(nnx.Param))))
     trees: tuple[dict, dict] = {}, {}
     for path, leaf in flatten_dict(variables).items():
         trees[path in fixed][path] = leaf
@@ -259,10 +243,9 @@ def fit_fixed(config: MAEConfig, batches: Iterable[np.ndarray]) -> dict:
 
 def abstract_params(config: MAEConfig, *, decoder: bool = True) -> dict:
     """Shapes and dtypes of the parameters, as a nested dict."""
-    return nnx.to_pure_dict(_split(config, decoder)[1])
+    return nnx.to_pure_dict(split(MaskedAutoencoder, config, decoder=decoder)[1])
 
 
 def make_bind(config: MAEConfig, *, decoder: bool = True) -> Callable[[dict], MaskedAutoencoder]:
     """A pure function from parameters (a nested dict, as from `init_params`) to the model."""
-    graphdef, _ = _split(config, decoder)
-    return lambda params: nnx.merge(graphdef, gather_outside_blocks(params))
+    return binder(MaskedAutoencoder, config, decoder=decoder)

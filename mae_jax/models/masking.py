@@ -36,10 +36,7 @@ SAMPLERS: Registry[Callable[..., Mask]] = Registry("model.mask_sampling")
 
 
 def count_visible(grid: tuple[int, int], mask_ratio: float, cell: int = 1, name: str = "mask_ratio") -> int:
-    """Number of visible patches of a (rows, columns) grid that is hidden in cells of `cell` x `cell`.
-
-    int(cells * (1 - mask_ratio)) in floating point, as in the released models (100 patches, .8 -> 19).
-    """
+    """Visible patches of a grid: int(cells * (1 - ratio)) cells, as released (100 patches, .8 -> 19)."""
     if not 0 <= mask_ratio < 1:
         raise UserError(f"{name}={mask_ratio} is outside [0, 1)")
     visible = cell**2 * int(grid[0] * grid[1] // cell**2 * (1 - mask_ratio))

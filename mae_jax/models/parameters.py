@@ -1,8 +1,13 @@
 """Parameter trees: nested dicts of arrays; stacked blocks have a leading [depth] axis."""
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mae_jax.runtime.sharding import gather
@@ -25,8 +30,19 @@ def join(*trees: dict) -> dict:
     return unflatten_dict(parts)
 
 
-def gather_outside_blocks(variables: dict) -> dict:
-    """Inside `sharding.on_shards`: gathers all variables but the blocks', which are gathered one block at a time."""
-    flat = flatten_dict(variables)
-    rest = {path: leaf for path, leaf in flat.items() if "blocks" not in path}
-    return unflatten_dict(flat | flatten_dict(gather(unflatten_dict(rest))))
+@functools.lru_cache(maxsize=16)  # tracing a model takes longer than loading it
+def split(model: Callable[..., nnx.Module], config: Any, **options) -> tuple[nnx.GraphDef, nnx.State]:
+    """The structure of `model(config, **options)`, and the shapes and dtypes of its variables."""
+    return nnx.split(nnx.eval_shape(lambda: model(config, rngs=nnx.Rngs(0), **options)))
+
+
+def binder(model: Callable[..., nnx.Module], config: Any, **options) -> Callable[[dict], nnx.Module]:
+    """A pure function from variables (a nested dict) to the model; on shards, blocks are gathered one at a time."""
+    graphdef, _ = split(model, config, **options)
+
+    def bind(variables: dict) -> nnx.Module:
+        flat = flatten_dict(variables)
+        rest = {path: leaf for path, leaf in flat.items() if "blocks" not in path}
+        return nnx.merge(graphdef, unflatten_dict(flat | flatten_dict(gather(unflatten_dict(rest)))))
+
+    return bind

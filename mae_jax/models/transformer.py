@@ -47,42 +47,31 @@ def scan_blocks(
     blocks: Block,
     x: jax.Array,
     *,
-    remat: bool,
-    unroll: int | None,
-    branch_scales: jax.Array | None = None,
-    memory: jax.Array | None = None,
-    frozen: int = 0,
-    record: tuple[bool, bool] = (False, False),
+    branch_scales: jax.Array | None = None,  # [depth, 2, b], factors of the residual branches (`drop_path_scales`)
+    memory: jax.Array | None = None,  # [b, m, memory_width], for cross-attention
+    frozen: int = 0,  # first blocks whose parameters get no gradient; if x needs none, they have no backward pass
+    record: tuple[bool, bool] = (False, False),  # whether to return hidden states, and attentions
 ) -> tuple[jax.Array, Recorded]:
-    """Applies stacked blocks to x [b, n, d] in one compiled loop, so that compile time does not grow with depth.
-
-    Args:
-      remat: recompute each block in the backward pass instead of saving its activations.
-      unroll: blocks per iteration of the loop; None: 1.
-      branch_scales: [depth, 2, b] multiplies the residual branches (`drop_path_scales`).
-      memory: [b, m, memory_width], for cross-attention.
-      frozen: number of first blocks whose parameters get no gradient; if x needs none, they have no backward pass.
-      record: whether to return hidden states, and attentions.
-    """
-    unroll = unroll or 1
+    """Applies stacked blocks to x [b, n, d] in one compiled loop, so that compile time does not grow with depth."""
+    config = blocks.attention.config
     graphdef, stacked = nnx.split(blocks)
     stacked = nnx.to_pure_dict(stacked)
     depth = len(jax.tree.leaves(stacked)[0])
-    dtype = blocks.attention.dtype
 
     def apply_block(x, inputs):
         parameters, scales = inputs
-        x, attention = nnx.merge(graphdef, gather(parameters, dtype))(x, scales, memory, record[1])
+        x, attention = nnx.merge(graphdef, gather(parameters, blocks.attention.dtype))(x, scales, memory, record[1])
         return x, (x if record[0] else None, attention)
 
-    policy = checkpoint_policy()
-    if remat or policy:
+    policy = None if config.remat else checkpoint_policy()
+    if config.remat or policy:
         # Without a loop, the compiler would merge recomputed values with the originals.
-        apply_block = jax.checkpoint(apply_block, prevent_cse=unroll >= depth, policy=None if remat else policy)
+        apply_block = jax.checkpoint(apply_block, prevent_cse=config.unroll >= depth, policy=policy)
 
     def run(x, first: int, last: int):
         inputs = jax.tree.map(lambda leaf: leaf[first:last], (stacked, branch_scales))
-        return jax.lax.scan(apply_block, x, jax.lax.stop_gradient(inputs) if last <= frozen else inputs, unroll=unroll)
+        inputs = jax.lax.stop_gradient(inputs) if last <= frozen else inputs
+        return jax.lax.scan(apply_block, x, inputs, unroll=config.unroll)
 
     result, recorded = run(x, 0, frozen or depth)
     if 0 < frozen < depth:
@@ -93,10 +82,7 @@ def scan_blocks(
 
 
 def drop_path_scales(keys: jax.Array, rates: np.ndarray) -> jax.Array:
-    """Stochastic depth (arXiv 1603.09382): factors [depth, 2, b] of the residual branches, from keys [b].
-
-    They are 0 with probability `rates` [depth], otherwise 1 / (1 - rate).
-    """
+    """Stochastic depth (arXiv 1603.09382): factors [depth, 2, b], 0 with probability `rates` [depth]."""
     draws = jax.vmap(lambda key: jax.random.uniform(key, (len(rates), 2)), out_axes=-1)(keys)
     rates = jnp.asarray(rates, jnp.float32)[:, None, None]
     return (draws >= rates) / (1 - rates)

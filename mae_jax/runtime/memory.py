@@ -15,11 +15,11 @@ LESS = "less is needed with a smaller data.batch_size, more train.accumulate_ste
 LESS += "model.image_size or, on several devices, a larger mesh.fsdp"
 
 
-def check_memory(need: int | None, mesh: Mesh) -> None:
-    """Raises UserError if `need` (bytes a device; None: unknown) exceeds the memory of the mesh's devices."""
+def check_memory(need: int, mesh: Mesh) -> None:
+    """Raises UserError if `need` (bytes a device) exceeds the memory of the mesh's devices."""
     device, count = mesh.local_devices[0], len(mesh.local_devices)
     has, on_cpu = device_memory(device, count), device.platform == "cpu"
-    if need is not None and has is not None and need > has:
+    if has is not None and need > has:
         where = "this machine, or its container, has" if on_cpu else "a device has"
         shared = f" for each of {count} devices" if on_cpu and count > 1 else ""
         raise UserError(
@@ -40,16 +40,12 @@ def device_memory(device: jax.Device, count: int = 1) -> int | None:
 
 
 def host_memory(root: Path = Path("/")) -> int:
-    """Bytes that a process can have, swap included. `root` holds proc and sys.
-
-    The least of what the machine has, and its control groups (version 1 or 2) allow: its own, all around it, and, in a
-    container that does not see those, the one at the mount point.
-    """
+    """Bytes that a process can have, with swap: the machine's, or what control groups (version 1, 2) allow."""
     swap = sum(1024 * int(kib) for kib in re.findall(r"SwapTotal: *(\d+)", _read(root / "proc/meminfo")))
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") + swap]
     for controllers, path in re.findall(r"(?m)^\d+:(memory|):/(.*)$", _read(root / "proc/self/cgroup")):
         group = root / "sys/fs/cgroup" / controllers / path
-        for folder in (group, *group.parents):
+        for folder in (group, *group.parents):  # a container may see only the one at the mount point
             limit = _read(folder / ("memory.limit_in_bytes" if controllers else "memory.max"))
             extra = _read(folder / "memory.swap.max")
             if limit.isdigit():  # not "max"

@@ -36,9 +36,8 @@ PARAMETER_RULES = (
 def prepare_cpu(settings: ConfigDict) -> None:
     """Sets synchronous dispatch and the number of emulated devices on a CPU (settings `mesh.*`), before JAX starts.
 
-    With synchronous dispatch, steps run in the caller's thread, which can keep freed memory for the next step
-    (`keep_freed_memory`), and no two steps take memory at once. JAX_NUM_CPU_DEVICES, or XLA_FLAGS with
-    `--xla_force_host_platform_device_count`, overrides `mesh.cpu_devices`.
+    Steps then run one at a time in the caller's thread, which keeps freed memory (`keep_freed_memory`).
+    JAX_NUM_CPU_DEVICES or `--xla_force_host_platform_device_count` in XLA_FLAGS overrides `mesh.cpu_devices`.
     """
     if jax.config.jax_enable_x64:
         raise UserError("JAX_ENABLE_X64 is on, but mae_jax computes with at most 32 bits; unset it")
@@ -73,11 +72,8 @@ def all_devices() -> list[jax.Device]:
 
 
 def fitting_dtype(device: jax.Device, wanted: str | None = None) -> str:
-    """The default dtype of matrix products: `wanted` (None: bfloat16) if the chip supports bfloat16, else float32.
-
-    TPUs and GPUs do (NVIDIA's from compute capability 8.0); most CPUs only emulate it, slower than float32.
-    """
-    early = re.fullmatch(r"[0-7]\.\d+", str(getattr(device, "compute_capability", "")))  # AMD's are names
+    """`wanted` (None: bfloat16) if the chip is fast in bfloat16, as TPUs and new GPUs are, else float32."""
+    early = re.fullmatch(r"[0-7]\.\d+", str(getattr(device, "compute_capability", "")))  # NVIDIA's; AMD's are names
     return "float32" if device.platform == "cpu" or early else wanted or "bfloat16"
 
 

@@ -150,9 +150,8 @@ def _attend_tangent(q, k, v, weights, of_q, of_k, of_v):
 def keep_freed_memory() -> bool:
     """Makes glibc keep freed memory instead of returning it to the system; False without glibc.
 
-    On a CPU, each training step allocates and frees gigabytes of activations. By default the kernel maps and clears
-    their pages again in every step, which takes a fifth to half of its time. Only the first thread keeps arrays larger
-    than a thread's heap, so steps run there (`mesh.prepare_cpu`).
+    On a CPU, to map and clear the pages of activations again takes a fifth to half of a step. Only the first thread
+    keeps arrays larger than a thread's heap, so steps run there (`mesh.prepare_cpu`).
     """
     mmap_max, trim_threshold, top_pad = -4, -1, -2  # mallopt(3)
     # A thread returns an empty heap, unless less than the pad would be left (HEAP_MAX_SIZE in malloc/arena.c).

@@ -126,10 +126,7 @@ def meet(coordinator: str, count: int, index: int) -> str:
 
 
 def start(coordinator: str | None = None, count: int | None = None, index: int | None = None, *, saves=False) -> None:
-    """Connects the run's processes, if several (see `find_place`), before anything asks JAX for a device.
-
-    `saves`: whether all save when one gets SIGTERM. Only process 0 keeps its standard output.
-    """
+    """Connects the run's processes, if several, before JAX starts. `saves`: all save if one gets SIGTERM."""
     place = find_place(coordinator, count, index, os.environ) or {}
     if not place and (coordinator or not may_be_tpu_pod(os.environ, jax.config.jax_platforms)):
         return
@@ -154,7 +151,7 @@ def start(coordinator: str | None = None, count: int | None = None, index: int |
         ) from error
     finally:
         timer.cancel()
-    if place["process_id"] if place else jax.process_index():
+    if place["process_id"] if place else jax.process_index():  # only process 0 keeps its standard output
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())  # not sys.stdout alone: Gloo writes there too
 

@@ -54,10 +54,7 @@ def on_shards(fn: Callable, mesh: Mesh, in_specs, out_specs) -> Callable:
 
 
 def on_rows(fn: Callable, mesh: Mesh) -> Callable:
-    """Compiles fn(variables, *rows) -> rows for a mesh: it treats each example alone, and its result is replicated.
-
-    Rows are trees of arrays [b, ...]; variables are laid out by `parameter_shardings`.
-    """
+    """Compiles fn(variables, *rows) -> replicated rows, each treated alone; rows are trees [b, ...]."""
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def run(variables, *batches):
@@ -112,10 +109,7 @@ def _gather(leaf, axis, dtype):
 
 
 def checkpoint_policy() -> Callable | None:
-    """The `jax.checkpoint` policy that saves everything but gathered parameters; None if nothing is gathered.
-
-    Matrix products take a reshaped or transposed view of a gathered parameter, so those are not saved either.
-    """
+    """The `jax.checkpoint` policy that saves no gathered parameters and no views of them, if there are any."""
     if not axes_of(("fsdp",)):
         return None
     return lambda primitive, *_, **__: primitive.name not in ("all_gather", "reshape", "transpose")

@@ -54,10 +54,7 @@ class StopSignal:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """A context inside `deferred()` for a wait that may never end, such as for data.
-
-        Raises Stopped for an earlier signal, or if the wait goes on for PATIENCE_SECONDS after a signal.
-        """
+        """A context in `deferred()` that raises Stopped PATIENCE_SECONDS after a signal, or at its start."""
         self.look()
         try:
             self._waiting = True

@@ -14,9 +14,9 @@ from mae_jax.runtime.mesh import make_mesh
 from mae_jax.runtime.seeds import make_key
 from mae_jax.runtime.signals import StopSignal
 from mae_jax.runtime.timing import Startup
+from mae_jax.training.loop import run_training
 from mae_jax.training.optimizers import OPTIMIZERS, SCHEDULES
 from mae_jax.training.plan import compile_train_step, describe_cost, describe_plan, devices_for, make_plan
-from mae_jax.training.run import run_training
 
 
 def check(config: ConfigDict) -> None:

@@ -1,4 +1,4 @@
-"""The one training loop.
+"""A training run of any objective, and the one training loop.
 
 Its order: evaluate the state, save it, take the next batch, make the step. So the state saved after s steps has seen
 exactly the batches 0 ... s - 1, and a run resumed from it continues with batch s.
@@ -7,16 +7,32 @@ exactly the batches 0 ... s - 1, and a run resumed from it continues with batch 
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from mae_jax.data.resolutions import size_at
+from mae_jax.objectives.objective import Objective
+from mae_jax.runtime.console import say
+from mae_jax.runtime.errors import UserError
+from mae_jax.runtime.memory import bytes_on_a_device, check_memory
+from mae_jax.runtime.mesh import create
+from mae_jax.runtime.processes import from_main, sum_of_all
+from mae_jax.runtime.seeds import make_key
 from mae_jax.runtime.signals import Stopped, StopSignal
 from mae_jax.runtime.timing import Profiler, Startup
-from mae_jax.training.step import TrainState, TrainStep
+from mae_jax.training.plan import compile_plan, describe_plan, make_plan, make_train_key
+from mae_jax.training.step import TrainState, TrainStep, start_from
 from mae_jax.workdir.checkpoints import Checkpoints
-from mae_jax.workdir.reporting import Reporter
+from mae_jax.workdir.folder import keep_earlier_result, keep_earlier_run
+from mae_jax.workdir.metrics import Writers
+from mae_jax.workdir.reporting import Reporter, provenance
+from mae_jax.workdir.writing import finite_or_null, read_object, write_json
 
 MAX_STEPS_AHEAD = 2
 CHECKED = ("loss", "grad_norm")
@@ -60,20 +76,12 @@ def train(
 ) -> TrainState:
     """Trains from `state` to `total_steps` with the batches from its step on; saves and returns the last state.
 
-    Reports the first step, the last, and multiples of `log_every_steps`. Evaluates at multiples of
-    `evaluate_every_steps` before the last step.
-
-    Raises:
-      NonFiniteLoss: at a report of a step that is not finite and not skipped. No later state is saved, and a checkpoint
-        without a finite loss so far is set aside.
-      Stopped: after a signal, once the state is on disk.
-      NotSaved: if a checkpoint cannot be saved.
+    Raises NonFiniteLoss at a report of a step that is not finite and not skipped (no later state is saved, a checkpoint
+    without a finite loss so far is set aside); Stopped after a signal, once the state is on disk; NotSaved.
     """
     step = start_step = int(state.step)
     pending = []  # (step, scalars on the device) not yet checked
-    # The newest state that came from a finite loss. Whether it gives a finite loss is not known yet; later states are
-    # not saved.
-    unproven = step
+    unproven = step  # the newest state that came from a finite loss, and may not give one; later ones are not saved
     waited, clock, clock_step = 0.0, time.perf_counter(), step
     skipped = int(state.skipped)
 
@@ -119,8 +127,7 @@ def train(
                             reporter.scalars(step, scores, prefix="eval/")
                 stopping = stop.received  # read only once, so that the state is saved before stopping
                 if (save_due or stopping) and unproven == step:
-                    seconds = checkpoints.save(step, state)
-                    if seconds is not None:
+                    if seconds := checkpoints.save(step, state):
                         reporter.saved(step, seconds)
                 if stopping:
                     checkpoints.wait()
@@ -160,3 +167,88 @@ def train(
         checkpoints.wait()
     stop.look()  # a signal may have come while the last checkpoint was written
     return state
+
+
+def run_training(
+    config: ConfigDict, workdir: Path, stop: StopSignal, objective: Objective, mesh: Mesh, startup: Startup
+) -> None:
+    """Trains by `config`, from the newest checkpoint if any. UserError before compiling; see also `train`."""
+    plan = make_plan(config, objective, mesh)
+    total_steps = plan.total_steps
+
+    # Find out where the run stands.
+    described = config.to_dict() | {"num_train_examples": objective.num_train} | objective.facts
+    checkpoints = Checkpoints(workdir, config.checkpoint, described)
+    saved_step = checkpoints.newest_whole()
+    start_step = saved_step or 0
+    changed = {} if saved_step is None else checkpoints.changed_settings(saved_step)
+    if start_step > total_steps:
+        raise UserError(
+            f"{workdir} is at step {start_step} already, beyond the {total_steps} steps of this command; "
+            f"raise train.steps or train.epochs, or choose another --workdir"
+        )
+    if start_step == total_steps and from_main(read_object(workdir / "result.json") is not None):
+        say(f"{workdir} is finished: all {total_steps} steps are done, result.json has the numbers")
+        return
+    if saved_step is None:
+        starting_values = objective.start()
+        keep_earlier_run(workdir)
+    else:
+        keep_earlier_result(workdir, saved_step)
+
+    # Describe the run.
+    write_json(workdir / "config.json", config.to_dict() | provenance())
+    say(f"{config.data.name} -> {workdir}", *describe_plan(config, objective, mesh, plan))
+    for key, (then, now) in changed.items():
+        say(f"  changed   {key} was {then!r} up to step {start_step}, is now {now!r}")
+
+    # Create the state and the first batches while the step compiles, which leaves a core free.
+    check_memory(bytes_on_a_device(plan.abstract), mesh)
+    key = make_train_key(config.seed, mesh)
+    compiler = ThreadPoolExecutor(1)
+    compiling = compiler.submit(compile_plan, plan, objective, start_step, key, mesh)
+    compiler.shutdown(wait=False)
+    if saved_step is not None:
+        state = checkpoints.restore(saved_step, plan.abstract)
+        say(f"going on from checkpoint {saved_step}")
+    else:
+        with startup.phase("compile"):
+            state = create(plan.init, make_key(config.seed, "init"), mesh)
+        state = start_from(state, starting_values) if starting_values else state
+        del starting_values
+    flops = {stage.image_size: objective.train_flops(stage.image_size) for stage in plan.stages}
+    reporter = Reporter(
+        workdir, Writers(workdir, config.to_dict(), start_step), start_step=start_step, total_steps=total_steps,
+        batch_size=config.data.batch_size,
+        flops_per_image=lambda step: flops[size_at(plan.stages, step)],
+    )  # fmt: skip
+    profiler = Profiler(workdir / "profile", config.train.profile_steps, start_step)
+    with contextlib.closing(checkpoints), contextlib.closing(reporter), contextlib.closing(profiler):
+        with startup.phase("data"):
+            batches = objective.batches(state, range(start_step, total_steps), plan.stages)
+        with contextlib.closing(batches):
+            with startup.phase("compile"):
+                step_fn, lines = compiling.result()
+            reporter.line(*lines)
+            state = train(
+                state, step_fn, batches, key,
+                total_steps=total_steps, log_every_steps=config.train.log_every_steps,
+                evaluate=lambda state: objective.evaluate(state, reporter),
+                evaluate_every_steps=config.evaluate.every_steps,
+                checkpoints=checkpoints, reporter=reporter, profiler=profiler, stop=stop, startup=startup,
+            )  # fmt: skip
+        if line := checkpoints.summary():
+            reporter.line(line)
+
+        # Measure the result.
+        scores = objective.evaluate(state, reporter)
+        check_evaluation(scores, total_steps, total_steps, checkpoints)
+        if reporter.has_evaluation(total_steps):  # the run was killed after the report
+            reporter.draw_curves()
+        else:
+            reporter.scalars(total_steps, scores, prefix="eval/")
+        result, lines = objective.result(state, scores)
+        write_json(workdir / "result.json", finite_or_null({"step": total_steps} | result))
+        if replaced := sum_of_all(len(batches.bad_images)):  # since the last start
+            lines.append(f"{replaced} images could not be read and were replaced; the log names them")
+        reporter.line(*lines)

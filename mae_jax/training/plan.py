@@ -1,6 +1,5 @@
 """Plans a run from its settings, describes it, and compiles its step, also for devices that this machine lacks."""
 
-import contextlib
 import functools
 import importlib.util
 import math
@@ -19,13 +18,7 @@ from mae_jax.objectives.objective import Objective, Variables
 from mae_jax.runtime.console import si
 from mae_jax.runtime.errors import UserError, first_line
 from mae_jax.runtime.memory import LESS, MIB, bytes_on_a_device, check_memory
-from mae_jax.runtime.mesh import (
-    all_devices,
-    batch_sharding,
-    check_cpu_devices,
-    compiler_options,
-    replicated,
-)
+from mae_jax.runtime.mesh import all_devices, batch_sharding, check_cpu_devices, compiler_options, replicated
 from mae_jax.runtime.seeds import make_key
 from mae_jax.settings.fields import INT32_MAX
 from mae_jax.training.optimizers import fit_warmup, make_optimizer, make_schedule, peak_learning_rate
@@ -76,9 +69,8 @@ def describe_plan(config: ConfigDict, objective: Objective, mesh: Mesh, plan: Pl
             f"({si(objective.train_flops(stage.image_size))}FLOP an image)"
             for stage, end in zip(plan.stages, ends, strict=True)
         )
-    peak = peak_learning_rate(optimizer, data.batch_size)
-    rate = f"peak rate {peak:.3g}, warm-up {plan.warmup_steps:,} steps, then {optimizer.schedule}"
-    rows["schedule"] = f"{optimizer.name}, {rate}"
+    rate = f"{optimizer.name}, peak rate {peak_learning_rate(optimizer, data.batch_size):.3g}"
+    rows["schedule"] = f"{rate}, warm-up {plan.warmup_steps:,} steps, then {optimizer.schedule}"
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     processes = f"{jax.process_count()} process{'es' * (jax.process_count() > 1)}"
     rows["mesh"] = f"{axes} ({len(devices)} x {devices[0].device_kind}, {processes})"
@@ -105,10 +97,9 @@ def compile_plan(
             which = f"of {size[0]} x {size[1]} pixels "
         start = time.perf_counter()
         compiled[size] = step = compile_train_step(plan.step_fn, plan.abstract, batch, key, mesh)
-        need = memory_in_bytes(step)
+        need, seconds = memory_in_bytes(step), time.perf_counter() - start
         check_memory(need, mesh)
-        text = "" if need is None else f", needs {need / MIB:,.0f} MiB per device"
-        lines.append(f"  step      {which}compiled in {time.perf_counter() - start:.1f} s{text}")
+        lines.append(f"  step      {which}compiled in {seconds:.1f} s, needs {need / MIB:,.0f} MiB per device")
 
     def step_of_size(state: TrainState, batch: dict, key: jax.Array) -> tuple[TrainState, dict]:
         return compiled[batch["image"].shape[1:3]](state, batch, key)
@@ -136,13 +127,11 @@ def compile_train_step(
         raise UserError(f"the step does not fit into {kind} ({first_line(error)}); {LESS}") from error
 
 
-def memory_in_bytes(compiled: jax.stages.Compiled) -> int | None:
-    """Bytes on one device for the compiled step: state, batch and temporaries; None if unknown."""
-    analysis = compiled.memory_analysis()
-    if analysis is None:
-        return None
-    sizes = analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes
-    return sizes - analysis.alias_size_in_bytes
+def memory_in_bytes(compiled: jax.stages.Compiled) -> int:
+    """Bytes on one device for the compiled step: state, batch and temporaries."""
+    found = compiled.memory_analysis()
+    sizes = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
+    return sizes - found.alias_size_in_bytes
 
 
 def describe_cost(
@@ -163,31 +152,21 @@ def describe_cost(
 
 
 def devices_for(topology: str | None) -> list[jax.Device]:
-    """The devices to compile for, which may be unable to run programs. Call it before JAX starts.
+    """The devices to compile for: "cpu:64" (emulated), a TPU slice such as "v5p:4x4x4", or None for those here.
 
-    A topology is "cpu:64" for 64 emulated devices, or a TPU slice by generation and shape, such as "v5e:4x8" or
-    "v5p:4x4x4", which needs libtpu (`pip install jax[tpu]`) but no TPU and no network; None: this machine's devices.
+    A slice needs libtpu, and its devices cannot run programs. Call it before JAX starts.
     """
     if topology is None:
         return all_devices()
-    generation, _, shape = topology.partition(":")
     size = r"[1-9]\d{0,5}"
     if not re.fullmatch(rf"cpu:\d+|v\w+:{size}(x{size}){{0,2}}", topology):
         raise UserError(f"topology {topology!r} is neither cpu:COUNT nor a TPU slice such as v5e:4x8 or v5p:4x4x4")
     jax.config.update("jax_platforms", "cpu")
-    return _cpus(int(shape)) if generation == "cpu" else _tpus(topology, [int(side) for side in shape.split("x")])
-
-
-def _cpus(count: int) -> list[jax.Device]:
-    check_cpu_devices("topology cpu:", count)
-    with contextlib.suppress(RuntimeError):  # JAX has started
-        jax.config.update("jax_num_cpu_devices", count)
-    if len(jax.devices()) < count:
-        raise UserError(f"topology cpu:{count}: JAX has started with {len(jax.devices())} devices; start a new process")
-    return jax.devices()[:count]
-
-
-def _tpus(topology: str, sides: list[int]) -> list[jax.Device]:
+    sides = [int(side) for side in topology.split(":")[1].split("x")]
+    if topology.startswith("cpu:"):
+        check_cpu_devices("topology cpu:", sides[0])
+        jax.config.update("jax_num_cpu_devices", sides[0])
+        return jax.devices()
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(f'topology {topology} needs libtpu, but no TPU: pip install "jax[tpu]"')
     # Without these, libtpu outside the cloud looks for a metadata server.

@@ -43,7 +43,6 @@ TrainStep = Callable[[TrainState, dict, jax.Array], tuple[TrainState, dict]]
 def make_init(
     init_variables: Callable[[jax.Array], Variables],
     optimizer: optax.GradientTransformation,
-    *,
     keep_average: bool = False,
 ) -> StateInit:
     def init(key: jax.Array) -> TrainState:
@@ -85,9 +84,8 @@ def make_train_step(
 ) -> TrainStep:
     """A pure function (state, batch [B, ...], key) -> (state, scalars).
 
-    Example b of step s has the key split(fold_in(key, s), B)[b] on any number of parts and devices. The scalar `finite`
-    says whether the new state is finite, whatever the loss. `loss_fn` gets one device's rows of one of
-    `accumulate_steps` parts of a batch; if it mixes pairs, rows 2i and 2i + 1 stay together.
+    Example b of step s has the key split(fold_in(key, s), B)[b]. The scalar `finite`: the new state is finite, whatever
+    the loss. `loss_fn` gets a device's rows of a part of a batch; if it mixes pairs, rows 2i and 2i + 1 stay together.
     """
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     if accumulate_steps > 1:

@@ -1,7 +1,4 @@
-"""Checkpoints of the complete training state, by Orbax: written in the background, atomically, with checksums.
-
-If a checkpoint is damaged, the one before it is used. A failed save, most often on a full disk, ends the run.
-"""
+"""Checkpoints of the complete training state, by Orbax: written in the background, atomically, with checksums."""
 
 import contextlib
 import errno
@@ -45,10 +42,7 @@ class _Manager(ocp.CheckpointManager):
 
 
 class Checkpoints:
-    """The checkpoints/ folder of a workdir, with a folder for each saved step.
-
-    That one holds the state's non-empty trees (params, opt_state, frozen, ...), `about` (step, config) and checksums.
-    """
+    """The folder checkpoints/: for each step its non-empty trees, `about` (step, config) and checksums."""
 
     def __init__(self, workdir: Path, settings: ConfigDict, config: dict[str, Any]):
         self._settings, self._config = settings, config
@@ -71,11 +65,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def newest_whole(self) -> int | None:
-        """The newest step whose checkpoint is undamaged; None if there is no checkpoint.
-
-        Moves newer, damaged ones to checkpoints_set_aside/ and says so. UserError, before anything is moved, if all are
-        damaged or the settings do not fit.
-        """
+        """The newest undamaged step; moves damaged ones to checkpoints_set_aside/ if an earlier one fits."""
         damaged: dict[int, str] = {}
         for step in from_main(sorted(self._manager.all_steps(), reverse=True)):
             about = from_main(self._read_about(step))
@@ -120,15 +110,12 @@ class Checkpoints:
     def due(self, step: int) -> bool:
         return step > 0 and step % self._settings.every_steps == 0
 
-    def save(self, step: int, state: State) -> float | None:
-        """Starts saving, and returns once the state has been copied and may change.
-
-        Returns the seconds that this took; None if the step is saved already. NotSaved if this or the last save fails.
-        """
+    def save(self, step: int, state: State) -> float:
+        """Starts saving; returns the seconds until the state may change, 0 if it is saved already."""
         start = time.perf_counter()
         self.wait()
         if step == self.latest_step():
-            return None
+            return 0
         trees = _items(state)
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         about = {"step": step, "skipped": int(state.skipped), "layout": LAYOUT, "config": self._config}
@@ -240,10 +227,7 @@ def check_fits(saved: dict, config: dict, name: str) -> None:
 
 
 def write_checksums(folder: Path) -> None:
-    """Writes the digests of all files in a complete folder, in process 0.
-
-    `sha256sum --check` can read them. The last line, a comment, is the digest of the lines before it.
-    """
+    """Writes a folder's digests for `sha256sum --check`; the last, a comment, is that of the lines before."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and CHECKSUMS not in path.name]
     with ThreadPoolExecutor(THREADS) as pool:
         pairs = zip(pool.map(_digest, files), files, strict=True)

@@ -35,11 +35,7 @@ IMPOSSIBLE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOSPC, errno.
 
 @contextlib.contextmanager
 def locked(workdir: Path, name: str = LOCK, wait: bool = False) -> Iterator[None]:
-    """A context in which no other run can use the workdir (or a part, by `name`); process 0 holds the lock.
-
-    If another run holds it, waits or raises UserError with its process, host and start. The system releases the
-    lock however the process ends; reader processes do not inherit it.
-    """
+    """A context in which no other run uses the workdir (or a part, `name`): waits for it, or UserError."""
     file = None
     if is_main():
         try:
@@ -117,15 +113,6 @@ def check_paths(workdir: Path) -> None:
             raise UserError(f"{path} is a link, which a run does not follow: remove it, or choose another --workdir")
         if path.exists() and not right:
             raise UserError(f"{path} is not a {kind}, as a run needs: move it away, or choose another --workdir")
-
-
-def check_not_beyond(workdir: Path, step: int, total_steps: int) -> None:
-    """Raises UserError if the run in a workdir is already beyond the last step of this command."""
-    if step > total_steps:
-        raise UserError(
-            f"{workdir} is at step {step} already, beyond the {total_steps} steps of this command; "
-            f"raise train.steps or train.epochs, or choose another --workdir"
-        )
 
 
 def keep_earlier_run(workdir: Path) -> None:

@@ -98,24 +98,17 @@ class JsonLines(MetricWriter):
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The intact lines of a metrics.jsonl; empty if there is no file."""
-    return [line for _, line in _parse(path) if line]
-
-
-def _parse(path: Path) -> list[tuple[bytes, dict[str, Any] | None]]:
-    """Each line of a metrics.jsonl with its object; None if it is damaged."""
-    texts = path.read_bytes().splitlines() if path.is_file() else []
-    lines = ((text, parse_object(text) or {}) for text in texts)
-    return [(text, line if type(line.get("step")) is int else None) for text, line in lines]
+    lines = [parse_object(text) or {} for text in path.read_bytes().splitlines()] if path.is_file() else []
+    return [line for line in lines if type(line.get("step")) is int]
 
 
 def cut_metrics(path: Path, step: int) -> None:
     """Removes damaged lines from a metrics.jsonl, and those after `step`, which the run repeats."""
-    lines = _parse(path)
-    if damaged := sum(line is None for _, line in lines[:-1]):  # the last one may be incomplete
-        say(f"{path}: {damaged} of {len(lines)} lines are damaged and left out")
-    if lines:
-        kept = [text + b"\n" for text, line in lines if line is not None and line["step"] <= step]
-        write_atomically(path, b"".join(kept))
+    if path.is_file():
+        lines, count = read_metrics(path), path.read_bytes().count(b"\n")  # without a last one that is incomplete
+        if count > len(lines):
+            say(f"{path}: {count - len(lines)} of {count} lines are damaged and left out")
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step))
 
 
 @WRITERS.register("tensorboard")

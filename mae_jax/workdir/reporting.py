@@ -28,7 +28,7 @@ PANELS = {
         "eval/top1": "top-1", "eval/top5": "top-5", "eval/linear_probe/top1": "linear probe", "eval/knn/top1": "k-NN"
     },
 }  # fmt: skip
-EARLY = 0.1  # share of the steps whose losses the axis ignores
+EARLY = 0.1  # share of the steps whose losses the axis ignores: they are high and would flatten the rest
 Curves = dict[str, list[tuple[int, float]]]  # name in the legend -> (step, value)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "pillow")
 
@@ -72,10 +72,8 @@ class Reporter:
         if step > self._start_step + 1 and not self._length_told:  # the first step alone is slower
             self._length_told = True
             if seconds_left > LONG and jax.default_backend() == "cpu":
-                told = (
-                    f"this run will take {seconds_left / 3600:,.0f} more hours on a CPU: configs/small_photos.py has "
-                )
-                say(told + "sizes that suit one, and fewer train.epochs shorten any run")
+                hours = f"this run will take {seconds_left / 3600:,.0f} more hours on a CPU"
+                say(f"{hours}: configs/small_photos.py has sizes that suit one, and fewer train.epochs shorten any run")
 
     def scalars(self, step: int, scalars: dict[str, float], prefix: str = "") -> None:
         """Reports further scalars as prefix + name; scores stay in the progress line, evaluations redraw curves."""
@@ -149,17 +147,12 @@ def draw(panels: dict[str, Curves]) -> np.ndarray:
         axes.ticklabel_format(axis="y", useOffset=False)
         axes.grid(alpha=0.3)
         if title == "loss":
-            axes.set_ylim(*_loss_limits(curves))
+            points = [point for points in curves.values() for point in points]
+            begin = EARLY * max(step for step, _ in points)
+            losses = [loss for step, loss in points if step >= begin]
+            margin = 0.05 * (max(losses) - min(losses) or abs(max(losses)) or 1)
+            axes.set_ylim(min(losses) - margin, max(losses) + margin)
         if list(curves) != [title]:
             axes.legend()
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def _loss_limits(curves: Curves) -> tuple[float, float]:
-    """The range of the loss axis, without the first steps: their high losses would flatten the rest."""
-    points = [point for points in curves.values() for point in points]
-    begin = EARLY * max(step for step, _ in points)
-    values = [value for step, value in points if step >= begin]
-    margin = 0.05 * (max(values) - min(values)) or 0.05 * abs(max(values)) or 0.05
-    return min(values) - margin, max(values) + margin

@@ -256,10 +256,13 @@ REFUSED = {
         dict(decoder_attention="cross", encoder_mask_tokens=True),
         "model.decoder_attention=cross attends to visible patches alone: set model.encoder_mask_tokens=False",
     ),
-    "prediction of self": (dict(prediction_ratio=0.25), "model.prediction_ratio=0.25 is for .*=cross .* or .*=None"),
+    "prediction of self": (
+        dict(prediction_ratio=0.25),
+        "model.prediction_ratio=0.25 of .* with .*=cross .* no ratio",
+    ),
     "prediction of all": (
         dict(decoder_attention="cross", loss_patches="all", prediction_ratio=0.25),
-        "model.prediction_ratio=0.25 is for .* with model.loss_patches=hidden",
+        "model.prediction_ratio=0.25 of .* with .* and model.loss_patches=hidden",
     ),
     "too many predicted": (
         dict(decoder_attention="cross", prediction_ratio=0.75),

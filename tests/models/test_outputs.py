@@ -11,7 +11,7 @@ from flax import nnx
 
 from mae_jax.data.processor import Processor
 from mae_jax.models.classifier import ClassifierConfig, init_classifier, make_bind_classifier
-from mae_jax.models.encoder_decoder import Encoder
+from mae_jax.models.encoder import Encoder
 from mae_jax.models.mae import MAEConfig, make_bind
 from mae_jax.models.patches import patchify
 from mae_jax.models.positions import sincos_table

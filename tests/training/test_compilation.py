@@ -86,7 +86,7 @@ class Fake:
         return self._call(state, batch, key)
 
     def memory_analysis(self):
-        return None
+        return jax.jit(lambda: 0).lower().compile().memory_analysis()
 
 
 def test_the_loss_of_a_step_of_small_images_is_that_of_a_model_of_their_size():

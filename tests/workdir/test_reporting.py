@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mae_jax.runtime.errors import UserError
 from mae_jax.workdir import reporting
-from mae_jax.workdir.folder import check_not_beyond, keep_earlier_result
+from mae_jax.workdir.folder import keep_earlier_result
 from mae_jax.workdir.metrics import Writers
 from mae_jax.workdir.reporting import Reporter, provenance
 from mae_jax.workdir.writing import write_json
@@ -145,14 +144,6 @@ def test_the_result_of_a_run_that_is_made_longer_is_kept_under_another_name(tmp_
     keep_earlier_result(tmp_path, 10)
     assert json.loads((tmp_path / "result.10.json").read_text()) == {"step": 10}, "an older one stays"
     assert json.loads((tmp_path / "result.10.1.json").read_text()) == {"step": 10, "again": True}
-
-
-def test_a_run_beyond_the_steps_that_are_asked_for_is_refused_and_its_result_stays(tmp_path):
-    write_json(tmp_path / "result.json", {"step": 10})
-    with pytest.raises(UserError, match="step 10 already, beyond the 5 steps"):
-        check_not_beyond(tmp_path, 10, 5)
-    check_not_beyond(tmp_path, 10, 10)
-    assert (tmp_path / "result.json").exists()
 
 
 def test_the_provenance_names_python_and_every_package_that_decides_numbers():
