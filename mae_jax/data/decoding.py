@@ -4,11 +4,11 @@ import contextlib
 import io
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from mae_jax.data.files import FORMATS
 from mae_jax.data.transforms import Box, Picture, Range, Size
@@ -50,11 +50,6 @@ class BadImage(ValueError):
     """A picture that cannot be used. The message says why; the caller adds the name."""
 
 
-def decode(data: bytes | np.ndarray, channels: int, max_pixels: int, value_range: Range | None = None) -> np.ndarray:
-    """The whole picture as uint8 [h, w, channels]; see `open_picture`."""
-    return open_picture(data, channels, max_pixels, value_range).whole()
-
-
 def open_picture(data: bytes | np.ndarray, channels: int, max_pixels: int, value_range: Range | None = None) -> Picture:
     """Opens a picture; its pixels are decoded on demand.
 
@@ -72,7 +67,7 @@ def open_picture(data: bytes | np.ndarray, channels: int, max_pixels: int, value
         raise UserError(f"encoded pictures have 1 or 3 channels, but model.channels={channels}: set it to 3")
     if not data:
         raise BadImage("the file is empty")
-    with _naming_the_damage(data):
+    with _naming_the_damage():
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
         if picture.width * picture.height > max_pixels:
             raise BadImage(f"{picture.width} x {picture.height} pixels are more than data.max_pixels={max_pixels}")
@@ -143,8 +138,8 @@ class Encoded(Picture):
 
 
 @contextlib.contextmanager
-def _naming_the_damage(data: bytes = b"") -> Iterator[None]:
-    """Turns any error from a picture (`data` is its file) into a BadImage."""
+def _naming_the_damage() -> Iterator[None]:
+    """Turns any error from a picture into a BadImage."""
     try:
         yield
     except BadImage:
@@ -152,7 +147,7 @@ def _naming_the_damage(data: bytes = b"") -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise BadImage(f"absurdly large: {error}") from error
     except Image.UnidentifiedImageError as error:
-        raise BadImage(_describe_unknown(data)) from error
+        raise BadImage(f"not a picture in any of the formats {', '.join(FORMATS)}, or of a kind {_NOT_READ}") from error
     except Exception as error:  # on damaged files, Pillow raises almost anything
         raise BadImage(f"damaged: {str(error) or type(error).__name__}") from error
 
@@ -283,20 +278,6 @@ def _low_bytes(data: bytes) -> np.ndarray:
     return np.asarray(picture)
 
 
-def _describe_unknown(data: bytes) -> str:
-    """What a file that Pillow cannot open holds, if it is a TIFF with readable tags."""
-    with contextlib.suppress(Exception):  # on damaged files, Pillow raises almost anything
-        stream, tags = io.BytesIO(data), ImageFileDirectory_v2(data[:16] if b"+" in data[2:4] else data[:8])
-        stream.seek(tags.next)
-        tags.load(stream)
-        if _PHOTOMETRIC in tags:
-            return f"{_describe(tags)}, {_NOT_READ}"
-    return f"not a picture in any of the formats {', '.join(FORMATS)}"
-
-
-def _describe(tags: ImageFileDirectory_v2) -> str:
+def _describe(tags: Mapping[int, Any]) -> str:
     bits, kind = max(tags.get(_BITS, (1,))), _KINDS.get(tags.get(_SAMPLE_FORMAT, (1,))[0], "")
-    samples = tags.get(_SAMPLES, 1)
-    white = ", of which 0 is white" if tags.get(_PHOTOMETRIC) == 0 else ""
-    planes = ", plane by plane" if samples > 1 and tags.get(_PLANAR) == 2 else ""
-    return f"a TIFF of {samples} x {bits}-bit {kind}numbers a pixel{white}{planes}"
+    return f"a TIFF of {tags.get(_SAMPLES, 1)} x {bits}-bit {kind}numbers a pixel"

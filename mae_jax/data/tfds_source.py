@@ -1,13 +1,11 @@
 """A data set of TensorFlow Datasets as a source, read without TensorFlow."""
 
-import contextlib
 import difflib
 import errno
-import logging
 import os
 import pickle
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -31,39 +29,38 @@ class TfdsSource(Source):
     """
 
     def __init__(self, split: str, data: ConfigDict, image_size: Size, channels: int):
-        name, setting, split = data.name, f"data.{split}_split", data[f"{split}_split"]
-        with _quiet():
-            import tensorflow_datasets as tfds  # imported here: runs on other data need not wait for it
+        import tensorflow_datasets as tfds  # imported here: runs on other data need not wait for it
 
-            builder = _make_builder(tfds, name, data.path)
-            features = builder.info.features
-            supervised = builder.info.supervised_keys or ()
-            self._image_key = _choose(features, tfds.features.Image, (*supervised, "image"))
-            self._label_key = _choose(features, tfds.features.ClassLabel, (*supervised, "label"))
-            if self._image_key is None:
-                raise UserError(f"data.name={name}: it has no images, only {', '.join(features)}")
-            if not builder.is_prepared():
-                options = [f"--data_dir={data.path}"] if data.path else []
-                options += ["--manual_dir=FOLDER_OF_THE_ARCHIVES"] if builder.MANUAL_DOWNLOAD_INSTRUCTIONS else []
-                raise UserError(
-                    f"data.name={name} is not prepared in {builder.data_dir}: once, run "
-                    f"{_command('build', name, *options, '--file_format=array_record')}, or set data.path to the "
-                    "data_dir where it is; for a folder of pictures, set data.name=image_folder"
-                )
-            try:
-                decoders = {self._image_key: tfds.decode.SkipDecoding()}
-                self._records = builder.as_data_source(split=split, decoders=decoders)
-            except NotImplementedError as error:  # in a format without random access, such as TFRecord
-                options = [f"--dataset_version_dir={builder.data_dir}", "--out_file_format=array_record"]
-                raise UserError(
-                    f"data.name={name} is prepared in {builder.data_dir} as {builder.info.file_format.value}, which "
-                    f"cannot be read in random order: once, run {_command('convert_format', *options)}"
-                ) from error
-            except ValueError as error:
-                raise UserError(
-                    f"{setting}={split}: {name} has no such split, or it is empty; there are "
-                    f"{', '.join(sorted(builder.info.splits))}, and slices of them such as train[:10%]"
-                ) from error
+        name, setting, split = data.name, f"data.{split}_split", data[f"{split}_split"]
+        builder = _make_builder(tfds, name, data.path)
+        features = builder.info.features
+        supervised = builder.info.supervised_keys or ()
+        self._image_key = _choose(features, tfds.features.Image, (*supervised, "image"))
+        self._label_key = _choose(features, tfds.features.ClassLabel, (*supervised, "label"))
+        if self._image_key is None:
+            raise UserError(f"data.name={name}: it has no images, only {', '.join(features)}")
+        if not builder.is_prepared():
+            options = [f"--data_dir={data.path}"] if data.path else []
+            options += ["--manual_dir=FOLDER_OF_THE_ARCHIVES"] if builder.MANUAL_DOWNLOAD_INSTRUCTIONS else []
+            raise UserError(
+                f"data.name={name} is not prepared in {builder.data_dir}: once, run "
+                f"{_command('build', name, *options, '--file_format=array_record')}, or set data.path to the "
+                "data_dir where it is; for a folder of pictures, set data.name=image_folder"
+            )
+        try:
+            decoders = {self._image_key: tfds.decode.SkipDecoding()}
+            self._records = builder.as_data_source(split=split, decoders=decoders)
+        except NotImplementedError as error:  # in a format without random access, such as TFRecord
+            options = [f"--dataset_version_dir={builder.data_dir}", "--out_file_format=array_record"]
+            raise UserError(
+                f"data.name={name} is prepared in {builder.data_dir} as {builder.info.file_format.value}, which "
+                f"cannot be read in random order: once, run {_command('convert_format', *options)}"
+            ) from error
+        except ValueError as error:
+            raise UserError(
+                f"{setting}={split}: {name} has no such split, or it is empty; there are "
+                f"{', '.join(sorted(builder.info.splits))}, and slices of them such as train[:10%]"
+            ) from error
         height, width, _ = features[self._image_key].shape
         self.picture_size = (height, width) if height and width else None
         label = features[self._label_key] if self._label_key else None
@@ -127,15 +124,3 @@ def _choose(features, feature_type: type, preferred: tuple[str, ...]) -> str | N
 
 def _command(*arguments: str) -> str:
     return f"`pip install tensorflow && {shlex.join(['tfds', *arguments])}`"
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps TFDS's progress notes and warnings out of the log; errors still reach the user."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mae_jax.data.decoding import BadImage, decode
+from mae_jax.data.decoding import BadImage
 from mae_jax.runtime.errors import UserError
+from tests.data.conftest import decode
 
 LIMIT = 10**6
 

@@ -10,10 +10,9 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from mae_jax.data import tfds_source
-from mae_jax.data.decoding import decode
 from mae_jax.data.sources import make_source
 from mae_jax.runtime.errors import UserError
-from tests.data.conftest import picture_bytes
+from tests.data.conftest import decode, picture_bytes
 
 FEATURES = "tensorflow_datasets.core.features."
 IMAGE = {
