@@ -102,27 +102,22 @@ def _can_be_resident(source: Source, data: ConfigDict, channels: int, sizes: Seq
     `sizes` are those of all training images. With fewer `examples` left to train on than pictures, reading all would
     not pay. Raises UserError if `data.on_device=True` is impossible.
     """
-    if data.on_device is False:
+    if data.on_device is False or (data.on_device is None and examples < len(source)):
         return False
-    obstacle = _obstacle(source, data, channels, sizes)
+    size, obstacle = source.picture_size, None
+    if size is None:
+        obstacle = "the pictures are not known to have one size"
+    elif max(itertools.chain(size, *sizes)) > LARGEST_SIDE:
+        obstacle = f"there are pictures with more than {LARGEST_SIDE} pixels a side"
+    elif any(height < size[0] or width < size[1] for height, width in sizes):
+        obstacle = "the pictures are made smaller, which Pillow does in an order of its own"
+    elif len(source) * size[0] * size[1] * channels > LIMIT:
+        obstacle = f"the pictures take more than {LIMIT // 2**20:,} MiB"
+    elif data.crop_rule == "centre" or data.augmentation != "none":
+        obstacle = f"data.crop_rule={data.crop_rule}, data.augmentation={data.augmentation} needs reading one by one"
     if data.on_device and obstacle:
         raise UserError(f"data.on_device=True, but {obstacle}: leave it out")
-    return obstacle is None and bool(data.on_device or examples >= len(source))
-
-
-def _obstacle(source: Source, data: ConfigDict, channels: int, sizes: Sequence[Size]) -> str | None:
-    size = source.picture_size
-    if size is None:
-        return "the pictures are not known to have one size"
-    if max(itertools.chain(size, *sizes)) > LARGEST_SIDE:
-        return f"there are pictures with more than {LARGEST_SIDE} pixels a side"
-    if any(height < size[0] or width < size[1] for height, width in sizes):
-        return "the pictures are made smaller, which Pillow does in an order of its own"
-    if len(source) * size[0] * size[1] * channels > LIMIT:
-        return f"the pictures take more than {LIMIT // 2**20:,} MiB"
-    if data.crop_rule == "centre" or data.augmentation != "none":
-        return f"data.crop_rule={data.crop_rule}, data.augmentation={data.augmentation} needs reading one by one"
-    return None
+    return obstacle is None
 
 
 def read_all(source: Source, data: ConfigDict, channels: int) -> tuple[Arrays, dict[int, str]]:

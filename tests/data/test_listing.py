@@ -40,9 +40,7 @@ def test_a_link_that_leads_nowhere_is_an_error(tmp_path, write_pictures, name):
 def test_a_link_to_itself_is_an_error(tmp_path, write_pictures):
     write_pictures(tmp_path, "cat/1.png")
     (tmp_path / "dog").symlink_to(tmp_path / "dog")
-    with pytest.raises(
-        UserError, match=f"{tmp_path}/dog, a link .*dog, cannot be read: Too many levels of symbolic links"
-    ):
+    with pytest.raises(UserError, match="dog, a link .*dog, cannot be read: Too many levels of symbolic links"):
         list_pictures(tmp_path)
 
 

@@ -115,8 +115,8 @@ def draw_markdown(rows: list[dict[str, Any]], axes: list[Axis], scores: tuple[st
         table.append([*labels, f"{row['train_gflop_per_image']:.3g}", *found, minutes])
     table = [[text.replace("|", "\\|") for text in line] for line in table]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    table.insert(1, ["-" * width for width in widths])
     sides = "<" * len(axes) + ">" * (len(widths) - len(axes))
+    table.insert(1, [f"{':' * (side == '>'):->{width}}" for side, width in zip(sides, widths, strict=True)])
     lines = []
     for line in table:
         cells = (f"{text:{side}{width}}" for text, side, width in zip(line, sides, widths, strict=True))
