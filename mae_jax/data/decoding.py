@@ -18,15 +18,8 @@ from mae_jax.runtime.errors import UserError
 # would do all of the resizing.
 SPARE = 1.5
 
-_TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,  # EXIF 2.3, section 4.6.4
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split()
+_TRANSPOSE = {number: Image.Transpose[name] for number, name in enumerate(_TURNS, 2)}  # EXIF 2.3, section 4.6.4
 
 # Pillow's raw modes that keep all bits -> name for messages, NumPy type.
 _DEEP = {
@@ -55,11 +48,8 @@ def open_picture(data: bytes | np.ndarray, channels: int, max_pixels: int, value
 
     Encoded bytes, for 1 or 3 channels, become what a viewer shows on white paper: turned by the EXIF orientation,
     transparency over white, the first frame of an animation; 1 channel is the luminance (ITU-R 601). Arrays, uint8 [h,
-    w] or [h, w, c], stay as they are, except that grey is repeated to 3 channels and 3 become 1. `value_range` (low,
-    high) gives the values that become 0 and 255, for 8-bit pictures and arrays too; others than 8-bit need it.
-
-    Raises BadImage, perhaps only when pixels are read; before decoding for more than `max_pixels`. Raises UserError if
-    the channels of the data set cannot become `channels`.
+    w] or [h, w, c], only change between 1 and 3 channels. `value_range` (low, high) are the values that become 0 and
+    255; others than 8-bit need it. Raises BadImage, perhaps only when pixels are read, and UserError for channels.
     """
     if isinstance(data, np.ndarray):
         return Picture(_from_array(data, channels, value_range))
@@ -168,14 +158,9 @@ def _from_array(image: np.ndarray, channels: int, value_range: Range | None = No
         return np.repeat(image, 3, axis=2)
     if image.shape[2] == 3 and channels == 1:
         return np.asarray(Image.fromarray(image).convert("L"))[:, :, None]
-    if image.shape[0] in (1, 3, channels) or image.shape[0] < min(image.shape[1:]):
-        raise UserError(
-            f"an array {list(image.shape)} has its channels first, or {image.shape[2]} of them: pictures are "
-            "[h, w, c], as numpy.moveaxis(array, 0, 2) makes them"
-        )
     raise UserError(
-        f"the pictures have {image.shape[2]} channels, but model.channels={channels}: "
-        f"set model.channels to {image.shape[2]}"
+        f"an array {list(image.shape)} has {image.shape[2]} channels, but model.channels={channels}: change that or, "
+        "if its channels are first, make it [h, w, c] by numpy.moveaxis(array, 0, 2)"
     )
 
 
@@ -262,8 +247,6 @@ def _to_eight_bits(picture: Image.Image, name: str, dtype: type, value_range: Ra
             f"{name} with values from {values.min():g} to {values.max():g}; nothing says which are black and white: "
             "set data.value_range=(low, high), which scales every picture alike"
         )
-    if "transparency" in picture.info:
-        raise BadImage(f"{name} with a transparent value, which is not supported: save the picture without it")
     grey = scaled(values, value_range)
     return 255 - grey if getattr(picture, "tag_v2", {}).get(_PHOTOMETRIC) == 0 else grey
 

@@ -1,7 +1,6 @@
 """Batches on the devices: read on the host, or cut out of small pictures that all live on the devices.
 
-In the latter case no device waits for Python. A step's batch equals that of `make_train_batches` bit for bit: order and
-boxes are the same, and Pillow's bicubic filter computes in integers.
+Both are equal bit for bit: order and boxes are the same, and Pillow's bicubic filter computes in integers.
 """
 
 import collections
@@ -36,8 +35,7 @@ _PRECISION = 22  # fractional bits of a coefficient, as in Pillow
 class DeviceBatches(Iterator[dict[str, jax.Array]]):
     """Batches in order, with up to `prefetch` further ones already taken; for `bad_images` see `Batches`.
 
-    `batches` must not wait for the devices. Raises Stopped on `next` if the program was asked to stop and has something
-    to save. `close` closes the `reader`.
+    `batches` must not wait for the devices. Raises Stopped if the program was asked to stop and has something to save.
     """
 
     def __init__(self, batches: Iterator, prefetch: int, reader: Any, bad_images: dict[int, str]):

@@ -224,12 +224,9 @@ def make_train_batches(
 ) -> Batches:
     """Endless batches of shuffled, cropped and augmented pictures.
 
-    Every epoch shows each picture once, in a new order; a batch may span two epochs. `image_size` may be a function of
-    the step. `share` (i, n): only the rows of process i of n. Raises UserError: at once for impossible settings, on
-    `next` for unusable pictures.
-
-    Returns {"image": uint8 [b, h, w, c], "label": int32 [b], "index": int64 [b]} with b = data.batch_size / n. Label
-    and index are those of the picture shown, even if it replaces a bad one.
+    Returns {"image": uint8 [b, h, w, c], "label": int32 [b], "index": int64 [b]} with b = data.batch_size / n for the
+    `share` (i, n). Label and index are those of the picture shown, even if it replaces a bad one. Every epoch shows
+    each picture once, in a new order; a batch may span two. Raises UserError, on `next` for unusable pictures.
     """
     if len(source) < data.batch_size:
         raise UserError(

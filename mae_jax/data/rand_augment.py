@@ -1,7 +1,6 @@
 """RandAugment on the host: random Pillow operations on each picture (Cubuk et al. 2019, arXiv 1909.13719).
 
-The variant is `rand-m9-mstd0.5-inc1` of MAE's fine-tuning recipe: 15 operations whose effect grows with the magnitude,
-which varies a little between operations.
+The variant is `rand-m9-mstd0.5-inc1` of MAE's fine-tuning recipe: all effects grow with the magnitude.
 """
 
 import functools

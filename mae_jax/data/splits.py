@@ -29,10 +29,9 @@ class Splits(NamedTuple):
 def find_splits(root: Path, train_split: str, eval_split: str) -> Splits:
     """Finds the folders for training and evaluation in `root`.
 
-    A setting names a sub-folder: exactly, in another case, or in another usual spelling (`train`, `Training`; `val`,
-    `valid`, `validation`, `eval`; `test`, `testing`). The default "validation" falls back on the test folder. An empty
-    setting means no folder. Raises UserError if two folders fit, if a split is missing though others exist, or if a
-    folder could also be a class.
+    A setting names a sub-folder exactly, in another case, or in another usual spelling; an empty one means no folder.
+    The default "validation" falls back on the test folder. Raises UserError if two folders fit, if a split is missing
+    though others exist, or if a folder could also be a class.
     """
     folders = sub_folders(root)
     train = _find(root, folders, "data.train_split", train_split)
@@ -127,8 +126,7 @@ def hold_out(files: list[str], fraction: float, folder: Path, by_class: bool) ->
 
     `fraction`, in (0, 1], is the share for evaluation. Each class of two or more pictures is on both sides; a single
     picture is for training. (If all classes have only one, they count as one class: pre-training needs no labels.) A
-    hash of the name decides, not data.seed, so no run is evaluated on pictures that an earlier one learned from, and
-    new pictures hardly change the split. Raises UserError for fewer than 2 pictures, unless all are for evaluation.
+    hash of the name decides, so no run is evaluated on pictures that an earlier one learned from.
     """
     if fraction == 1:
         return [], files

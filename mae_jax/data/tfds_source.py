@@ -21,11 +21,9 @@ _LABELS_AT_ONCE = 256  # records read together for their labels: each holds its 
 class TfdsSource(Source):
     """One split of a TFDS data set that was prepared as ArrayRecord; pictures stay encoded.
 
-    Settings: `data.name`, such as "cifar10" or "imagenet2012:5.1.0"; `data.path`, TFDS's data_dir; `data.train_split`
-    or `data.eval_split`, also a slice such as "train[:10%]". The features' types tell picture and label. Among several,
-    TFDS's own choice (`supervised_keys`) comes first, then the names "image" and "label", then the order. Raises
-    UserError for unknown names and splits, without pictures, and for data not prepared (with the command that prepares
-    them).
+    `data.name` is such as "imagenet2012:5.1.0", `data.path` TFDS's data_dir, a split also a slice: "train[:10%]". Of
+    several pictures or labels TFDS's own choice (`supervised_keys`) comes first, then the names "image" and "label",
+    then the order. Raises UserError for what does not exist or is not prepared (with the command that prepares it).
     """
 
     def __init__(self, split: str, data: ConfigDict, image_size: Size, channels: int):
