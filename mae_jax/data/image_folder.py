@@ -94,9 +94,8 @@ class PictureFiles(_Pictures):
 class ImageFolder(_Pictures):
     """Pictures below `data.path`: for training and evaluation as `find_splits` says, or with a share held out.
 
-    Folders of pictures are classes, numbered in the order of their names; their pictures may be at any depth. A folder
-    that holds pictures directly is unlabelled. Evaluation pictures have the labels of training, unless that lacks one
-    of their classes. Raises UserError if nothing is found; NothingToTrainOn if all pictures are for evaluation.
+    Folders of pictures are classes, numbered in the order of their names. Evaluation pictures have the labels of
+    training, unless that lacks one of their classes. Raises UserError; NothingToTrainOn if all are for evaluation.
     """
 
     def __init__(self, split: str, data: ConfigDict, image_size: Size, channels: int, found: _Found | None = None):

@@ -162,13 +162,10 @@ class Labelled(Wrapper):
 
     def __init__(self, source: Source, data: ConfigDict):
         if source.num_classes < 2:
-            setting, remedy = f"data.name={data.name}", "choose labelled data"
-            if data.name == "image_folder":
-                setting = f"data.path={data.path}"
-                remedy = "put those of each class into a folder of its own (train/cat/1.jpg, train/dog/1.jpg, ...)"
             found = "are all of one class" if source.num_classes else "have no labels"
             raise UserError(
-                f"{setting}: the pictures, such as {source.name_of(0)}, {found}, but this task needs classes: {remedy}"
+                f"data.name={data.name}, data.path={data.path}: the pictures, such as {source.name_of(0)}, {found}: "
+                "choose labelled data, or put each class into a folder of its own (train/cat/1.jpg, ...)"
             )
         super().__init__(source)
         with contextlib.suppress(OSError):  # the loader deals with bad pictures

@@ -1,6 +1,5 @@
 """A data set of TensorFlow Datasets as a source, read without TensorFlow."""
 
-import difflib
 import errno
 import os
 import pickle
@@ -13,7 +12,8 @@ from ml_collections import ConfigDict
 
 from mae_jax.data.sources import SOURCES, Source
 from mae_jax.data.transforms import Size
-from mae_jax.runtime.errors import UserError, reason, with_patience
+from mae_jax.runtime.errors import UserError, first_line, reason, with_patience
+from mae_jax.settings.registry import nearest
 
 _LABELS_AT_ONCE = 256  # records read together for their labels: each holds its encoded picture
 
@@ -105,13 +105,10 @@ def _make_builder(tfds, name: str, data_dir: str | None):
     try:
         return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
-        known = (*SOURCES, *tfds.list_builders(with_community_datasets=False))
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"use {', '.join(SOURCES)} or the name of a TFDS data set"
-        raise UserError(f"data.name={name}: there is no such data set; {hint}") from error
+        hint = nearest(name, (*SOURCES, *tfds.list_builders(with_community_datasets=False)))
+        raise UserError(f"data.name={name}: not one of {', '.join(SOURCES)} or a TFDS data set{hint}") from error
     except Exception as error:  # TFDS has no one type for a wrong version, config or spelling, or a missing package
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"data.name={name}: TFDS cannot open it: {lines[-1].strip()}") from error
+        raise UserError(f"data.name={name}: TFDS cannot open it: {first_line(error)}") from error
 
 
 def _choose(features, feature_type: type, preferred: tuple[str, ...]) -> str | None:

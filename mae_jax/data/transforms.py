@@ -115,8 +115,7 @@ def centre_crop(picture: Picture, place: int | None, size: Size, *, eval_crop: f
     """The transform of evaluation: resizes a picture, keeping its aspect, and cuts out the centre.
 
     The resized picture just covers `size / eval_crop` (224 pixels and 0.875: the shorter side becomes 256). If it is
-    more than LONGEST times as long as the aspect asks for, only its middle is resized: 30,000 x 1 pixels would make
-    7,680,000 x 256.
+    more than LONGEST times as long as the aspect asks for, only its middle is resized.
     """
     height = min(picture.height, max(1, LONGEST * picture.width * size[0] // size[1]))
     width = min(picture.width, max(1, LONGEST * picture.height * size[1] // size[0]))

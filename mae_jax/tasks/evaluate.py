@@ -87,8 +87,7 @@ def write_classes(workdir: Path, accuracy: Accuracy, class_names: list[str], tit
 def match_to_classifier(source: Source, weights: Weights, config: ConfigDict) -> tuple[Source, list[str]]:
     """The source with the classifier's labels, and a name for each class of the classifier.
 
-    Classes are matched by name, or by order if the weights come from another program, whose names may be words rather
-    than folders. UserError if the classes do not match.
+    Classes are matched by name, or by order if the weights come from another program and no name agrees.
     """
     num_classes, known, found = config.classifier.num_classes, weights.config.get("class_names"), source.class_names
     foreign = weights.config["data"]["name"] is None
