@@ -209,11 +209,7 @@ def _check_pages(picture: Image.Image) -> None:
 
 
 def deep_type(picture: Image.Image) -> tuple[str, type] | None:
-    """Name and NumPy type of values that are not unsigned 8-bit grey or colours, else None.
-
-    Call it before the file is loaded: afterwards only the mode is left, which says less than the header. Raises
-    BadImage if Pillow changes the values.
-    """
+    """Name and NumPy type of the values of an unloaded picture, None: unsigned 8-bit. BadImage if they are not kept."""
     tags, tile = getattr(picture, "tag_v2", {}), next(iter(getattr(picture, "tile", ())), None)
     codec, args = (tile.codec_name, tile.args) if tile else ("", picture.mode)
     args = args if isinstance(args, tuple) else (args,)

@@ -97,8 +97,7 @@ def evaluation_batch_size(batch_size: int, pictures: int, mesh: Mesh) -> int:
 def _can_be_resident(source: Source, data: ConfigDict, channels: int, sizes: Sequence[Size], examples: int) -> bool:
     """Whether a run's pictures go to the devices: as `data.on_device` says; if unset, where possible and worthwhile.
 
-    `sizes` are those of all training images. With fewer `examples` left to train on than pictures, reading all would
-    not pay. Raises UserError if `data.on_device=True` is impossible.
+    With fewer `examples` left to train on than pictures, reading all would not pay. UserError if it is impossible.
     """
     if data.on_device is False or (data.on_device is None and examples < len(source)):
         return False

@@ -88,8 +88,8 @@ def is_picture_name(name: str) -> bool:
 def describe_unread(unread: Counter[str]) -> str:
     """One line about files that are not pictures; empty if there are none."""
     ranked = sorted(unread.items(), key=lambda item: (-item[1], item[0]))
-    what = "file of a type that is" if unread.total() == 1 else "files of types that are"
-    line = f"{unread.total():,} {what} not read: {first_few([f'{kind} {count:,}' for kind, count in ranked])}"
+    kinds = first_few([f"{kind} {count:,}" for kind, count in ranked])
+    line = f"{unread.total():,} files of types that are not read: {kinds}"
     line += "; pip install pillow-heif reads .heic" if _HEIF & unread.keys() else ""
     return line if unread else ""
 

@@ -141,10 +141,7 @@ class MatchedClasses(Wrapper):
 
 
 def match_classes(source: Source, class_names: Sequence[str], whose: str) -> Source:
-    """The source, its labels renumbered by name to index `class_names`; unchanged if its classes have no names.
-
-    Raises UserError for a class that is not among `class_names`, which the message says are those of `whose`.
-    """
+    """The source, its labels renumbered by name to index `class_names` of `whose`; UserError for any other class."""
     found = source.class_names
     if not found or list(found) == list(class_names):
         return source

@@ -75,10 +75,7 @@ class TfdsSource(Source):
         return {"image": record[self._image_key], "label": int(record[self._label_key]) if self._label_key else -1}
 
     def _read(self, read: Callable[[Any], Any]) -> Any:
-        """read(the records). After an error the next call reopens them: a failed reader never recovers.
-
-        Raises OSError: the system's error that ArrayRecord names, else EBADMSG for a damaged file.
-        """
+        """read(the records), reopened after an error. Raises OSError: ArrayRecord's, or EBADMSG for damage."""
         try:
             return read(self._records)
         except RuntimeError as error:

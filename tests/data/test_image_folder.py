@@ -137,7 +137,7 @@ def test_both_folders_their_counts_and_what_is_not_used_are_told(tmp_path, write
     sources = [open_folder(tmp_path, split) for split in ("train", "eval")]
     assert describe_sources("image_folder", *sources) == [
         f"image_folder: 3 training images in {tmp_path}/Train, 1 evaluation image in {tmp_path}/Val",
-        "1 file of a type that is not read: .heic_ 1",
+        "1 files of types that are not read: .heic_ 1",
         "folders that are not used: Test",
     ]
 
