@@ -146,9 +146,8 @@ def match_classes(source: Source, class_names: Sequence[str], whose: str) -> Sou
     if not found or list(found) == list(class_names):
         return source
     if unknown := [repr(name) for name in found if name not in set(class_names)]:
-        others = f" ({len(unknown):,} such)" if len(unknown) > 1 else ""
         raise UserError(
-            f"the pictures {source.place} have the class {unknown[0]}{others}, which {whose} does not have: it has "
+            f"the pictures {source.place} have the class {first_few(unknown)}, which {whose} does not have: it has "
             f"{first_few(list(map(repr, class_names))) or 'none'}"
         )
     return MatchedClasses(source, class_names)
