@@ -22,7 +22,7 @@ from configs.common import get_config
 from mae_jax.data.decoding import open_picture
 from mae_jax.data.loader import make_train_batches
 from mae_jax.data.sources import Source, make_source
-from mae_jax.data.transforms import CROP_TRIES, Box, crop_draws, random_resized_crop, sample_crops
+from mae_jax.data.transforms import CROP_TRIES, Box, crop_draws, sample_crops
 
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
 AHEAD = 2  # batches that each program reads ahead; torch: each worker
@@ -102,7 +102,8 @@ def draw_box(height: int, width: int, draws: np.ndarray) -> Box:
 
 def our_crop(data: bytes, draws: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """What the library does, as a back-end; only its quality is measured so."""
-    return random_resized_crop(open_picture(data, 3, 10**9), draws[0], size, SCALE, RATIO)
+    picture = open_picture(data, 3, 10**9)
+    return picture.part(draw_box(picture.height, picture.width, draws), size, exact=False)
 
 
 def pillow(data: bytes, draws: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -136,9 +136,8 @@ def mix(data: ConfigDict, keys: jax.Array, images: jax.Array, targets: jax.Array
     """Mixes each example with its partner, by mixup (arXiv 1710.09412) or cutmix (arXiv 1905.04899; `cutmix_boxes`).
 
     Rows 2i and 2i + 1 are partners, so the batch must be even. Both keep the same share lambda ~ Beta(alpha, alpha) of
-    themselves; the key of row 2i decides everything. (The recipe's reference code draws one lambda per batch and pairs
-    row i with row b - 1 - i. One per pair of neighbours keeps results independent of the devices.) Images [b, h, w, c]
-    are normalised; for the targets [b, k] see `soft_targets`.
+    themselves; the key of row 2i decides everything, so results do not depend on the devices. (The reference code draws
+    one lambda per batch.) Images [b, h, w, c] are normalised; for the targets [b, k] see `soft_targets`.
     """
     mixup, cutmix = data.mixup, data.cutmix  # the alphas; 0: off
     if not mixup and not cutmix:

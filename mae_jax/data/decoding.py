@@ -4,11 +4,11 @@ import contextlib
 import io
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from mae_jax.data.files import FORMATS
 from mae_jax.data.transforms import Box, Picture, Range, Size
@@ -18,15 +18,8 @@ from mae_jax.runtime.errors import UserError
 # would do all of the resizing.
 SPARE = 1.5
 
-_TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,  # EXIF 2.3, section 4.6.4
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split()
+_TRANSPOSE = {number: Image.Transpose[name] for number, name in enumerate(_TURNS, 2)}  # EXIF 2.3, section 4.6.4
 
 # Pillow's raw modes that keep all bits -> name for messages, NumPy type.
 _DEEP = {
@@ -50,21 +43,13 @@ class BadImage(ValueError):
     """A picture that cannot be used. The message says why; the caller adds the name."""
 
 
-def decode(data: bytes | np.ndarray, channels: int, max_pixels: int, value_range: Range | None = None) -> np.ndarray:
-    """The whole picture as uint8 [h, w, channels]; see `open_picture`."""
-    return open_picture(data, channels, max_pixels, value_range).whole()
-
-
 def open_picture(data: bytes | np.ndarray, channels: int, max_pixels: int, value_range: Range | None = None) -> Picture:
     """Opens a picture; its pixels are decoded on demand.
 
     Encoded bytes, for 1 or 3 channels, become what a viewer shows on white paper: turned by the EXIF orientation,
     transparency over white, the first frame of an animation; 1 channel is the luminance (ITU-R 601). Arrays, uint8 [h,
-    w] or [h, w, c], stay as they are, except that grey is repeated to 3 channels and 3 become 1. `value_range` (low,
-    high) gives the values that become 0 and 255, for 8-bit pictures and arrays too; others than 8-bit need it.
-
-    Raises BadImage, perhaps only when pixels are read; before decoding for more than `max_pixels`. Raises UserError if
-    the channels of the data set cannot become `channels`.
+    w] or [h, w, c], only change between 1 and 3 channels. `value_range` (low, high) are the values that become 0 and
+    255; others than 8-bit need it. Raises BadImage, perhaps only when pixels are read, and UserError for channels.
     """
     if isinstance(data, np.ndarray):
         return Picture(_from_array(data, channels, value_range))
@@ -72,7 +57,7 @@ def open_picture(data: bytes | np.ndarray, channels: int, max_pixels: int, value
         raise UserError(f"encoded pictures have 1 or 3 channels, but model.channels={channels}: set it to 3")
     if not data:
         raise BadImage("the file is empty")
-    with _naming_the_damage(data):
+    with _naming_the_damage():
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
         if picture.width * picture.height > max_pixels:
             raise BadImage(f"{picture.width} x {picture.height} pixels are more than data.max_pixels={max_pixels}")
@@ -143,8 +128,8 @@ class Encoded(Picture):
 
 
 @contextlib.contextmanager
-def _naming_the_damage(data: bytes = b"") -> Iterator[None]:
-    """Turns any error from a picture (`data` is its file) into a BadImage."""
+def _naming_the_damage() -> Iterator[None]:
+    """Turns any error from a picture into a BadImage."""
     try:
         yield
     except BadImage:
@@ -152,7 +137,7 @@ def _naming_the_damage(data: bytes = b"") -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise BadImage(f"absurdly large: {error}") from error
     except Image.UnidentifiedImageError as error:
-        raise BadImage(_describe_unknown(data)) from error
+        raise BadImage(f"not a picture in any of the formats {', '.join(FORMATS)}, or of a kind {_NOT_READ}") from error
     except Exception as error:  # on damaged files, Pillow raises almost anything
         raise BadImage(f"damaged: {str(error) or type(error).__name__}") from error
 
@@ -173,14 +158,9 @@ def _from_array(image: np.ndarray, channels: int, value_range: Range | None = No
         return np.repeat(image, 3, axis=2)
     if image.shape[2] == 3 and channels == 1:
         return np.asarray(Image.fromarray(image).convert("L"))[:, :, None]
-    if image.shape[0] in (1, 3, channels) or image.shape[0] < min(image.shape[1:]):
-        raise UserError(
-            f"an array {list(image.shape)} has its channels first, or {image.shape[2]} of them: pictures are "
-            "[h, w, c], as numpy.moveaxis(array, 0, 2) makes them"
-        )
     raise UserError(
-        f"the pictures have {image.shape[2]} channels, but model.channels={channels}: "
-        f"set model.channels to {image.shape[2]}"
+        f"an array {list(image.shape)} has {image.shape[2]} channels, but model.channels={channels}: change that or, "
+        "if its channels are first, make it [h, w, c] by numpy.moveaxis(array, 0, 2)"
     )
 
 
@@ -229,11 +209,7 @@ def _check_pages(picture: Image.Image) -> None:
 
 
 def deep_type(picture: Image.Image) -> tuple[str, type] | None:
-    """Name and NumPy type of values that are not unsigned 8-bit grey or colours, else None.
-
-    Call it before the file is loaded: afterwards only the mode is left, which says less than the header. Raises
-    BadImage if Pillow changes the values.
-    """
+    """Name and NumPy type of the values of an unloaded picture, None: unsigned 8-bit. BadImage if they are not kept."""
     tags, tile = getattr(picture, "tag_v2", {}), next(iter(getattr(picture, "tile", ())), None)
     codec, args = (tile.codec_name, tile.args) if tile else ("", picture.mode)
     args = args if isinstance(args, tuple) else (args,)
@@ -267,8 +243,6 @@ def _to_eight_bits(picture: Image.Image, name: str, dtype: type, value_range: Ra
             f"{name} with values from {values.min():g} to {values.max():g}; nothing says which are black and white: "
             "set data.value_range=(low, high), which scales every picture alike"
         )
-    if "transparency" in picture.info:
-        raise BadImage(f"{name} with a transparent value, which is not supported: save the picture without it")
     grey = scaled(values, value_range)
     return 255 - grey if getattr(picture, "tag_v2", {}).get(_PHOTOMETRIC) == 0 else grey
 
@@ -283,20 +257,6 @@ def _low_bytes(data: bytes) -> np.ndarray:
     return np.asarray(picture)
 
 
-def _describe_unknown(data: bytes) -> str:
-    """What a file that Pillow cannot open holds, if it is a TIFF with readable tags."""
-    with contextlib.suppress(Exception):  # on damaged files, Pillow raises almost anything
-        stream, tags = io.BytesIO(data), ImageFileDirectory_v2(data[:16] if b"+" in data[2:4] else data[:8])
-        stream.seek(tags.next)
-        tags.load(stream)
-        if _PHOTOMETRIC in tags:
-            return f"{_describe(tags)}, {_NOT_READ}"
-    return f"not a picture in any of the formats {', '.join(FORMATS)}"
-
-
-def _describe(tags: ImageFileDirectory_v2) -> str:
+def _describe(tags: Mapping[int, Any]) -> str:
     bits, kind = max(tags.get(_BITS, (1,))), _KINDS.get(tags.get(_SAMPLE_FORMAT, (1,))[0], "")
-    samples = tags.get(_SAMPLES, 1)
-    white = ", of which 0 is white" if tags.get(_PHOTOMETRIC) == 0 else ""
-    planes = ", plane by plane" if samples > 1 and tags.get(_PLANAR) == 2 else ""
-    return f"a TIFF of {samples} x {bits}-bit {kind}numbers a pixel{white}{planes}"
+    return f"a TIFF of {tags.get(_SAMPLES, 1)} x {bits}-bit {kind}numbers a pixel"

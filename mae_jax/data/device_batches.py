@@ -1,14 +1,14 @@
 """Batches on the devices: read on the host, or cut out of small pictures that all live on the devices.
 
-In the latter case no device waits for Python. A step's batch equals that of `make_train_batches` bit for bit: order and
-boxes are the same, and Pillow's bicubic filter computes in integers.
+Both are equal bit for bit: order and boxes are the same, and Pillow's bicubic filter computes in integers.
 """
 
 import collections
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mae_jax.data.loader import ENDLESS, Arrays, SizeAt, index_at, make_eval_batches, make_train_batches, places_of
-from mae_jax.data.rand_augment import make_augmentation
 from mae_jax.data.resolutions import Stages, size_at, sizes_from
 from mae_jax.data.sources import Source
 from mae_jax.data.transforms import Size, crop_draws, sample_crops
@@ -34,28 +33,35 @@ _PRECISION = 22  # fractional bits of a coefficient, as in Pillow
 
 
 class DeviceBatches(Iterator[dict[str, jax.Array]]):
-    """The results of `put_fn` for each batch, up to `prefetch` ahead; for `bad_images` see `Batches`."""
+    """Batches in order, with up to `prefetch` further ones already taken; for `bad_images` see `Batches`.
 
-    def __init__(self, batches: Iterator[dict], put_fn: Callable, prefetch: int, bad_images: dict[int, str]):
-        self._batches, self.bad_images = batches, bad_images
-        self._ahead = prefetch_to_device(batches, put_fn, prefetch)
+    `batches` must not wait for the devices. Raises Stopped if the program was asked to stop and has something to save.
+    """
+
+    def __init__(self, batches: Iterator, prefetch: int, reader: Any, bad_images: dict[int, str]):
+        self._batches, self._prefetch, self._reader, self.bad_images = batches, prefetch, reader, bad_images
+        self._ahead = collections.deque()
 
     def __next__(self) -> dict[str, jax.Array]:
-        return next(self._ahead)
+        for batch in self._batches:
+            look()
+            self._ahead.append(batch)
+            if len(self._ahead) > self._prefetch:
+                break
+        if not self._ahead:
+            raise StopIteration
+        return self._ahead.popleft()
 
     def close(self) -> None:
-        self._batches.close()
+        self._reader.close()
 
 
 def on_devices(
     batches: Iterator[dict], mesh: Mesh, prefetch: int, names: Collection[str] | None = None
 ) -> DeviceBatches:
     """Splits each batch over the devices; `names`: only these of its arrays."""
-
-    def send(batch: dict) -> dict:
-        return put_batch({name: batch[name] for name in names or batch}, batch_sharding(mesh))
-
-    return DeviceBatches(batches, send, prefetch, getattr(batches, "bad_images", {}))
+    sent = (put_batch({name: batch[name] for name in names or batch}, batch_sharding(mesh)) for batch in batches)
+    return DeviceBatches(sent, prefetch, batches, getattr(batches, "bad_images", {}))
 
 
 def training_batches(
@@ -68,7 +74,7 @@ def training_batches(
             say(f"  data      reads {len(source):,} pictures, to keep them on the device (data.on_device)")
         pictures, bad_images = read_all(source, data, channels)
         batches = _resident_batches(pictures, data, mesh, names, size_of, steps.start)
-        return DeviceBatches(batches, lambda batch: batch, data.prefetch_batches, bad_images)
+        return DeviceBatches(batches, data.prefetch_batches, batches, bad_images)
     batches = make_train_batches(source, data, size_of, channels, steps.start, process_share(mesh))
     return on_devices(batches, mesh, data.prefetch_batches, names)
 
@@ -88,49 +94,27 @@ def evaluation_batch_size(batch_size: int, pictures: int, mesh: Mesh) -> int:
     return -(-min(batch_size, pictures) // parts) * parts
 
 
-def prefetch_to_device(batches: Iterator, put_fn: Callable, size: int) -> Iterator:
-    """Yields put_fn(batch) in order, with up to `size` further batches already sent to the device.
-
-    `put_fn` must return before the copy is complete, as `jax.device_put` does. Raises Stopped instead of yielding if
-    the program was asked to stop and has something to save.
-    """
-    queue = collections.deque()
-    for batch in batches:
-        look()
-        queue.append(put_fn(batch))
-        if len(queue) > size:
-            yield queue.popleft()
-    while queue:
-        yield queue.popleft()
-
-
 def _can_be_resident(source: Source, data: ConfigDict, channels: int, sizes: Sequence[Size], examples: int) -> bool:
     """Whether a run's pictures go to the devices: as `data.on_device` says; if unset, where possible and worthwhile.
 
-    `sizes` are those of all training images. With fewer `examples` left to train on than pictures, reading all would
-    not pay. Raises UserError if `data.on_device=True` is impossible.
+    With fewer `examples` left to train on than pictures, reading all would not pay. UserError if it is impossible.
     """
-    if data.on_device is False:
+    if data.on_device is False or (data.on_device is None and examples < len(source)):
         return False
-    obstacle = _obstacle(source, data, channels, sizes)
+    size, obstacle = source.picture_size, None
+    if size is None:
+        obstacle = "the pictures are not known to have one size"
+    elif max(itertools.chain(size, *sizes)) > LARGEST_SIDE:
+        obstacle = f"there are pictures with more than {LARGEST_SIDE} pixels a side"
+    elif any(height < size[0] or width < size[1] for height, width in sizes):
+        obstacle = "the pictures are made smaller, which Pillow does in an order of its own"
+    elif len(source) * size[0] * size[1] * channels > LIMIT:
+        obstacle = f"the pictures take more than {LIMIT // 2**20:,} MiB"
+    elif data.crop_rule == "centre" or data.augmentation != "none":
+        obstacle = f"data.crop_rule={data.crop_rule}, data.augmentation={data.augmentation} needs reading one by one"
     if data.on_device and obstacle:
         raise UserError(f"data.on_device=True, but {obstacle}: leave it out")
-    return obstacle is None and bool(data.on_device or examples >= len(source))
-
-
-def _obstacle(source: Source, data: ConfigDict, channels: int, sizes: Sequence[Size]) -> str | None:
-    size = source.picture_size
-    if size is None:
-        return "the pictures are not known to have one size"
-    if max(itertools.chain(size, *sizes)) > LARGEST_SIDE:
-        return f"there are pictures with more than {LARGEST_SIDE} pixels a side"
-    if any(height < size[0] or width < size[1] for height, width in sizes):
-        return "the pictures are made smaller, which Pillow does in an order of its own"
-    if len(source) * size[0] * size[1] * channels > LIMIT:
-        return f"the pictures take more than {LIMIT // 2**20:,} MiB"
-    if data.crop_rule == "centre" or make_augmentation(data, channels):
-        return f"data.crop_rule={data.crop_rule}, data.augmentation={data.augmentation} needs reading one by one"
-    return None
+    return obstacle is None
 
 
 def read_all(source: Source, data: ConfigDict, channels: int) -> tuple[Arrays, dict[int, str]]:

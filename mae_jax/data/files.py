@@ -88,8 +88,8 @@ def is_picture_name(name: str) -> bool:
 def describe_unread(unread: Counter[str]) -> str:
     """One line about files that are not pictures; empty if there are none."""
     ranked = sorted(unread.items(), key=lambda item: (-item[1], item[0]))
-    what = "file of a type that is" if unread.total() == 1 else "files of types that are"
-    line = f"{unread.total():,} {what} not read: {first_few([f'{kind} {count:,}' for kind, count in ranked])}"
+    kinds = first_few([f"{kind} {count:,}" for kind, count in ranked])
+    line = f"{unread.total():,} files of types that are not read: {kinds}"
     line += "; pip install pillow-heif reads .heic" if _HEIF & unread.keys() else ""
     return line if unread else ""
 
@@ -114,29 +114,19 @@ def check_exists(path: str) -> None:
     try:
         os.stat(path)
     except OSError as error:
-        what = f" cannot be read: {reason(error)}"
-        if isinstance(error, FileNotFoundError | NotADirectoryError):
-            what = (
-                ": there is no such folder, and patterns are not expanded; set data.path to the folder of your pictures"
-            )
-            if os.path.islink(path):
-                what = f" is a link to {os.readlink(path)}, which does not exist"
-        raise UserError(f"data.path={path}{what}") from error
+        target = f", a link to {os.readlink(path)}," if os.path.islink(path) else ""
+        remedy = "set data.path to the folder of your pictures (patterns are not expanded)"
+        raise UserError(f"data.path={path}{target} cannot be read: {reason(error)}; {remedy}") from error
 
 
 def read_picture_file(path: str | Path) -> bytes:
     """A file's content; raises OSError if it is unreadable, no regular file, or larger than MAX_BYTES."""
-    with open(path, "rb", opener=_open_without_waiting) as stream:
-        status = os.fstat(stream.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file", str(path))
-        if status.st_size > MAX_BYTES:
-            raise OSError(errno.EINVAL, f"it has {status.st_size:,} bytes, more than {MAX_BYTES:,}", str(path))
-        return stream.read(status.st_size)
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a FIFO would wait for a writer
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):  # a FIFO would wait for a writer
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    if status.st_size > MAX_BYTES:
+        raise OSError(errno.EINVAL, f"it has {status.st_size:,} bytes, more than {MAX_BYTES:,}", str(path))
+    return Path(path).read_bytes()
 
 
 def _scan(folder: str | Path) -> list[tuple[str, str]]:
@@ -162,7 +152,5 @@ def _kind(entry: os.DirEntry) -> str:
         kinds = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
         return kinds.get(stat.S_IFMT(entry.stat().st_mode), "device")
     except OSError as error:
-        what = f"cannot be read: {reason(error)}"
-        if isinstance(error, FileNotFoundError) and entry.is_symlink():
-            what = f"is a link to {os.readlink(entry.path)}, which does not exist"
-        raise UserError(f"{entry.path} {what}; fix or remove it") from error
+        target = f", a link to {os.readlink(entry.path)}," if entry.is_symlink() else ""
+        raise UserError(f"{entry.path}{target} cannot be read: {reason(error)}; fix or remove it") from error

@@ -33,8 +33,7 @@ class NothingToTrainOn(UserError):
 
 class _Found(NamedTuple):
     splits: Splits
-    training: Listing  # of splits.train; some may be held out
-    evaluation: Listing | None  # of splits.evaluation
+    listings: dict[Path, Listing]  # of splits.train, of which some may be held out, and splits.evaluation
     files: tuple[list[str], list[str]]  # for training and for evaluation
     classes: list[str] | None  # of the training folder
 
@@ -42,16 +41,17 @@ class _Found(NamedTuple):
 def _find_pictures(data: ConfigDict) -> _Found:
     root = find_folder(data.path)
     splits = find_splits(root, data.train_split, data.eval_split)
-    training = list_pictures(splits.train, splits.beside)
+    listings = {splits.train: list_pictures(splits.train, splits.beside)}
+    training = listings[splits.train].files
     if splits.train == root and data.train_split:
-        check_no_hidden_splits(root, training.files, splits)
-    classes = class_folders(splits.train, training.files)
+        check_no_hidden_splits(root, training, splits)
+    classes = class_folders(splits.train, training)
     if splits.evaluation is None:
-        _check_pictures(splits.train, training)
-        files = hold_out(training.files, data.eval_fraction, splits.train, bool(classes) and data.stratify)
-        return _Found(splits, training, None, files, classes)
-    evaluation = list_pictures(splits.evaluation)
-    return _Found(splits, training, evaluation, (training.files, evaluation.files), classes)
+        _check_pictures(splits.train, listings[splits.train])
+        files = hold_out(training, data.eval_fraction, splits.train, bool(classes) and data.stratify)
+        return _Found(splits, listings, files, classes)
+    listings[splits.evaluation] = list_pictures(splits.evaluation)
+    return _Found(splits, listings, (training, listings[splits.evaluation].files), classes)
 
 
 class _Pictures(Source):
@@ -94,25 +94,22 @@ class PictureFiles(_Pictures):
 class ImageFolder(_Pictures):
     """Pictures below `data.path`: for training and evaluation as `find_splits` says, or with a share held out.
 
-    Folders of pictures are classes, numbered in the order of their names; their pictures may be at any depth. A folder
-    that holds pictures directly is unlabelled. Evaluation pictures have the labels of training, unless that lacks one
-    of their classes. Raises UserError if nothing is found; NothingToTrainOn if all pictures are for evaluation.
+    Folders of pictures are classes, numbered in the order of their names. Evaluation pictures have the labels of
+    training, unless that lacks one of their classes. Raises UserError; NothingToTrainOn if all are for evaluation.
     """
 
     def __init__(self, split: str, data: ConfigDict, image_size: Size, channels: int, found: _Found | None = None):
-        splits, training, evaluation, files, classes = found = found or _find_pictures(data)
+        splits, listings, files, classes = found = found or _find_pictures(data)
         self._folder, self._files, self.class_names = splits.train, files[split == "eval"], classes
         self.place = f"in {splits.train}"
         if split == "train":
             _check_trainable(found, data.eval_fraction)
             return
-        listings = {splits.train: training}
         if splits.evaluation is None:
             self.place = f"held out of {splits.train}" if files[0] else f"in {splits.train} (all of it)"
         else:
-            _check_pictures(splits.evaluation, evaluation)
-            listings[splits.evaluation] = evaluation
-            own = class_folders(splits.evaluation, evaluation.files)
+            _check_pictures(splits.evaluation, listings[splits.evaluation])
+            own = class_folders(splits.evaluation, files[1])
             self.class_names = classes if own and set(own) <= set(classes or ()) else own
             self._folder, self.place = splits.evaluation, f"in {splits.evaluation}"
         self.notes = [

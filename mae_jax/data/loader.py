@@ -16,6 +16,7 @@ from grain.experimental import index_shuffle
 from ml_collections import ConfigDict
 
 from mae_jax.data.decoding import BadImage, open_picture
+from mae_jax.data.files import first_few
 from mae_jax.data.rand_augment import make_augmentation
 from mae_jax.data.sources import Source
 from mae_jax.data.transforms import Picture, Size, Transform, augmented, centre_crop, random_crop
@@ -114,41 +115,37 @@ class PictureReader:
             f"the first: {bad[index]}"
         )
 
+    def read_piece(
+        self,
+        seed: int | None,
+        transform: Transform,
+        image_size: Sizes,
+        places_of: Callable[[int], range],
+        pieces_per_batch: int,
+        start_step: int,
+        piece: int,
+    ) -> dict[str, Any]:
+        """The rows "image", "label" and "index" of a part of a batch; "bad": {index: reason}. Each is one thread's."""
+        step, part = divmod(piece, pieces_per_batch)
+        step += start_step
+        size = image_size(step) if callable(image_size) else image_size
+        places = places_of(step)
+        rows = len(places) // pieces_per_batch
+        images = np.zeros((rows, *size, self.channels), np.uint8)
+        labels, indices, all_bad = np.full(rows, -1, np.int32), np.full(rows, -1, np.int64), {}
+        for row, place in enumerate(places[part * rows : (part + 1) * rows]):
+            if (asked := index_at(place, len(self.source), seed)) >= 0:
+                take = functools.partial(transform, place=place, size=size)
+                images[row], labels[row], indices[row], bad = self.read_or_replace(asked, take)
+                all_bad |= bad
+        return {"image": images, "label": labels, "index": indices, "bad": all_bad}
+
 
 def _candidates(index: int, length: int) -> Iterator[int]:
     yield index
     rng = np.random.default_rng((index, length))
     for _ in range(REPLACEMENT_TRIES):
         yield int(rng.integers(length))
-
-
-@dataclasses.dataclass(frozen=True)
-class _PieceReader:
-    """Reads piece k of a process's rows. One thread reads a piece, so all threads work on the next batch."""
-
-    reader: PictureReader
-    seed: int | None  # of the order
-    transform: Transform
-    image_size: Sizes
-    places_of: Callable[[int], range]  # step -> places of the process's rows
-    pieces_per_batch: int
-    start_step: int
-
-    def __call__(self, piece: int) -> dict[str, Any]:
-        """The rows "image", "label" and "index", and "bad": {index: reason} of bad pictures."""
-        step, part = divmod(piece, self.pieces_per_batch)
-        step += self.start_step
-        size = self.image_size(step) if callable(self.image_size) else self.image_size
-        places = self.places_of(step)
-        rows = len(places) // self.pieces_per_batch
-        images = np.zeros((rows, *size, self.reader.channels), np.uint8)
-        labels, indices, all_bad = np.full(rows, -1, np.int32), np.full(rows, -1, np.int64), {}
-        for row, place in enumerate(places[part * rows : (part + 1) * rows]):
-            if (asked := index_at(place, len(self.reader.source), self.seed)) >= 0:
-                take = functools.partial(self.transform, place=place, size=size)
-                images[row], labels[row], indices[row], bad = self.reader.read_or_replace(asked, take)
-                all_bad |= bad
-        return {"image": images, "label": labels, "index": indices, "bad": all_bad}
 
 
 class Batches(Iterator[Arrays]):
@@ -175,12 +172,13 @@ class Batches(Iterator[Arrays]):
             )
         source, data = reader.source, reader.data
         self.bad_images: dict[int, str] = {}
-        self._source, self._weighted, self._reads, self._first_reason = source, steps is not None, 0, ""
+        self._source, self._weighted, self._reads = source, steps is not None, 0
         rows = batch_size // share[1]
         self._per_batch = rows // max(size for size in range(1, min(rows, MAX_PIECE) + 1) if rows % size == 0)
         places = functools.partial(places_of, batch_size=batch_size, share=share)
         seed = data.seed if steps is None else None
-        read_piece = _PieceReader(reader, seed, transform, image_size, places, self._per_batch, start_step)
+        order = seed, transform, image_size, places, self._per_batch, start_step
+        read_piece = functools.partial(reader.read_piece, *order)
         count = ENDLESS if steps is None else steps * self._per_batch
         workers = data.num_workers
         # More threads than cores only contend for Python's lock (two per core took 1.2 to 1.4 times as long as one).
@@ -207,15 +205,13 @@ class Batches(Iterator[Arrays]):
         for index, why in found.items():
             if index not in self.bad_images:
                 name = self.bad_images[index] = self._source.name_of(index)
-                self._first_reason = self._first_reason or why
                 _logger.warning("bad picture %s (%s): it is replaced by another", escaped(name), escaped(why))
         total, bad = len(self._source), list(self.bad_images.values())
         if len(bad) > BAD_SHARE * max(min(self._reads, total), min(total, BAD_SHARE_SAMPLE)):
             self.close()
             raise UserError(
-                f"{len(bad)} of the first {self._reads} pictures read, of {total}, cannot be used: "
-                f"{', '.join(bad[:3])}{', ...' if len(bad) > 3 else ''} (the first: {self._first_reason}); up to 1 % "
-                "are replaced by others: remove or fix such files (each is named in the log)"
+                f"{len(bad)} of the first {self._reads} pictures read, of {total}, cannot be used: {first_few(bad)}; "
+                "up to 1 % are replaced by others: remove or fix such files (the log has the reason for each)"
             )
 
 
@@ -224,12 +220,9 @@ def make_train_batches(
 ) -> Batches:
     """Endless batches of shuffled, cropped and augmented pictures.
 
-    Every epoch shows each picture once, in a new order; a batch may span two epochs. `image_size` may be a function of
-    the step. `share` (i, n): only the rows of process i of n. Raises UserError: at once for impossible settings, on
-    `next` for unusable pictures.
-
-    Returns {"image": uint8 [b, h, w, c], "label": int32 [b], "index": int64 [b]} with b = data.batch_size / n. Label
-    and index are those of the picture shown, even if it replaces a bad one.
+    Returns {"image": uint8 [b, h, w, c], "label": int32 [b], "index": int64 [b]} with b = data.batch_size / n for the
+    `share` (i, n). Label and index are those of the picture shown, even if it replaces a bad one. Every epoch shows
+    each picture once, in a new order; a batch may span two. Raises UserError, on `next` for unusable pictures.
     """
     if len(source) < data.batch_size:
         raise UserError(

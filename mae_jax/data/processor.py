@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from mae_jax.data.augment import denormalize, normalize
-from mae_jax.data.decoding import BadImage, Encoded, decode, scaled
+from mae_jax.data.decoding import BadImage, Encoded, open_picture, scaled
 from mae_jax.data.files import read_picture_file
-from mae_jax.data.transforms import Picture, Range, resize_and_centre_crop
+from mae_jax.data.transforms import Range, centre_crop
 from mae_jax.runtime.errors import UserError, reason
 
 MAX_SIDE, LEAST_CROP = 2**15, 0.01
@@ -73,16 +73,16 @@ class Processor:
         try:
             if isinstance(picture, str | Path):
                 data = read_picture_file(Path(picture).expanduser())
-                picture = decode(data, self.channels, MAX_PIXELS, self.value_range)
+                opened = open_picture(data, self.channels, MAX_PIXELS, self.value_range)
             elif isinstance(picture, Image.Image):
-                picture = Encoded(picture, self.channels, self.value_range).whole()
+                opened = Encoded(picture, self.channels, self.value_range)
             else:
                 array = np.asarray(picture)
                 name = f"an array {array.dtype}{list(array.shape)}"
-                picture = decode(self._to_bytes(array), self.channels, MAX_PIXELS)
+                opened = open_picture(self._to_bytes(array), self.channels, MAX_PIXELS)
+            return centre_crop(opened, None, self.image_size, eval_crop=self.eval_crop)
         except (BadImage, OSError) as error:
             raise UserError(f"{name} cannot be used: {reason(error)}") from error
-        return resize_and_centre_crop(Picture(picture), self.image_size, self.eval_crop)
 
     def _to_bytes(self, picture: np.ndarray) -> np.ndarray:
         """uint8 of an array of uint8, of floats on [0, 1], or with a `value_range` of any numbers."""

@@ -47,15 +47,18 @@ def check_resolutions(resolutions: Any, model: MAEConfig | None = None) -> None:
     A `model`, if known already, must take images of these sizes, none larger than its own. Raises UserError.
     """
     text = f"train.resolutions={resolutions}"
-    pairs = isinstance(resolutions, tuple | list) and all(_is_pair(pair) for pair in resolutions)
-    shares = [0.0, *(share for share, _ in resolutions), 1.0] if pairs else []
-    if not pairs or not all(low < high for low, high in itertools.pairwise(shares)):
+    try:
+        shares, sizes = [0.0, *(share for share, _ in resolutions), 1.0], [_sides(size) for _, size in resolutions]
+        valid = all(isinstance(side, int) and side > 0 for height, width in sizes for side in (height, width))
+        valid &= all(low < high for low, high in itertools.pairwise(shares))
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
         raise UserError(
             f"{text} must be pairs of a share of the run, rising between 0 and 1, and pixels, for example "
             "--config.train.resolutions='((0.5, 128), (0.75, 160))'"
         )
-    for _, size in resolutions if model else ():
-        height, width = _sides(size)
+    for height, width in sizes if model else ():
         if height > model.image_size[0] or width > model.image_size[1]:
             raise UserError(
                 f"{text}: {height} x {width} pixels are more than model.image_size="
@@ -65,13 +68,6 @@ def check_resolutions(resolutions: Any, model: MAEConfig | None = None) -> None:
             dataclasses.replace(model, image_size=(height, width))
         except UserError as error:
             raise UserError(f"{text}: not {height} x {width} pixels: {error}") from error
-
-
-def _is_pair(pair: Any) -> bool:
-    if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[0], int | float):
-        return False
-    sides = _sides(pair[1])
-    return len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides)
 
 
 def _sides(size: Any) -> tuple:

@@ -141,17 +141,13 @@ class MatchedClasses(Wrapper):
 
 
 def match_classes(source: Source, class_names: Sequence[str], whose: str) -> Source:
-    """The source, its labels renumbered by name to index `class_names`; unchanged if its classes have no names.
-
-    Raises UserError for a class that is not among `class_names`, which the message says are those of `whose`.
-    """
+    """The source, its labels renumbered by name to index `class_names` of `whose`; UserError for any other class."""
     found = source.class_names
     if not found or list(found) == list(class_names):
         return source
     if unknown := [repr(name) for name in found if name not in set(class_names)]:
-        others = f" ({len(unknown):,} such)" if len(unknown) > 1 else ""
         raise UserError(
-            f"the pictures {source.place} have the class {unknown[0]}{others}, which {whose} does not have: it has "
+            f"the pictures {source.place} have the class {first_few(unknown)}, which {whose} does not have: it has "
             f"{first_few(list(map(repr, class_names))) or 'none'}"
         )
     return MatchedClasses(source, class_names)
@@ -162,13 +158,10 @@ class Labelled(Wrapper):
 
     def __init__(self, source: Source, data: ConfigDict):
         if source.num_classes < 2:
-            setting, remedy = f"data.name={data.name}", "choose labelled data"
-            if data.name == "image_folder":
-                setting = f"data.path={data.path}"
-                remedy = "put those of each class into a folder of its own (train/cat/1.jpg, train/dog/1.jpg, ...)"
             found = "are all of one class" if source.num_classes else "have no labels"
             raise UserError(
-                f"{setting}: the pictures, such as {source.name_of(0)}, {found}, but this task needs classes: {remedy}"
+                f"data.name={data.name}, data.path={data.path}: the pictures, such as {source.name_of(0)}, {found}: "
+                "choose labelled data, or put each class into a folder of its own (train/cat/1.jpg, ...)"
             )
         super().__init__(source)
         with contextlib.suppress(OSError):  # the loader deals with bad pictures

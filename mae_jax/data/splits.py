@@ -29,10 +29,9 @@ class Splits(NamedTuple):
 def find_splits(root: Path, train_split: str, eval_split: str) -> Splits:
     """Finds the folders for training and evaluation in `root`.
 
-    A setting names a sub-folder: exactly, in another case, or in another usual spelling (`train`, `Training`; `val`,
-    `valid`, `validation`, `eval`; `test`, `testing`). The default "validation" falls back on the test folder. An empty
-    setting means no folder. Raises UserError if two folders fit, if a split is missing though others exist, or if a
-    folder could also be a class.
+    A setting names a sub-folder exactly, in another case, or in another usual spelling; an empty one means no folder.
+    The default "validation" falls back on the test folder. Raises UserError if two folders fit, if a split is missing
+    though others exist, or if a folder could also be a class.
     """
     folders = sub_folders(root)
     train = _find(root, folders, "data.train_split", train_split)
@@ -70,28 +69,21 @@ def check_no_hidden_splits(root: Path, files: list[str], splits: Splits) -> None
         if file.count(os.sep) > 1:
             folder, below, _ = file.split(os.sep, 2)
             inner.setdefault(folder, set()).add(below)
-    names = {name: re.split(r"[\W\d_]+", name.lower()) for name in (*folders_of(files), *sorted(splits.beside))}
     roles = (set(TRAIN), {*VALIDATION, *TEST})
-    train, others = (next((name for name, words in names.items() if role & {*words}), None) for role in roles)
-    if train and others:  # train2017, images-val
-        raise UserError(
-            f"{root}: {train} and {others} are named like splits: set data.train_split={train} and "
-            f"data.eval_split={others}, or data.train_split='' if they are classes"
-        )
+    for place, names in {"": [*folders_of(files), *sorted(splits.beside)], **inner}.items():
+        words = {name: {*re.split(r"[\W\d_]+", name.lower())} for name in sorted(names)}
+        train, other = (next((name for name in words if words[name] & role), None) for role in roles)
+        if train and other:  # train2017, images-val
+            raise UserError(
+                f"{root / place}: {train} and {other} are named like splits: set data.path={root / place}, "
+                f"data.train_split={train} and data.eval_split={other}, or data.train_split='' if they are classes"
+            )
     for one, other in itertools.combinations(sorted(inner) if len(inner) <= MAX_SPLITS else (), 2):
         shared = sorted(inner[one] & inner[other])
         if len(shared) > 1 and not {one, other} <= splits.beside:
             raise UserError(
-                f"{root}: {one} and {other} hold the same class folders ({first_few(shared)}), as splits do: which is "
-                "which? Set data.train_split and data.eval_split to their names, or data.train_split='' if they are "
-                "classes"
-            )
-    for folder, below in inner.items():
-        train, others = (sorted(name for name in below if name.lower() in role) for role in roles)
-        if train and others:
-            raise UserError(
-                f"{root}: its folder {folder} holds {' and '.join(train + others)}, as splits do: "
-                f"set data.path={root / folder}, or data.train_split='' if they are part of a class"
+                f"{root}: {one} and {other} hold the same class folders ({first_few(shared)}), as splits do: set "
+                "data.train_split and data.eval_split to their names, or data.train_split='' if they are classes"
             )
 
 
@@ -134,8 +126,7 @@ def hold_out(files: list[str], fraction: float, folder: Path, by_class: bool) ->
 
     `fraction`, in (0, 1], is the share for evaluation. Each class of two or more pictures is on both sides; a single
     picture is for training. (If all classes have only one, they count as one class: pre-training needs no labels.) A
-    hash of the name decides, not data.seed, so no run is evaluated on pictures that an earlier one learned from, and
-    new pictures hardly change the split. Raises UserError for fewer than 2 pictures, unless all are for evaluation.
+    hash of the name decides, so no run is evaluated on pictures that an earlier one learned from.
     """
     if fraction == 1:
         return [], files

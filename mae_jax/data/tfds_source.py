@@ -1,13 +1,10 @@
 """A data set of TensorFlow Datasets as a source, read without TensorFlow."""
 
-import contextlib
-import difflib
 import errno
-import logging
 import os
 import pickle
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +12,8 @@ from ml_collections import ConfigDict
 
 from mae_jax.data.sources import SOURCES, Source
 from mae_jax.data.transforms import Size
-from mae_jax.runtime.errors import UserError, reason, with_patience
+from mae_jax.runtime.errors import UserError, first_line, reason, with_patience
+from mae_jax.settings.registry import nearest
 
 _LABELS_AT_ONCE = 256  # records read together for their labels: each holds its encoded picture
 
@@ -23,47 +21,44 @@ _LABELS_AT_ONCE = 256  # records read together for their labels: each holds its 
 class TfdsSource(Source):
     """One split of a TFDS data set that was prepared as ArrayRecord; pictures stay encoded.
 
-    Settings: `data.name`, such as "cifar10" or "imagenet2012:5.1.0"; `data.path`, TFDS's data_dir; `data.train_split`
-    or `data.eval_split`, also a slice such as "train[:10%]". The features' types tell picture and label. Among several,
-    TFDS's own choice (`supervised_keys`) comes first, then the names "image" and "label", then the order. Raises
-    UserError for unknown names and splits, without pictures, and for data not prepared (with the command that prepares
-    them).
+    `data.name` is such as "imagenet2012:5.1.0", `data.path` TFDS's data_dir, a split also a slice: "train[:10%]". Of
+    several pictures or labels TFDS's own choice (`supervised_keys`) comes first, then the names "image" and "label",
+    then the order. Raises UserError for what does not exist or is not prepared (with the command that prepares it).
     """
 
     def __init__(self, split: str, data: ConfigDict, image_size: Size, channels: int):
-        name, setting, split = data.name, f"data.{split}_split", data[f"{split}_split"]
-        with _quiet():
-            import tensorflow_datasets as tfds  # imported here: runs on other data need not wait for it
+        import tensorflow_datasets as tfds  # imported here: runs on other data need not wait for it
 
-            builder = _make_builder(tfds, name, data.path)
-            features = builder.info.features
-            supervised = builder.info.supervised_keys or ()
-            self._image_key = _choose(features, tfds.features.Image, (*supervised, "image"))
-            self._label_key = _choose(features, tfds.features.ClassLabel, (*supervised, "label"))
-            if self._image_key is None:
-                raise UserError(f"data.name={name}: it has no images, only {', '.join(features)}")
-            if not builder.is_prepared():
-                options = [f"--data_dir={data.path}"] if data.path else []
-                options += ["--manual_dir=FOLDER_OF_THE_ARCHIVES"] if builder.MANUAL_DOWNLOAD_INSTRUCTIONS else []
-                raise UserError(
-                    f"data.name={name} is not prepared in {builder.data_dir}: once, run "
-                    f"{_command('build', name, *options, '--file_format=array_record')}, or set data.path to the "
-                    "data_dir where it is; for a folder of pictures, set data.name=image_folder"
-                )
-            try:
-                decoders = {self._image_key: tfds.decode.SkipDecoding()}
-                self._records = builder.as_data_source(split=split, decoders=decoders)
-            except NotImplementedError as error:  # in a format without random access, such as TFRecord
-                options = [f"--dataset_version_dir={builder.data_dir}", "--out_file_format=array_record"]
-                raise UserError(
-                    f"data.name={name} is prepared in {builder.data_dir} as {builder.info.file_format.value}, which "
-                    f"cannot be read in random order: once, run {_command('convert_format', *options)}"
-                ) from error
-            except ValueError as error:
-                raise UserError(
-                    f"{setting}={split}: {name} has no such split, or it is empty; there are "
-                    f"{', '.join(sorted(builder.info.splits))}, and slices of them such as train[:10%]"
-                ) from error
+        name, setting, split = data.name, f"data.{split}_split", data[f"{split}_split"]
+        builder = _make_builder(tfds, name, data.path)
+        features = builder.info.features
+        supervised = builder.info.supervised_keys or ()
+        self._image_key = _choose(features, tfds.features.Image, (*supervised, "image"))
+        self._label_key = _choose(features, tfds.features.ClassLabel, (*supervised, "label"))
+        if self._image_key is None:
+            raise UserError(f"data.name={name}: it has no images, only {', '.join(features)}")
+        if not builder.is_prepared():
+            options = [f"--data_dir={data.path}"] if data.path else []
+            options += ["--manual_dir=FOLDER_OF_THE_ARCHIVES"] if builder.MANUAL_DOWNLOAD_INSTRUCTIONS else []
+            raise UserError(
+                f"data.name={name} is not prepared in {builder.data_dir}: once, run "
+                f"{_command('build', name, *options, '--file_format=array_record')}, or set data.path to the "
+                "data_dir where it is; for a folder of pictures, set data.name=image_folder"
+            )
+        try:
+            decoders = {self._image_key: tfds.decode.SkipDecoding()}
+            self._records = builder.as_data_source(split=split, decoders=decoders)
+        except NotImplementedError as error:  # in a format without random access, such as TFRecord
+            options = [f"--dataset_version_dir={builder.data_dir}", "--out_file_format=array_record"]
+            raise UserError(
+                f"data.name={name} is prepared in {builder.data_dir} as {builder.info.file_format.value}, which "
+                f"cannot be read in random order: once, run {_command('convert_format', *options)}"
+            ) from error
+        except ValueError as error:
+            raise UserError(
+                f"{setting}={split}: {name} has no such split, or it is empty; there are "
+                f"{', '.join(sorted(builder.info.splits))}, and slices of them such as train[:10%]"
+            ) from error
         height, width, _ = features[self._image_key].shape
         self.picture_size = (height, width) if height and width else None
         label = features[self._label_key] if self._label_key else None
@@ -80,10 +75,7 @@ class TfdsSource(Source):
         return {"image": record[self._image_key], "label": int(record[self._label_key]) if self._label_key else -1}
 
     def _read(self, read: Callable[[Any], Any]) -> Any:
-        """read(the records). After an error the next call reopens them: a failed reader never recovers.
-
-        Raises OSError: the system's error that ArrayRecord names, else EBADMSG for a damaged file.
-        """
+        """read(the records), reopened after an error. Raises OSError: ArrayRecord's, or EBADMSG for damage."""
         try:
             return read(self._records)
         except RuntimeError as error:
@@ -110,13 +102,10 @@ def _make_builder(tfds, name: str, data_dir: str | None):
     try:
         return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
-        known = (*SOURCES, *tfds.list_builders(with_community_datasets=False))
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"use {', '.join(SOURCES)} or the name of a TFDS data set"
-        raise UserError(f"data.name={name}: there is no such data set; {hint}") from error
+        hint = nearest(name, (*SOURCES, *tfds.list_builders(with_community_datasets=False)))
+        raise UserError(f"data.name={name}: not one of {', '.join(SOURCES)} or a TFDS data set{hint}") from error
     except Exception as error:  # TFDS has no one type for a wrong version, config or spelling, or a missing package
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"data.name={name}: TFDS cannot open it: {lines[-1].strip()}") from error
+        raise UserError(f"data.name={name}: TFDS cannot open it: {first_line(error)}") from error
 
 
 def _choose(features, feature_type: type, preferred: tuple[str, ...]) -> str | None:
@@ -127,15 +116,3 @@ def _choose(features, feature_type: type, preferred: tuple[str, ...]) -> str | N
 
 def _command(*arguments: str) -> str:
     return f"`pip install tensorflow && {shlex.join(['tfds', *arguments])}`"
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps TFDS's progress notes and warnings out of the log; errors still reach the user."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -38,20 +38,6 @@ Transform = Callable[[Picture, int, Size], np.ndarray]
 Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # a random change of uint8 [h, w, c]
 
 
-def random_crop(
-    picture: Picture, place: int, size: Size, *, seed: int, scale: Range, ratio: Range, rule: str = "retry"
-) -> np.ndarray:
-    """The transform of training: `random_resized_crop` by draws that depend only on seed and place."""
-    run, place_in_run = divmod(place, DRAWS_AT_ONCE)
-    draws = _draws_of_run(seed, run)[place_in_run]
-    return random_resized_crop(picture, draws, size, scale, ratio, rule)
-
-
-def centre_crop(picture: Picture, place: int, size: Size, *, eval_crop: float) -> np.ndarray:
-    """The transform of evaluation: `resize_and_centre_crop`."""
-    return resize_and_centre_crop(picture, size, eval_crop)
-
-
 def augmented(
     picture: Picture, place: int, size: Size, *, transform: Transform, augment: Augment, seed: int
 ) -> np.ndarray:
@@ -112,23 +98,24 @@ def _central_boxes(heights: np.ndarray, widths: np.ndarray, ratio: Range) -> np.
     return np.stack(boxes, axis=1).astype(np.int64)
 
 
-def random_resized_crop(
-    picture: Picture, draws: np.ndarray, size: Size, scale: Range, ratio: Range, rule: str = "retry"
+def random_crop(
+    picture: Picture, place: int, size: Size, *, seed: int, scale: Range, ratio: Range, rule: str = "retry"
 ) -> np.ndarray:
-    """Cuts the box of `sample_crops` for draws [CROP_TRIES, 4] out of a picture, resized to uint8 [*size, c]."""
+    """The transform of training: the box of `sample_crops`, which depends only on seed and place, resized."""
     height, width = picture.height, picture.width
     if scale[0] == scale[1] == 1 and ratio[0] == ratio[1] == 1 and (height, width) == tuple(size) and height == width:
         return picture.whole()  # the only possible box
+    run, place_in_run = divmod(place, DRAWS_AT_ONCE)
+    draws = _draws_of_run(seed, run)[place_in_run]
     (box,) = sample_crops(np.asarray([height]), np.asarray([width]), draws[None], scale, ratio, rule)
     return picture.part(tuple(box.tolist()), size, exact=False)
 
 
-def resize_and_centre_crop(picture: Picture, size: Size, eval_crop: float) -> np.ndarray:
-    """Resizes a picture, keeping its aspect, and cuts out the centre: uint8 [*size, c].
+def centre_crop(picture: Picture, place: int | None, size: Size, *, eval_crop: float) -> np.ndarray:
+    """The transform of evaluation: resizes a picture, keeping its aspect, and cuts out the centre.
 
     The resized picture just covers `size / eval_crop` (224 pixels and 0.875: the shorter side becomes 256). If it is
-    more than LONGEST times as long as the aspect asks for, only its middle is resized: 30,000 x 1 pixels would make
-    7,680,000 x 256.
+    more than LONGEST times as long as the aspect asks for, only its middle is resized.
     """
     height = min(picture.height, max(1, LONGEST * picture.width * size[0] // size[1]))
     width = min(picture.width, max(1, LONGEST * picture.height * size[1] // size[0]))

@@ -19,9 +19,8 @@ _in_process: dict[str, Any] = {}  # in a worker process: its function and thread
 def call_ahead(fn: Callable[[int], Any], count: int, *, workers: int, threads: int, ahead: int) -> Iterator:
     """Yields fn(0), ..., fn(count - 1), with up to `ahead` calls made or in progress ahead of time.
 
-    `workers` processes call `fn`, which must be picklable (0: this process calls it), each with `threads` threads. When
-    the iterator is closed, running calls go on, but nothing waits for them before the program ends. Raises UserError if
-    the system refuses the processes, or one of them is killed.
+    `workers` processes (0: this one) call the picklable `fn`, each with `threads` threads. Nothing waits for calls that
+    still run when the iterator is closed. Raises UserError if processes are refused or killed.
     """
     if not workers:
         pool = ThreadPoolExecutor(threads, thread_name_prefix="reader")

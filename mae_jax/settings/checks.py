@@ -125,7 +125,13 @@ def check(config: ConfigDict) -> None:
             f"evaluate.mask_ratio={config.evaluate.mask_ratio} cannot be given with evaluate.mask="
             f"{config.evaluate.mask}, which decides what is hidden: leave one of them out"
         )
-    check_value_range(config.data.value_range)
+    value = config.data.value_range
+    finite = isinstance(value, list | tuple) and all(type(x) in (int, float) and abs(x) < FLOAT32_MAX for x in value)
+    if value is not None and not (finite and len(value) == 2 and value[0] < value[1]):
+        raise UserError(
+            f"data.value_range={value!r} must be two numbers, (low, high) with low < high, for example "
+            "--config.data.value_range='(0, 4095)'"
+        )
 
 
 @functools.cache
@@ -156,20 +162,6 @@ def _check_numbers(key: str, value: Any) -> None:
         kind, example = "whole numbers" if kinds is int else "numbers", flatten(defaults().to_dict())[key]
         raise UserError(
             f"{key}={tuple(value)} must be {kind} in {limits}, for example --config.{key}='{tuple(example)}'"
-        )
-
-
-def check_value_range(value: Any) -> None:
-    """Raises UserError unless a value is valid as `data.value_range`."""
-
-    def is_number(value: Any) -> bool:
-        return type(value) in (int, float) and abs(value) < FLOAT32_MAX
-
-    pair = isinstance(value, list | tuple) and len(value) == 2 and all(map(is_number, value))
-    if value is not None and not (pair and value[0] < value[1]):
-        raise UserError(
-            f"data.value_range={value!r} must be two numbers, (low, high) with low < high, for example "
-            "--config.data.value_range='(0, 4095)'"
         )
 
 

@@ -21,8 +21,6 @@ from mae_jax.tasks.measuring import find_sources, open_checkpoint, open_data, wr
 from mae_jax.workdir.reporting import provenance
 from mae_jax.workdir.writing import save_picture, write_atomically, write_json
 
-SHOWN_CLASSES = 20
-
 
 def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
     """Measures `config.init_from` on the evaluation split, each image once, and writes result.json.
@@ -76,7 +74,7 @@ def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
 
 
 def write_classes(workdir: Path, accuracy: Accuracy, class_names: list[str], title: list[str]) -> None:
-    """Writes classes.csv and confusion_matrix.png, and prints the table."""
+    """Writes classes.csv and confusion_matrix.png."""
     confusions = confusion_matrix(accuracy.predictions, len(class_names))
     rows, text = class_table(confusions, class_names), io.StringIO()
     writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
@@ -84,14 +82,12 @@ def write_classes(workdir: Path, accuracy: Accuracy, class_names: list[str], tit
     writer.writerows(rows)
     write_atomically(workdir / "classes.csv", text.getvalue())
     save_picture(workdir / "confusion_matrix.png", draw_confusion_matrix(confusions, class_names, title))
-    say(*describe_classes(rows))
 
 
 def match_to_classifier(source: Source, weights: Weights, config: ConfigDict) -> tuple[Source, list[str]]:
     """The source with the classifier's labels, and a name for each class of the classifier.
 
-    Classes are matched by name, or by order if the weights come from another program, whose names may be words rather
-    than folders. UserError if the classes do not match.
+    Classes are matched by name, or by order if the weights come from another program and no name agrees.
     """
     num_classes, known, found = config.classifier.num_classes, weights.config.get("class_names"), source.class_names
     foreign = weights.config["data"]["name"] is None
@@ -108,18 +104,3 @@ def match_to_classifier(source: Source, weights: Weights, config: ConfigDict) ->
         known = None
     names = [escaped(name) for name in known or found or ()]
     return source, names + [f"class {label}" for label in range(len(names), num_classes)]
-
-
-def describe_classes(rows: list[dict]) -> list[str]:
-    """The class table as lines of text: at most SHOWN_CLASSES, those with the lowest recall."""
-    shown = rows
-    if len(rows) > SHOWN_CLASSES:
-        shown = sorted(rows, key=lambda row: 1.0 if row["recall"] is None else row["recall"])[:SHOWN_CLASSES]
-    lines = [f"{'class':<24}{'images':>8}{'recall':>9}{'precision':>11}  often taken for"]
-    for row in shown:
-        recall, precision = ("-" if row[n] is None else f"{row[n]:.1%}" for n in ("recall", "precision"))
-        name, other = escaped(row["class"])[:23], escaped(row["often_taken_for"] or "")
-        lines.append(f"{name:<24}{row['images']:>8,}{recall:>9}{precision:>11}  {other}")
-    if len(shown) < len(rows):
-        lines.append(f"(the {len(shown)} of {len(rows):,} classes with the lowest recall; classes.csv has all)")
-    return lines

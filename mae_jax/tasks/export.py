@@ -48,12 +48,6 @@ def _check_folder(config: ConfigDict, workdir: Path) -> None:
     files = sorted(file.name for file in workdir.iterdir() if not file.name.startswith("."))
     earlier = (read_object(workdir / NOTE) or {}).get("format")
     source = Path(config.init_from).resolve()
-    if files and earlier is None:
-        why = f"is not empty ({', '.join(files[:2])}, ...)"
-    elif files and earlier != config.format:
-        why = f"holds an export in another format ({earlier})"
-    elif files and workdir.resolve() in (source, *source.parents):
-        why = f"is where init_from={config.init_from} is read from"
-    else:
-        return
-    raise UserError(f"--workdir={workdir} {why}; choose another folder")
+    if files and (earlier != config.format or workdir.resolve() in (source, *source.parents)):
+        what = f"holds init_from, or files other than an earlier export as {config.format}: {', '.join(files[:2])}, ..."
+        raise UserError(f"--workdir={workdir} {what}; choose another folder")

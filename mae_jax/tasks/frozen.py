@@ -93,10 +93,7 @@ def sweep_logistic_regression(data: EvaluationData, state: Trained, workdir: Pat
 
 
 def write_features(data: EvaluationData, state: Trained, workdir: Path) -> tuple[dict[str, Any], str]:
-    """Writes {train,eval}_features.npy [N, D] float32 and {train,eval}_labels.npy [N] (-1: no label).
-
-    Without training images, earlier `train` files are removed. All files get their names when all are complete.
-    """
+    """Writes {train,eval}_features.npy [N, D] float32 and {train,eval}_labels.npy [N] (-1: no label), all or none."""
     result, written = {}, []
     with contextlib.ExitStack() as files:
         for split, source in (("train", data.train), ("eval", data.evaluation)):

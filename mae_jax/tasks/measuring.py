@@ -46,8 +46,8 @@ def open_checkpoint(
 ) -> tuple[Weights, ConfigDict]:
     """Reads the weights in `config.init_from`; returns them, and the config with matching `model` and `data`.
 
-    Pictures are the checkpoint's own or those of `data.name` and `data.path`, and are prepared as in training. The seed
-    is the checkpoint's, unless set. `computes`: the model is run, not just read.
+    Pictures are the checkpoint's own or those of `data.name` and `data.path`, prepared as in training. The seed is the
+    checkpoint's, unless set. `computes`: the model is run, not just read.
     """
     if not config.init_from:
         raise UserError("init_from is not set: which model? For example --config.init_from=runs/digits")

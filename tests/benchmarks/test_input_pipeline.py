@@ -64,7 +64,7 @@ def test_torchs_boxes_lie_inside_the_picture():
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["no/such/folder"], "there is no such folder"),
+    (["no/such/folder"], "no/such/folder cannot be read: No such file"),
     ([".", "--against=jax"], "only torch and tf can be compared with"),
 ])  # fmt: skip
 def test_mistakes_get_one_line(arguments, message, monkeypatch, capsys):

@@ -11,10 +11,16 @@ import pytest
 from PIL import Image
 
 from configs.common import get_config
+from mae_jax.data.decoding import open_picture
 from mae_jax.data.loader import make_train_batches
 from mae_jax.data.sources import make_source
 
 SIZE = (8, 8)  # of the synthetic pictures in batches
+
+
+def decode(*arguments):
+    """The whole picture of `open_picture`."""
+    return open_picture(*arguments).whole()
 
 
 @pytest.fixture

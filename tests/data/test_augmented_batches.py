@@ -6,8 +6,9 @@ import pytest
 from mae_jax.data.loader import make_train_batches
 from mae_jax.data.rand_augment import rand_augment
 from mae_jax.data.sources import make_source
-from mae_jax.data.transforms import Picture, resize_and_centre_crop, resize_by_pillow
+from mae_jax.data.transforms import Picture, centre_crop, resize_by_pillow
 from mae_jax.runtime.errors import UserError
+from mae_jax.settings.checks import check_channels
 from tests.data.conftest import SIZE, assert_same
 from tests.data.test_transforms import loop_box
 
@@ -41,7 +42,7 @@ def test_a_picture_is_augmented_after_the_crop_and_both_follow_from_the_place_al
 def test_the_centre_crop_of_evaluation_can_be_trained_on(batches, make_config):
     source = make_source(make_config(name="synthetic", num_examples=40), "train", (12, 12), 3)
     for batch in batches(4, crop_rule="centre", eval_crop=0.8):
-        expected = [resize_and_centre_crop(Picture(source[i]["image"]), SIZE, 0.8) for i in batch["index"]]
+        expected = [centre_crop(Picture(source[i]["image"]), None, SIZE, eval_crop=0.8) for i in batch["index"]]
         np.testing.assert_array_equal(batch["image"], expected)
 
 
@@ -54,6 +55,6 @@ def test_neither_processes_nor_threads_nor_restarts_change_augmented_batches(bat
 
 
 def test_augmentation_of_channels_that_it_cannot_see_is_refused_at_once(make_config):
-    config = make_config(name="synthetic", batch_size=12, augmentation="rand_augment", mean=(0.5,))
-    with pytest.raises(UserError, match="model.channels=4: data.augmentation=rand_augment works on 1 or 3 channels"):
-        make_train_batches(make_source(config, "train", SIZE, 4), config, SIZE, 4)
+    config = make_config(name="synthetic", batch_size=12, augmentation="rand_augment", mean=(0.5,), std=(0.5,))
+    with pytest.raises(UserError, match="data.augmentation=rand_augment takes pictures of 1 or 3 channels, not model"):
+        check_channels(config, 4)

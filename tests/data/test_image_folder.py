@@ -137,7 +137,7 @@ def test_both_folders_their_counts_and_what_is_not_used_are_told(tmp_path, write
     sources = [open_folder(tmp_path, split) for split in ("train", "eval")]
     assert describe_sources("image_folder", *sources) == [
         f"image_folder: 3 training images in {tmp_path}/Train, 1 evaluation image in {tmp_path}/Val",
-        "1 file of a type that is not read: .heic_ 1",
+        "1 files of types that are not read: .heic_ 1",
         "folders that are not used: Test",
     ]
 
@@ -168,7 +168,7 @@ def test_a_source_can_be_pickled(tmp_path, write_pictures, open_folder):
 def test_mistaken_paths_are_named_with_a_remedy(tmp_path, write_pictures, open_folder, make_config):
     with pytest.raises(UserError, match="data.path is not set"):
         make_source(make_config(name="image_folder"), "train", (8, 8), 3)
-    with pytest.raises(UserError, match=f"{tmp_path}/none: there is no such folder"):
+    with pytest.raises(UserError, match=f"{tmp_path}/none cannot be read: No such file.*set data.path"):
         open_folder(tmp_path / "none", "train")
     (tmp_path / "notes.txt").write_text("no picture")
     with pytest.raises(UserError, match=f"no pictures found in {tmp_path}: expected files ending in .* .jpg"):
@@ -183,9 +183,9 @@ def test_a_path_that_is_no_folder_says_what_it_is(tmp_path, write_pictures, open
     (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
     for name, expected in (
         ("data/1.png", "is a file, not a folder"),
-        ("data/1.png/x", "there is no such folder"),
-        ("da*/", "patterns are not expanded; set data.path to the folder"),
-        ("gone", f"is a link to {tmp_path}/nowhere, which does not exist"),
+        ("data/1.png/x", "Not a directory"),
+        ("da*/", "set data.path to the folder.*patterns are not expanded"),
+        ("gone", f"a link to {tmp_path}/nowhere, cannot be read: No such file"),
     ):
         with pytest.raises(UserError, match=f"^data.path={re.escape(str(tmp_path / name))}.*{expected}"):
             open_folder(tmp_path / name, "train")

@@ -16,7 +16,7 @@ import pytest
 
 from mae_jax.data import loader, workers
 from mae_jax.data.decoding import BadImage
-from mae_jax.data.device_batches import prefetch_to_device
+from mae_jax.data.device_batches import DeviceBatches
 from mae_jax.data.loader import make_eval_batches, make_train_batches
 from mae_jax.data.sources import make_source
 from mae_jax.data.transforms import Picture, random_crop
@@ -199,12 +199,12 @@ def test_an_evaluation_batch_that_processes_cannot_share_is_refused_at_once(make
 
 def test_the_device_is_always_given_size_batches_ahead():
     given = []
-    stream = prefetch_to_device(iter(range(6)), lambda batch: given.append(batch) or batch * 10, size=2)
+    stream = DeviceBatches((given.append(batch) or batch * 10 for batch in range(6)), 2, None, {})
     seen = []
     for batch in stream:
         seen.append((batch, len(given)))
     assert seen == [(0, 3), (10, 4), (20, 5), (30, 6), (40, 6), (50, 6)]
-    assert list(prefetch_to_device(iter(range(3)), lambda batch: batch, size=0)) == [0, 1, 2]
+    assert list(DeviceBatches(iter(range(3)), 0, None, {})) == [0, 1, 2]
 
 
 PROGRAM = """

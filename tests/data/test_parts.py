@@ -10,8 +10,9 @@ import pytest
 import sklearn.datasets
 from PIL import Image, ImageOps
 
-from mae_jax.data.decoding import SPARE, BadImage, decode, open_picture
-from mae_jax.data.transforms import Picture, centre_crop, random_crop, resize_and_centre_crop
+from mae_jax.data.decoding import SPARE, BadImage, open_picture
+from mae_jax.data.transforms import Picture, centre_crop, random_crop
+from tests.data.conftest import decode
 
 LIMIT = 10**7
 PHOTOGRAPHS = [Path(sklearn.datasets.__file__).parent / "images" / name for name in ("china.jpg", "flower.jpg")]
@@ -144,4 +145,4 @@ def test_a_random_crop_may_be_shrunk_by_the_decoder_and_a_centre_crop_never_is()
     shrunk, exact = crop(open_picture(data, 3, LIMIT), 5, (64, 64)), crop(whole, 5, (64, 64))
     assert 38 < decibels(shrunk, exact) < 70
     centre = centre_crop(open_picture(data, 3, LIMIT), 5, (32, 32), eval_crop=0.875)
-    np.testing.assert_array_equal(centre, resize_and_centre_crop(whole, (32, 32), 0.875))
+    np.testing.assert_array_equal(centre, centre_crop(whole, None, (32, 32), eval_crop=0.875))

@@ -8,7 +8,6 @@ import pytest
 
 from mae_jax.data import rand_augment
 from mae_jax.data.rand_augment import OPERATIONS, apply_operation, make_augmentation
-from mae_jax.runtime.errors import UserError
 
 FILL = (124, 116, 104)
 LEVELS = [0.0, 0.3, 0.77, 1.0]
@@ -190,12 +189,10 @@ def test_equal_generators_give_equal_pictures_and_others_do_not():
     assert len(set(results)) > 15
 
 
-def test_grey_pictures_stay_grey_and_other_channels_are_refused(make_config):
+def test_grey_pictures_stay_grey():
     augment = make(3, FILL[:1])
     for seed in range(30):
         assert augment(noise(channels=1), np.random.default_rng(seed)).shape == (24, 31, 1)
-    with pytest.raises(UserError, match="model.channels=4: data.augmentation=rand_augment works on 1 or 3 channels"):
-        make_augmentation(make_config(augmentation="rand_augment"), 4)
 
 
 @pytest.mark.parametrize("mean, channels, fill", [
@@ -212,5 +209,3 @@ def test_what_comes_in_from_outside_has_the_mean_colour_of_the_data(monkeypatch,
 
 def test_the_settings_say_whether_pictures_are_augmented(make_config):
     assert make_augmentation(make_config(), 13) is None
-    with pytest.raises(ValueError, match="data.augmentation='auto' is not one of none, rand_augment"):
-        make_augmentation(make_config(augmentation="auto"), 3)

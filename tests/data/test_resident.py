@@ -85,7 +85,7 @@ def test_pictures_that_a_classifier_trains_on_live_on_the_device_with_the_same_b
     data = make_data(name=name, num_examples=40)
     source = wrap(make_source(data, "train", (8, 8), channels), data)
     on_device, _ = batches_of(data, source, (8, 8), channels=channels)
-    assert not isinstance(on_device._batches, Batches)
+    assert not isinstance(on_device._reader, Batches)
     data.on_device = False
     read, _ = batches_of(data, source, (8, 8), channels=channels)
     assert_same(fetched(on_device, 5), fetched(read, 5))
@@ -106,7 +106,7 @@ def test_every_box_has_the_bits_that_pillow_gives_it(size, out):
 
 def is_resident(batches):
     batches.close()
-    return not isinstance(batches._batches, Batches)
+    return not isinstance(batches._reader, Batches)
 
 
 def test_small_pictures_that_are_seen_at_least_once_live_on_the_device_unless_told_otherwise():

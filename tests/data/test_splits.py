@@ -72,7 +72,7 @@ def test_two_folders_for_one_split_are_an_error_that_asks_which_and_its_remedies
 
 @pytest.mark.parametrize("other", ["two", "val"])
 def test_sub_folders_that_hold_the_same_class_folders_are_never_classes(parts, other):
-    with pytest.raises(UserError, match=f"one and {other} hold the same class folders .cat, dog., .*: which is which"):
+    with pytest.raises(UserError, match=f"one and {other} hold the same class folders .cat, dog., .* set data.train"):
         parts(*classes("one", other))
     assert parts(*classes("one", other), train_split="one", eval_split=other) == [classes("one"), classes(other)]
     assert parts(*classes("one", other), train_split="", eval_split="")[0] == classes(
@@ -81,15 +81,15 @@ def test_sub_folders_that_hold_the_same_class_folders_are_never_classes(parts, o
 
 
 def test_folders_with_the_word_of_a_split_in_their_names_are_not_taken_for_classes(parts):
-    remedy = "set data.train_split=train2017 and data.eval_split=val2017, or data.train_split='' if they are classes"
-    with pytest.raises(UserError, match=f"train2017 and val2017 are named like splits: {remedy}"):
+    remedy = "data.train_split=train2017 and data.eval_split=val2017, or data.train_split='' if they are classes"
+    with pytest.raises(UserError, match=f"train2017 and val2017 are named like splits: .* {remedy}"):
         parts("train2017", "val2017")
     assert parts("train2017", "val2017", train_split="train2017", eval_split="val2017") == [["train2017"], ["val2017"]]
     assert parts("train2017", "val2017", train_split="")[0] == ["train2017", "val2017"]
 
 
 def test_a_path_above_the_splits_is_an_error_that_names_the_right_one(parts, tmp_path):
-    with pytest.raises(UserError, match=f"images holds train and val, as splits do: set data.path={tmp_path}/images"):
+    with pytest.raises(UserError, match=f"train and val are named like splits: set data.path={tmp_path}/images,"):
         parts(*classes("images/train", "images/val"))
 
 

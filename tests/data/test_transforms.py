@@ -16,8 +16,6 @@ from mae_jax.data.transforms import (
     centre_crop,
     crop_draws,
     random_crop,
-    random_resized_crop,
-    resize_and_centre_crop,
     resize_by_pillow,
     sample_crops,
 )
@@ -194,7 +192,7 @@ def test_resizing_agrees_with_torch_bicubic_antialias_within_rounding(shape, siz
 def test_a_random_crop_is_its_box_cut_out_and_then_resized(rule):
     image = mild_noise(60, 80, 3)
     (draws,) = crop_draws(5, 0, 1)
-    crop = random_resized_crop(Picture(image), draws, (24, 24), (0.9, 1.0), RATIO, rule)
+    crop = random_crop(Picture(image), 0, (24, 24), seed=5, scale=(0.9, 1.0), ratio=RATIO, rule=rule)
     top, left, height, width = loop_box(60, 80, draws, (0.9, 1.0), RATIO, rule)
     # What lies outside the box does not bleed in: the reference never sees it.
     reference = torch_resize(image[top : top + height, left : left + width], (24, 24))
@@ -205,13 +203,13 @@ def test_a_random_crop_is_its_box_cut_out_and_then_resized(rule):
 @settings(deadline=None)
 def test_a_square_picture_of_the_right_size_is_kept_whole_when_the_crop_is_full(side, seed):
     image = noise(side, side, 1, seed=seed)
-    crop = random_resized_crop(Picture(image), crop_draws(seed, 0, 1)[0], (side, side), (1, 1), (1, 1))
+    crop = random_crop(Picture(image), 0, (side, side), seed=seed, scale=(1, 1), ratio=(1, 1))
     np.testing.assert_array_equal(crop, image)
 
 
 def test_a_full_crop_of_an_oblong_picture_is_its_central_square():
     image = noise(8, 12, 1)
-    crop = random_resized_crop(Picture(image), crop_draws(0, 0, 1)[0], (8, 8), (1, 1), (1, 1))
+    crop = random_crop(Picture(image), 0, (8, 8), seed=0, scale=(1, 1), ratio=(1, 1))
     np.testing.assert_array_equal(crop, image[:, 2:10])
 
 
@@ -225,7 +223,7 @@ def test_evaluation_resizes_the_shorter_side_to_256_and_takes_the_central_224(sh
     )
     top, left = (int(round((side - 224) / 2.0)) for side in full.shape[:2])
     expected = full[top : top + 224, left : left + 224]
-    np.testing.assert_array_equal(resize_and_centre_crop(Picture(image), (224, 224), 0.875), expected)
+    np.testing.assert_array_equal(centre_crop(Picture(image), None, (224, 224), eval_crop=0.875), expected)
 
 
 def test_the_evaluation_crop_begins_where_torchvisions_does_whatever_is_left_over():
@@ -233,14 +231,14 @@ def test_the_evaluation_crop_begins_where_torchvisions_does_whatever_is_left_ove
         strip = np.arange(20 + left_over, dtype=np.uint8)[:, None, None].repeat(20, 1)
         first = int(round(left_over / 2.0))  # as in its CenterCrop: 1.5 becomes 2, 2.5 becomes 2
         for picture in (strip, strip.transpose(1, 0, 2)):
-            crop = resize_and_centre_crop(Picture(picture), (20, 20), 1.0)
+            crop = centre_crop(Picture(picture), None, (20, 20), eval_crop=1.0)
             assert (crop.min(), crop.max()) == (first, first + 19), left_over
 
 
 @given(sides, sides, st.sampled_from([(8, 8), (224, 224), (96, 32), (10, 70)]), st.sampled_from([1.0, 0.875, 0.95]))
 @settings(deadline=None, max_examples=60)
 def test_evaluation_always_gives_the_size_asked_for(height, width, size, eval_crop):
-    assert resize_and_centre_crop(Picture(noise(height, width, 1)), size, eval_crop).shape == (*size, 1)
+    assert centre_crop(Picture(noise(height, width, 1)), None, size, eval_crop=eval_crop).shape == (*size, 1)
 
 
 @pytest.mark.parametrize("shape", [(1, 30_000, 3), (30_000, 1, 3), (3, 20_000, 1)])
@@ -266,7 +264,7 @@ def test_up_to_eight_times_as_long_as_wide_all_of_a_picture_is_resized(shape):
     height, width = (least, least * shape[1] // shape[0]) if shape[0] < shape[1] else (least * shape[0] // shape[1], 18)
     top, left = round((height - 16) / 2), round((width - 16) / 2)
     expected = resize_by_pillow(image, (height, width))[top : top + 16, left : left + 16]
-    np.testing.assert_array_equal(resize_and_centre_crop(Picture(image), (16, 16), 16 / 18), expected)
+    np.testing.assert_array_equal(centre_crop(Picture(image), None, (16, 16), eval_crop=16 / 18), expected)
 
 
 @pytest.mark.parametrize("shape", [(40, 900, 3), (900, 40, 3), (33, 501, 1)])
@@ -275,7 +273,7 @@ def test_the_middle_of_a_longer_picture_looks_as_if_all_of_it_had_been_resized(s
     height, width = (32, 32 * shape[1] // shape[0]) if shape[0] < shape[1] else (32 * shape[0] // shape[1], 32)
     top, left = (height - 28) // 2, (width - 28) // 2
     whole = resize_by_pillow(image, (height, width))[top : top + 28, left : left + 28].astype(float)
-    crop = resize_and_centre_crop(Picture(image), (28, 28), 0.875)
+    crop = centre_crop(Picture(image), None, (28, 28), eval_crop=0.875)
     assert np.abs(crop - whole).mean() < np.abs(np.roll(whole, 1, axis=(0, 1)) - whole).mean() / 2
 
 
@@ -284,7 +282,7 @@ def test_evaluation_keeps_the_aspect_when_the_size_is_oblong():
     height, width = 120, 300
     ramp = np.zeros((height, width, 2), np.uint8)
     ramp[..., 0], ramp[..., 1] = np.arange(height)[:, None] * 2, np.arange(width) * 0.8
-    crop = resize_and_centre_crop(Picture(ramp), (60, 100), 1.0).astype(float)
+    crop = centre_crop(Picture(ramp), None, (60, 100), eval_crop=1.0).astype(float)
     assert crop.shape == (60, 100, 2)
     vertical = (crop[50, 50, 0] - crop[10, 50, 0]) / 40 / 2  # source pixels a target pixel
     horizontal = (crop[30, 90, 1] - crop[30, 10, 1]) / 80 / 0.8
@@ -294,7 +292,7 @@ def test_evaluation_keeps_the_aspect_when_the_size_is_oblong():
 @pytest.mark.parametrize("shape", [(8, 8, 1), (32, 32, 3), (28, 36, 1)])
 def test_evaluation_sees_a_picture_of_the_right_size_whole_and_unchanged(shape):
     image = noise(*shape)
-    np.testing.assert_array_equal(resize_and_centre_crop(Picture(image), shape[:2], 1.0), image)
+    np.testing.assert_array_equal(centre_crop(Picture(image), None, shape[:2], eval_crop=1.0), image)
 
 
 def test_four_channels_are_not_weighed_by_the_last():

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mae_jax.data.decoding import BadImage, decode, deep_type, open_picture
+from mae_jax.data.decoding import BadImage, deep_type, open_picture
 from mae_jax.data.device_batches import read_all
 from mae_jax.data.loader import PictureReader, make_train_batches
-from mae_jax.data.transforms import resize_and_centre_crop
+from mae_jax.data.transforms import centre_crop
 from mae_jax.runtime.errors import UserError
-from tests.data.conftest import png_16_bit
+from tests.data.conftest import decode, png_16_bit
 
 LIMIT = 10**6
 RNG = np.random.default_rng(0)
@@ -150,7 +150,7 @@ BANDS = {
     "16-bit RGB and an unspecified band": (tiff(numbers(0, 99, np.uint16, 4), extra=[0]), "1 beyond its colours"),
     "RGB, alpha and another": (tiff(numbers(0, 255, np.uint8, 5), extra=[2, 0]), "2 beyond its colours"),
     "grey and another": (tiff(numbers(0, 255, np.uint8, 2), 1, extra=[0]), "1 beyond its colours"),
-    "five bands": (tiff(numbers(0, 255, np.uint8, 5), 1, extra=[0] * 4), "TIFF of 5 x 8-bit numbers .* not read"),
+    "five bands": (tiff(numbers(0, 255, np.uint8, 5), 1, extra=[0] * 4), "of a kind which is not read"),
     "16-bit RGB with transparency": (
         png_16_bit(numbers(0, 99, np.uint16, 4)),
         "a PNG of 16-bit RGBA, which is not read",
@@ -159,8 +159,8 @@ BANDS = {
         png_16_bit(numbers(0, 99, np.uint16, 2)),
         "a PNG of 16-bit LA, which is not read",
     ),
-    "64-bit floats": (tiff(numbers(0, 1, np.float64)), "TIFF of 1 x 64-bit float numbers .* not read"),
-    "RGB of floats": (tiff(numbers(0, 1, np.float32, 3)), "TIFF of 3 x 32-bit float numbers .* not read"),
+    "64-bit floats": (tiff(numbers(0, 1, np.float64)), "of a kind which is not read"),
+    "RGB of floats": (tiff(numbers(0, 1, np.float32, 3)), "of a kind which is not read"),
     "three pages": (tiff(numbers(0, 255, np.uint8), pages=3), "a TIFF of 3 pages: save each as a file"),
 }
 
@@ -192,11 +192,6 @@ def test_netpbms_of_more_than_8_bits_are_told_apart_from_those_of_8(header, chan
 @pytest.mark.parametrize("data", [b"P1\n2 1\n0 1\n", b"P4\n2 1\n\x40", b"P2\n2 1\n9\n9 0\n", b"P5\n2 1\n9\n\x09\0"])
 def test_netpbms_of_8_bits_or_fewer_are_read(data):
     np.testing.assert_array_equal(decode(data, 1, LIMIT)[..., 0], [[255, 0]])
-
-
-def test_a_damaged_tiff_is_not_said_to_hold_what_its_missing_tags_would_mean():
-    with pytest.raises(BadImage, match="not a picture in any of the formats"):
-        decode(b"MM\0*\0\0\0\x08\0\x05", 3, LIMIT)
 
 
 @pytest.mark.parametrize("alpha", [1, 2])
@@ -234,7 +229,7 @@ def test_training_resident_pictures_and_evaluation_are_scaled_alike(make_config)
     whole = expected(twelve, 0, 4095)
     np.testing.assert_array_equal(read_all(source, config, 3)[0]["image"][5], whole)
     reader = PictureReader(source, config, 3)
-    image, _ = reader.read(0, lambda picture: resize_and_centre_crop(picture, (6, 9), 1.0))
+    image, _ = reader.read(0, lambda picture: centre_crop(picture, None, (6, 9), eval_crop=1.0))
     np.testing.assert_array_equal(image, whole)
     config.update(crop_scale=(1, 1), crop_ratio=(1.5, 1.5), flip=False)
     batches = make_train_batches(source, config, (6, 9), 3)

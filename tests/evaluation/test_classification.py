@@ -14,7 +14,6 @@ from mae_jax.evaluation.classification import (
     summarize_predictions,
 )
 from mae_jax.runtime.mesh import batch_sharding, put_batch
-from mae_jax.tasks.evaluate import describe_classes
 from tests.meshes import device_mesh
 
 
@@ -138,11 +137,6 @@ def test_confusions_are_drawn_darker_where_there_are_more_of_them(classes):
 STRANGE = ["a$^$", "two\nlines", "\x1b[31mred"]  # "$^$" is not a formula that matplotlib can draw
 
 
-def test_names_of_classes_are_drawn_as_they_are_and_escaped():
+def test_names_of_classes_are_drawn_as_they_are():
     pytest.importorskip("matplotlib")
     assert draw_confusion_matrix(np.eye(3, dtype=np.int64), STRANGE, ["runs/$^$\n", "2"]).ndim == 3
-
-
-def test_names_of_classes_are_escaped_in_the_printed_table():
-    lines = describe_classes(class_table(np.array([[0, 1, 1], [0, 2, 0], [1, 0, 2]]), STRANGE))
-    assert len(lines) == 4 and lines[1].endswith(r"  two\nlines") and lines[3].startswith(r"\x1b[31mred ")

@@ -121,7 +121,7 @@ def test_an_export_that_is_refused_writes_nothing(pretrained, tmp_path, settings
 def test_an_export_that_is_refused_leaves_the_earlier_one(pretrained, tmp_path):
     run_task("export", tmp_path, init_from=str(pretrained), format="huggingface")
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    with pytest.raises(UserError, match="another format"):
+    with pytest.raises(UserError, match="other than an earlier export as timm"):
         run_task("export", tmp_path, init_from=str(pretrained), format="timm")
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
@@ -129,10 +129,10 @@ def test_an_export_that_is_refused_leaves_the_earlier_one(pretrained, tmp_path):
 def test_an_export_writes_into_an_empty_folder_only_and_never_over_its_source(pretrained, tmp_path):
     run_task("export", tmp_path / "first", init_from=str(pretrained))
     before = {file.name: file.read_bytes() for file in (tmp_path / "first").iterdir()}
-    with pytest.raises(UserError, match="is where init_from=.* is read from"):
+    with pytest.raises(UserError, match="holds init_from"):
         run_task("export", tmp_path / "first", init_from=str(tmp_path / "first"), encoder_only=True)
     (tmp_path / "first" / "export.json").unlink()  # as of a model that came from elsewhere
-    with pytest.raises(UserError, match=r"is not empty \(config.json, model.safetensors, ...\)"):
+    with pytest.raises(UserError, match=r"files other than an earlier export"):
         run_task("export", tmp_path / "first", init_from=str(pretrained))
     del before["export.json"]
     assert {file.name: file.read_bytes() for file in (tmp_path / "first").iterdir()} == before

@@ -60,6 +60,7 @@ def test_the_markdown_has_a_line_for_each_cell_and_marks_what_failed(plan):
         "mask_ratio", "GFLOP an image", "finetune/top1 %", "eval/loss", "minutes",
     ]  # fmt: skip
     assert len({len(line) for line in lines[:4]}) == 1, "the columns stand below one another"
+    assert [cell[-2:] for cell in lines[1].strip("| ").split(" | ")] == ["--", "-:", "-:", "-:", "-:"], "numbers: right"
     assert "91.0 ± 1.4" in lines[2] and "0.3500 ± 0.0707" in lines[2]
     assert lines[3].startswith("| 0.75 (failed) ") and " 97.0 " in lines[3], "the seed that is there counts"
     assert lines[-1] == "- mask_ratio 0.75, seed 1: pretrain: killed by signal 9 (out of memory?)"

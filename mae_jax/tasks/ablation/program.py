@@ -54,8 +54,7 @@ def describe_plan(plan: Plan) -> list[str]:
 def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
     """Executes this shard's unfinished runs, one after the other, then writes the table of all finished ones.
 
-    A failed run does not stop the rest. Raises UserError, before anything runs, for wrong settings or a run in the
-    workdir with other settings; Stopped after a signal, when the current run has saved.
+    A failed run does not stop the rest. Raises UserError before anything runs; Stopped when the current run has saved.
     """
     plan = make_plan(config, workdir)
     for one in plan.runs:

@@ -34,7 +34,7 @@ def report(config: ConfigDict, plan: Plan, workdir: Path) -> None:
         names = ("paper", "title", "source")
         paper, title, source = (ablate[name] if fit or f"ablate.{name}" in config.given else "" for name in names)
         x_label = ", ".join(axis.title for axis in plan.axes)
-        save_picture(workdir / "plot.png", draw(panels, make_paper_panels(paper), x_label, title, source))
+        save_picture(workdir / "plot.png", draw(panels, paper, x_label, title, source))
     say("", *table.split("\n"))
     if failed := sum(len(row["failed"]) for row in rows):
         say(f"{failed} of {len(rows) * len(plan.seeds)} runs failed; the same command tries them again")
@@ -115,8 +115,8 @@ def draw_markdown(rows: list[dict[str, Any]], axes: list[Axis], scores: tuple[st
         table.append([*labels, f"{row['train_gflop_per_image']:.3g}", *found, minutes])
     table = [[text.replace("|", "\\|") for text in line] for line in table]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    table.insert(1, ["-" * width for width in widths])
     sides = "<" * len(axes) + ">" * (len(widths) - len(axes))
+    table.insert(1, [f"{':' * (side == '>'):->{width}}" for side, width in zip(sides, widths, strict=True)])
     lines = []
     for line in table:
         cells = (f"{text:{side}{width}}" for text, side, width in zip(line, sides, widths, strict=True))
@@ -171,17 +171,13 @@ def make_panels(plan: Plan, rows: list[dict[str, Any]], scores: tuple[str, ...])
     return [panel for panel in panels if panel.xs]
 
 
-def make_paper_panels(paper: tuple) -> list[Panel]:
-    """A panel for each curve (name, ((x, y), ...)) of the paper."""
-    curves = [(name, *map(list, zip(*points, strict=True))) for name, points in paper]
-    return [Panel(name, "top-1 % (ViT-L, ImageNet)", xs, ys, None) for name, xs, ys in curves]
-
-
-def draw(ours: list[Panel], papers: list[Panel], x_label: str, title: str, source: str) -> np.ndarray:
-    """A picture uint8 [height, width, 3]: our panels on the left, the paper's, if any, on the right."""
+def draw(ours: list[Panel], paper: tuple, x_label: str, title: str, source: str) -> np.ndarray:
+    """A picture uint8 [height, width, 3]: our panels on the left, the paper's curves, if any, on the right."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import: a second
     from matplotlib.figure import Figure
 
+    curves = [(name, *map(list, zip(*points, strict=True))) for name, points in paper]
+    papers = [Panel(name, "top-1 % (ViT-L, ImageNet)", xs, ys, None) for name, xs, ys in curves]
     columns = [column for column in (ours, papers) if column]
     lines = max(map(len, columns))
     figure = Figure(figsize=(5.6 * len(columns), 3.2 * lines + 0.6), dpi=120, layout="constrained")
