@@ -43,6 +43,11 @@ def finetuned(pretrained, tmp_path_factory) -> Path:
         return run_task("finetune_digits", workdir, init_from=str(pretrained), train__ema_decay=0.5)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: runs of several processes wait for one another much of their time."""
+    return os.cpu_count() + 1
+
+
 def pytest_collection_finish():
     """What was imported is not garbage: looking through it at every turn takes a fifth of the time of JAX's tracing."""
     gc.collect()
