@@ -243,6 +243,8 @@ def _to_eight_bits(picture: Image.Image, name: str, dtype: type, value_range: Ra
             f"{name} with values from {values.min():g} to {values.max():g}; nothing says which are black and white: "
             "set data.value_range=(low, high), which scales every picture alike"
         )
+    if "transparency" in picture.info:
+        raise BadImage(f"{name} with a transparent value, which is not supported: save the picture without it")
     grey = scaled(values, value_range)
     return 255 - grey if getattr(picture, "tag_v2", {}).get(_PHOTOMETRIC) == 0 else grey
 

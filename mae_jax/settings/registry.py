@@ -1,7 +1,6 @@
 """Registries of implementations that a setting can name, and hints for unknown names."""
 
 import difflib
-import functools
 import importlib
 import re
 from collections.abc import Callable, Iterable
@@ -75,7 +74,12 @@ class Registry(dict[str, T], Generic[T]):
 
     def register(self, name: str) -> Callable[[T], T]:
         """A decorator: registers a function or class under a name."""
-        return functools.partial(self.setdefault, name)
+
+        def add(implementation: T) -> T:
+            self[name] = implementation
+            return implementation
+
+        return add
 
     def find(self, name: str) -> T:
         """The implementation with this name; UserError if it is unknown or cannot be imported."""

@@ -21,6 +21,8 @@ from mae_jax.tasks.measuring import find_sources, open_checkpoint, open_data, wr
 from mae_jax.workdir.reporting import provenance
 from mae_jax.workdir.writing import save_picture, write_atomically, write_json
 
+SHOWN_CLASSES = 20
+
 
 def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
     """Measures `config.init_from` on the evaluation split, each image once, and writes result.json.
@@ -74,7 +76,7 @@ def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
 
 
 def write_classes(workdir: Path, accuracy: Accuracy, class_names: list[str], title: list[str]) -> None:
-    """Writes classes.csv and confusion_matrix.png."""
+    """Writes classes.csv and confusion_matrix.png, and prints the classes with the lowest recall."""
     confusions = confusion_matrix(accuracy.predictions, len(class_names))
     rows, text = class_table(confusions, class_names), io.StringIO()
     writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
@@ -82,6 +84,11 @@ def write_classes(workdir: Path, accuracy: Accuracy, class_names: list[str], tit
     writer.writerows(rows)
     write_atomically(workdir / "classes.csv", text.getvalue())
     save_picture(workdir / "confusion_matrix.png", draw_confusion_matrix(confusions, class_names, title))
+    say(f"{'class':<24}{'images':>8}{'recall':>9}{'precision':>11}  often taken for")
+    for row in sorted(rows, key=lambda row: (row["recall"] is None, row["recall"]))[:SHOWN_CLASSES]:
+        recall, precision = ("-" if row[n] is None else f"{row[n]:.1%}" for n in ("recall", "precision"))
+        name, other = escaped(row["class"])[:23], escaped(row["often_taken_for"] or "")
+        say(f"{name:<24}{row['images']:>8,}{recall:>9}{precision:>11}  {other}")
 
 
 def match_to_classifier(source: Source, weights: Weights, config: ConfigDict) -> tuple[Source, list[str]]:
