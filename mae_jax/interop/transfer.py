@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from mae_jax.interop.weights import assumed, choose, find_same_weights, has_decoder, read_weights
+from mae_jax.interop.weights import choose, find_same_weights, read_weights
 from mae_jax.interop.workdirs import Weights, read_own_config
 from mae_jax.models.classifier import ClassifierConfig, is_classifier, make_classifier_config
 from mae_jax.models.config import USUAL_MASKS, MAEConfig
@@ -43,7 +43,7 @@ def read_start(config: ConfigDict, workdir: Path) -> Weights | None:
     """The weights of `init_from`, if set; the same ones when a run in this workdir is started again."""
     if not config.init_from:
         return None
-    return read_weights(find_same_weights(config.init_from, workdir), assumed(config))
+    return read_weights(find_same_weights(config.init_from, workdir), config.assume)
 
 
 def resolve_model(config: ConfigDict, trained: dict[str, Any]) -> list[str]:
@@ -136,7 +136,8 @@ def fitting_params(weights: Weights, config: Mapping) -> tuple[dict, list[str]]:
     path = config["init_from"]
     if is_classifier(weights.config):
         raise UserError(f"init_from={path} is a classifier without a decoder; pre-training needs an autoencoder")
-    old, new, whole = MAEConfig(**weights.config["model"]), MAEConfig(**config["model"]), has_decoder(weights)
+    old, new = MAEConfig(**weights.config["model"]), MAEConfig(**config["model"])
+    whole = "decoder" in weights.params
     if new.positions == "learned" and old.positions == "sincos":  # the tables start with the formula's values
         weights = choose(weights, {"positions": "learned"})
         old = dataclasses.replace(old, positions="learned")
