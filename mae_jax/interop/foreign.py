@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from mae_jax.data.files import first_few
 from mae_jax.data.processor import Processor
 from mae_jax.interop import huggingface, timm
 from mae_jax.interop.tensors import Tensor, plain, read_json, read_tensors
-from mae_jax.interop.torch_layout import listed, read_params, their_names
+from mae_jax.interop.torch_layout import read_params, their_names
 from mae_jax.interop.workdirs import Weights
 from mae_jax.models.classifier import ClassifierConfig, abstract_variables
 from mae_jax.models.config import SIZES, MAEConfig
@@ -50,7 +51,7 @@ class State(dict[str, Tensor]):
     """A file's tensors by facebookresearch's names. A missing one is the user's mistake."""
 
     def __missing__(self, name: str):
-        has = listed(list(self)) or "nothing"
+        has = first_few(list(self)) or "nothing"
         raise UserError(f"it has no complete ViT or masked autoencoder: it lacks {name}; it has {has}")
 
 
@@ -112,7 +113,9 @@ def _describe(folder: Path, tensors: dict[str, Tensor], others: dict[str, Any]) 
             found.model = huggingface.read_settings(config)
             found.data, notes = huggingface.read_preprocessor(preprocessor)
             found.class_names = huggingface.class_names(config)
-            found.notes = huggingface.unused_settings(config) + notes
+            drops = [name for name in huggingface.DROPOUT if config.get(name)]
+            found.notes = [f"{name}={config[name]!r} is not used: there is no dropout here" for name in drops]
+            found.notes += notes
     elif "architecture" in config and ("pretrained_cfg" in config or "num_features" in config):
         data, notes = timm.read_data(config)
         model, pool, names = timm.read_settings(config), timm.read_pool(config), config.get("label_names")
@@ -286,7 +289,7 @@ def _left_over(found: Description, used: set[str]) -> list[str]:
     left = [name for name in left if not name.endswith("num_batches_tracked")]
     unused_decoder = "decoder" if found.has_head else "-"  # a classifier does not use it
     if serious := [name for name in left if CHANGES_RESULTS.match(name) and not name.startswith(unused_decoder)]:
-        serious = listed([state[name].name for name in serious])  # as in the file
+        serious = first_few([state[name].name for name in serious])  # as in the file
         raise UserError(f"it is not a plain ViT: {serious} have no place in this model")
     return [f"left over: {', '.join(left)}"] if left else []
 

@@ -16,13 +16,7 @@ from mae_jax.models.positions import sincos_table
 from mae_jax.runtime.errors import UserError
 from mae_jax.workdir.writing import write_json
 
-# Format -> pools whose heads it can hold.
-POOLS = {
-    "huggingface": ("class", "mean_norm"),
-    "facebook": ("class", "mean_norm"),
-    "timm": ("class", "mean", "mean_norm"),
-}
-FORMATS = tuple(POOLS)
+FORMATS = ("huggingface", "facebook", "timm")
 # Model settings for which no other program has values but the defaults.
 OURS_ALONE = ("class_tokens", "registers", "qk_norm")
 DECODERS_OURS_ALONE = ("decoder_attention", "encoder_mask_tokens", "pca_targets", "target")
@@ -40,15 +34,15 @@ def fit(weights: Weights, format: str, *, encoder_only: bool = False) -> Weights
             config["model"] = config["model"] | {"positions": "learned"}
         weights = weights._replace(config=config, params={"encoder": weights.params["encoder"]})
     model, has_decoder = MAEConfig(**config["model"]), "decoder" in weights.params
-    if is_classifier(config):
-        if (pool := config["classifier"]["pool"]) not in POOLS[format]:
-            remedies = [f"export format={name}" for name, pools in POOLS.items() if pool in pools] + [ENCODER_ONLY]
-            raise UserError(f"format={format} has no head for classifier.pool={pool}: {', or '.join(remedies)}")
-        if config["classifier"]["batch_norm"] and format != "facebook":
-            notes.append("the BatchNorm before the linear layer is folded into it")
-            config = config | {"classifier": config["classifier"] | {"batch_norm": False}}
-            weights = weights._replace(config=config, params=fold_batch_norm(weights.params))
-    beit = format == "huggingface" and is_classifier(config) and config["classifier"]["pool"] == "mean_norm"
+    pool = config["classifier"]["pool"] if is_classifier(config) else None
+    if pool not in (None, "class", "mean_norm") and (format, pool) != ("timm", "mean"):
+        remedy = f"export format=timm, or {ENCODER_ONLY}" if pool == "mean" else ENCODER_ONLY
+        raise UserError(f"format={format} has no head for classifier.pool={pool}: {remedy}")
+    if pool and config["classifier"]["batch_norm"] and format != "facebook":
+        notes.append("the BatchNorm before the linear layer is folded into it")
+        config = config | {"classifier": config["classifier"] | {"batch_norm": False}}
+        weights = weights._replace(config=config, params=fold_batch_norm(weights.params))
+    beit = format == "huggingface" and pool == "mean_norm"
     if beit:
         notes.append("written as BeitForImageClassification: transformers' ViT has no such pool")
     for name in OURS_ALONE + has_decoder * DECODERS_OURS_ALONE:

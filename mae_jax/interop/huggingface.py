@@ -70,6 +70,7 @@ NAMES = {
     "pooler.layernorm": "fc_norm",  # BEiT's
 }
 BEIT = "BeitForImageClassification"
+DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 BICUBIC = 3  # Pillow's number for the filter
 
 
@@ -134,12 +135,6 @@ def read_settings(config: dict[str, Any]) -> dict[str, Any]:
             raise UserError(f"patch_size {height} x {width}: patches must be square")
         settings["patch_size"] = height
     return settings | ({"qkv_bias": True} if kind == "beit" else {})  # BEiT always has these biases
-
-
-def unused_settings(config: dict[str, Any]) -> list[str]:
-    """Notes on settings of a config.json that have no effect here, but do elsewhere."""
-    names = [name for name in ("hidden_dropout_prob", "attention_probs_dropout_prob") if config.get(name)]
-    return [f"{name}={config[name]!r} is not used: there is no dropout here" for name in names]
 
 
 def make_config(model: MAEConfig, architecture: str, class_names: list[str] | None, num_classes: int | None) -> dict:

@@ -85,11 +85,11 @@ def make_config(
 ) -> dict[str, Any]:
     """The config.json that `timm.create_model("local-dir:FOLDER")` builds the model from."""
     pool, classes = (POOLS[classifier.pool], classifier.num_classes) if classifier else ("token", 0)
-    # timm's nearest name; model_args say how ours differs.
-    name = next((name for name, size in SIZES.items() if size.items() <= vars(model).items()), "base")
+    heads = {"num_heads": model.num_heads}  # timm's nearest name may have others: model_args say how ours differs
+    name = next((name for name, size in SIZES.items() if (size | heads).items() <= vars(model).items()), "base")
     ratio, mlp_width = model.blocks.mlp_width / model.width, model.blocks.mlp_width
     config = {
-        "architecture": f"vit_{name}_patch16_224" if name != "huge" else "vit_huge_patch14_224",
+        "architecture": f"vit_{name}_patch{SIZES[name]['patch_size']}_224",
         "num_classes": classes,
         "num_features": model.width,
         "global_pool": pool,

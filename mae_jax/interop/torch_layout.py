@@ -29,9 +29,6 @@ MODULES = {  # ours -> theirs
     "decoder/predict": "decoder_pred",
     "head/linear": "head",
 }
-# In a classifier, the norm of the patch tokens' mean has another name, and a linear probe's head begins with BatchNorm.
-POOLED_NORM = {"encoder/norm": "fc_norm"}
-PROBE_HEAD = {"head/linear": "head.1", "head/batch_norm": "head.0"}
 IN_BLOCK = {"attention/qkv": "attn.qkv", "attention/out": "attn.proj", "mlp/fc1": "mlp.fc1", "mlp/fc2": "mlp.fc2"}
 LEAVES = {
     "kernel": ".weight", "scale": ".weight", "bias": ".bias", "mean": ".running_mean", "variance": ".running_var",
@@ -42,9 +39,10 @@ LEAVES = {
 def their_names(shapes: dict, classifier: ClassifierConfig | None) -> Iterator[tuple[tuple[str, ...], list[str]]]:
     """Each path in the nested dict `shapes`, with its tensors' names: one for each block of a stack, else one."""
     modules = dict(MODULES)
-    if classifier:
-        modules |= POOLED_NORM if classifier.pool == "mean_norm" else {}
-        modules |= PROBE_HEAD if classifier.batch_norm else {}
+    if classifier and classifier.pool == "mean_norm":  # the norm is of the patch tokens' mean
+        modules["encoder/norm"] = "fc_norm"
+    if classifier and classifier.batch_norm:  # a linear probe's head begins with it
+        modules |= {"head/linear": "head.1", "head/batch_norm": "head.0"}
     for path, leaf in flatten_dict(shapes).items():
         module, end = modules["/".join(path[:2])], LEAVES[path[-1]]
         if path[1] == "blocks":
@@ -111,7 +109,3 @@ def write_state(params: dict, classifier: ClassifierConfig | None, patch_size: i
         for name, part in zip(names, values if path[1] == "blocks" else values[None], strict=True):
             state[name] = to_theirs(path, part, patch_size)
     return state
-
-
-def listed(names: list[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,6 +1,5 @@
 """Starts a run from the weights and settings of another."""
 
-import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,11 +8,10 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from mae_jax.interop.weights import assumed, choose, find_same_weights, has_decoder, read_weights
+from mae_jax.interop.weights import choose, find_same_weights, read_weights
 from mae_jax.interop.workdirs import Weights, read_own_config
 from mae_jax.models.classifier import ClassifierConfig, is_classifier, make_classifier_config
 from mae_jax.models.config import USUAL_MASKS, MAEConfig
-from mae_jax.models.positions import resize_positions, sincos_table
 from mae_jax.runtime.errors import UserError
 from mae_jax.settings.fields import from_dict
 
@@ -35,9 +33,8 @@ ENCODER_SETTINGS = (*ENCODER_STRUCTURE, "mlp_ratio", "mlp_width", "norm_epsilon"
 
 def find_start(config: ConfigDict, workdir: Path) -> tuple[dict[str, Any] | None, Weights | None]:
     """A resumed run's own config, and None; for a new one config and weights of `init_from`, if set, else both None."""
-    with contextlib.suppress(UserError):  # the run reports bad checkpoints when it sets them aside
-        if trained := read_own_config(workdir):
-            return trained, None
+    if trained := read_own_config(workdir):
+        return trained, None
     weights = read_start(config, workdir)
     return weights and weights.config, weights
 
@@ -46,7 +43,7 @@ def read_start(config: ConfigDict, workdir: Path) -> Weights | None:
     """The weights of `init_from`, if set; the same ones when a run in this workdir is started again."""
     if not config.init_from:
         return None
-    return read_weights(find_same_weights(config.init_from, workdir), assumed(config))
+    return read_weights(find_same_weights(config.init_from, workdir), config.assume)
 
 
 def resolve_model(config: ConfigDict, trained: dict[str, Any]) -> list[str]:
@@ -85,12 +82,9 @@ def starting_params(weights: Weights, model: ClassifierConfig, class_names: list
 
     A position table of another grid is resized in 2-D, even a formula's: values beyond its edge are new to the encoder.
     """
-    params, old = weights.params, MAEConfig(**weights.config["model"])
-    table = params["encoder"].get("positions")
-    table = sincos_table(old.grid, old.width) if table is None else table
-    encoder = params["encoder"] | {"positions": np.asarray(resize_positions(table, old.grid, model.encoder.grid))}
+    encoder = choose(weights, {"positions": "learned", "image_size": model.encoder.image_size}).params["encoder"]
     if keeps_head(weights, model, class_names):
-        return {"encoder": encoder, "head": params["head"]}
+        return {"encoder": encoder, "head": weights.params["head"]}
     pooled_before_norm = is_classifier(weights.config) and weights.config["classifier"]["pool"] == "mean_norm"
     if model.pool == "mean_norm" and not pooled_before_norm:  # this norm belongs to the head, and is new
         norm = encoder["norm"]
@@ -142,7 +136,8 @@ def fitting_params(weights: Weights, config: Mapping) -> tuple[dict, list[str]]:
     path = config["init_from"]
     if is_classifier(weights.config):
         raise UserError(f"init_from={path} is a classifier without a decoder; pre-training needs an autoencoder")
-    old, new, whole = MAEConfig(**weights.config["model"]), MAEConfig(**config["model"]), has_decoder(weights)
+    old, new = MAEConfig(**weights.config["model"]), MAEConfig(**config["model"])
+    whole = "decoder" in weights.params
     if new.positions == "learned" and old.positions == "sincos":  # the tables start with the formula's values
         weights = choose(weights, {"positions": "learned"})
         old = dataclasses.replace(old, positions="learned")

@@ -59,18 +59,15 @@ def fetch(address: str) -> Path:
     raise UserError(f"{address} has no weights ({', '.join((*SAFETENSORS, *PYTORCH))})")
 
 
-def read_weights(path: str | Path, asked: dict[str, Any] | None = None) -> Weights:
+def read_weights(path: str | Path, asked: Mapping | None = None) -> Weights:
     """Reads what `find_weights` finds; `asked` gives settings `model.*` that another program's file does not state."""
     path = find_weights(path)
+    asked = {name: value for name, value in (asked or {}).items() if value is not None}
     if is_foreign(path):
         return read_foreign(path, asked)
-    if others := [name for name in asked or {} if name != "image_size"]:
+    if others := [name for name in asked if name != "image_size"]:
         raise UserError(f"{others[0]} cannot be set: {path} is a checkpoint of mae_jax, which says what it is")
     return read_workdir(path)
-
-
-def assumed(config: Mapping) -> dict[str, Any]:
-    return {name: value for name, value in config["assume"].items() if value is not None}
 
 
 def find_same_weights(init_from: str, workdir: Path | None = None) -> Path:
@@ -101,16 +98,12 @@ def check_workdir(workdir: Path) -> None:
         raise UserError(f"--workdir={workdir} holds weights, with a config.json of their own; choose another folder")
 
 
-def has_decoder(weights: Weights) -> bool:
-    return "decoder" in weights.params
-
-
 def make_bind_of(weights: Weights) -> Callable[[dict], MaskedAutoencoder | Classifier]:
     """The pure function from variables to a model of the weights' kind."""
     config = weights.config
     if is_classifier(config):
         return make_bind_classifier(make_classifier_config(config["model"], config["classifier"]))
-    return make_bind(MAEConfig(**config["model"]), decoder=has_decoder(weights))
+    return make_bind(MAEConfig(**config["model"]), decoder="decoder" in weights.params)
 
 
 def load(path: str | Path, **settings) -> MaskedAutoencoder | Classifier:
@@ -131,8 +124,7 @@ def load(path: str | Path, **settings) -> MaskedAutoencoder | Classifier:
       `model.encode(images)` gives features, and `model.processor(pictures)` makes images.
     """
     known = tuple(dict.fromkeys((*CHOOSABLE, *GUESSABLE)))
-    if unknown := [name for name in settings if name not in known]:
-        name = unknown[0]
+    for name in [name for name in settings if name not in known]:
         raise UserError(f"mae_jax.load has no setting {name!r}{nearest(name, known)} (there are: {', '.join(known)})")
     weights = read_weights(path, {name: value for name, value in settings.items() if name in GUESSABLE})
     chosen = {name: value for name, value in settings.items() if name in CHOOSABLE}

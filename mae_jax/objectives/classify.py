@@ -61,14 +61,9 @@ class Classification(Objective):
                 "init_from is not set, nor is data.name: give a checkpoint, as --config.init_from=runs/digits"
             )
         if optimizer == "lars" and not head_alone:  # its trust ratio would mix the blocks
-            raise UserError(
-                "optimizer.name=lars is for probes: set classifier.trained_blocks=0 or optimizer.name=adamw"
-            )
+            raise UserError("optimizer.name=lars is for probes: set adamw, or classifier.trained_blocks=0")
         if optimizer == "muon" and head_alone:
-            raise UserError(
-                "optimizer.name=muon is for the blocks' matrices, of which classifier.trained_blocks=0 trains none: "
-                "set optimizer.name=adamw or lars"
-            )
+            raise UserError("optimizer.name=muon is for blocks; trained_blocks=0 trains none: set adamw")
         if not config.init_from:  # otherwise the checkpoint decides the model
             check_model(config)
 

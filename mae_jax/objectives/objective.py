@@ -163,6 +163,6 @@ def settle_batch_size(config: ConfigDict, num_train: int, mesh: Mesh, mixes_pair
     if size % unit:
         pairs = " x pairs to mix" if mixes_pairs else ""
         raise UserError(
-            f"data.batch_size={size} cannot be split evenly over {batch_parts(mesh)} devices x "
-            f"train.accumulate_steps={config.train.accumulate_steps}{pairs}; make it a multiple of {unit}"
+            f"data.batch_size={size} must be a multiple of {unit} ({batch_parts(mesh)} devices x "
+            f"train.accumulate_steps={config.train.accumulate_steps}{pairs})"
         )

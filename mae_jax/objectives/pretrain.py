@@ -55,11 +55,9 @@ class Pretraining(Objective):
         if config.data.name is None:
             raise UserError("data.name is not set: which pictures? For example --config.data.name=image_folder")
         super().check(config)
-        uniformity, parts = config.model.uniformity, config.train.accumulate_steps
-        if uniformity and parts > 1:
-            raise UserError(
-                f"model.uniformity={uniformity} is for a whole batch: set train.accumulate_steps=1, not {parts}"
-            )
+        uniformity = config.model.uniformity
+        if uniformity and config.train.accumulate_steps > 1:
+            raise UserError(f"model.uniformity={uniformity} needs whole batches: set train.accumulate_steps=1")
         if config.optimizer.name == "lars":
             raise UserError("optimizer.name=lars is for probes of a frozen encoder; set optimizer.name=adamw")
         model = check_model(config)

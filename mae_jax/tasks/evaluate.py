@@ -10,7 +10,6 @@ from mae_jax.data.image_folder import PictureFiles
 from mae_jax.data.sources import Labelled, Source, count_images, match_classes
 from mae_jax.evaluation.classification import Accuracy, class_table, confusion_matrix, draw_confusion_matrix
 from mae_jax.evaluation.evaluator import EvaluationSuite
-from mae_jax.interop.weights import has_decoder
 from mae_jax.interop.workdirs import Weights
 from mae_jax.models.classifier import is_classifier
 from mae_jax.runtime.console import say
@@ -46,7 +45,7 @@ def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
         check_read(config, "evaluate a classifier")
         evaluation, class_names = match_to_classifier(evaluation, weights, config)
         evaluation = Labelled(evaluation, config.data)
-    elif not has_decoder(weights) and {"loss", "reconstructions"} & set(names):
+    elif "decoder" not in weights.params and {"loss", "reconstructions"} & set(names):
         raise UserError(
             f"{source} holds only an encoder: nothing can be reconstructed; give a file with its decoder (of the "
             "released ones mae_pretrain_vit_*_full or mae_visualize_vit_*)"

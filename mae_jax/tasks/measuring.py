@@ -56,7 +56,7 @@ def open_checkpoint(
     if computes:
         interop.check_workdir(workdir)
     path = interop.find_same_weights(config.init_from)
-    weights, foreign = interop.read_weights(path, interop.assumed(config)), is_foreign(path)
+    weights, foreign = interop.read_weights(path, config.assume), is_foreign(path)
     changed = {group: _changed(config, group) for group in ("model", "data")}
     # A checkpoint of 8-bit pictures has no range; other pictures may need one.
     more = () if weights.config["data"].get("value_range") else ("value_range",)
@@ -142,7 +142,7 @@ def open_data(
 ) -> tuple[EvaluationData, Trained]:
     """The images to measure, and the checkpoint's weights on the mesh."""
     mesh = make_mesh(config.mesh)
-    check_heads(mesh, MAEConfig(**config.model), decoder=interop.has_decoder(weights))
+    check_heads(mesh, MAEConfig(**config.model), decoder="decoder" in weights.params)
     data = EvaluationData(config, interop.make_bind_of(weights), mesh, train, evaluation)
     say(*describe_sources(config.data.name or config.data.path, data.train, data.evaluation))
     values = put(weights.params, parameter_shardings(mesh, weights.params))
