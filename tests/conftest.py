@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-# Compiling is most of what the tests wait for, so little is optimised.
-COMPILE_QUICKLY = "--xla_backend_optimization_level=0"
+# Compiling is most of what the tests wait for, so little is optimised, and not in pieces, each of which costs its own.
+COMPILE_QUICKLY = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones do not know the flag
     COMPILE_QUICKLY += " --xla_cpu_use_fusion_emitters=false"
 
@@ -41,11 +41,6 @@ def finetuned(pretrained, tmp_path_factory) -> Path:
     with compiling_once(), one_device():
         workdir = tmp_path_factory.mktemp("runs") / "finetuned"
         return run_task("finetune_digits", workdir, init_from=str(pretrained), train__ema_decay=0.5)
-
-
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores: runs of several processes wait for one another much of their time."""
-    return os.cpu_count() + 1
 
 
 def pytest_collection_finish():

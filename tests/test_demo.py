@@ -18,7 +18,8 @@ matplotlib.use("Agg")
 names = {"__name__": "__main__"}
 for cell in json.load(open(sys.argv[1]))["cells"]:
     if cell["cell_type"] == "code":
-        exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+        source = "".join(cell["source"]).replace("in range(5)", "in range(1)")  # one random encoder is enough here
+        exec(compile(source, cell["id"], "exec"), names)
 """
 
 

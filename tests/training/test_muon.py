@@ -98,14 +98,15 @@ def test_the_update_of_each_matrix_is_that_of_numpy(steps):
 
 
 @pytest.mark.parametrize("decay_tokens", [True, False])
-def test_everything_else_gets_exactly_the_update_of_adamw(decay_tokens):
+def test_everything_else_gets_the_update_of_adamw(decay_tokens):
     changes = dict(weight_decay=0.3, b1=0.8, b2=0.9, epsilon=1e-6)
     found = updates_of(muon_settings(**changes), 3, decay_tokens=decay_tokens)
     expected = updates_of(muon_settings(**changes | {"name": "adamw"}), 3, decay_tokens=decay_tokens)
     rest = [path for path in expected if "blocks" not in path or path[-1] != "kernel"]
     assert {path[-1] for path in rest} == {"kernel", "bias", "scale", "class_token", "mask_token"}
     for path in rest:
-        np.testing.assert_array_equal(found[path], expected[path], err_msg=str(path))
+        # Two programs, which XLA need not round alike.
+        np.testing.assert_allclose(found[path], expected[path], rtol=1e-6, atol=1e-9, err_msg=str(path))
     assert np.abs(found[QKV] - expected[QKV]).max() > 1e-3
 
 
