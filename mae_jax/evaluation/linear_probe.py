@@ -60,19 +60,13 @@ def fit_logistic_regression(
     present, targets = np.unique(train_labels, return_inverse=True)
     weights = np.ones(len(train), np.float32)
     examples = tuple(_put_blocks(x, mesh) for x in (train, targets.astype(np.int32), weights))
-    mean, scale = _feature_scales(train, len(present), c)
-    fitted = _fit(examples, len(train), c, mean, scale, len(present), mesh)
+    # The scales are the roots of the objective's curvature at zero, which condition L-BFGS.
+    sample, p = train[:: max(1, len(train) // SCALE_ROWS)].astype(np.float64), 1 / max(len(present), 2)
+    scale = np.sqrt(sample.var(axis=0) + 1 / (p * (1 - p) * c * len(train))).astype(np.float32)
+    fitted = _fit(examples, len(train), c, sample.mean(axis=0).astype(np.float32), scale, len(present), mesh)
     w, b = np.zeros((train.shape[1], num_classes), np.float32), np.full(num_classes, -np.inf, np.float32)
     w[:, present], b[present] = (np.asarray(fitted[name]) for name in ("w", "b"))
     return w, b
-
-
-def _feature_scales(train, num_classes, c):
-    """Means [D] and scales [D], the roots of the objective's curvature at zero, which condition L-BFGS."""
-    sample = train[:: max(1, len(train) // SCALE_ROWS)].astype(np.float64)
-    p = 1 / max(num_classes, 2)
-    scale = np.sqrt(sample.var(axis=0) + 1 / (p * (1 - p) * c * len(train)))
-    return sample.mean(axis=0).astype(np.float32), scale.astype(np.float32)
 
 
 def _put_blocks(rows: np.ndarray, mesh: Mesh) -> jax.Array:

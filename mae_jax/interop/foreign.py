@@ -140,8 +140,11 @@ def _describe(folder: Path, tensors: dict[str, Tensor], others: dict[str, Any]) 
 
 def _read(found: Description, asked: dict[str, Any], file_name: str) -> Weights:
     model = _model_config(found, asked, file_name)
-    config: dict[str, Any] = {"task": "pretrain", "seed": 0, "model": _as_settings(model)}
-    config["data"] = _data_settings(found, model)
+    settings = dataclasses.asdict(model)
+    for name, width in (("mlp_width", model.width), ("decoder_mlp_width", model.decoder_width)):
+        if settings[name] == int(model.mlp_ratio * width):
+            settings[name] = None  # it follows from mlp_ratio
+    config = {"task": "pretrain", "seed": 0, "model": settings, "data": _data_settings(found, model)}
     if found.has_head:
         batch_norm, names = "head.1.weight" in found.state, found.class_names
         classes = found.state["head.1.weight" if batch_norm else "head.weight"].shape[0]
@@ -193,7 +196,11 @@ def _model_config(found: Description, asked: dict[str, Any], file_name: str) -> 
     _assume(settings, found, file_name)
     if "image_size" not in settings:
         settings["image_size"] = _image_size(found, settings["patch_size"], size)
-    _check_types(settings)
+    for field in dataclasses.fields(MAEConfig):
+        value = settings.get(field.name, field.default)
+        right = _is_number(value) if field.type is float else field.type not in (bool, int) or type(value) is field.type
+        if not right:
+            raise UserError(f"{field.name}={value!r} is no {field.type.__name__}")
     model = MAEConfig(**settings)
     learned = settings.get("positions") == "learned" or not _tables_are_fixed(found, model)
     return dataclasses.replace(model, positions="learned" if learned else "sincos")
@@ -257,14 +264,6 @@ def _image_size(found: Description, patch_size: int, asked: int | tuple[int, int
     return side * patch_size
 
 
-def _check_types(settings: dict[str, Any]) -> None:
-    for field in dataclasses.fields(MAEConfig):
-        value = settings.get(field.name, field.default)
-        right = _is_number(value) if field.type is float else field.type not in (bool, int) or type(value) is field.type
-        if not right:
-            raise UserError(f"{field.name}={value!r} is no {field.type.__name__}")
-
-
 def _tables_are_fixed(found: Description, model: MAEConfig) -> bool:
     """Whether the file's position tables are those of the sine-cosine formula."""
     for name, width in TABLES[: 1 + found.has_decoder]:
@@ -292,11 +291,3 @@ def _left_over(found: Description, used: set[str]) -> list[str]:
         serious = first_few([state[name].name for name in serious])  # as in the file
         raise UserError(f"it is not a plain ViT: {serious} have no place in this model")
     return [f"left over: {', '.join(left)}"] if left else []
-
-
-def _as_settings(model: MAEConfig) -> dict[str, Any]:
-    """The settings `model.*` of this model; MLP widths that follow from `mlp_ratio` are None."""
-    settings = dataclasses.asdict(model)
-    for name, width in (("mlp_width", model.width), ("decoder_mlp_width", model.decoder_width)):
-        settings[name] = None if settings[name] == int(model.mlp_ratio * width) else settings[name]
-    return settings
