@@ -265,7 +265,6 @@ def _image_size(found: Description, patch_size: int, asked: int | tuple[int, int
 
 
 def _tables_are_fixed(found: Description, model: MAEConfig) -> bool:
-    """Whether the file's position tables are those of the sine-cosine formula."""
     for name, width in TABLES[: 1 + found.has_decoder]:
         shape, expected = found.state[name].shape, (1, 1 + model.num_patches, getattr(model, width))
         if shape != expected:
