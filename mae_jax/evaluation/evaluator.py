@@ -1,4 +1,4 @@
-"""The interface of evaluators, the images, masks and features that they share, and the suite that runs several."""
+"""The interface of evaluators, the images, masks and features that they share, and their suite."""
 
 import functools
 import math

@@ -1,4 +1,4 @@
-"""Evaluators of frozen features: weighted k-nearest neighbours, logistic regression (the linear probe), RankMe."""
+"""Evaluators of frozen features: weighted k-nearest neighbours, the linear probe, RankMe."""
 
 import functools
 import itertools

@@ -103,10 +103,8 @@ def _describe(folder: Path, tensors: dict[str, Tensor], others: dict[str, Any]) 
     state = State((WRAPPERS.sub("", name), tensor) for name, tensor in tensors.items())
     if len(state) < len(tensors):
         raise UserError(f"it has tensors whose names differ only in a prefix ({WRAPPERS.pattern})")
-    config, preprocessor = (
-        read_json(folder / name) if (folder / name).is_file() else {}
-        for name in ("config.json", "preprocessor_config.json")
-    )
+    files = (folder / "config.json", folder / "preprocessor_config.json")
+    config, preprocessor = (read_json(file) if file.is_file() else {} for file in files)
     if any("embeddings.patch_embeddings.projection" in name for name in state):
         found = Description(State(huggingface.to_state(state)), "spelt as by Hugging Face", norm_epsilon=1e-12)
         if config.get("model_type"):
