@@ -63,13 +63,6 @@ def to_theirs(path: tuple[str, ...], values: np.ndarray, patch_size: int) -> np.
     return values.T if path[-1] == "kernel" else values
 
 
-def to_ours(path: tuple[str, ...], values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Inverts `to_theirs`: our parameter at `path`, or one block of it, of the given shape."""
-    if path[-2:] == ("patch_embed", "kernel"):
-        return rearrange(values, "d c h w -> (h w c) d")
-    return (values.T if path[-1] == "kernel" else values).reshape(shape)
-
-
 def read_params(
     state: dict[str, Tensor], shapes: dict, classifier: ClassifierConfig | None, patch_size: int
 ) -> dict[str, Any]:
@@ -89,7 +82,12 @@ def read_params(
         params[path] = memory[start:][: math.prod(leaf.shape)].reshape(leaf.shape)
         parts = params[path] if path[1] == "blocks" else params[path][None]
         for part, name in zip(parts, names[path], strict=True):
-            values = to_ours(path, state[name].values(), part.shape)
+            values = state[name].values()  # from here on, the inverse of `to_theirs`
+            if path[-2:] == ("patch_embed", "kernel"):
+                values = rearrange(values, "d c h w -> (h w c) d")
+            elif path[-1] == "kernel":
+                values = values.T
+            values = values.reshape(part.shape)
             for first in range(0, part.shape[-1], 16):  # 16 columns at a time: twice as fast if transposed
                 part[..., first : first + 16] = values[..., first : first + 16]
     return unflatten_dict(params)
