@@ -12,7 +12,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from mae_jax.evaluation.neighbours import find_neighbours
+from mae_jax.evaluation.features import find_neighbours
 from mae_jax.runtime.mesh import make_mesh
 
 GIB = 2**30

@@ -1,7 +1,8 @@
-"""The interface of evaluators, the images and features that they share, and the suite that runs several."""
+"""The interface of evaluators, the images, masks and features that they share, and their suite."""
 
 import functools
 import math
+import runpy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -14,18 +15,20 @@ from ml_collections import ConfigDict
 from mae_jax.data.augment import normalize
 from mae_jax.data.device_batches import evaluation_batches
 from mae_jax.data.sources import RandomSubset, Source, count_images
-from mae_jax.evaluation.hidden_patches import HiddenPatches
 from mae_jax.models.config import MAEConfig
+from mae_jax.models.masking import check_given_mask, given_masks
+from mae_jax.runtime.errors import UserError, first_line
 from mae_jax.runtime.mesh import whole
+from mae_jax.runtime.seeds import make_key
 from mae_jax.runtime.sharding import on_rows
 from mae_jax.settings.registry import Registry
 
 EVALUATORS: Registry[type["Evaluator"]] = Registry("evaluate.evaluators")
 EVALUATORS["accuracy"] = "mae_jax.evaluation.classification:Accuracy"
-EVALUATORS["knn"] = "mae_jax.evaluation.neighbours:KNN"
-EVALUATORS["linear_probe"] = "mae_jax.evaluation.linear_probe:LinearProbe"
+EVALUATORS["knn"] = "mae_jax.evaluation.features:KNN"
+EVALUATORS["linear_probe"] = "mae_jax.evaluation.features:LinearProbe"
 EVALUATORS["loss"] = "mae_jax.evaluation.autoencoder:MaskedLoss"
-EVALUATORS["rankme"] = "mae_jax.evaluation.rankme:RankMe"
+EVALUATORS["rankme"] = "mae_jax.evaluation.features:RankMe"
 EVALUATORS["reconstructions"] = "mae_jax.evaluation.autoencoder:ReconstructionSheet"
 
 
@@ -47,6 +50,51 @@ class Trained(NamedTuple):
 
     def variables(self) -> dict:
         return self.values
+
+
+class HiddenPatches:
+    """Masks of `count` images: from `evaluate.mask`, or drawn from seed and index. UserError for unusable ones."""
+
+    def __init__(self, config: ConfigDict, model: MAEConfig, count: int):
+        settings = config.evaluate
+        self._model, self._key, self._given = model, make_key(config.seed, "evaluate"), None
+        self._ratio = model.mask_ratio if settings.mask_ratio is None else settings.mask_ratio
+        if settings.mask:
+            self._given, self._visible = read_masks(settings.mask, count, model.grid)
+        else:
+            self._visible = model.num_visible(self._ratio, name="evaluate.mask_ratio")
+
+    def apply(self, model, images: jax.Array, index: jax.Array, number: jax.Array):
+        """Output for images [B, H, W, C]: index [B] seeds random masks, number [B] picks given ones."""
+        if self._given is not None:
+            return model(images, mask=given_masks(jnp.asarray(self._given)[number], self._visible))
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(self._key, index)
+        return model(images, key=keys, mask_ratio=self._ratio)
+
+    @property
+    def description(self) -> str:
+        """For example "75% of the patches hidden"."""
+        share = self._ratio if self._given is None else 1 - self._visible / self._model.num_patches
+        return f"{share:.0%} of the patches hidden{', as given' if self._given is not None else ''}"
+
+    @property
+    def counted(self) -> str:
+        """The patches that the loss averages over; all of them if none is hidden."""
+        all_count = self._model.loss_patches == "all" or self._visible == self._model.num_patches
+        return "all" if all_count else "the hidden"
+
+
+def read_masks(given: str, count: int, grid: tuple[int, int]) -> tuple[np.ndarray, int]:
+    """Masks bool [count, L] (True = hidden) from FILE.npy or FILE.py:FUNCTION, and the visible count; or UserError."""
+    path, _, name = given.rpartition(":") if ".py:" in given else (given, "", "")
+    try:
+        mask = runpy.run_path(path)[name] if name else np.load(path, allow_pickle=False)
+        return check_given_mask(mask, count, grid)
+    except UserError as error:
+        raise UserError(f"evaluate.mask={given}: {error}") from error
+    except Exception as error:  # the file holds no mask, or the user's code failed
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"evaluate.mask={given} cannot be used ({why}); give FILE.npy or FILE.py:FUNCTION") from error
 
 
 class EvaluationData:

@@ -128,7 +128,6 @@ def _were_held_out(data: dict[str, Any], train: Path, own: dict[str, Any]) -> bo
 
 
 def _was_trained_on(folder: Path, own: dict[str, Any]) -> bool:
-    """Whether a run with settings `own` learned from pictures in a folder."""
     train, evaluation = _folders_of(own)
     folder = folder.resolve()
     if train is None or evaluation and folder.is_relative_to(evaluation.resolve()):

@@ -103,10 +103,8 @@ def _describe(folder: Path, tensors: dict[str, Tensor], others: dict[str, Any]) 
     state = State((WRAPPERS.sub("", name), tensor) for name, tensor in tensors.items())
     if len(state) < len(tensors):
         raise UserError(f"it has tensors whose names differ only in a prefix ({WRAPPERS.pattern})")
-    config, preprocessor = (
-        read_json(folder / name) if (folder / name).is_file() else {}
-        for name in ("config.json", "preprocessor_config.json")
-    )
+    files = (folder / "config.json", folder / "preprocessor_config.json")
+    config, preprocessor = (read_json(file) if file.is_file() else {} for file in files)
     if any("embeddings.patch_embeddings.projection" in name for name in state):
         found = Description(State(huggingface.to_state(state)), "spelt as by Hugging Face", norm_epsilon=1e-12)
         if config.get("model_type"):
@@ -140,8 +138,11 @@ def _describe(folder: Path, tensors: dict[str, Tensor], others: dict[str, Any]) 
 
 def _read(found: Description, asked: dict[str, Any], file_name: str) -> Weights:
     model = _model_config(found, asked, file_name)
-    config: dict[str, Any] = {"task": "pretrain", "seed": 0, "model": _as_settings(model)}
-    config["data"] = _data_settings(found, model)
+    settings = dataclasses.asdict(model)
+    for name, width in (("mlp_width", model.width), ("decoder_mlp_width", model.decoder_width)):
+        if settings[name] == int(model.mlp_ratio * width):
+            settings[name] = None  # it follows from mlp_ratio
+    config = {"task": "pretrain", "seed": 0, "model": settings, "data": _data_settings(found, model)}
     if found.has_head:
         batch_norm, names = "head.1.weight" in found.state, found.class_names
         classes = found.state["head.1.weight" if batch_norm else "head.weight"].shape[0]
@@ -193,7 +194,11 @@ def _model_config(found: Description, asked: dict[str, Any], file_name: str) -> 
     _assume(settings, found, file_name)
     if "image_size" not in settings:
         settings["image_size"] = _image_size(found, settings["patch_size"], size)
-    _check_types(settings)
+    for field in dataclasses.fields(MAEConfig):
+        value = settings.get(field.name, field.default)
+        right = _is_number(value) if field.type is float else field.type not in (bool, int) or type(value) is field.type
+        if not right:
+            raise UserError(f"{field.name}={value!r} is no {field.type.__name__}")
     model = MAEConfig(**settings)
     learned = settings.get("positions") == "learned" or not _tables_are_fixed(found, model)
     return dataclasses.replace(model, positions="learned" if learned else "sincos")
@@ -257,16 +262,7 @@ def _image_size(found: Description, patch_size: int, asked: int | tuple[int, int
     return side * patch_size
 
 
-def _check_types(settings: dict[str, Any]) -> None:
-    for field in dataclasses.fields(MAEConfig):
-        value = settings.get(field.name, field.default)
-        right = _is_number(value) if field.type is float else field.type not in (bool, int) or type(value) is field.type
-        if not right:
-            raise UserError(f"{field.name}={value!r} is no {field.type.__name__}")
-
-
 def _tables_are_fixed(found: Description, model: MAEConfig) -> bool:
-    """Whether the file's position tables are those of the sine-cosine formula."""
     for name, width in TABLES[: 1 + found.has_decoder]:
         shape, expected = found.state[name].shape, (1, 1 + model.num_patches, getattr(model, width))
         if shape != expected:
@@ -292,11 +288,3 @@ def _left_over(found: Description, used: set[str]) -> list[str]:
         serious = first_few([state[name].name for name in serious])  # as in the file
         raise UserError(f"it is not a plain ViT: {serious} have no place in this model")
     return [f"left over: {', '.join(left)}"] if left else []
-
-
-def _as_settings(model: MAEConfig) -> dict[str, Any]:
-    """The settings `model.*` of this model; MLP widths that follow from `mlp_ratio` are None."""
-    settings = dataclasses.asdict(model)
-    for name, width in (("mlp_width", model.width), ("decoder_mlp_width", model.decoder_width)):
-        settings[name] = None if settings[name] == int(model.mlp_ratio * width) else settings[name]
-    return settings

@@ -107,9 +107,8 @@ def _read_shards(index: Path) -> Content:
         bare = name == PurePosixPath(name).name == PureWindowsPath(name).name != ".." and name.isprintable()
         if not bare:  # or an index could name any file on this machine
             raise UserError(f"{index} names the file {name!r}, not one of its own folder; do not trust it, {AGAIN}")
-        tensors |= {
-            tensor: found for tensor, found in _read_file(index.parent / name)[0].items() if places.get(tensor) == name
-        }
+        found, _ = _read_file(index.parent / name)
+        tensors |= {tensor: value for tensor, value in found.items() if places.get(tensor) == name}
     if missing := [tensor for tensor in places if tensor not in tensors]:
         raise UserError(f"{places[missing[0]]} lacks the tensor {missing[0]!r}, which {index} promises; {AGAIN}")
     return tensors, {}
@@ -188,12 +187,11 @@ def _import_torch(doing: str, otherwise: str) -> Any:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    asked = re.search("GLOBAL (.+?) (was not an allowed|whose module)", str(error), re.DOTALL)
-    if asked:
-        asked = f"it asks to run {json.dumps(asked[1])}"
+    if asked := re.search("GLOBAL (.+?) (was not an allowed|whose module)", str(error), re.DOTALL):
         return UserError(
-            f"{path} holds more than tensors and plain values ({asked}): it may be harmful and is not opened; take a "
-            ".safetensors file, or have someone you trust save only its state dict again"
+            f"{path} holds more than tensors and plain values (it asks to run {json.dumps(asked[1])}): it may be "
+            "harmful and is not opened; take a .safetensors file, or have someone you trust save only its state dict "
+            "again"
         )
     text = str(error).rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__  # without its advice
     return UserError(f"{path} is damaged or incomplete ({first_line(Exception(text))}); {AGAIN}")

@@ -142,10 +142,15 @@ def load(path: str | Path, **settings) -> MaskedAutoencoder | Classifier:
 
 def choose(weights: Weights, settings: dict[str, Any]) -> Weights:
     """The same weights with other settings (`CHOOSABLE`) and adapted position tables."""
-    old = MAEConfig(**weights.config["model"])
-    settings, notes = _with_masks_that_fit(weights.config["model"], settings)
-    new = MAEConfig(**weights.config["model"] | settings)
-    params = dict(weights.params)
+    model, params, notes = weights.config["model"], dict(weights.params), weights.notes
+    if settings.keys() & {"image_size", "mask_ratio"}:
+        settings = {"prediction_ratio": None} | settings  # used only in training, which is over
+        try:
+            MAEConfig(**model | settings)
+        except UserError as error:  # the model's own masks do not fit; another cause is met again below
+            settings = USUAL_MASKS | settings
+            notes = (*notes, f"{error}; masks hide single random patches instead")
+    old, new = MAEConfig(**model), MAEConfig(**model | settings)
     for part, width in (("encoder", old.width), ("decoder", old.decoder_width)):
         if part not in params:
             continue
@@ -156,17 +161,4 @@ def choose(weights: Weights, settings: dict[str, Any]) -> Weights:
             raise UserError("positions='sincos': the model has learned positions, which would be lost")
         if table is not None:
             params[part] = params[part] | {"positions": np.asarray(resize_positions(table, old.grid, new.grid))}
-    config = weights.config | {"model": weights.config["model"] | settings}
-    return weights._replace(config=config, params=params, notes=(*weights.notes, *notes))
-
-
-def _with_masks_that_fit(model: Mapping, settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The settings, with the usual masks if a new size or mask ratio rules out the model's own; and notes."""
-    if not settings.keys() & {"image_size", "mask_ratio"}:
-        return settings, []
-    settings = {"prediction_ratio": None} | settings  # used only in training, which is over
-    try:
-        MAEConfig(**model | settings)
-        return settings, []
-    except UserError as error:  # if its cause is another, the caller meets it again
-        return USUAL_MASKS | settings, [f"{error}; masks hide single random patches instead"]
+    return weights._replace(config=weights.config | {"model": model | settings}, params=params, notes=notes)

@@ -53,16 +53,13 @@ def _steps(folder: Path) -> list[int]:
 
 def read_own_config(workdir: Path) -> dict[str, Any] | None:
     """The newest undamaged checkpoint's config, for all processes; None without any."""
-    return from_dict(found) if (found := from_main(_own_config(workdir) if is_main() else None)) else None
-
-
-def _own_config(workdir: Path) -> dict[str, Any] | None:
-    folder = workdir / "checkpoints"
-    for step in reversed(_steps(folder)):
+    folder, config = workdir / "checkpoints", None
+    for step in reversed(_steps(folder) if is_main() else []):
         with contextlib.suppress(UserError):  # the run sets a bad one aside, and says so
             _check_undamaged(folder / str(step), "about")
-            return read_config(folder / str(step))[0]
-    return None
+            config = read_config(folder / str(step))[0]
+            break
+    return from_dict(config) if (config := from_main(config)) else None
 
 
 def _check_undamaged(checkpoint: Path, *parts: str) -> None:

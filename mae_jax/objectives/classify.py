@@ -56,14 +56,15 @@ class Classification(Objective):
     def check(cls, config: ConfigDict) -> None:
         super().check(config)
         head_alone, optimizer = config.classifier.trained_blocks == 0, config.optimizer.name
+        adamw = "set optimizer.name=adamw"
         if config.data.name is None and not config.init_from:
             raise UserError(
                 "init_from is not set, nor is data.name: give a checkpoint, as --config.init_from=runs/digits"
             )
         if optimizer == "lars" and not head_alone:  # its trust ratio would mix the blocks
-            raise UserError("optimizer.name=lars is for probes: set adamw, or classifier.trained_blocks=0")
+            raise UserError(f"optimizer.name=lars is for probes: {adamw}, or classifier.trained_blocks=0")
         if optimizer == "muon" and head_alone:
-            raise UserError("optimizer.name=muon is for blocks; trained_blocks=0 trains none: set adamw")
+            raise UserError(f"optimizer.name=muon is for blocks; classifier.trained_blocks=0 trains none: {adamw}")
         if not config.init_from:  # otherwise the checkpoint decides the model
             check_model(config)
 

@@ -123,9 +123,8 @@ class Objective(abc.ABC):
 
     def batches(self, state: State, steps: range, stages: tuple[Stage, ...]) -> DeviceBatches:
         """The batches of these steps; images have the size of their stage."""
-        return training_batches(
-            self.train_source, self.config.data, self.model.channels, self.mesh, self.batch, stages, steps
-        )  # fmt: skip
+        source, data, channels = self.train_source, self.config.data, self.model.channels
+        return training_batches(source, data, channels, self.mesh, self.batch, stages, steps)
 
     def evaluate(self, state: State, reporter: Reporter) -> dict[str, float]:
         """Runs all evaluators: returns numbers by name (only "loss" if not finite); pictures go to the reporter."""

@@ -144,7 +144,12 @@ class Pretraining(Objective):
                 random, _ = self.evaluation.run(Trained(0, params, "random"), features_only=True)
             result |= {f"random_encoder/{name}": value for name, value in random.items()}
             result["protocol"] = self.evaluation.protocol
-            lines += [*describe_features(scores, random), result["protocol"]]
+            lines.append(f"{'what was learnt':<30}this encoder{'   random encoder' if random else ''}")
+            for name, (title, form) in FEATURE_SCORES.items():
+                if name in scores:
+                    beside = f"{random[name]:>17{form}}" if name in random else ""
+                    lines.append(f"  {title:<27}{scores[name]:>14{form}}{beside}")
+            lines.append(result["protocol"])
         elif not self.evaluation.data.labelled:
             lines.append("the images have no labels: k-NN and the linear probe are left out")
         picture = self.workdir / "reconstructions" / f"{int(state.step)}.png"
@@ -164,13 +169,3 @@ def make_loss_fn(config: ConfigDict, model: MAEConfig) -> LossFn:
         return loss, LossDetails(scalars=parts)
 
     return loss_fn
-
-
-def describe_features(scores: dict[str, float], random: dict[str, float]) -> list[str]:
-    """A table of feature scores, beside those of a random encoder, if measured."""
-    lines = [f"what was learnt             {'this encoder':>14}{'random encoder' if random else '':>17}".rstrip()]
-    for name, (title, form) in FEATURE_SCORES.items():
-        if name in scores:
-            beside = f"{random[name]:>17{form}}" if name in random else ""
-            lines.append(f"  {title:<27}{scores[name]:>14{form}}{beside}")
-    return lines

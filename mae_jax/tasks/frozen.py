@@ -9,9 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mae_jax.evaluation.evaluator import EvaluationData, Trained
-from mae_jax.evaluation.linear_probe import LinearProbe
-from mae_jax.evaluation.neighbours import KNN
-from mae_jax.evaluation.rankme import rankme
+from mae_jax.evaluation.features import KNN, LinearProbe, rankme
 from mae_jax.models.mae import init_params, make_bind
 from mae_jax.runtime.console import say
 from mae_jax.runtime.errors import escaped

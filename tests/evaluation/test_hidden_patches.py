@@ -8,8 +8,7 @@ from configs import digits
 from mae_jax.data.augment import normalize
 from mae_jax.data.sources import Digits
 from mae_jax.evaluation import autoencoder
-from mae_jax.evaluation.evaluator import Trained
-from mae_jax.evaluation.hidden_patches import read_masks
+from mae_jax.evaluation.evaluator import Trained, read_masks
 from mae_jax.models.mae import make_bind
 from mae_jax.runtime.errors import UserError
 from mae_jax.tasks import check_task

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh
 
-from mae_jax.evaluation import neighbours as knn
-from mae_jax.evaluation.neighbours import KNN, find_neighbours, vote
+from mae_jax.evaluation import features as knn
+from mae_jax.evaluation.features import KNN, find_neighbours, vote
 
 
 def make_mesh(data, fsdp=1):

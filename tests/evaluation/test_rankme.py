@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from mae_jax.evaluation import rankme as module
-from mae_jax.evaluation.rankme import rankme
+from mae_jax.evaluation import features as module
+from mae_jax.evaluation.features import rankme
 
 
 def with_singular_values(sigma, rows=50):

@@ -12,7 +12,7 @@ from mae_jax.data.augment import normalize
 from mae_jax.data.sources import Digits
 from mae_jax.evaluation import autoencoder
 from mae_jax.evaluation.evaluator import EvaluationData, EvaluationSuite, Evaluator, Trained
-from mae_jax.evaluation.rankme import rankme
+from mae_jax.evaluation.features import rankme
 from mae_jax.models.mae import init_params, make_bind
 from mae_jax.runtime.errors import UserError
 from tests.meshes import device_mesh
