@@ -194,13 +194,9 @@ def bicubic_table(longest: int, out: int) -> np.ndarray:
     table = np.zeros((longest + 1, out, longest), np.int32)
     for n in range(1, longest + 1):
         centres = (np.arange(out) + 0.5) * (n / out)
-        weights = _keys(np.arange(n) - centres[:, None] + 0.5)  # 0 beyond a distance of 2
+        x, a = np.abs(np.arange(n) - centres[:, None] + 0.5), -0.5
+        near, far = ((a + 2) * x - (a + 3)) * x * x + 1, (((x - 5) * x + 8) * x - 4) * a
+        weights = np.where(x < 1, near, np.where(x < 2, far, 0.0))
         weights = weights / weights.sum(1, keepdims=True) * (1 << _PRECISION)
         table[n, :, :n] = np.trunc(weights + np.copysign(0.5, weights))
     return table
-
-
-def _keys(x: np.ndarray) -> np.ndarray:
-    x, a = np.abs(x), -0.5
-    near, far = ((a + 2) * x - (a + 3)) * x * x + 1, (((x - 5) * x + 8) * x - 4) * a
-    return np.where(x < 1, near, np.where(x < 2, far, 0.0))

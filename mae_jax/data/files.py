@@ -85,13 +85,14 @@ def is_picture_name(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS)
 
 
-def describe_unread(unread: Counter[str]) -> str:
-    """One line about files that are not pictures; empty if there are none."""
+def describe_unread(*listings: Listing) -> list[str]:
+    """A line about files that are not pictures; none if there are none."""
+    unread = sum((listing.unread for listing in listings), Counter())
     ranked = sorted(unread.items(), key=lambda item: (-item[1], item[0]))
     kinds = first_few([f"{kind} {count:,}" for kind, count in ranked])
     line = f"{unread.total():,} files of types that are not read: {kinds}"
     line += "; pip install pillow-heif reads .heic" if _HEIF & unread.keys() else ""
-    return line if unread else ""
+    return [line] if unread else []
 
 
 def first_few(names: list[str]) -> str:

@@ -41,8 +41,6 @@ SCORES = {
 
 
 class Run(NamedTuple):
-    """One process to start."""
-
     name: str  # "pretrain" or a protocol
     cell: str  # the first cell that needs it
     seed: int
@@ -192,8 +190,6 @@ def check_scores(ablate: ConfigDict, runs: list[Run]) -> None:
 
 
 class Outcome(NamedTuple):
-    """The state of a run, read from its folder."""
-
     scores: dict[str, float] | None  # None: not finished
     seconds: float | None  # total time of its processes, if an ablation started them
     error: str | None  # why the last attempt failed

@@ -46,11 +46,6 @@ def lock_name(config: ConfigDict) -> str:
     return LOCK if count == 1 else f"{LOCK}_{index}_of_{count}"
 
 
-def describe_plan(plan: Plan) -> list[str]:
-    """The commands of this shard's runs."""
-    return [shlex.join(full_command(run)) for run in plan.own]
-
-
 def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
     """Executes this shard's unfinished runs, one after the other, then writes the table of all finished ones.
 
