@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from mae_jax.data.augment import normalize
 from mae_jax.data.device_batches import evaluation_batches
-from mae_jax.data.sources import RandomSubset, Source, count_images
+from mae_jax.data.sources import Source, count_images, random_subset
 from mae_jax.evaluation.hidden_patches import HiddenPatches
 from mae_jax.models.config import MAEConfig
 from mae_jax.runtime.mesh import whole
@@ -66,8 +66,8 @@ class EvaluationData:
         self.config, self.bind, self.mesh = config, bind, mesh
         self.model = MAEConfig(**config.model)
         settings = config.evaluate
-        self.train = train and RandomSubset(train, settings.max_train_examples or len(train))
-        self.evaluation = RandomSubset(evaluation, settings.max_examples or len(evaluation))
+        self.train = train and random_subset(train, settings.max_train_examples or len(train))
+        self.evaluation = random_subset(evaluation, settings.max_examples or len(evaluation))
         self._encode_rows = on_rows(self._encode, mesh)
         self.forget()
 
