@@ -176,13 +176,12 @@ class Batches(Iterator[Arrays]):
         order = seed, transform, image_size, places, self._per_batch, start_step
         read_piece = functools.partial(reader.read_piece, *order)
         count = ENDLESS if steps is None else steps * self._per_batch
-        workers = data.num_workers
         # More threads than cores only contend for Python's lock (two per core took 1.2 to 1.4 times as long as one).
         # Pictures in memory never wait: one thread is enough.
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = max(1, min(data.num_threads, 1 if source.in_memory else cores // max(1, workers)))
+        threads = max(1, min(data.num_threads, 1 if source.in_memory else cores // max(1, data.num_workers)))
         ahead = data.prefetch_batches * self._per_batch
-        self._pieces = call_ahead(read_piece, count, workers=workers, threads=threads, ahead=ahead)
+        self._pieces = call_ahead(read_piece, count, workers=data.num_workers, threads=threads, ahead=ahead)
 
     def __next__(self) -> Arrays:
         pieces = list(itertools.islice(self._pieces, self._per_batch))
