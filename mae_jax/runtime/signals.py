@@ -61,8 +61,7 @@ class StopSignal:
             yield
         finally:
             self._waiting = False
-            if self.received is not None:
-                signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def look(self) -> None:
         if self.received is not None:
