@@ -47,7 +47,7 @@ def lock_name(config: ConfigDict) -> str:
 
 
 def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
-    """Makes a shard's runs and the table. UserError before the first; Stopped when the current one has saved."""
+    """Makes a shard's runs and the table. UserError: before the first; Stopped: when one has saved."""
     plan = make_plan(config, workdir)
     for one in plan.runs:
         check_paths(one.folder)
