@@ -17,6 +17,7 @@ while os.open(os.devnull, os.O_RDWR) <= 2:  # otherwise the next opened file wou
 import errno
 import functools
 import logging
+import shlex
 import tempfile
 from pathlib import Path
 
@@ -128,7 +129,7 @@ def run(argv: list[str], stop: StopSignal, startup: Startup) -> None:
         config.ablate = common.get_config().ablate  # one run of an ablation is a run like any other
 
     if DRY_RUN.value and config.task == "ablate":
-        return say(*task.describe_plan(plan))
+        return say(*(shlex.join(task.full_command(run)) for run in plan.own))
     if DRY_RUN.value and trains(config.task):
         return say(*task.dry_run(config, TOPOLOGY.value))
     if DRY_RUN.value or TOPOLOGY.value:

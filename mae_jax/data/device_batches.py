@@ -79,15 +79,6 @@ def training_batches(
     return on_devices(batches, mesh, data.prefetch_batches, names)
 
 
-def evaluation_batches(
-    source: Source, data: ConfigDict, batch_size: int, image_size: Size, channels: int, mesh: Mesh
-) -> DeviceBatches:
-    """The batches of `make_eval_batches` on the devices; see `evaluation_batch_size`."""
-    size = evaluation_batch_size(batch_size, len(source), mesh)
-    batches = make_eval_batches(source, data, size, image_size, channels, process_share(mesh))
-    return on_devices(batches, mesh, data.prefetch_batches)
-
-
 def evaluation_batch_size(batch_size: int, pictures: int, mesh: Mesh) -> int:
     """`batch_size`, at most `pictures`, rounded up to fill all parts that a batch is split into."""
     parts = batch_parts(mesh)
@@ -175,13 +166,10 @@ def cut_and_resize(
     ys = jnp.minimum(top[:, None] + jnp.arange(image_height), image_height - 1)
     xs = jnp.minimum(left[:, None] + jnp.arange(image_width), image_width - 1)
     x = images[rows[:, None, None], ys[:, :, None], xs[:, None, :]].astype(jnp.int32)
-    x = _rounded(jnp.einsum("bok,bhkc->bhoc", table_of_columns[width], x))
-    x = _rounded(jnp.einsum("bok,bkwc->bowc", table_of_rows[height], x))
+    columns, lines = table_of_columns[width], table_of_rows[height]
+    for product, table in (("bok,bhkc->bhoc", columns), ("bok,bkwc->bowc", lines)):
+        x = jnp.clip((jnp.einsum(product, table, x) + (1 << (_PRECISION - 1))) >> _PRECISION, 0, 255)
     return x.astype(jnp.uint8)
-
-
-def _rounded(x: jax.Array) -> jax.Array:
-    return jnp.clip((x + (1 << (_PRECISION - 1))) >> _PRECISION, 0, 255)
 
 
 def bicubic_table(longest: int, out: int) -> np.ndarray:
@@ -194,13 +182,9 @@ def bicubic_table(longest: int, out: int) -> np.ndarray:
     table = np.zeros((longest + 1, out, longest), np.int32)
     for n in range(1, longest + 1):
         centres = (np.arange(out) + 0.5) * (n / out)
-        weights = _keys(np.arange(n) - centres[:, None] + 0.5)  # 0 beyond a distance of 2
+        x, a = np.abs(np.arange(n) - centres[:, None] + 0.5), -0.5
+        near, far = ((a + 2) * x - (a + 3)) * x * x + 1, (((x - 5) * x + 8) * x - 4) * a
+        weights = np.where(x < 1, near, np.where(x < 2, far, 0.0))
         weights = weights / weights.sum(1, keepdims=True) * (1 << _PRECISION)
         table[n, :, :n] = np.trunc(weights + np.copysign(0.5, weights))
     return table
-
-
-def _keys(x: np.ndarray) -> np.ndarray:
-    x, a = np.abs(x), -0.5
-    near, far = ((a + 2) * x - (a + 3)) * x * x + 1, (((x - 5) * x + 8) * x - 4) * a
-    return np.where(x < 1, near, np.where(x < 2, far, 0.0))

@@ -23,9 +23,8 @@ with contextlib.suppress(ImportError):  # optional: phones write HEIF
 FORMATS = tuple(
     name for name in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "DIB", "PPM", "AVIF", "HEIF") if name in Image.OPEN
 )
-_NAMES = {*FORMATS, "MPO"}  # MPO holds several JPEGs in one file, and opens as JPEG
-EXTENSIONS = tuple(sorted(extension for extension, name in Image.EXTENSION.items() if name in _NAMES))
-_HEIF = {".heic", ".heif", ".hif"}
+# MPO holds several JPEGs in one file, and opens as JPEG.
+EXTENSIONS = tuple(sorted(extension for extension, name in Image.EXTENSION.items() if name in (*FORMATS, "MPO")))
 
 MAX_BYTES = 2**30  # of a file: 6 per pixel of the largest picture that Pillow decodes
 # Skipped like names with a leading dot: made by disks, file servers and archives.
@@ -85,13 +84,14 @@ def is_picture_name(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS)
 
 
-def describe_unread(unread: Counter[str]) -> str:
-    """One line about files that are not pictures; empty if there are none."""
+def describe_unread(*listings: Listing) -> list[str]:
+    """A line about files that are not pictures; none if there are none."""
+    unread = sum((listing.unread for listing in listings), Counter())
     ranked = sorted(unread.items(), key=lambda item: (-item[1], item[0]))
     kinds = first_few([f"{kind} {count:,}" for kind, count in ranked])
     line = f"{unread.total():,} files of types that are not read: {kinds}"
-    line += "; pip install pillow-heif reads .heic" if _HEIF & unread.keys() else ""
-    return line if unread else ""
+    line += "; pip install pillow-heif reads .heic" if {".heic", ".heif", ".hif"} & unread.keys() else ""
+    return [line] if unread else []
 
 
 def first_few(names: list[str]) -> str:

@@ -2,7 +2,6 @@
 
 import bisect
 import os
-from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,7 +84,7 @@ class PictureFiles(_Pictures):
         if os.path.isdir(path):
             found = list_pictures(path)
             self._folder, self._files = path, found.files
-            self.notes = _unread(found)
+            self.notes = describe_unread(found)
             _check_pictures(path, found)
         elif not self._files:
             raise UserError(f"data.path={path} is not a picture; files of pictures end in {' '.join(EXTENSIONS)}")
@@ -117,7 +116,7 @@ class ImageFolder(_Pictures):
             for folder, listing in listings.items()
             if listing.empty
         ]
-        self.notes += _unread(*listings.values())
+        self.notes += describe_unread(*listings.values())
         self.notes += [f"folders that are not used: {first_few(splits.unused)}"] if splits.unused else []
         for part, purpose in zip(files, ("learn from", "evaluate on"), strict=True):
             lacking = sorted(set(self.class_names or ()) - set(map(folder_of, part)))
@@ -131,14 +130,9 @@ class ImageFolder(_Pictures):
         return tuple(cls(split, data, image_size, channels, found) for split in ("train", "eval"))
 
 
-def _unread(*listings: Listing) -> list[str]:
-    unread = describe_unread(sum((listing.unread for listing in listings), Counter()))
-    return [unread] if unread else []
-
-
 def _check_pictures(folder: Path, listing: Listing) -> None:
     if not listing.files:
-        there = "; ".join(["", *_unread(listing)])
+        there = "; ".join(["", *describe_unread(listing)])
         raise UserError(
             f"no pictures found in {folder}: expected files ending in {' '.join(EXTENSIONS)}, any case{there}"
         )

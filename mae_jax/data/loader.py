@@ -100,7 +100,8 @@ class PictureReader:
     ) -> tuple[np.ndarray, int, int, dict[int, str]]:
         """(take(picture), label, index of the picture read, {index: reason} of bad ones before it)."""
         bad: dict[int, str] = {}
-        for candidate in _candidates(index, len(self.source)):
+        candidate, rng = index, None
+        for _ in range(1 + REPLACEMENT_TRIES):
             try:
                 return *self.read(candidate, take), candidate, bad
             except BadImage as error:
@@ -110,6 +111,8 @@ class PictureReader:
                         "or set data.on_bad_image=replace"
                     ) from error
                 bad[candidate] = str(error)
+            rng = rng or np.random.default_rng((index, len(self.source)))
+            candidate = int(rng.integers(len(self.source)))
         raise UserError(
             f"{self.source.name_of(index)} and the {REPLACEMENT_TRIES} pictures tried in its place cannot be used; "
             f"the first: {bad[index]}"
@@ -139,13 +142,6 @@ class PictureReader:
                 images[row], labels[row], indices[row], bad = self.read_or_replace(asked, take)
                 all_bad |= bad
         return {"image": images, "label": labels, "index": indices, "bad": all_bad}
-
-
-def _candidates(index: int, length: int) -> Iterator[int]:
-    yield index
-    rng = np.random.default_rng((index, length))
-    for _ in range(REPLACEMENT_TRIES):
-        yield int(rng.integers(length))
 
 
 class Batches(Iterator[Arrays]):
@@ -180,13 +176,12 @@ class Batches(Iterator[Arrays]):
         order = seed, transform, image_size, places, self._per_batch, start_step
         read_piece = functools.partial(reader.read_piece, *order)
         count = ENDLESS if steps is None else steps * self._per_batch
-        workers = data.num_workers
         # More threads than cores only contend for Python's lock (two per core took 1.2 to 1.4 times as long as one).
         # Pictures in memory never wait: one thread is enough.
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = max(1, min(data.num_threads, 1 if source.in_memory else cores // max(1, workers)))
+        threads = max(1, min(data.num_threads, 1 if source.in_memory else cores // max(1, data.num_workers)))
         ahead = data.prefetch_batches * self._per_batch
-        self._pieces = call_ahead(read_piece, count, workers=workers, threads=threads, ahead=ahead)
+        self._pieces = call_ahead(read_piece, count, workers=data.num_workers, threads=threads, ahead=ahead)
 
     def __next__(self) -> Arrays:
         pieces = list(itertools.islice(self._pieces, self._per_batch))
@@ -194,15 +189,7 @@ class Batches(Iterator[Arrays]):
             raise StopIteration
         batch = {name: np.concatenate([piece[name] for piece in pieces]) for name in ("image", "label", "index")}
         self._reads += np.count_nonzero(batch["index"] >= 0)
-        self._note_bad({index: why for piece in pieces for index, why in piece["bad"].items()})
-        return batch | ({"weight": np.float32(batch["index"] >= 0)} if self._weighted else {})
-
-    def close(self) -> None:
-        """Stops reading ahead."""
-        self._pieces.close()
-
-    def _note_bad(self, found: dict[int, str]) -> None:
-        for index, why in found.items():
+        for index, why in itertools.chain.from_iterable(piece["bad"].items() for piece in pieces):
             if index not in self.bad_images:
                 name = self.bad_images[index] = self._source.name_of(index)
                 _logger.warning("bad picture %s (%s): it is replaced by another", escaped(name), escaped(why))
@@ -213,6 +200,10 @@ class Batches(Iterator[Arrays]):
                 f"{len(bad)} of the first {self._reads} pictures read, of {total}, cannot be used: {first_few(bad)}; "
                 "up to 1 % are replaced by others: remove or fix such files (the log has the reason for each)"
             )
+        return batch | ({"weight": np.float32(batch["index"] >= 0)} if self._weighted else {})
+
+    def close(self) -> None:
+        self._pieces.close()
 
 
 def make_train_batches(

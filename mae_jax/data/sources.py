@@ -106,22 +106,18 @@ class Wrapper(Source):
         return self._source.name_of(int(self.indices[index]))
 
 
-class RandomSubset(Wrapper):
-    """At most `count` random pictures; the same seed gives the same ones."""
-
-    def __init__(self, source: Source, count: int, seed: int = 0):
-        super().__init__(source, np.random.default_rng(seed).permutation(len(source))[:count])
+def random_subset(source: Source, count: int) -> Wrapper:
+    """At most `count` random pictures, always the same."""
+    return Wrapper(source, np.random.default_rng(0).permutation(len(source))[:count])
 
 
-class StratifiedSubset(Wrapper):
+def stratified_subset(source: Source, fraction: float, seed: int = 0) -> Wrapper:
     """A random share of each class, at least 1 picture; the same for the same seed. UserError without labels."""
-
-    def __init__(self, source: Source, fraction: float, seed: int = 0):
-        if source.num_classes < 2:
-            raise UserError(f"data.label_fraction={fraction}, but pictures have no labels: leave it unset")
-        labels, rng = source.labels(), np.random.default_rng(seed)
-        members = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
-        super().__init__(source, np.concatenate([m[: max(1, round(fraction * len(m)))] for m in members]))
+    if source.num_classes < 2:
+        raise UserError(f"data.label_fraction={fraction}, but pictures have no labels: leave it unset")
+    labels, rng = source.labels(), np.random.default_rng(seed)
+    members = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    return Wrapper(source, np.concatenate([m[: max(1, round(fraction * len(m)))] for m in members]))
 
 
 class MatchedClasses(Wrapper):

@@ -137,11 +137,9 @@ def hold_out(files: list[str], fraction: float, folder: Path, by_class: bool) ->
         classes[folder_of(file) if by_class else ""].append(file)
     classes = {"": files} if len(classes) == len(files) else classes
 
-    def hash_of(file: str) -> bytes:
-        return hashlib.blake2b(file.encode("utf-8", "surrogateescape")).digest()
-
     held_out: set[str] = set()
     for members in classes.values():
         count = min(len(members) - 1, max(1, round(fraction * len(members))))
-        held_out.update(sorted(members, key=hash_of)[:count])
+        hashes = {file: hashlib.blake2b(file.encode("utf-8", "surrogateescape")).digest() for file in members}
+        held_out.update(sorted(members, key=hashes.get)[:count])
     return [file for file in files if file not in held_out], [file for file in files if file in held_out]

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mae_jax.data.augment import denormalize
 from mae_jax.data.loader import make_eval_batches
-from mae_jax.data.sources import RandomSubset
+from mae_jax.data.sources import random_subset
 from mae_jax.evaluation.evaluator import EvaluationData, Evaluator, State, one_ahead
 from mae_jax.models.targets import TARGETS, Reconstructions, reconstruct
 from mae_jax.runtime.errors import escaped
@@ -56,7 +56,7 @@ class ReconstructionSheet(Evaluator):
 
     def run(self, state: State) -> Iterator[tuple[str, np.ndarray]]:
         data, model = self.data, self.data.model
-        shown = RandomSubset(data.evaluation, self.config.evaluate.pictures)
+        shown = random_subset(data.evaluation, self.config.evaluate.pictures)
         batches = make_eval_batches(shown, self.config.data, len(shown), model.image_size, model.channels)
         with contextlib.closing(batches):
             batch = next(batches)

@@ -13,12 +13,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mae_jax.data.augment import normalize
-from mae_jax.data.device_batches import evaluation_batches
-from mae_jax.data.sources import RandomSubset, Source, count_images
+from mae_jax.data.device_batches import evaluation_batch_size, on_devices
+from mae_jax.data.loader import make_eval_batches
+from mae_jax.data.sources import Source, count_images, random_subset
 from mae_jax.models.config import MAEConfig
 from mae_jax.models.masking import check_given_mask, given_masks
 from mae_jax.runtime.errors import UserError, first_line
-from mae_jax.runtime.mesh import whole
+from mae_jax.runtime.mesh import process_share, whole
 from mae_jax.runtime.seeds import make_key
 from mae_jax.runtime.sharding import on_rows
 from mae_jax.settings.registry import Registry
@@ -114,8 +115,8 @@ class EvaluationData:
         self.config, self.bind, self.mesh = config, bind, mesh
         self.model = MAEConfig(**config.model)
         settings = config.evaluate
-        self.train = train and RandomSubset(train, settings.max_train_examples or len(train))
-        self.evaluation = RandomSubset(evaluation, settings.max_examples or len(evaluation))
+        self.train = train and random_subset(train, settings.max_train_examples or len(train))
+        self.evaluation = random_subset(evaluation, settings.max_examples or len(evaluation))
         self._encode_rows = on_rows(self._encode, mesh)
         self.forget()
 
@@ -137,8 +138,10 @@ class EvaluationData:
 
     def batches(self, source: Source) -> Iterator[dict]:
         """Device batches {"image" uint8, "label", "index", "weight"}; rows of weight 0 are padding."""
-        size, model = self.config.evaluate.batch_size, self.model
-        return evaluation_batches(source, self.config.data, size, model.image_size, model.channels, self.mesh)
+        data, sizes = self.config.data, (self.model.image_size, self.model.channels)
+        batch_size = evaluation_batch_size(self.config.evaluate.batch_size, len(source), self.mesh)
+        batches = make_eval_batches(source, data, batch_size, *sizes, process_share(self.mesh))
+        return on_devices(batches, self.mesh, data.prefetch_batches)
 
     def normalize(self, images: jax.Array) -> jax.Array:
         """Images [B, H, W, C] from uint8 to the model's range."""

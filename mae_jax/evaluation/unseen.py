@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from mae_jax.data.files import find_folder
 from mae_jax.data.image_folder import ImageFolder
-from mae_jax.data.sources import Source, StratifiedSubset, make_source, match_classes
+from mae_jax.data.sources import Source, make_source, match_classes, stratified_subset
 from mae_jax.data.splits import find_splits
 from mae_jax.interop.workdirs import Weights
 from mae_jax.models.config import MAEConfig
@@ -114,7 +114,7 @@ def _is_own(path: str | None, trained: dict[str, Any]) -> bool:
         data = ConfigDict({"path": path} | {name: own.get(name, False) for name in SPLITTING})
         source = ImageFolder("train", data, (1, 1), 1)
         if own.get("label_fraction") is not None:
-            source = StratifiedSubset(source, own["label_fraction"], own["seed"])
+            source = stratified_subset(source, own["label_fraction"], own["seed"])
         return len(source) == trained.get("num_train_examples")
     except UserError:
         return False

@@ -19,7 +19,7 @@ from mae_jax.data.augment import augment, augmentations, soft_targets
 from mae_jax.data.device_batches import DeviceBatches, evaluation_batch_size, on_devices
 from mae_jax.data.loader import array_batches
 from mae_jax.data.resolutions import Stage
-from mae_jax.data.sources import Labelled, RandomSubset, Source, StratifiedSubset, count_images
+from mae_jax.data.sources import Labelled, Source, count_images, random_subset, stratified_subset
 from mae_jax.evaluation.evaluator import State, extract_features
 from mae_jax.evaluation.unseen import take_pictures
 from mae_jax.interop.transfer import describe_start, resolve_model, starting_params
@@ -116,14 +116,14 @@ class Classification(Objective):
         config, data, classifier = self.config, self.config.data, self.config.classifier
         train, evaluation = (Labelled(source, data) for source in super().open_sources())
         if data.label_fraction is not None:
-            train = StratifiedSubset(train, data.label_fraction, data.seed)
+            train = stratified_subset(train, data.label_fraction, data.seed)
         classifier.num_classes = classifier.num_classes or train.num_classes
         if classifier.num_classes < train.num_classes:
             raise UserError(
                 f"classifier.num_classes={classifier.num_classes}, but the data have {train.num_classes} classes; "
                 f"leave it out, or set it to {train.num_classes} or more"
             )
-        return train, RandomSubset(evaluation, config.evaluate.max_examples or len(evaluation))
+        return train, random_subset(evaluation, config.evaluate.max_examples or len(evaluation))
 
     def init(self, key: jax.Array) -> Variables:
         params, statistics = init_classifier(self.classifier, key)

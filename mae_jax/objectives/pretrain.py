@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from mae_jax.data.augment import augmentations, color_jitter, normalize, random_flip
 from mae_jax.data.files import first_few
 from mae_jax.data.loader import make_eval_batches
-from mae_jax.data.sources import RandomSubset
+from mae_jax.data.sources import random_subset
 from mae_jax.evaluation.evaluator import State, Trained
 from mae_jax.interop.transfer import fitting_params, resolve_pictures
 from mae_jax.interop.workdirs import Weights
@@ -90,7 +90,7 @@ class Pretraining(Objective):
     def _fit_fixed(self) -> dict:
         """Fits the target to training images (such as principal components); the same result in all processes."""
         data, model = self.config.data, self.model
-        source = RandomSubset(self.train_source, FITTED_IMAGES)
+        source = random_subset(self.train_source, FITTED_IMAGES)
         batches = make_eval_batches(source, data, min(len(source), 256), model.image_size, model.channels)
         with contextlib.closing(batches):
             images = (normalize(batch["image"][batch["weight"] > 0], data.mean, data.std) for batch in batches)

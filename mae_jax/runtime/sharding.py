@@ -87,25 +87,23 @@ def gather(parameters, dtype: jnp.dtype | None = None):
         return parameters
 
     def gather_one(path, leaf):
-        spec = parameter_spec(path, leaf.ndim)
-        return _gather(leaf, spec.index("fsdp"), dtype or leaf.dtype) if "fsdp" in spec else leaf
+        spec, kind = parameter_spec(path, leaf.ndim), dtype or leaf.dtype
+        if "fsdp" not in spec:
+            return leaf
+        whole = functools.partial(jax.lax.all_gather, axis_name="fsdp", axis=spec.index("fsdp"), tiled=True)
+
+        @jax.custom_jvp
+        def gathered(leaf):
+            return whole(leaf.astype(kind))
+
+        @gathered.defjvp
+        def tangent(primals, tangents):
+            # Transposed, this reduce-scatters gradients in float32, the dtype of the parameters.
+            return whole(primals[0].astype(kind)), whole(tangents[0]).astype(kind)
+
+        return gathered(leaf)
 
     return jax.tree_util.tree_map_with_path(gather_one, parameters)
-
-
-def _gather(leaf, axis, dtype):
-    whole = functools.partial(jax.lax.all_gather, axis_name="fsdp", axis=axis, tiled=True)
-
-    @jax.custom_jvp
-    def gathered(leaf):
-        return whole(leaf.astype(dtype))
-
-    @gathered.defjvp
-    def tangent(primals, tangents):
-        # Transposed, this reduce-scatters gradients in float32, the dtype of the parameters.
-        return whole(primals[0].astype(dtype)), whole(tangents[0]).astype(dtype)
-
-    return gathered(leaf)
 
 
 def checkpoint_policy() -> Callable | None:

@@ -38,7 +38,7 @@ class StopSignal:
 
     def __exit__(self, *_):
         global _current
-        _current = None
+        _current = StopSignal()
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._before.items():
             signal.signal(number, handler)
@@ -61,8 +61,7 @@ class StopSignal:
             yield
         finally:
             self._waiting = False
-            if self.received is not None:
-                signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def look(self) -> None:
         if self.received is not None:
@@ -112,10 +111,9 @@ class SharedStopSignal(StopSignal):
         signal.raise_signal(signal.SIGTERM)  # JAX forwards it to all processes
 
 
-_current: StopSignal | None = None
+_current = StopSignal()
 
 
 def look() -> None:
     """Raises Stopped if the program was asked to stop."""
-    if _current is not None:
-        _current.look()
+    _current.look()

@@ -9,11 +9,11 @@ from mae_jax.data.image_folder import NothingToTrainOn
 from mae_jax.data.sources import (
     Labelled,
     Source,
-    StratifiedSubset,
     describe_sources,
     make_source,
     make_sources,
     match_classes,
+    stratified_subset,
 )
 from mae_jax.evaluation.evaluator import EvaluationData, Trained
 from mae_jax.evaluation.unseen import NO_PICTURES, PLACE, check_has_path, choose_pictures, find_training_pictures
@@ -133,7 +133,7 @@ def find_sources(
     if labelled:
         train, evaluation = Labelled(train, data), Labelled(evaluation, data)
     if data.label_fraction is not None:
-        train = StratifiedSubset(train, data.label_fraction, data.seed)
+        train = stratified_subset(train, data.label_fraction, data.seed)
     return train, evaluation
 
 

@@ -75,7 +75,15 @@ class Checkpoints:
             if damage := from_main(damage):
                 damaged[step] = damage
                 continue
-            self._check_fits(step, about)
+            name = f"checkpoint {step} in {self._folder}"
+            if (own := about.get("step")) != step:
+                raise UserError(f"{name} belongs to step {own}: rename its folder to {own}, or move it away")
+            check_fits(about["config"], self._config, name)
+            if about.get("layout") != LAYOUT:
+                raise UserError(
+                    f"{name} is an earlier version's, which this one cannot go on from; its weights can start a new "
+                    f"run: --config.init_from={self._folder.parent} with another --workdir"
+                )
             for other, why in damaged.items():
                 moved = self._move_aside(other)
                 say(f"checkpoint {other} is damaged: {why}; moved to {moved}, going on from checkpoint {step}")
@@ -90,17 +98,6 @@ class Checkpoints:
 
     def _read_about(self, step: int) -> dict[str, Any]:
         return read_object(self._folder / str(step) / "about" / "metadata") or {}
-
-    def _check_fits(self, step: int, about: dict[str, Any]) -> None:
-        name = f"checkpoint {step} in {self._folder}"
-        if (own := about.get("step")) != step:
-            raise UserError(f"{name} belongs to step {own}: rename its folder to {own}, or move it away")
-        check_fits(about["config"], self._config, name)
-        if about.get("layout") != LAYOUT:
-            raise UserError(
-                f"{name} is an earlier version's, which this one cannot go on from; its weights can start a new run: "
-                f"--config.init_from={self._folder.parent} with another --workdir"
-            )
 
     def changed_settings(self, step: int) -> dict[str, tuple[Any, Any]]:
         """Settings that differ from those of a saved step and still exist: {key: (saved, present value)}."""

@@ -54,7 +54,6 @@ def locked(workdir: Path, name: str = LOCK, wait: bool = False) -> Iterator[None
 
 
 def _lock(path: Path, how: int) -> int:
-    """Locks a file and writes the owner into it; returns its descriptor."""
     while True:
         with contextlib.ExitStack() as stack:
             try:

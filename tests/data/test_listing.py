@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from mae_jax.data import files
-from mae_jax.data.files import describe_unread, list_pictures
+from mae_jax.data.files import Listing, describe_unread, list_pictures
 from mae_jax.data.image_folder import PictureFiles
 from mae_jax.runtime.errors import UserError
 from tests.data.conftest import decode
@@ -55,7 +55,7 @@ def test_pipes_sockets_devices_and_links_to_them_are_not_opened_and_counted(tmp_
         found = list_pictures(tmp_path)
         assert len(PictureFiles(tmp_path)) == 1
     assert found.files == ["1.png"]
-    assert describe_unread(found.unread) == "4 files of types that are not read: pipe 2, device 1, socket 1"
+    assert describe_unread(found) == ["4 files of types that are not read: pipe 2, device 1, socket 1"]
     with pytest.raises(UserError, match="pipe.png is not a picture"):
         PictureFiles("pipe.png")
 
@@ -63,12 +63,12 @@ def test_pipes_sockets_devices_and_links_to_them_are_not_opened_and_counted(tmp_
 def test_files_that_are_skipped_for_their_type_are_counted_in_one_line(tmp_path, write_pictures, monkeypatch):
     monkeypatch.setattr("mae_jax.data.files.EXTENSIONS", (".png",))  # as without pillow-heif
     write_pictures(tmp_path, "1.png", *(f"{i}.heic" for i in range(5)), "deep/er/6.HEIC", "notes.txt", "LICENSE")
-    line = describe_unread(list_pictures(tmp_path).unread)
+    (line,) = describe_unread(list_pictures(tmp_path))
     assert line.startswith("8 files of types that are not read: .heic 6, .txt 1, without extension 1")
     assert line.endswith("; pip install pillow-heif reads .heic")
-    many = describe_unread(Counter({f".{n}": 1 for n in range(9)}))
-    assert many == "9 files of types that are not read: .0 1, .1 1, .2 1, .3 1, .4 1 and 4 more"
-    assert describe_unread(Counter()) == ""
+    many = describe_unread(Listing([], [], Counter({f".{n}": 1 for n in range(9)})))
+    assert many == ["9 files of types that are not read: .0 1, .1 1, .2 1, .3 1, .4 1 and 4 more"]
+    assert describe_unread(Listing([], [], Counter())) == []
 
 
 def test_empty_class_folders_are_told(tmp_path, write_pictures):

@@ -12,7 +12,7 @@ from configs import common
 from mae_jax.data.device_batches import bicubic_table, cut_and_resize, training_batches
 from mae_jax.data.loader import Batches, make_train_batches
 from mae_jax.data.resolutions import make_stages, size_at
-from mae_jax.data.sources import Labelled, RandomSubset, StratifiedSubset, Wrapper, make_source
+from mae_jax.data.sources import Labelled, Wrapper, make_source, random_subset, stratified_subset
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import make_mesh
 
@@ -74,8 +74,8 @@ def test_the_same_goes_for_other_sizes_channels_and_a_restart_in_a_later_stage()
 
 WRAPPERS = {
     "labelled": lambda source, data: Labelled(source, data),
-    "a random part": lambda source, data: RandomSubset(source, 30),
-    "a share of each class, labelled": lambda source, data: StratifiedSubset(Labelled(source, data), 0.5),
+    "a random part": lambda source, data: random_subset(source, 30),
+    "a share of each class, labelled": lambda source, data: stratified_subset(Labelled(source, data), 0.5),
 }
 
 

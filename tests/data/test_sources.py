@@ -9,7 +9,7 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.linear_model import RidgeClassifier
 
-from mae_jax.data.sources import SOURCES, Digits, RandomSubset, count_images, make_source, make_sources
+from mae_jax.data.sources import SOURCES, Digits, count_images, make_source, make_sources, random_subset
 from mae_jax.runtime.errors import UserError
 
 
@@ -52,7 +52,7 @@ def test_all_labels_are_those_of_the_pictures_one_by_one(make_config, name, spli
 
 def test_a_number_of_images_is_told_with_their_split_also_of_a_part(make_config):
     train, evaluation = (make_source(make_config(name="digits"), split, (8, 8), 1) for split in ("train", "eval"))
-    assert count_images(train, RandomSubset(evaluation, 1)) == (
+    assert count_images(train, random_subset(evaluation, 1)) == (
         "1,437 training images in digits train, 1 evaluation image in digits eval"
     )
     assert count_images(None, evaluation) == "360 evaluation images in digits eval"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mae_jax.data.image_folder import PictureFiles
 from mae_jax.data.loader import make_train_batches
-from mae_jax.data.sources import Labelled, MatchedClasses, RandomSubset, Source, StratifiedSubset, make_source
+from mae_jax.data.sources import Labelled, MatchedClasses, Source, make_source, random_subset, stratified_subset
 from mae_jax.runtime.errors import UserError
 
 
@@ -45,7 +45,7 @@ def indices_of(subset) -> list[int]:
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.floats(0.001, 1.0), st.integers(0, 2**32))
 def test_a_stratified_subset_has_the_share_of_each_class_but_at_least_one(labels, fraction, seed):
     source = Pictures(labels, 5)
-    subset = StratifiedSubset(source, fraction, seed)
+    subset = stratified_subset(source, fraction, seed)
     indices = indices_of(subset)
     assert indices == sorted(set(indices))  # the source's order, each once
     found = subset.labels()
@@ -54,14 +54,14 @@ def test_a_stratified_subset_has_the_share_of_each_class_but_at_least_one(labels
         count = labels.count(label)
         kept = int((found == label).sum())
         assert kept == (max(1, round(fraction * count)) if count else 0)
-    assert indices_of(StratifiedSubset(source, fraction, seed)) == indices
+    assert indices_of(stratified_subset(source, fraction, seed)) == indices
     if fraction == 1:
         assert indices == list(range(len(labels)))
 
 
 def test_a_stratified_subset_is_random_and_the_seed_decides_it():
     source = Pictures(np.arange(200) % 2, 2)
-    chosen = [indices_of(StratifiedSubset(source, 0.1, seed)) for seed in range(200)]
+    chosen = [indices_of(stratified_subset(source, 0.1, seed)) for seed in range(200)]
     assert all(len(indices) == 20 for indices in chosen) and chosen[0] != chosen[1]
     counts = np.bincount(np.concatenate(chosen), minlength=200)  # each picture: 200 times with probability 0.1
     assert np.abs(counts - 20).max() < 5 * np.sqrt(18)
@@ -69,11 +69,11 @@ def test_a_stratified_subset_is_random_and_the_seed_decides_it():
 
 def test_a_stratified_subset_of_pictures_without_labels_is_refused():
     with pytest.raises(UserError, match="data.label_fraction=0.1, .* have no labels: leave it unset"):
-        StratifiedSubset(Pictures([-1] * 10, 0), 0.1)
+        stratified_subset(Pictures([-1] * 10, 0), 0.1)
 
 
 def test_a_random_subset_passes_labels_on():
-    subset = RandomSubset(Pictures(np.arange(50) % 7, 7), 20)
+    subset = random_subset(Pictures(np.arange(50) % 7, 7), 20)
     assert subset.labels().tolist() == [index % 7 for index in indices_of(subset)] and len(subset) == 20
 
 
@@ -93,8 +93,8 @@ def test_a_labelled_source_is_its_source(make_config):
 
 
 @pytest.mark.parametrize("wrap", [
-    lambda source, config: Labelled(source, config), lambda source, config: RandomSubset(source, 3),
-    lambda source, config: StratifiedSubset(source, 0.5),
+    lambda source, config: Labelled(source, config), lambda source, config: random_subset(source, 3),
+    lambda source, config: stratified_subset(source, 0.5),
     lambda source, config: MatchedClasses(source, ["ant", "cat"]),
 ])  # fmt: skip
 def test_wrapped_sources_can_be_pickled(make_config, wrap):

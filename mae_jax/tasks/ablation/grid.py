@@ -22,8 +22,6 @@ class Axis(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One combination of values."""
-
     name: str
     labels: tuple[str, ...]  # one for each axis
     names: tuple[str, ...]  # the labels, with their axis's title where they need it

@@ -41,8 +41,6 @@ SCORES = {
 
 
 class Run(NamedTuple):
-    """One process to start."""
-
     name: str  # "pretrain" or a protocol
     cell: str  # the first cell that needs it
     seed: int
@@ -117,7 +115,9 @@ def make_runs(
             raise UserError("its name is too long for a folder; give the values of ablate.grid shorter names")
         folder = workdir / (parts or "all_cells") / f"seed_{seed}" / name
         settings = settings | varied[name] | {"seed": seed, "data.seed": seed}
-        given = (f"--config.{key}={_as_text(key, value)}" for key, value in settings.items())
+        paths = [key for key in PATHS if isinstance(settings.get(key), str) and "://" not in settings[key]]
+        settings |= {key: os.path.abspath(os.path.expanduser(settings[key])) for key in paths}
+        given = (f"--config.{key}={value}" for key, value in settings.items())
         arguments = (*start, *given, f"--workdir={folder}")
         return Run(name, cell.name, seed, folder, after, arguments, resolve(arguments), measured_by)
 
@@ -139,11 +139,6 @@ def make_runs(
     except UserError as error:
         raise UserError(f"cell {cell.name!r}: {error}") from error
     return runs
-
-
-def _as_text(key: str, value: Any) -> str:
-    is_path = key in PATHS and isinstance(value, str) and "://" not in value
-    return os.path.abspath(os.path.expanduser(value)) if is_path else str(value)
 
 
 def full_command(run: Run) -> list[str]:
@@ -192,8 +187,6 @@ def check_scores(ablate: ConfigDict, runs: list[Run]) -> None:
 
 
 class Outcome(NamedTuple):
-    """The state of a run, read from its folder."""
-
     scores: dict[str, float] | None  # None: not finished
     seconds: float | None  # total time of its processes, if an ablation started them
     error: str | None  # why the last attempt failed

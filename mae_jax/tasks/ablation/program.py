@@ -46,16 +46,8 @@ def lock_name(config: ConfigDict) -> str:
     return LOCK if count == 1 else f"{LOCK}_{index}_of_{count}"
 
 
-def describe_plan(plan: Plan) -> list[str]:
-    """The commands of this shard's runs."""
-    return [shlex.join(full_command(run)) for run in plan.own]
-
-
 def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
-    """Executes this shard's unfinished runs, one after the other, then writes the table of all finished ones.
-
-    A failed run does not stop the rest. Raises UserError before anything runs; Stopped when the current run has saved.
-    """
+    """Makes a shard's runs and the table. UserError: before the first; Stopped: when one has saved."""
     plan = make_plan(config, workdir)
     for one in plan.runs:
         check_paths(one.folder)
@@ -66,7 +58,7 @@ def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
 
 
 def make_runs(plan: Plan, workdir: Path, stop: StopSignal) -> None:
-    """Executes this shard's unfinished runs and prints two lines for each."""
+    """Makes a shard's unfinished runs and prints two lines for each. A failed one does not stop the rest."""
     to_do = [one for one in plan.own if read_outcome(one).scores is None]
     finished = len(plan.own) - len(to_do)
     if not to_do:
