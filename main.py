@@ -132,7 +132,7 @@ def run(argv: list[str], stop: StopSignal, startup: Startup) -> None:
         return say(*(shlex.join(task.full_command(run)) for run in plan.own))
     if DRY_RUN.value and trains(config.task):
         return say(*task.dry_run(config, TOPOLOGY.value))
-    if DRY_RUN.value or TOPOLOGY.value:
+    if DRY_RUN.value or TOPOLOGY.value is not None:
         given = f"--dry_run={DRY_RUN.value} --topology={TOPOLOGY.value} with config.task={config.task}"
         raise UserError(f"{given}: --dry_run needs a task that trains, and --topology needs --dry_run")
     try:

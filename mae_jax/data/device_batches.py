@@ -121,7 +121,7 @@ def _resident_batches(
 ) -> Iterator[dict[str, jax.Array]]:
     """The endless batches of `make_train_batches`, cut on the devices out of the pictures of `read_all`."""
     share, (height, width) = process_share(mesh), pictures["image"].shape[1:3]
-    total, images = len(pictures["image"]), put(pictures["image"], replicated(mesh))
+    total, images = len(pictures["image"]), put(pictures.pop("image"), replicated(mesh))  # the host's memory is free
     cut = jax.jit(cut_and_resize, out_shardings=batch_sharding(mesh))
     take = jax.jit(lambda images, rows: images[rows], out_shardings=batch_sharding(mesh))
 

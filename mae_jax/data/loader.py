@@ -197,8 +197,8 @@ class Batches(Iterator[Arrays]):
         if len(bad) > BAD_SHARE * max(min(self._reads, total), min(total, BAD_SHARE_SAMPLE)):
             self.close()
             raise UserError(
-                f"{len(bad)} of the first {self._reads} pictures read, of {total}, cannot be used: {first_few(bad)}; "
-                "up to 1 % are replaced by others: remove or fix such files (the log has the reason for each)"
+                f"{len(bad)} of the first {self._reads} pictures read, of {total}, cannot be used: {first_few(bad)} "
+                f"(the last: {why}); up to 1 % are replaced by others: remove or fix such files"
             )
         return batch | ({"weight": np.float32(batch["index"] >= 0)} if self._weighted else {})
 

@@ -71,7 +71,7 @@ def check_no_hidden_splits(root: Path, files: list[str], splits: Splits) -> None
             inner.setdefault(folder, set()).add(below)
     roles = (set(TRAIN), {*VALIDATION, *TEST})
     for place, names in {"": [*folders_of(files), *sorted(splits.beside)], **inner}.items():
-        words = {name: {*re.split(r"[\W\d_]+", name.lower())} for name in sorted(names)}
+        words = {name: {name.lower()} if place else {*re.split(r"[\W\d_]+", name.lower())} for name in sorted(names)}
         train, other = (next((name for name in words if words[name] & role), None) for role in roles)
         if train and other:  # train2017, images-val
             raise UserError(

@@ -104,7 +104,10 @@ def _make_builder(tfds, name: str, data_dir: str | None):
     except tfds.core.DatasetNotFoundError as error:
         hint = nearest(name, (*SOURCES, *tfds.list_builders(with_community_datasets=False)))
         raise UserError(f"data.name={name}: not one of {', '.join(SOURCES)} or a TFDS data set{hint}") from error
-    except Exception as error:  # TFDS has no one type for a wrong version, config or spelling, or a missing package
+    except ImportError as error:  # whose last line has the remedy
+        why = str(error).strip().rpartition("\n")[2]
+        raise UserError(f"data.name={name}: install the package that TFDS needs for it: {why}") from error
+    except Exception as error:  # TFDS has no one type for a wrong version, config or spelling
         raise UserError(f"data.name={name}: TFDS cannot open it: {first_line(error)}") from error
 
 

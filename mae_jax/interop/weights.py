@@ -73,8 +73,7 @@ def read_weights(path: str | Path, asked: Mapping | None = None) -> Weights:
 def find_same_weights(init_from: str, workdir: Path | None = None) -> Path:
     """`find_weights`, the same in all processes, even if another run writes its next checkpoint just now.
 
-    A run in `workdir` notes the answer in init_from.json, and gets it again if restarted before its own first
-    checkpoint.
+    A run notes the answer in init_from.json, and gets it again if restarted before its own first checkpoint.
     """
     found = Path(from_main(_pinned(init_from, workdir) if is_main() else None))
     return found if found.exists() else find_weights(init_from)  # each host has its own downloads

@@ -199,7 +199,8 @@ class MAEConfig:
     def target_name(self) -> str:
         """`target`, or the name that `pca_targets` and `normalize_targets` imply."""
         pixels = "normalized_pixels" if self.normalize_targets else "pixels"
-        return self.target or (pixels if self.pca_targets is None else "principal_components")
+        implied = pixels if self.pca_targets is None else "principal_components"
+        return implied if self.target is None else self.target
 
     @property
     def target_dim(self) -> int:

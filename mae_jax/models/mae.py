@@ -157,7 +157,7 @@ class MaskedAutoencoder(nnx.Module):
 
     def unpatchify(self, patches: jax.Array, image_size: int | tuple[int, int] | None = None) -> jax.Array:
         """Inverts `patchify` for images of `image_size` (default: the model's); UserError if L does not fit it."""
-        size = image_size or self.config.image_size
+        size = self.config.image_size if image_size is None else image_size
         grid = grid_size((size, size) if isinstance(size, int) else size, self.config.patch_size)
         if patches.shape[1] != grid[0] * grid[1]:
             raise UserError(

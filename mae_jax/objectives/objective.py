@@ -147,10 +147,7 @@ def check_model(config: ConfigDict) -> MAEConfig:
 
 
 def settle_batch_size(config: ConfigDict, num_train: int, mesh: Mesh, mixes_pairs: bool = False) -> None:
-    """Sets an open `data.batch_size` by the number of training pictures: many steps, none too noisy.
-
-    Raises UserError unless the data fill a batch and its parts split evenly over the devices.
-    """
+    """Sets an open `data.batch_size`; UserError unless the data fill a batch that splits evenly over the devices."""
     unit = batch_parts(mesh) * config.train.accumulate_steps * (2 if mixes_pairs else 1)
     if config.data.batch_size is None:
         fitting = min(max(num_train // 16, 16), 256, num_train)

@@ -93,8 +93,8 @@ def make_mesh(settings: ConfigDict, devices: list[jax.Device] | None = None) -> 
         sizes[sizes.index(-1)] = len(devices) // known
     if min(sizes) < 1 or math.prod(sizes) != len(devices):
         raise UserError(
-            f"{text}: their product is not the number of devices, {len(devices)}; let mesh.fsdp x mesh.tensor divide "
-            "it, and mesh.data=-1 take the rest"
+            f"{text}: sizes are at least 1, one may be -1, and their product is the number of devices, {len(devices)}; "
+            "let mesh.fsdp x mesh.tensor divide it, and mesh.data=-1 take the rest"
         )
     # The tensor axis, which sends the most messages, gets the closest devices. (`jax.make_mesh` would follow a
     # TPU's torus, and a process's rows would not be adjacent.)

@@ -50,7 +50,7 @@ def find_place(
     if not missing:
         _check_address(coordinator, "--coordinator")
         if not 0 <= index < count:
-            raise UserError(f"--process_index={index} is outside 0 ... {count - 1} (--process_count={count})")
+            raise UserError(f"--process_index={index} is not one of the --process_count={count} that begin with 0")
         place = {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
         return place | {"local_device_ids": []} if count > 1 else None
     if len(missing) < len(given):
@@ -106,10 +106,11 @@ def meet(coordinator: str, count: int, index: int) -> str:
             service = server.getsockname()[1]
         awaited = set(range(1, count))
         while awaited:
-            with contextlib.suppress(OSError, ValueError, KeyError), _door.accept()[0] as visitor:
+            with contextlib.suppress(OSError, ValueError), _door.accept()[0] as visitor:
                 visitor.settimeout(ANSWER_SECONDS)
-                awaited.remove(int(visitor.recv(16)))
-                visitor.sendall(b"%d" % service)
+                if (other := int(visitor.recv(16))) in range(1, count):  # twice, if it was started again
+                    visitor.sendall(b"%d" % service)
+                    awaited.discard(other)
         return f"{host}:{service}"
     while True:
         with contextlib.suppress(OSError):  # process 0 is not there yet

@@ -152,7 +152,7 @@ def _check_numbers(key: str, value: Any) -> None:
     low, high = (min(max(float(end), -limit), limit) for end in interval[1:-1].split(","))
 
     def inside(number: Any) -> bool:
-        at_limit = interval[0] == "(" and number == low or interval[-1] == ")" and number == high
+        at_limit = interval[0] == "(" and number == low or interval[-1] == ")" and number == high < limit
         return isinstance(number, kinds) and low <= number <= high and not at_limit
 
     if not all(map(inside, numbers)) or key in INTERVALS and not numbers:
@@ -160,9 +160,8 @@ def _check_numbers(key: str, value: Any) -> None:
         if not isinstance(value, list):
             raise UserError(f"{key}={value} is outside {limits}")
         kind, example = "whole numbers" if kinds is int else "numbers", flatten(defaults().to_dict())[key]
-        raise UserError(
-            f"{key}={tuple(value)} must be {kind} in {limits}, for example --config.{key}='{tuple(example)}'"
-        )
+        hint = f", for example --config.{key}='{tuple(example)}'" if isinstance(example, list) and example else ""
+        raise UserError(f"{key}={tuple(value)} must be {kind} in {limits}{hint}")
 
 
 def check_channels(data: ConfigDict, channels: int) -> None:
@@ -241,12 +240,12 @@ def check_agreement(config: ConfigDict, workdir: Path) -> None:
     wait_for_all()
     deadline = time.monotonic() + SEEN_SECONDS
     while not note.exists():
-        list(workdir.iterdir())  # makes a network file system refresh its cache
-        time.sleep(0.5)
         if time.monotonic() > deadline:
             raise UserError(
                 f"--workdir={workdir} of process {index} is not that of process 0: give a folder that all hosts share"
             )
+        list(workdir.iterdir())  # makes a network file system refresh its cache
+        time.sleep(0.5)
     wait_for_all()
     if is_main():
         note.unlink()

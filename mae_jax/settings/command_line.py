@@ -139,8 +139,9 @@ def load_config(path: Path, argument: str | None) -> ConfigDict:
         try:
             inspect.signature(get_config).bind(*given)
         except TypeError as error:
-            takes = "takes nothing" if argument else "needs an argument"
-            raise UserError(f"config {path} {takes} after a colon, as in --config={path}:ARGUMENT") from error
+            nothing = f"takes nothing after a colon, but was given {argument!r}"
+            takes = nothing if argument else f"needs an argument after a colon: --config={path}:ARGUMENT"
+            raise UserError(f"config {path} {takes}") from error
         config = get_config(*given)
         if not isinstance(config, ConfigDict) or isinstance(config, FrozenConfigDict):
             found = "None" if config is None else f"a {type(config).__name__}"

@@ -24,10 +24,7 @@ SHOWN_CLASSES = 20
 
 
 def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
-    """Measures `config.init_from` on the evaluation split, each image once, and writes result.json.
-
-    The task reconstruct takes the pictures in `data.path`, if given.
-    """
+    """Measures `init_from` on each evaluation image, or reconstruct on those in `data.path`; writes result.json."""
     pictures = None
     if config.task == "reconstruct":
         pictures, config.data.path = config.data.path, None
@@ -36,11 +33,15 @@ def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
         config.data.name, config.data.path = None, pictures  # for result.json
         train, evaluation = None, PictureFiles(pictures)
     else:
-        train, evaluation = find_sources(weights, config, to_train=bool(config.evaluate.evaluators))
+        to_train = bool(config.evaluate.evaluators) and config.task != "reconstruct"
+        train, evaluation = find_sources(weights, config, to_train=to_train)
     classifies, source = is_classifier(weights.config), f"init_from={config.init_from}"
     names = config.evaluate.evaluators or (("accuracy",) if classifies else ("loss", "reconstructions"))
     if classifies and config.task == "reconstruct":
         raise UserError(f"{source} is a classifier, which has no decoder: nothing to reconstruct")
+    if unfit := {"loss", "reconstructions"} & set(names) if classifies else {"accuracy"} & set(names):
+        kind = "a classifier" if classifies else "an autoencoder"
+        raise UserError(f"{source} is {kind}: leave {', '.join(sorted(unfit))} out of evaluate.evaluators")
     if classifies:
         check_read(config, "evaluate a classifier")
         evaluation, class_names = match_to_classifier(evaluation, weights, config)
@@ -63,14 +64,15 @@ def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
             say(f"{name} {value:.4f}")
     images = count_images(None, data.evaluation)
     for evaluator in suite.evaluators:
-        if isinstance(evaluator, Accuracy):
+        if isinstance(evaluator, Accuracy) and "top1" in numbers:  # not if the loss is not finite
             result["correct"] = int((evaluator.predictions.rank < 1).sum())
             title = [f"{state.name}: top-1 {result['eval/top1']:.2%} of", images]
             write_classes(workdir, evaluator, class_names, title)
             say("top-1 {eval/top1:.2%}, top-5 {eval/top5:.2%}, loss {eval/loss:.4f} on ".format_map(result) + images)
             say(f"see {workdir}/confusion_matrix.png and {workdir}/classes.csv")
-    if "eval/loss" in result and not classifies:
-        say(f"loss of {data.hidden_patches.counted} patches, mean over {images}: {result['eval/loss']:.4f}")
+    if "loss" in numbers and "top1" not in numbers:
+        what = "loss" if classifies else f"loss of {data.hidden_patches.counted} patches"
+        say(f"{what}, mean over {images}: {numbers['loss']:.4f}")
     write_measurement(workdir, config, result)
 
 
@@ -88,13 +90,12 @@ def write_classes(workdir: Path, accuracy: Accuracy, class_names: list[str], tit
         recall, precision = ("-" if row[n] is None else f"{row[n]:.1%}" for n in ("recall", "precision"))
         name, other = escaped(row["class"])[:23], escaped(row["often_taken_for"] or "")
         say(f"{name:<24}{row['images']:>8,}{recall:>9}{precision:>11}  {other}")
+    if len(rows) > SHOWN_CLASSES:
+        say(f"(the {SHOWN_CLASSES} of {len(rows):,} classes with the lowest recall; classes.csv has all)")
 
 
 def match_to_classifier(source: Source, weights: Weights, config: ConfigDict) -> tuple[Source, list[str]]:
-    """The source with the classifier's labels, and a name for each class of the classifier.
-
-    Classes are matched by name, or by order if the weights come from another program and no name agrees.
-    """
+    """The source with the classifier's labels, by name or else by order, and a name for each of its classes."""
     num_classes, known, found = config.classifier.num_classes, weights.config.get("class_names"), source.class_names
     foreign = weights.config["data"]["name"] is None
     if known and found and not (foreign and set(known).isdisjoint(found)):

@@ -61,7 +61,7 @@ def _lock(path: Path, how: int) -> int:
                 stack.callback(os.close, file)
                 text = os.pread(file, 4096, 0)
             except OSError as error:  # another user's, a link, a folder, a pipe
-                if error.errno in IMPOSSIBLE:
+                if error.errno not in (errno.EACCES, errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ESPIPE):
                     raise
                 raise UserError(f"{path} cannot be a run's lock ({reason(error)}): {REMEDY}") from error
             owner = parse_object(text) or {}

@@ -98,17 +98,24 @@ class JsonLines(MetricWriter):
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The intact lines of a metrics.jsonl; empty if there is no file."""
-    lines = [parse_object(text) or {} for text in path.read_bytes().splitlines()] if path.is_file() else []
-    return [line for line in lines if type(line.get("step")) is int]
+    return [line for line in map(_parse, path.read_bytes().splitlines()) if line] if path.is_file() else []
+
+
+def _parse(text: bytes) -> dict[str, Any] | None:
+    line = parse_object(text) or {}
+    return line if type(line.get("step")) is int else None
 
 
 def cut_metrics(path: Path, step: int) -> None:
     """Removes damaged lines from a metrics.jsonl, and those after `step`, which the run repeats."""
     if path.is_file():
-        lines, count = read_metrics(path), path.read_bytes().count(b"\n")  # without a last one that is incomplete
-        if count > len(lines):
-            say(f"{path}: {count - len(lines)} of {count} lines are damaged and left out")
-        write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step))
+        before = path.read_bytes()
+        lines, count = [_parse(text) for text in before.splitlines()], before.count(b"\n")
+        if damaged := lines[:count].count(None):  # the last one may be incomplete
+            say(f"{path}: {damaged} of {count} lines are damaged and left out")
+        after = "".join(json.dumps(line) + "\n" for line in lines if line and line["step"] <= step)
+        if after.encode() != before:
+            write_atomically(path, after)
 
 
 @WRITERS.register("tensorboard")

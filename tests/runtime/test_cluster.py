@@ -50,9 +50,9 @@ def test_the_flags_say_where_a_process_is():
     [
         (("host:1", None, None), "--process_count and --process_index missing: .*--coordinator=HOST:PORT"),
         ((None, 2, 0), "--coordinator missing"),
-        (("host:1", 0, 0), r"--process_index=0 is outside 0 ... -1 \(--process_count=0\)"),
-        (("host:1", 2, 2), r"--process_index=2 is outside 0 ... 1"),
-        (("host:1", 2, -1), "--process_index=-1 is outside"),
+        (("host:1", 0, 0), r"--process_index=0 is not one of the --process_count=0 "),
+        (("host:1", 2, 2), r"--process_index=2 is not one of the --process_count=2 "),
+        (("host:1", 2, -1), "--process_index=-1 is not one of"),
         (("host", 2, 0), "--coordinator=host is not HOST:PORT"),
         (("host:99999", 2, 0), "is not HOST:PORT"),
         ((":99", 2, 0), "is not HOST:PORT"),

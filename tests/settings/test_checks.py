@@ -60,6 +60,7 @@ def test_the_imagenet_configs_have_the_papers_recipe_and_sizes(name, parameters)
 
 
 BAD_VALUES = {
+    "model.image_size  ": (10**11, 32),
     "data.batch_size": 0, "train.steps": 0, "train.epochs": 0.0, "train.epochs ": float("inf"),
     "optimizer.base_learning_rate": -1.0, "optimizer.base_learning_rate ": float("nan"), "optimizer.b2": 1.0,
     "optimizer.clip_norm": 0.0, "optimizer.muon_momentum": 1.0, "optimizer.name": "moun", "checkpoint.keep": 0,

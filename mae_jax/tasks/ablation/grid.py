@@ -53,6 +53,8 @@ def _parse_axis(axis: Any) -> Axis:
             keys, values = (keys,), [(value,) for value in values]
         title = "variant" if names and len(keys) > 1 else ""
         (labels,) = names or [[", ".join(map(str, value)) for value in values]]
+        if any(isinstance(part, str) for part in (labels, *values)):  # which would be taken apart
+            raise TypeError
         settings = [dict(zip(keys, value, strict=True)) for value in values]
         choices = dict(zip(map(str, labels), settings, strict=True))
         if not settings or len(choices) < len(settings) or any(settings.count(one) > 1 for one in settings):

@@ -190,12 +190,12 @@ def draw(ours: list[Panel], paper: tuple, x_label: str, title: str, source: str)
         for panel, axes in zip(panels, places, strict=False):
             numbers = all(isinstance(x, int | float) for x in panel.xs)
             style = dict(color=color, linestyle="-" if numbers else "none", marker="o", markersize=5, capsize=3)
-            axes.errorbar(panel.xs, panel.ys, panel.errors, **style)
+            axes.errorbar(panel.xs if numbers else range(len(panel.xs)), panel.ys, panel.errors, **style)
             axes.set(xlabel=x_label, ylabel=panel.label)
             axes.set_title(panel.title, fontsize=10)
             axes.grid(alpha=0.3)
             if not numbers:
-                axes.set_xticks(range(len(panel.xs)), panel.xs, fontsize=8, rotation=30, ha="right")
+                axes.set_xticks(range(len(panel.xs)), map(str, panel.xs), fontsize=8, rotation=30, ha="right")
                 axes.margins(x=0.1)
             elif max(panel.xs) > 10 * min(panel.xs) > 0:
                 axes.set_xscale("log")
