@@ -25,7 +25,7 @@ CHOICES = {
     "dtype": ("float32", "bfloat16", None),
     "activation": tuple(ACTIVATIONS),
     "positions": ("sincos", "learned"),
-    "attention": ("xla", "cudnn"),
+    "attention": ("xla", "pallas", "cudnn"),
     "loss_patches": ("hidden", "all"),
     "decoder_attention": ("self", "cross"),
 }

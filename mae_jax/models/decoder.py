@@ -51,7 +51,7 @@ class Decoder(nnx.Module):
         else:
             x = self._all_tokens(tokens, table, ids_restore)
         x, recorded = scan_blocks(self.blocks, x, memory=memory, record=record)
-        return self.predict(self.norm(x[:, first:])), recorded
+        return self.predict(self.norm(x[:, first:])).astype(jnp.float32), recorded
 
     def _all_tokens(self, tokens: jax.Array, table: jax.Array, ids_restore: jax.Array) -> jax.Array:
         x, classes = self.embed(tokens), self.config.class_tokens

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from mae_jax.runtime.errors import UserError
-from mae_jax.runtime.platform import Normed, attention, attention_weights, linear
+from mae_jax.runtime.platform import Normed, attention, attention_weights, linear, recomputed
 
 
 @jax.custom_jvp
@@ -22,10 +21,8 @@ def _erf(x: jax.Array) -> jax.Array:
 _erf.defjvps(lambda tangent, value, x: 2 / math.sqrt(math.pi) * (tangent * jnp.exp(-jnp.square(x))))
 
 
-@jax.checkpoint  # saves only x for the backward pass; JAX would save four arrays of its size
 def exact_gelu(x: jax.Array) -> jax.Array:
-    """x * Phi(x) with erf, in float32 (`jax.nn.gelu(approximate=False)` uses the costlier erfc)."""
-    x = x.astype(jnp.float32)
+    """x * Phi(x) with erf (`jax.nn.gelu(approximate=False)` uses the costlier erfc)."""
     return 0.5 * x * (1 + _erf(x * 0.5**0.5))
 
 
@@ -70,14 +67,14 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(nnx.initializers.zeros(rngs.params(), (width,), jnp.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:  # [..., d] -> [..., d] float32
-        return _normalize_again(x, self.epsilon) * self.scale[...] + self.bias[...]
+        return normalize(x, self.epsilon, jnp.float32) * self.scale[...] + self.bias[...]
 
 
 class PreNorm(LayerNorm):
     """A LayerNorm before linear layers, which apply its scale and bias (`platform.linear`)."""
 
     def __call__(self, x: jax.Array) -> Normed:
-        return Normed(_normalize_again(x, self.epsilon), self.scale[...], self.bias[...])
+        return Normed(normalize(x, self.epsilon, x.dtype), self.scale[...], self.bias[...])
 
 
 class HeadNorm(nnx.Module):
@@ -87,16 +84,33 @@ class HeadNorm(nnx.Module):
         self.epsilon, self.scale = epsilon, nnx.Param(jnp.ones(width))
 
     def __call__(self, x: jax.Array) -> jax.Array:  # [b, n, h, d] float32 -> [b, n, h, d] float32
-        return _normalize(x, self.epsilon) * self.scale[...]
+        return normalize(x, self.epsilon, jnp.float32) * self.scale[...]
 
 
-def _normalize(x: jax.Array, epsilon: float) -> jax.Array:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def normalize(x: jax.Array, epsilon: float, dtype: jnp.dtype) -> jax.Array:
+    """(x - mean) / sqrt(variance + epsilon) over the last axis, in `dtype`, which is all that its derivative keeps."""
+    return _normalize(x, epsilon)[0].astype(dtype)
+
+
+def _normalize(x, epsilon):
     x = x.astype(jnp.float32)
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
-    return centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + epsilon)
+    inverse = jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + epsilon)
+    return centred * inverse, inverse
 
 
-_normalize_again = jax.checkpoint(_normalize, static_argnums=1)  # saves only x for the backward pass
+@normalize.defjvp
+def _normalize_tangent(epsilon, dtype, primals, tangents):
+    normed, inverse = _normalize(primals[0], epsilon)
+    normed = normed.astype(dtype)
+    return normed, _tangent_of_normed(normed, inverse, tangents[0]).astype(dtype)
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _tangent_of_normed(normed, inverse, of_x):
+    normed, of_x = normed.astype(jnp.float32), of_x.astype(jnp.float32) * inverse
+    return of_x - jnp.mean(of_x, axis=-1, keepdims=True) - normed * jnp.mean(normed * of_x, axis=-1, keepdims=True)
 
 
 class Linear(nnx.Module):
@@ -116,7 +130,8 @@ class Linear(nnx.Module):
         self.kernel = nnx.Param(kernel.reshape(inputs, *outputs))
         self.bias = nnx.Param(bias_init(rngs.params(), outputs, jnp.float32)) if use_bias else None
 
-    def __call__(self, x: jax.Array | Normed) -> jax.Array:  # [..., inputs] -> [..., *outputs] float32
+    def __call__(self, x: jax.Array | Normed) -> jax.Array:
+        """[..., inputs] -> [..., o] of the compute type, o the product of `outputs`."""
         return linear(x, self.kernel[...], None if self.bias is None else self.bias[...], self.dtype)
 
 
@@ -129,9 +144,11 @@ class Mlp(nnx.Module):
         self.fc2 = Linear(config.mlp_width, config.width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Normed) -> jax.Array:  # [b, n, d] -> [b, n, d]
-        activate = ACTIVATIONS[self.activation]
-        # Recomputes the activation's result instead of saving it.
-        return jax.checkpoint(lambda x, project: project(activate(x)))(self.fc1(x), self.fc2)
+        def activate_and_project(x, kernel, bias):
+            return linear(ACTIVATIONS[self.activation](x.astype(jnp.float32)), kernel, bias, self.fc2.dtype)
+
+        # The activation's result is computed again instead of saved.
+        return recomputed(activate_and_project)(self.fc1(x), self.fc2.kernel[...], self.fc2.bias[...])
 
 
 class Attention(nnx.Module):
@@ -155,20 +172,15 @@ class Attention(nnx.Module):
         """[b, n, d], memory [b, m, memory_width] -> [b, n, d], and with `weights` the weights [b, h, n, n or m]."""
         head_width = self.config.width // self.config.num_heads
         if memory is None:
-            queries, keys, values = jnp.split(self.qkv(x), 3, axis=2)  # the gradient is one join, not a sum
+            q, k, v = jnp.split(self.qkv(x), 3, axis=-1)  # the gradient is one join, not a sum
         else:
-            queries = self.q(x)[:, :, None]
-            keys, values = jnp.split(self.kv(memory), 2, axis=2)
-        q, k, v = (rearrange(x, "b n 1 (h d) -> b n h d", d=head_width) for x in (queries, keys, values))
+            q = self.q(x)
+            k, v = jnp.split(self.kv(memory), 2, axis=-1)
+        q, k, v = (rearrange(x, "b n (h d) -> b n h d", d=head_width) for x in (q, k, v))
         if self.config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        q = q * head_width**-0.5  # fewer numbers than the logits, and still in float32
+        q = q * head_width**-0.5  # fewer numbers than the logits
         q, k, v = (x.astype(self.dtype) for x in (q, k, v))
-        if self.config.attention == "cudnn":
-            if jax.default_backend() != "gpu":
-                raise UserError("model.attention=cudnn needs an NVIDIA GPU, but JAX has none: set model.attention=xla")
-            attended = jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation="cudnn")
-        else:
-            attended = attention(q, k, v)
+        attended = attention(q, k, v, self.config.attention)
         # The weights are computed again, so that the result is the same with and without them.
         return self.out(rearrange(attended, "b n h d -> b n (h d)")), attention_weights(q, k) if weights else None

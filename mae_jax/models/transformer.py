@@ -14,7 +14,7 @@ Recorded = tuple[jax.Array | None, jax.Array | None]
 
 
 class Block(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)), with x in float32. A memory comes already normed."""
+    """x + attention(norm(x)), then x + mlp(norm(x)), with x in the compute type. A memory comes already normed."""
 
     def __init__(self, config: BlockConfig, *, rngs: nnx.Rngs):
         self.norm1 = PreNorm(config.width, config.epsilon, rngs=rngs)
@@ -28,8 +28,8 @@ class Block(nnx.Module):
         """[b, n, d] -> [b, n, d], and with `weights` the attention. See `scan_blocks` for the arguments."""
         attention_scale, mlp_scale = (1, 1) if branch_scales is None else branch_scales[:, :, None, None]
         update, attention = self.attention(self.norm1(x), memory, weights)
-        x = x + attention_scale * update
-        return x + mlp_scale * self.mlp(self.norm2(x)), attention
+        x = (x + attention_scale * update).astype(x.dtype)
+        return (x + mlp_scale * self.mlp(self.norm2(x))).astype(x.dtype), attention
 
 
 def create_blocks(depth: int, config: BlockConfig, *, rngs: nnx.Rngs) -> Block:
@@ -52,8 +52,8 @@ def scan_blocks(
     frozen: int = 0,  # first blocks whose parameters get no gradient; if x needs none, they have no backward pass
     record: tuple[bool, bool] = (False, False),  # whether to return hidden states, and attentions
 ) -> tuple[jax.Array, Recorded]:
-    """Applies stacked blocks to x [b, n, d] in one compiled loop, so that compile time does not grow with depth."""
-    config = blocks.attention.config
+    """Applies stacked blocks to x [b, n, d], in the compute type, in one compiled loop, so that compile time does not grow with depth."""
+    config, x = blocks.attention.config, x.astype(blocks.attention.dtype)
     graphdef, stacked = nnx.split(blocks)
     stacked = nnx.to_pure_dict(stacked)
     depth = len(jax.tree.leaves(stacked)[0])

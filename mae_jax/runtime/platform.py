@@ -1,7 +1,14 @@
-"""Platform-specific matrix products and attention, chosen by `jax.lax.platform_dependent`, and memory."""
+"""What platforms need: matrix products and attention, chosen by `jax.lax.platform_dependent`, and memory.
+
+Precision: parameters, their gradients and the optimizer are float32, as are statistics of norms, softmax, the loss, and
+sums of gradients over tokens, parts of a batch and devices. Matrix products take operands of the compute type
+(`model.dtype`); their sums are float32 in the hardware. What passes from layer to layer, and what is kept of it for the
+backward pass, has the compute type: bfloat16 on chips that have it, so that a step moves half the bytes.
+"""
 
 import ctypes
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -12,6 +19,7 @@ from mae_jax.runtime.sharding import sum_of_parts
 
 CPU_GROUPS = 4  # more compile longer and are no faster on two cores
 WORTH_GROUPS = 2**25  # multiplications in one of attention's products
+PALLAS_BLOCK = 64  # tokens in a block of the Pallas kernel
 
 
 class Normed(NamedTuple):
@@ -22,30 +30,56 @@ class Normed(NamedTuple):
     bias: jax.Array
 
 
-def linear(x: jax.Array | Normed, kernel: jax.Array, bias: jax.Array | None, dtype: jnp.dtype) -> jax.Array:
-    """x [..., i] times kernel [i, *outputs], plus bias [*outputs]: [..., *outputs].
+def recomputed(fn: Callable) -> Callable:
+    """fn of arrays, whose backward pass keeps only the arguments and computes the rest again.
 
-    The product is in `dtype`; bias and result are float32 (the gradient of a bias added in bfloat16 would be a bfloat16
-    sum over all tokens). The gradients of a folded scale and bias are sums over the kernel, not over all tokens.
+    On a CPU, where memory is slow, a barrier keeps XLA from merging both computations; elsewhere XLA may.
     """
-    if isinstance(x, Normed):
-        return _project_normed(x, kernel, bias, dtype)
-    return _project(x, kernel.reshape(len(kernel), -1), bias, dtype, kernel.shape[1:])
+    run = jax.custom_jvp(fn)
+
+    @functools.partial(run.defjvp, symbolic_zeros=True)
+    def tangent(primals, tangents):
+        moving = [i for i, t in enumerate(tangents) if not isinstance(t, jax.custom_derivatives.SymbolicZero)]
+
+        def again(primals, tangents):
+            primals = list(_apart_on_cpu(primals))
+
+            def fn_of_moving(*values):
+                return fn(*(values[moving.index(i)] if i in moving else x for i, x in enumerate(primals)))
+
+            return jax.jvp(fn_of_moving, [primals[i] for i in moving], tangents)[1]
+
+        return fn(*primals), jax.checkpoint(again, prevent_cse=False)(primals, [tangents[i] for i in moving])
+
+    return run
 
 
-@functools.partial(jax.checkpoint, static_argnums=3)  # a loop would save each block's folded kernel
-def _project_normed(normed: Normed, kernel, bias, dtype):
-    outputs, kernel = kernel.shape[1:], kernel.reshape(len(kernel), -1)
-    shift = jnp.dot(normed.bias, kernel, precision="highest")
-    bias = shift if bias is None else bias.reshape(-1) + shift
-    return _project(normed.x, normed.scale[:, None] * kernel, bias, dtype, outputs)
+def _apart_on_cpu(arrays):
+    return jax.lax.platform_dependent(arrays, cpu=jax.lax.optimization_barrier, default=lambda arrays: arrays)
 
 
-def _project(x, kernel, bias, dtype, outputs):
+def linear(x: jax.Array | Normed, kernel: jax.Array, bias: jax.Array | None, dtype: jnp.dtype) -> jax.Array:
+    """x [..., i] times kernel [i, *outputs], plus bias [*outputs]: [..., o] of `dtype`, o the product of the outputs.
+
+    The gradients of a folded scale and bias are sums over the kernel, not over all tokens.
+    """
+    kernel, bias = kernel.reshape(len(kernel), -1), () if bias is None else (bias.reshape(-1),)
+    if not isinstance(x, Normed):
+        return _project(x, kernel, *bias, dtype=dtype)
+    # A loop would save each block's folded kernel.
+    return recomputed(functools.partial(_project_normed, dtype=dtype))(*x, kernel, *bias)
+
+
+def _project_normed(x, scale, shift, kernel, bias=0, *, dtype):
+    bias = bias + jnp.dot(shift, kernel, precision="highest")
+    return _project(x, scale[:, None] * kernel, bias, dtype=dtype)
+
+
+def _project(x, kernel, bias=None, *, dtype):
     product = sum_of_parts(matmul(x.astype(dtype), kernel.astype(dtype)).astype(jnp.float32), x)
-    if bias is not None:
-        product = product + bias.reshape(-1)
-    return product.reshape(*x.shape[:-1], *outputs)
+    if bias is not None:  # in float32, so that its gradient is a float32 sum over all tokens
+        product = product + bias
+    return product.astype(dtype)
 
 
 @jax.custom_jvp
@@ -91,16 +125,37 @@ def _transposed_in_memory(x, y):
     return jax.lax.dot_general(jax.lax.optimization_barrier(x.T), y, (((0,), (0,)), ((), ())))
 
 
-@jax.custom_jvp
-def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, kind: str = "xla") -> jax.Array:
     """softmax(q k^T) v of scaled queries [b, n, h, d], keys and values [b, m, h, d]: [b, n, h, d].
 
-    The weights [b, h, n, m] are saved once, in q's dtype (`jax.nn.dot_product_attention` does twice, in float32).
+    `kind`: "xla"; "pallas" (a kernel for GPUs that keeps no weights; self-attention only); "cudnn" (NVIDIA's, likewise).
     """
+    if kind == "cudnn":
+        return jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation="cudnn")
+    if kind == "pallas" and q.shape == k.shape:
+        return _pallas_attention(q, k, v)
+    return _xla_attention(q, k, v)
+
+
+def _pallas_attention(q, k, v, interpret: bool = False):
+    """The public kernel, which takes whole blocks of tokens: those added have a segment of their own."""
+    from jax.experimental.pallas.ops.gpu.attention import BlockSizes, mha  # imported where it can run
+
+    tokens = q.shape[1]
+    missing = -tokens % PALLAS_BLOCK
+    q, k, v = (jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))) for x in (q, k, v))
+    segments = jnp.broadcast_to(jnp.arange(tokens + missing) < tokens, q.shape[:2]).astype(jnp.int32)
+    sizes = BlockSizes(*(PALLAS_BLOCK,) * 6)
+    return mha(q, k, v, segments, block_sizes=sizes, interpret=interpret)[:, :tokens]
+
+
+@jax.custom_jvp
+def _xla_attention(q, k, v):
+    """The weights [b, h, n, m] are saved once, in q's dtype (`jax.nn.dot_product_attention` does twice, in float32)."""
     return _on_platform(_attend, q, k, v)[0]
 
 
-@attention.defjvp
+@_xla_attention.defjvp
 def _attention_tangent(primals, tangents):
     attended, weights = _on_platform(_attend, *primals)
     tangent = jax.checkpoint(functools.partial(_on_platform, _attend_tangent), prevent_cse=False)
