@@ -76,9 +76,11 @@ def get_config() -> ConfigDict:
     model.norm_epsilon = 1e-6  # of every LayerNorm
     # Of matrix products: float32 (jax_default_matmul_precision) | bfloat16; None: bfloat16 if the chip has it.
     model.dtype = placeholder(str)
-    model.attention = "xla"  # xla | cudnn (fused; NVIDIA GPUs, with dtype bfloat16)
-    model.remat = False  # recompute the blocks' activations in the backward pass: less memory, more time
-    # Blocks unrolled in an iteration of the scan over depth. None: 1; up to 12 where a CPU trains.
+    # xla | pallas | cudnn (both keep no weights; NVIDIA GPUs, with dtype bfloat16). None: as the chip does it best.
+    model.attention = placeholder(str)
+    # Recompute the blocks' activations in the backward pass: less memory, more time.
+    model.remat = placeholder(bool)
+    # Blocks unrolled in an iteration of the scan over depth. None: as the chip does it best.
     model.scan_unroll = placeholder(int)
 
     data = config.data = ConfigDict()

@@ -9,4 +9,4 @@ from configs import common
 
 
 def get_config():
-    return common.vit("huge", remat=True)
+    return common.vit("huge")

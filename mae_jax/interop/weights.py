@@ -17,7 +17,7 @@ from mae_jax.models.config import USUAL_MASKS
 from mae_jax.models.mae import MAEConfig, MaskedAutoencoder, make_bind
 from mae_jax.models.positions import resize_positions, sincos_table
 from mae_jax.runtime.errors import UserError, escaped, first_line
-from mae_jax.runtime.mesh import fitting_dtype
+from mae_jax.runtime.mesh import fit_to_chip
 from mae_jax.runtime.processes import from_main, is_main
 from mae_jax.settings.registry import nearest
 from mae_jax.workdir.writing import read_object, write_json
@@ -127,8 +127,7 @@ def load(path: str | Path, **settings) -> MaskedAutoencoder | Classifier:
         raise UserError(f"mae_jax.load has no setting {name!r}{nearest(name, known)} (there are: {', '.join(known)})")
     weights = read_weights(path, {name: value for name, value in settings.items() if name in GUESSABLE})
     chosen = {name: value for name, value in settings.items() if name in CHOOSABLE}
-    if chosen.get("dtype") is None:
-        chosen["dtype"] = fitting_dtype(jax.devices()[0], weights.config["model"].get("dtype"))
+    fit_to_chip(chosen, jax.devices()[0], weights.config["model"])
     weights = choose(weights, chosen)
     for note in weights.notes:
         warnings.warn(escaped(f"{path}: {note}"), stacklevel=2)

@@ -25,7 +25,7 @@ CHOICES = {
     "dtype": ("float32", "bfloat16", None),
     "activation": tuple(ACTIVATIONS),
     "positions": ("sincos", "learned"),
-    "attention": ("xla", "pallas", "cudnn"),
+    "attention": ("xla", "pallas", "cudnn", None),
     "loss_patches": ("hidden", "all"),
     "decoder_attention": ("self", "cross"),
 }
@@ -60,15 +60,16 @@ class MAEConfig:
     mask_ratio: float = 0.75
     normalize_targets: bool = True
     norm_epsilon: float = 1e-6
-    dtype: str | None = "float32"  # None: float32 here; a run chooses by its chip (mesh.fitting_dtype)
-    remat: bool = False
-    scan_unroll: int | None = None  # None: 1; `unroll_on_cpu` sets more where that is faster
+    # None: float32 and xla here; a run chooses by its chip (`mesh.fit_to_chip`), as do remat and scan_unroll (`fit_step`).
+    dtype: str | None = "float32"
+    remat: bool | None = None
+    scan_unroll: int | None = None
     mlp_width: int | None = None  # None: mlp_ratio * width
     decoder_mlp_width: int | None = None  # None: mlp_ratio * decoder_width
     activation: str = "gelu"
     qkv_bias: bool = True
     positions: str = "sincos"
-    attention: str = "xla"
+    attention: str | None = None
     mask_sampling: str = "random"
     mask_cell: int = 1
     encoder_mask_tokens: bool = False
@@ -82,6 +83,7 @@ class MAEConfig:
     masks_per_image: int = 1
     uniformity: float = 0.0
     target: str | None = None
+    keep_activations: bool = False  # for the backward pass, instead of computing them again; no setting (`fit_step`)
 
     def __post_init__(self):
         size = (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
@@ -186,8 +188,9 @@ class MAEConfig:
     def _blocks(self, width: int, num_heads: int, mlp_width: int | None, memory_width: int | None) -> BlockConfig:
         mlp_width = int(self.mlp_ratio * width) if mlp_width is None else mlp_width
         return BlockConfig(
-            width, num_heads, mlp_width, self.norm_epsilon, self.activation, self.qkv_bias, self.attention,
-            self.dtype or "float32", self.qk_norm, memory_width, self.remat, self.scan_unroll or 1,
+            width, num_heads, mlp_width, self.norm_epsilon, self.activation, self.qkv_bias, self.attention or "xla",
+            self.dtype or "float32", self.qk_norm, memory_width, bool(self.remat), self.scan_unroll or 1,
+            self.keep_activations,
         )  # fmt: skip
 
     @property
@@ -208,10 +211,12 @@ class MAEConfig:
         return TARGETS.find(self.target_name).dim(self)
 
 
-def unroll_on_cpu(config: MAEConfig, mesh: Mesh) -> MAEConfig:
-    """If `scan_unroll` is None, unrolls up to 12 blocks on a CPU, where a loop copies what it saves twice."""
-    if config.scan_unroll is not None:
-        return config
-    depth = max(config.depth, config.decoder_depth)
-    pays = mesh.devices.flat[0].platform == "cpu" and mesh.shape["fsdp"] == 1 and not config.remat and depth <= 12
-    return dataclasses.replace(config, scan_unroll=depth if pays else 1)
+def fit_step(config: MAEConfig, mesh: Mesh) -> MAEConfig:
+    """The model as a training step runs it: what settings leave open follows the chip.
+
+    A loop over blocks copies what it saves twice. It is unrolled where a program of all blocks compiles in minutes.
+    """
+    platform, depth = mesh.devices.flat[0].platform, max(config.depth, config.decoder_depth)
+    pays = mesh.shape["fsdp"] == 1 and not config.remat and depth <= 12 if platform == "cpu" else depth <= 32
+    unroll = config.scan_unroll or (depth if pays else 1)
+    return dataclasses.replace(config, scan_unroll=unroll, keep_activations=platform != "cpu")

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,22 @@ ACTIVATIONS = {
 }
 
 
+def of_each_value(fn: Callable) -> Callable:
+    """fn of each value, computed in float32; its derivative keeps only the slope, in the type of the values."""
+
+    @jax.custom_jvp
+    def run(x):
+        return fn(x.astype(jnp.float32)).astype(x.dtype)
+
+    @run.defjvp
+    def tangent(primals, tangents):
+        x = primals[0].astype(jnp.float32)
+        value, slope = jax.jvp(fn, (x,), (jnp.ones_like(x),))
+        return value.astype(primals[0].dtype), slope.astype(primals[0].dtype) * tangents[0]
+
+    return run
+
+
 @dataclasses.dataclass(frozen=True)
 class BlockConfig:
     """Defines the blocks of an encoder or decoder."""
@@ -56,6 +73,7 @@ class BlockConfig:
     memory_width: int | None = None  # if set: cross-attention to tokens of this width
     remat: bool = False  # recompute each block in the backward pass instead of saving its activations
     unroll: int = 1  # blocks per iteration of the loop over depth
+    keep_activations: bool = False  # of the MLP, instead of computing them again in the backward pass
 
 
 class LayerNorm(nnx.Module):
@@ -139,16 +157,18 @@ class Mlp(nnx.Module):
     """Two linear layers with an activation between them; in MAE the exact GELU."""
 
     def __init__(self, config: BlockConfig, *, rngs: nnx.Rngs):
-        self.activation, dtype = config.activation, jnp.dtype(config.dtype)
+        self.config, dtype = config, jnp.dtype(config.dtype)
         self.fc1 = Linear(config.width, config.mlp_width, dtype=dtype, rngs=rngs)
         self.fc2 = Linear(config.mlp_width, config.width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Normed) -> jax.Array:  # [b, n, d] -> [b, n, d]
-        def activate_and_project(x, kernel, bias):
-            return linear(ACTIVATIONS[self.activation](x.astype(jnp.float32)), kernel, bias, self.fc2.dtype)
+        activate = of_each_value(ACTIVATIONS[self.config.activation])
 
-        # The activation's result is computed again instead of saved.
-        return recomputed(activate_and_project)(self.fc1(x), self.fc2.kernel[...], self.fc2.bias[...])
+        def project(x, kernel, bias):
+            return linear(activate(x), kernel, bias, self.fc2.dtype)
+
+        project = project if self.config.keep_activations else recomputed(project)
+        return project(self.fc1(x), self.fc2.kernel[...], self.fc2.bias[...])
 
 
 class Attention(nnx.Module):

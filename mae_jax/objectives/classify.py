@@ -33,7 +33,7 @@ from mae_jax.models.classifier import (
     make_classifier_config,
     split_classifier,
 )
-from mae_jax.models.config import unroll_on_cpu
+from mae_jax.models.config import fit_step
 from mae_jax.models.flops import classifier_train_flops, classify_flops, classify_train_flops, represent_flops
 from mae_jax.models.parameters import count_parameters, join
 from mae_jax.objectives.objective import LossDetails, Objective, Variables, check_model
@@ -72,7 +72,7 @@ class Classification(Objective):
         super().__init__(config, workdir, mesh)
         data, classifier = config.data, config.classifier
         self.facts = {"class_names": self.train_source.class_names}
-        unrolled = dataclasses.replace(self.classifier, encoder=unroll_on_cpu(self.model, mesh))
+        unrolled = dataclasses.replace(self.classifier, encoder=fit_step(self.model, mesh))
         self._bind_to_train = make_bind_classifier(unrolled)
         self._start_text = self._describe_start()
         self._statistics_shapes = jax.eval_shape(self.init, jax.random.key(0)).statistics

@@ -19,7 +19,7 @@ from mae_jax.interop.transfer import find_start, read_start
 from mae_jax.interop.workdirs import Weights
 from mae_jax.models.config import MAEConfig
 from mae_jax.runtime.errors import UserError
-from mae_jax.runtime.mesh import batch_parts, check_heads, settle_dtype
+from mae_jax.runtime.mesh import batch_parts, check_heads, fit_to_chip
 from mae_jax.settings.checks import check_channels
 from mae_jax.settings.registry import Registry
 from mae_jax.workdir.reporting import Reporter
@@ -72,7 +72,7 @@ class Objective(abc.ABC):
         self.config, self.workdir, self.mesh = config, workdir, mesh
         trained, self.weights = find_start(config, workdir)
         self.changed = self.take_over(trained) if trained else []
-        settle_dtype(config, mesh, trained)
+        fit_to_chip(config.model, mesh.devices.flat[0], trained and trained["model"])
         keep_hold_out(config, workdir, trained, resumed=self.weights is None)
         self.model = check_model(config)
         check_heads(mesh, self.model, decoder=self.has_decoder)

@@ -20,7 +20,7 @@ from mae_jax.data.sources import random_subset
 from mae_jax.evaluation.evaluator import State, Trained
 from mae_jax.interop.transfer import fitting_params, resolve_pictures
 from mae_jax.interop.workdirs import Weights
-from mae_jax.models.config import MAEConfig, unroll_on_cpu
+from mae_jax.models.config import MAEConfig, fit_step
 from mae_jax.models.flops import decoder_tokens, encoder_tokens, forward_flops, train_flops
 from mae_jax.models.mae import MaskedAutoencoder, abstract_params, fit_fixed, init_params, make_bind, split_fixed
 from mae_jax.models.parameters import count_parameters, join
@@ -66,7 +66,7 @@ class Pretraining(Objective):
 
     def __init__(self, config: ConfigDict, workdir: Path, mesh: Mesh):
         super().__init__(config, workdir, mesh)
-        self._loss_fn = make_loss_fn(config, unroll_on_cpu(self.model, mesh))
+        self._loss_fn = make_loss_fn(config, fit_step(self.model, mesh))
         self._start_notes: list[str] = []
 
     def take_over(self, trained: dict[str, Any]) -> list[str]:

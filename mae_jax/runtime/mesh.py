@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -77,10 +77,22 @@ def fitting_dtype(device: jax.Device, wanted: str | None = None) -> str:
     return "float32" if device.platform == "cpu" or early else wanted or "bfloat16"
 
 
-def settle_dtype(config: ConfigDict, mesh: Mesh, earlier: dict[str, Any] | None = None) -> None:
-    """Sets `model.dtype` if it is None; a resumed run keeps its earlier config's dtype if the chip supports it."""
-    if config.model.dtype is None:
-        config.model.dtype = fitting_dtype(mesh.devices.flat[0], earlier and earlier["model"].get("dtype"))
+def fitting_attention(device: jax.Device, dtype: str, wanted: str | None = None) -> str:
+    """`wanted` (None: the kernel that keeps no weights on NVIDIA's chips with bfloat16); UserError if it cannot run."""
+    on_nvidia = re.fullmatch(r"\d+\.\d+", str(getattr(device, "compute_capability", "")))
+    if wanted in ("pallas", "cudnn") and not on_nvidia:
+        raise UserError(f"model.attention={wanted} needs an NVIDIA GPU, but this is {device.device_kind}: leave it out")
+    return wanted or ("pallas" if on_nvidia and dtype == "bfloat16" else "xla")
+
+
+def fit_to_chip(model: ConfigDict | dict, device: jax.Device, earlier: Mapping | None = None) -> None:
+    """Sets the settings `model.dtype` and `model.attention` if they are None.
+
+    A checkpoint's `earlier` settings decide the dtype if the chip supports it.
+    """
+    if model.get("dtype") is None:
+        model["dtype"] = fitting_dtype(device, earlier and earlier.get("dtype"))
+    model["attention"] = fitting_attention(device, model["dtype"], model.get("attention"))
 
 
 def make_mesh(settings: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:

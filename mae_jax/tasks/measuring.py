@@ -25,7 +25,7 @@ from mae_jax.models.classifier import is_classifier
 from mae_jax.models.config import MAEConfig
 from mae_jax.runtime.console import say
 from mae_jax.runtime.errors import UserError
-from mae_jax.runtime.mesh import all_devices, check_heads, fitting_dtype, make_mesh, parameter_shardings, put
+from mae_jax.runtime.mesh import all_devices, check_heads, fit_to_chip, make_mesh, parameter_shardings, put
 from mae_jax.runtime.processes import from_main, is_main
 from mae_jax.settings.checks import check_channels, check_read
 from mae_jax.settings.fields import defaults, flatten
@@ -67,8 +67,8 @@ def open_checkpoint(
             if name not in allowed[group] and value != own:
                 raise UserError(f"{group}.{name}={value!r} is {own!r} in the checkpoint and cannot be changed here")
     model = {name: value for name, value in changed["model"].items() if name in OWN_MODEL_SETTINGS}
-    if computes and model.get("dtype") is None:
-        model["dtype"] = fitting_dtype(all_devices()[0], weights.config["model"].get("dtype"))
+    if computes:
+        fit_to_chip(model, all_devices()[0], weights.config["model"])
     weights = interop.choose(weights, model)
     for note in weights.notes:
         say(f"note: {config.init_from}: {note}")

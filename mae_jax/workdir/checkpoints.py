@@ -31,7 +31,7 @@ FIXED = (
     "task", "seed", "model.", "classifier.", "data.name", "data.batch_size", "data.seed", "data.label_fraction",
     "data.stratify", "data.value_range", "optimizer.name", "train.ema_decay", "class_names",
 )  # fmt: skip
-FREE = ("model.dtype", "model.remat", "model.scan_unroll")  # exceptions, which may change
+FREE = ("model.dtype", "model.attention", "model.remat", "model.scan_unroll")  # exceptions, which may change
 State = Any  # a NamedTuple of pytrees, with the int32 scalars `step` and `skipped`
 
 
