@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from mae_jax.data.resolutions import Stage, make_stages, sizes_from
 from mae_jax.data.sources import describe_sources
 from mae_jax.objectives.objective import Objective, Variables
+from mae_jax.runtime.chips import GPUS, gpu_devices
 from mae_jax.runtime.console import si
 from mae_jax.runtime.errors import UserError, first_line
 from mae_jax.runtime.memory import LESS, MIB, bytes_on_a_device, check_memory
@@ -108,9 +109,12 @@ def compile_plan(
 
 
 def compile_train_step(
-    step_fn: TrainStep, state: TrainState, batch: dict, key: jax.Array, mesh: Mesh
+    step_fn: TrainStep, state: TrainState, batch: dict, key: jax.Array, mesh: Mesh, options: dict | None = None
 ) -> jax.stages.Compiled:
-    """Compiles the step, which donates the state; arrays may be abstract. UserError if a device's memory is short."""
+    """Compiles the step, which donates the state; arrays may be abstract. UserError if a device's memory is short.
+
+    `options` are more of the compiler's.
+    """
     layout = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = jax.jit(
         step_fn,
@@ -119,7 +123,7 @@ def compile_train_step(
         out_shardings=(layout, replicated(mesh)),
     )
     try:
-        return step.lower(state, batch, key).compile(compiler_options(mesh))
+        return step.lower(state, batch, key).compile((compiler_options(mesh) or {}) | (options or {}) or None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -152,16 +156,22 @@ def describe_cost(
 
 
 def devices_for(topology: str | None) -> list[jax.Device]:
-    """The devices to compile for: "cpu:64" (emulated), a TPU slice such as "v5p:4x4x4", or None for those here.
+    """The devices to compile for: "cpu:64" (emulated), GPUs such as "h100:8", TPUs ("v5p:4x4x4"), or None: those here.
 
-    A slice needs libtpu, and its devices cannot run programs. Call it before JAX starts.
+    GPUs and TPUs need the packages of their compilers; programs for them cannot run. Call it before JAX starts.
     """
     if topology is None:
         return all_devices()
     size = r"[1-9]\d{0,5}"
-    if not re.fullmatch(rf"cpu:\d+|v\w+:{size}(x{size}){{0,2}}", topology):
-        raise UserError(f"topology {topology!r} is neither cpu:COUNT nor a TPU slice such as v5e:4x8 or v5p:4x4x4")
+    if not re.fullmatch(rf"cpu:\d+|({'|'.join(GPUS)}):{size}|v\w+:{size}(x{size}){{0,2}}", topology):
+        gpus = ", ".join(f"{name}:COUNT" for name in GPUS)
+        raise UserError(
+            f"topology {topology!r} is neither cpu:COUNT nor a TPU slice such as v5e:4x8 or v5p:4x4x4 nor GPUs: {gpus}"
+        )
     jax.config.update("jax_platforms", "cpu")
+    name, *rest = topology.split(":")
+    if name in GPUS:
+        return gpu_devices(name, int(rest[0]))
     sides = [int(side) for side in topology.split(":")[1].split("x")]
     if topology.startswith("cpu:"):
         check_cpu_devices("topology cpu:", sides[0])

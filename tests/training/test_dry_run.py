@@ -53,7 +53,7 @@ def test_a_step_is_measured_without_an_array(monkeypatch):
 @pytest.mark.parametrize(
     "topology",
     ["", "v5p", "v5p:", "cpu:2x2", "v5p:2x2x2x2", "8", "cpu:-1", "cpu:abc", "cpu:1e9", "v5p:0x0x0", "v5e:4x1234567",
-     "h100:8", "cpu:8\n"],
+     "h100", "h100:0", "h100:2x2", "h300:8", "cpu:8\n"],
 )  # fmt: skip
 def test_a_topology_that_cannot_be_read_is_refused(topology):
     with pytest.raises(UserError, match="neither cpu:COUNT nor a TPU slice"):
