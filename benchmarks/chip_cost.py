@@ -10,6 +10,7 @@ package: jax-cuda12-pjrt, or libtpu.
 import argparse
 import functools
 import json
+import re
 import sys
 import tempfile
 import time
@@ -64,6 +65,10 @@ def main() -> None:
     parser.add_argument("--text", type=Path, metavar="FILE", help="keeps the compiled text")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keeps the numbers")
     arguments = parser.parse_args()
+    if arguments.against and (
+        arguments.what != "step" or not re.fullmatch("(vit_)?(base|large|huge)", arguments.model)
+    ):
+        parser.error("--against=plain is a step of pre-training: give --model=base, large or huge")
     chip = next(chip for chip in CHIPS if chip.name == names[arguments.chip])
     try:
         print("\n".join(run(arguments, chip)))

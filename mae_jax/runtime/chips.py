@@ -1,6 +1,7 @@
 """Accelerators that programs can be compiled for without one: what they can do, and their description for XLA."""
 
 import importlib.util
+import os
 from typing import NamedTuple
 
 import jax
@@ -8,6 +9,7 @@ import jax
 from mae_jax.runtime.errors import UserError
 
 GIB = 2**30
+MEMORY_FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"  # the variable that sets which share of a GPU's memory JAX takes
 # Measured on an H200: 790 of the data sheet's 989 TFLOP/s in large bfloat16 products, and 4.2 of its 4.8 TB/s. The
 # other GPUs are taken to reach the same shares of theirs.
 REACHED_FLOPS, REACHED_BANDWIDTH = 790 / 989, 4.2 / 4.8
@@ -23,6 +25,11 @@ class Chip(NamedTuple):
     memory_bandwidth: float  # bytes a second
     description: dict[str, int | float] = {}  # of a GPU: XLA's fields that differ from chip to chip
     clock: float = 0.0  # of a TPU: cycles a second
+
+    @property
+    def usable_memory(self) -> int:
+        """Bytes that JAX takes by default: three quarters of a GPU's, all of a TPU's."""
+        return int(self.memory * float(os.environ.get(MEMORY_FRACTION, 0.75))) if self.description else self.memory
 
     @property
     def product_rate(self) -> float:

@@ -22,8 +22,10 @@ ELEMENTWISE = {
 }  # fmt: skip
 SAME_MEMORY = ("bitcast", "convert", "copy")  # between an updated array and the parameter or result that it is
 SLICING = ("dynamic-slice", "gather", "slice")
-# Custom kernels that multiply, and whose text does not tell what: Pallas on GPU and TPU, cuDNN's.
-CUSTOM_PRODUCTS = r'custom_call_target="(__gpu\$xla\.gpu\.triton|triton_kernel_call|__cudnn|tpu_custom_call)'
+# Custom kernels, whose text does not tell what they multiply: Pallas on GPU and TPU, cuDNN's.
+CUSTOM = re.compile(r'custom_call_target="(__gpu\$xla\.gpu\.triton|triton_kernel_call|__cudnn|tpu_custom_call)')
+# Those of jax.experimental.pallas.ops.gpu.attention: products of [n, d] with [d, n] or of [n, n] with [n, d] a head.
+ATTENTION_PRODUCTS = {"mha_forward": 2, "mha_preprocess_backward": 0, "mha_backward": 7}
 Table = dict[str, hlo.Instruction]  # a computation's instructions by their names
 
 
@@ -98,12 +100,24 @@ def _cost(instruction: hlo.Instruction, around: Table, tables: dict[str, Table])
     if opcode != instruction.opcode:  # what begins a copy or a collective has its operand in its result, too
         return 2 * read, 0
     if opcode == "custom-call":
-        if product := re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', instruction.attributes):  # cuBLAS
-            result, *rest = hlo.elements(instruction.shape)
-            workspace = sum(size for kind, size in hlo.element_types(" ".join(rest)) if kind in ("s8", "u8"))
-            return written - workspace + read, _product_flops(result, around[operands[0]].shape, product[1])
-        return written + read, None if re.search(CUSTOM_PRODUCTS, instruction.attributes) else 0
+        workspace, flops = _custom_call(instruction, [around[name].shape for name in operands])
+        return written - workspace + read, flops
     return written + read, _flops(instruction, around)
+
+
+def _custom_call(instruction: hlo.Instruction, operands: list[str]) -> tuple[int, int | None]:
+    """(bytes of its result that are only workspace, FLOPs), from the shapes of its operands."""
+    if product := re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', instruction.attributes):  # cuBLAS
+        result, *rest = hlo.elements(instruction.shape)
+        workspace = sum(size for kind, size in hlo.element_types(" ".join(rest)) if kind in ("s8", "u8"))
+        return workspace, _product_flops(result, operands[0], product[1])
+    if not CUSTOM.search(instruction.attributes):
+        return 0, 0
+    kernel = re.search(r'\bname = "(\w+)", num_stages', instruction.attributes)
+    if kernel is None or kernel[1] not in ATTENTION_PRODUCTS:
+        return 0, None
+    _, tokens, *_ = _sizes(operands[1])  # queries and keys are [b, n, h, d]
+    return 0, 2 * ATTENTION_PRODUCTS[kernel[1]] * tokens * _count(operands[0])
 
 
 def _fusion_bytes(body: Table) -> int:
