@@ -65,9 +65,8 @@ def main() -> None:
     parser.add_argument("--text", type=Path, metavar="FILE", help="keeps the compiled text")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keeps the numbers")
     arguments = parser.parse_args()
-    if arguments.against and (
-        arguments.what != "step" or not re.fullmatch("(vit_)?(base|large|huge)", arguments.model)
-    ):
+    of_paper = re.fullmatch("(vit_)?(base|large|huge)", arguments.model) and arguments.what == "step"
+    if arguments.against and not of_paper:
         parser.error("--against=plain is a step of pre-training: give --model=base, large or huge")
     chip = next(chip for chip in CHIPS if chip.name == names[arguments.chip])
     try:

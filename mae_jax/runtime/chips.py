@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 
-from mae_jax.runtime.errors import UserError
+from mae_jax.runtime.errors import UserError, first_line
 
 GIB = 2**30
 MEMORY_FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"  # the variable that sets which share of a GPU's memory JAX takes
@@ -85,14 +85,22 @@ def chip_of(device: jax.Device) -> Chip | None:
     return next((chip for chip in CHIPS if device.device_kind in chip.kinds), None)
 
 
+def has_cuda_compiler() -> bool:
+    try:
+        return any(importlib.util.find_spec(f"jax_plugins.xla_cuda{version}") for version in (12, 13))
+    except ModuleNotFoundError:  # there are no plugins at all
+        return False
+
+
 def gpu_devices(name: str, count: int) -> list[jax.Device]:
     """`count` GPUs of a kind of `GPUS` that are not here: programs compile for them and do not run.
 
     Needs NVIDIA's compiler, which is a Python package, but neither GPU nor driver.
     """
-    if not any(map(_is_installed, ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13"))):
-        packages = " ".join(f"{package}=={jax.__version__}" for package in ("jax-cuda12-pjrt", "jax-cuda12-plugin"))
-        raise UserError(f"{name} needs XLA's compiler for NVIDIA, but no GPU: pip install --no-deps {packages}")
+    packages = " ".join(f"{package}=={jax.__version__}" for package in ("jax-cuda12-pjrt", "jax-cuda12-plugin"))
+    remedy = f"pip install --no-deps {packages}"
+    if not has_cuda_compiler():
+        raise UserError(f"{name} needs XLA's compiler for NVIDIA, but no GPU: {remedy}")
     chip = GPUS[name]
     fields = dict(chip.description)
     text = DESCRIPTION.format(
@@ -101,11 +109,8 @@ def gpu_devices(name: str, count: int) -> list[jax.Device]:
     )  # fmt: skip
     from jax.experimental import topologies
 
-    return list(topologies.get_topology_desc("", platform="cuda", target_config=text, topology=f"1x1x{count}").devices)
-
-
-def _is_installed(module: str) -> bool:
     try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # nor is the package that it is in
-        return False
+        found = topologies.get_topology_desc("", platform="cuda", target_config=text, topology=f"1x1x{count}")
+    except (RuntimeError, AttributeError) as error:  # errors of JAX, and of a compiler for another JAX
+        raise UserError(f"XLA's compiler for NVIDIA fails ({first_line(error)}); {remedy}") from error
+    return list(found.devices)
