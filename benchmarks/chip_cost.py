@@ -53,9 +53,8 @@ class Program(NamedTuple):
 
 
 def main() -> None:
-    names = {"a100": "a100-80"} | {chip.name: chip.name for chip in CHIPS}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--chip", default="h200", choices=names)
+    parser.add_argument("--chip", default="h200", choices=[*CHIPS, "a100"], help="a100 is a100-80")
     parser.add_argument("--model", default="vit_base", help="base, large, huge, or a file of configs/ that trains")
     parser.add_argument("--batch", type=int, help="images of one chip; default: 512, 256, 128 for B, L, H; a TPU's 128")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings: model.remat=True ...")
@@ -68,7 +67,7 @@ def main() -> None:
     of_paper = re.fullmatch("(vit_)?(base|large|huge)", arguments.model) and arguments.what == "step"
     if arguments.against and not of_paper:
         parser.error("--against=plain is a step of pre-training: give --model=base, large or huge")
-    chip = next(chip for chip in CHIPS if chip.name == names[arguments.chip])
+    chip = CHIPS["a100-80" if arguments.chip == "a100" else arguments.chip]
     try:
         print("\n".join(run(arguments, chip)))
     except UserError as error:

@@ -51,7 +51,7 @@ AMPERE = dict(
     shared_memory_per_core=167936, shared_memory_per_block_optin=166912, core_count=108, fpus_per_core=64,
     l2_cache_size=41943040, clock_rate_ghz=1.41, major=8,
 )  # fmt: skip
-CHIPS = (
+_CHIPS = (
     # NVIDIA's data sheets of the H100 and H200 (SXM; half of the TFLOP/s that they give with sparsity) and of the A100.
     Chip("h200", ("NVIDIA H200",), 989e12, 151397597184, 4.8e12, HOPPER),
     Chip("h100", ("NVIDIA H100 80GB HBM3",), 989e12, 84942979072, 3.35e12, HOPPER),
@@ -63,7 +63,8 @@ CHIPS = (
     Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 95 * GIB, 2765e9, clock=459e12 / (8 * 2 * 128**2)),
     Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 1638e9, clock=918e12 / 524288),
 )  # fmt: skip
-GPUS = {chip.name: chip for chip in CHIPS if chip.description}
+CHIPS = {chip.name: chip for chip in _CHIPS}
+GPUS = {name: chip for name, chip in CHIPS.items() if chip.description}
 # What does not differ, and what XLA only copies: text of a GpuTargetConfigProto.
 DESCRIPTION = """
 gpu_device_info {{
@@ -82,7 +83,7 @@ platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 }} device_descripti
 
 def chip_of(device: jax.Device) -> Chip | None:
     """The facts of a device; None if it is none of `CHIPS`."""
-    return next((chip for chip in CHIPS if device.device_kind in chip.kinds), None)
+    return next((chip for chip in CHIPS.values() if device.device_kind in chip.kinds), None)
 
 
 def has_cuda_compiler() -> bool:

@@ -13,7 +13,6 @@ from mae_jax.runtime import hlo
 from mae_jax.runtime.chips import CHIPS
 from mae_jax.runtime.cost import read_kernels
 
-CHIP = {chip.name: chip for chip in CHIPS}
 # Two copies of one line of ours, as unrolled blocks make them, and a larger one of a library's.
 TEXT = f"""\
 HloModule jit_step
@@ -60,16 +59,16 @@ def test_a_kernel_is_told_by_the_lines_of_our_two_innermost_files(program):
 
 
 def test_like_kernels_of_one_line_are_one_row_and_the_dearest_is_first(program):
-    rows = dearest(program, CHIP["h200"])[2:]
+    rows = dearest(program, CHIPS["h200"])[2:]
     assert [row.split(" | ")[1] for row in rows] == ["2", "1"]
     assert rows[0].endswith("| f32[1000] | one | layers.py:4 < encoder.py:2 (backward) reshape |")
 
 
 def test_a_program_is_summed_and_what_does_not_fit_is_told(program):
-    *_, row = table([program], CHIP["h200"], batch=8)
+    *_, row = table([program], CHIPS["h200"], batch=8)
     rate = 8 / ((2 * 8000 + 10000) / 4.2e12)
     assert row == f"| tiny | 0.0 | 0.00 | 3 | {rate:,.0f} | 1.0 | 3 |"
-    assert table([program._replace(memory=2**40)], CHIP["h200"], 8)[-1] == "(tiny does not fit into 141 GiB)"
+    assert table([program._replace(memory=2**40)], CHIPS["h200"], 8)[-1] == "(tiny does not fit into 141 GiB)"
 
 
 @pytest.mark.parametrize(
@@ -78,7 +77,7 @@ def test_a_program_is_summed_and_what_does_not_fit_is_told(program):
      ("vit_base", "v6e", 128)],
 )  # fmt: skip
 def test_a_batch_fits_the_size_of_the_model(model, chip, batch):
-    assert default_batch(model, CHIP[chip]) == batch
+    assert default_batch(model, CHIPS[chip]) == batch
 
 
 @pytest.mark.parametrize("given", ["--model=finetune_vit_base", "--what=features"])
