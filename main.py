@@ -54,7 +54,7 @@ COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, 
 PROCESS_COUNT = flags.DEFINE_integer("process_count", None, "number of processes, with --coordinator")
 PROCESS_INDEX = flags.DEFINE_integer("process_index", None, "which of them this one is, from 0")
 DRY_RUN = flags.DEFINE_boolean("dry_run", False, "only compile the step and print its cost (ablations: list the runs)")
-TOPOLOGY = flags.DEFINE_string("topology", None, "with --dry_run: compile for other devices, v5p:4x4x4 or cpu:64")
+TOPOLOGY = flags.DEFINE_string("topology", None, "with --dry_run: compile for other devices: h100:8, v5p:4x4x4, cpu:64")
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks import hlo
+from mae_jax.runtime import hlo
 
 # Share of the payload that a device sends when n devices pass it round a ring (Patarasuk and Yuan 2009, "Bandwidth
 # optimal all-reduce algorithms"): reducing or gathering alone takes (n - 1) / n, reducing to all both of them.

@@ -1,7 +1,7 @@
 """Memory of a device for pre-training on meshes that need not be here: `python -m benchmarks.mesh_memory --help`.
 
 Compiles the real step of the recipe in configs/vit_*.py (bfloat16 products, with and without remat) and asks the
-compiler; runs nothing. TPUs need libtpu (see mae_jax/training/plan.py). Prints a Markdown table.
+compiler; runs nothing. TPUs need libtpu, GPUs jax-cuda12-pjrt (see docs/running.md). Prints a Markdown table.
 """
 
 import argparse
@@ -31,7 +31,7 @@ GIB = 2**30
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--topology", default="v5p:2x2x1", help="such as v5e:4x8, v5p:4x4x4, v6e:8x8 or cpu:64")
+    parser.add_argument("--topology", default="v5p:2x2x1", help="such as v5e:4x8, v5p:4x4x4, h100:8 or cpu:64")
     parser.add_argument("--sizes", nargs="+", default=["base", "large", "huge"], choices=SIZES)
     parser.add_argument("--batch", type=int, default=4096, help="images a step, over all devices")
     parser.add_argument("--fsdp", type=int, nargs="+", default=[1], help="sizes of this axis, one after the other")

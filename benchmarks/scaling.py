@@ -14,12 +14,13 @@ from mae_jax.models.config import SIZES, MAEConfig
 from mae_jax.models.flops import train_flops
 from mae_jax.models.mae import abstract_params
 from mae_jax.models.parameters import count_parameters
+from mae_jax.runtime.chips import CHIPS as FACTS
 
 GIB = 2**30
 
 
 class Chip(NamedTuple):
-    """One accelerator, from its maker's data sheet if not said otherwise."""
+    """One accelerator in a cluster."""
 
     name: str
     peak_flops: float  # bfloat16, dense, a second
@@ -32,16 +33,16 @@ class Chip(NamedTuple):
     cores: float  # physical cores of the host for each chip
 
 
+V5P, H100 = FACTS["v5p"], FACTS["h100"]
 CHIPS = (
-    # cloud.google.com/tpu/docs/v5p: 459 TFLOP/s, 95 GiB, 2765 GB/s, 1200 GB/s of links in both directions over the
-    # three axes of a torus, of which a collective is taken to use one, 1200 / 2 / 3 (XLA may use all); 50 Gbit/s beyond
-    # the pod of 8960 chips; 208 virtual CPUs (104 cores) for 4 chips. Share, on the TPU v4 before it: a ViT-B/16 27 %
-    # (deit3-jax's README: 300 epochs in 4 h 40 min on a v4-64), ViT-22B 55 % (arXiv 2302.05442).
-    Chip("TPU v5p", 459e12, 0.40, 95 * GIB, 2765e9, 8960, 200e9, 6.25e9, 26),
-    # NVIDIA H100 data sheet, SXM: 1979 TFLOP/s with sparsity, half of it without, 80 GB, 3.35 TB/s, NVLink 900 GB/s in
-    # both directions between 8; DGX H100 data sheet: one 400 Gbit/s ConnectX-7 a GPU, 112 cores for 8. Share: 40 % of
-    # the 790 TFLOP/s that large products reach on this architecture.
-    Chip("H100 SXM", 989e12, 0.32, 80e9, 3.35e12, 8, 450e9, 50e9, 14),
+    # cloud.google.com/tpu/docs/v5p: 1200 GB/s of links in both directions over the three axes of a torus, of which a
+    # collective is taken to use one, 1200 / 2 / 3 (XLA may use all); 50 Gbit/s beyond the pod of 8960 chips; 104 cores
+    # for 4 chips. Share, on the TPU v4 before it: a ViT-B/16 27 % (deit3-jax's README: 300 epochs in 4 h 40 min on a
+    # v4-64), ViT-22B 55 % (arXiv 2302.05442).
+    Chip("TPU v5p", V5P.peak_flops, 0.40, V5P.memory, V5P.memory_bandwidth, 8960, 200e9, 6.25e9, 26),
+    # NVIDIA H100 data sheet, SXM: NVLink 900 GB/s in both directions between 8; DGX H100 data sheet: one 400 Gbit/s
+    # ConnectX-7 a GPU, 112 cores for 8. Share: 40 % of the 790 TFLOP/s that large products reach on this architecture.
+    Chip("H100 SXM", H100.peak_flops, 0.32, H100.memory, H100.memory_bandwidth, 8, 450e9, 50e9, 14),
 )
 IMAGES_PER_CORE = 400  # full ImageNet JPEGs read, decoded and cropped a second; we measured 400 to 700 a core
 IMAGE_BYTES = 115e3  # of an ImageNet JPEG: the training set's 138 GiB / 1.28 million

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
+from mae_jax.runtime.chips import chip_of
 from mae_jax.runtime.errors import UserError
 
 MIB = 2**20
@@ -36,7 +37,11 @@ def device_memory(device: jax.Device, count: int = 1) -> int | None:
     """Bytes of a device that JAX may use; None: unknown. `count` CPU devices share the host's memory."""
     if device.platform == "cpu":
         return host_memory() // count
-    return (device.memory_stats() or {}).get("bytes_limit")
+    try:
+        return (device.memory_stats() or {}).get("bytes_limit")
+    except jax.errors.JaxRuntimeError:  # it is not here, and programs are only compiled for it
+        chip = chip_of(device)
+        return chip and chip.usable_memory
 
 
 def host_memory(root: Path = Path("/")) -> int:

@@ -186,9 +186,14 @@ def create(init: Callable[[jax.Array], Any], key: jax.Array, mesh: Mesh):
 
 
 def compiler_options(mesh: Mesh) -> dict[str, int] | None:
-    """Little optimisation on a CPU: compiles faster, to the same bits and speed. XLA_FLAGS may set a level."""
-    option, platform = "xla_backend_optimization_level", mesh.devices.flat[0].platform
-    return {option: 1} if platform == "cpu" and option not in os.environ.get("XLA_FLAGS", "") else None
+    """Little optimisation on a CPU: compiles faster, to the same bits and speed. XLA_FLAGS may set a level.
+
+    For a GPU that is not here, cuBLAS multiplies: XLA cannot tune its own products there, and some have no tiles.
+    """
+    option, device = "xla_backend_optimization_level", mesh.devices.flat[0]
+    if device.platform == "gpu" and device not in jax.devices():
+        return {"xla_gpu_enable_triton_gemm": False}
+    return {option: 1} if device.platform == "cpu" and option not in os.environ.get("XLA_FLAGS", "") else None
 
 
 def put_batch(batch: dict, sharding: NamedSharding) -> dict:

@@ -16,7 +16,14 @@ from mae_jax.runtime.signals import StopSignal
 from mae_jax.runtime.timing import Startup
 from mae_jax.training.loop import run_training
 from mae_jax.training.optimizers import OPTIMIZERS, SCHEDULES
-from mae_jax.training.plan import compile_train_step, describe_cost, describe_plan, devices_for, make_plan
+from mae_jax.training.plan import (
+    compile_train_step,
+    describe_chip,
+    describe_cost,
+    describe_plan,
+    devices_for,
+    make_plan,
+)
 
 
 def check(config: ConfigDict) -> None:
@@ -47,4 +54,5 @@ def dry_run(config: ConfigDict, topology: str | None) -> list[str]:
     seconds = time.perf_counter() - start
     step_flops = objective.train_flops(objective.model.image_size) * config.data.batch_size
     lines = describe_plan(config, objective, mesh, plan)
-    return lines + describe_cost(step, plan.abstract, mesh, step_flops, seconds)
+    lines += describe_cost(step, plan.abstract, mesh, step_flops, seconds)
+    return lines + describe_chip(step, mesh, config.data.batch_size)

@@ -15,7 +15,10 @@ from ml_collections import ConfigDict
 from mae_jax.data.resolutions import Stage, make_stages, sizes_from
 from mae_jax.data.sources import describe_sources
 from mae_jax.objectives.objective import Objective, Variables
+from mae_jax.runtime import hlo
+from mae_jax.runtime.chips import GPUS, MEMORY_FRACTION, chip_of, gpu_devices
 from mae_jax.runtime.console import si
+from mae_jax.runtime.cost import read_kernels, totals
 from mae_jax.runtime.errors import UserError, first_line
 from mae_jax.runtime.memory import LESS, MIB, bytes_on_a_device, check_memory
 from mae_jax.runtime.mesh import all_devices, batch_sharding, check_cpu_devices, compiler_options, replicated
@@ -108,9 +111,12 @@ def compile_plan(
 
 
 def compile_train_step(
-    step_fn: TrainStep, state: TrainState, batch: dict, key: jax.Array, mesh: Mesh
+    step_fn: TrainStep, state: TrainState, batch: dict, key: jax.Array, mesh: Mesh, options: dict | None = None
 ) -> jax.stages.Compiled:
-    """Compiles the step, which donates the state; arrays may be abstract. UserError if a device's memory is short."""
+    """Compiles the step, which donates the state; arrays may be abstract. UserError if a device's memory is short.
+
+    `options` are more of the compiler's.
+    """
     layout = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = jax.jit(
         step_fn,
@@ -119,7 +125,7 @@ def compile_train_step(
         out_shardings=(layout, replicated(mesh)),
     )
     try:
-        return step.lower(state, batch, key).compile(compiler_options(mesh))
+        return step.lower(state, batch, key).compile((compiler_options(mesh) or {}) | (options or {}) or None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -138,30 +144,57 @@ def describe_cost(
     step: jax.stages.Compiled, state: TrainState, mesh: Mesh, step_flops: int, seconds: float
 ) -> list[str]:
     """Memory and compute of a step on one device; `step_flops` is our own count for all. `seconds`: to compile."""
-    analysis, flops = step.memory_analysis(), (step.cost_analysis() or {}).get("flops", math.nan)
+    analysis, flops = step.memory_analysis(), (step.cost_analysis() or {}).get("flops")
     parts = {"parameters": bytes_on_a_device(state.params), "optimizer": bytes_on_a_device(state.opt_state)}
     parts["batch and rest"] = analysis.argument_size_in_bytes - sum(parts.values())
     parts["temporaries"] = analysis.temp_size_in_bytes  # activations, gradients and whatever else a step alone needs
     memory = ", ".join(f"{name} {size / MIB:,.1f}" for name, size in parts.items())
+    counted = f"; XLA counts {si(flops)}FLOP, each loop's body once" if flops is not None else ""
     count, kind = mesh.devices.size, mesh.devices.flat[0].device_kind
     return [
         f"  compiled  in {seconds:.1f} s for {count} x {kind}; the next lines are for one device and one step",
         f"  memory    {memory_in_bytes(step) / MIB:,.1f} MiB: {memory}",
-        f"  compute   {si(step_flops / count)}FLOP needed; XLA counts {si(flops)}FLOP, each loop's body once",
+        f"  compute   {si(step_flops / count)}FLOP needed{counted}",
     ]
 
 
-def devices_for(topology: str | None) -> list[jax.Device]:
-    """The devices to compile for: "cpu:64" (emulated), a TPU slice such as "v5p:4x4x4", or None for those here.
+def describe_chip(step: jax.stages.Compiled, mesh: Mesh, batch_size: int) -> list[str]:
+    """A chip's memory and the rate that it could reach; none if it is not known. UserError if its memory is short."""
+    chip = chip_of(mesh.devices.flat[0])
+    if chip is None:
+        return []
+    check_memory(memory_in_bytes(step), mesh)
+    share = f", {chip.usable_memory / chip.memory:.0%} of its memory ({MEMORY_FRACTION})" if chip.name in GPUS else ""
+    lines = [f"  chip      {chip.name}: the step fits into {chip.usable_memory / MIB:,.0f} MiB{share}"]
+    try:
+        kernels = read_kernels(hlo.parse(step.as_text()))
+    except jax.errors.JaxRuntimeError:  # seen with a libtpu newer than this JAX
+        return lines
+    found, rate = totals(kernels), batch_size / sum(kernel.seconds(chip) for kernel in kernels)
+    basis = f"at most by roofline: {found.launches:,} kernels move {si(found.bytes)}B, multiply {si(found.flops)}FLOP"
+    if chip.name not in GPUS:
+        basis = f"by the compiler's estimate of {si(found.cycles)}cycles, at {si(chip.clock)}Hz"
+    alone = ", without what chips send to each other" if mesh.devices.size > 1 and chip.name in GPUS else ""
+    return [*lines, f"  speed     {rate:,.0f} images/s {basis}{alone}"]
 
-    A slice needs libtpu, and its devices cannot run programs. Call it before JAX starts.
+
+def devices_for(topology: str | None) -> list[jax.Device]:
+    """The devices to compile for: "cpu:64" (emulated), GPUs such as "h100:8", TPUs ("v5p:4x4x4"), or None: those here.
+
+    GPUs and TPUs need the packages of their compilers; programs for them cannot run. Call it before JAX starts.
     """
     if topology is None:
         return all_devices()
     size = r"[1-9]\d{0,5}"
-    if not re.fullmatch(rf"cpu:\d+|v\w+:{size}(x{size}){{0,2}}", topology):
-        raise UserError(f"topology {topology!r} is neither cpu:COUNT nor a TPU slice such as v5e:4x8 or v5p:4x4x4")
+    if not re.fullmatch(rf"cpu:\d+|({'|'.join(GPUS)}):{size}|v\w+:{size}(x{size}){{0,2}}", topology):
+        gpus = ", ".join(f"{name}:COUNT" for name in GPUS)
+        raise UserError(
+            f"topology {topology!r} is neither cpu:COUNT nor a TPU slice such as v5e:4x8 or v5p:4x4x4 nor GPUs: {gpus}"
+        )
     jax.config.update("jax_platforms", "cpu")
+    name, *rest = topology.split(":")
+    if name in GPUS:
+        return gpu_devices(name, int(rest[0]))
     sides = [int(side) for side in topology.split(":")[1].split("x")]
     if topology.startswith("cpu:"):
         check_cpu_devices("topology cpu:", sides[0])

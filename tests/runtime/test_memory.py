@@ -1,6 +1,7 @@
 import os
 import types
 
+import jax
 import pytest
 
 from mae_jax.runtime import memory
@@ -71,6 +72,17 @@ def test_devices_of_a_cpu_share_its_memory(monkeypatch):
     check_memory(2 * MIB, device_mesh(8))
     with pytest.raises(UserError, match="has 2 MiB for each of 8 devices"):
         check_memory(3 * MIB, device_mesh(8))
+
+
+@pytest.mark.parametrize(
+    "kind, expected", [("NVIDIA H100 80GB HBM3", 84942979072 * 3 // 4), ("TPU v5 lite", 16 * 2**30), ("other", None)]
+)
+def test_the_memory_of_a_chip_that_is_not_here_is_what_jax_would_take_of_it(kind, expected):
+    def refuse():
+        raise jax.errors.JaxRuntimeError("MemoryStats is only supported for addressable PjRt devices")
+
+    absent = types.SimpleNamespace(platform="gpu", device_kind=kind, memory_stats=refuse)
+    assert device_memory(absent) == expected
 
 
 @pytest.mark.parametrize("stats, expected", [({"bytes_limit": 7}, 7), ({}, None), (None, None)])

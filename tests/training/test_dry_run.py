@@ -1,5 +1,6 @@
 import gc
 import importlib.util
+import re
 import subprocess
 import sys
 
@@ -11,10 +12,11 @@ import pytest
 from jax.sharding import Mesh
 
 from mae_jax.objectives.objective import LossDetails, Variables
+from mae_jax.runtime.chips import has_cuda_compiler
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import AXES
 from mae_jax.training import plan as training_plan
-from mae_jax.training.plan import compile_train_step, describe_cost, devices_for, memory_in_bytes
+from mae_jax.training.plan import compile_train_step, describe_chip, describe_cost, devices_for, memory_in_bytes
 from mae_jax.training.step import abstract_state, make_init, make_train_step
 from tests.runs import ROOT
 
@@ -53,7 +55,7 @@ def test_a_step_is_measured_without_an_array(monkeypatch):
 @pytest.mark.parametrize(
     "topology",
     ["", "v5p", "v5p:", "cpu:2x2", "v5p:2x2x2x2", "8", "cpu:-1", "cpu:abc", "cpu:1e9", "v5p:0x0x0", "v5e:4x1234567",
-     "h100:8", "cpu:8\n"],
+     "h100", "h100:0", "h100:2x2", "h300:8", "cpu:8\n"],
 )  # fmt: skip
 def test_a_topology_that_cannot_be_read_is_refused(topology):
     with pytest.raises(UserError, match="neither cpu:COUNT nor a TPU slice"):
@@ -78,6 +80,29 @@ def test_a_step_is_compiled_for_tpus_that_are_not_here():
     assert mesh.devices.size == 8
     with pytest.raises(UserError, match="unknown to libtpu"):
         devices_for("v0x:2x2")
+
+
+@pytest.mark.skipif(has_cuda_compiler(), reason="the compiler is here")
+def test_gpus_without_their_compiler_are_refused_with_the_remedy():
+    with pytest.raises(UserError, match=f"h100 needs .* pip install --no-deps jax-cuda12-pjrt=={jax.__version__}"):
+        devices_for("h100:8")
+
+
+@pytest.mark.skipif(not has_cuda_compiler(), reason="needs jax-cuda12-pjrt")
+def test_a_step_is_compiled_for_gpus_that_are_not_here(monkeypatch):
+    step, _, mesh = compiled_for(devices_for("a100-40:2"))
+    assert mesh.devices.size == 2
+    fits, speed = describe_chip(step, mesh, batch_size=16)
+    assert fits.endswith("a100-40: the step fits into 30,278 MiB, 75% of its memory (XLA_PYTHON_CLIENT_MEM_FRACTION)")
+    assert re.search("[0-9] images/s at most by roofline: .* kernels move .*B, multiply .*FLOP, without what", speed)
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "1e-9")
+    with pytest.raises(UserError, match="a step needs .* but a device has 0 MiB"):
+        describe_chip(step, mesh, batch_size=16)
+
+
+def test_a_chip_that_is_not_known_is_not_described():
+    step, _, mesh = compiled_for(jax.devices())
+    assert describe_chip(step, mesh, batch_size=16) == []
 
 
 def test_a_large_mesh_is_emulated_by_one_cpu():

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import hlo
 from configs import digits
 from mae_jax.objectives import pretrain
 from mae_jax.objectives.objective import LossDetails
+from mae_jax.runtime import hlo
 from mae_jax.runtime.mesh import batch_sharding, create, put_batch
 from mae_jax.training.plan import compile_train_step, make_plan, make_train_key
 from tests.meshes import device_mesh

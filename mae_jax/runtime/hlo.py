@@ -1,7 +1,8 @@
 """XLA's text of a compiled program (HLO): its computations, and how often each instruction runs in one call."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
@@ -12,6 +13,13 @@ PASSED_ON = ("bitcast", "convert", "copy")  # operations that leave a loop's cou
 CALLS = re.compile(
     rf"\b(?:calls|to_apply|true_computation|false_computation)={NAME}|"
     r"\b(?:branch_computations|called_computations|calls)=\{([^}]*)\}"
+)
+
+
+ENTERED = ("while", "call", "conditional", "async-start")  # what a device launches is in these; a fusion is one kernel
+TABLES = re.compile(
+    r'(\d+) (?:"(?P<file>.*)"|\{file_name_id=(?P<name>\d+) .*?\bline=(?P<line>\d+)|'
+    r"\{file_location_id=(?P<place>\d+)(?: parent_frame_id=(?P<parent>\d+))?\})"
 )
 
 
@@ -32,6 +40,9 @@ class Module(NamedTuple):
     computations: dict[str, list[Instruction]]
     entry: str  # name of the computation that a call runs
     num_devices: int
+    frames: Mapping[int, tuple[str, int, int]] = MappingProxyType(
+        {}
+    )  # of Python's stack: file, line, the caller's frame
 
 
 class Executed(NamedTuple):
@@ -59,32 +70,71 @@ def parse(text: str) -> Module:
             end = _closing(rest)
             current.append(Instruction(name, shape, opcode, rest[:end], rest[end + 1 :], root is not None))
     counts = dict(re.findall(r"\b(num_partitions|replica_count)=(\d+)", text.split("\n", 1)[0]))
-    return Module(computations, entry, int(counts.get("num_partitions", 1)) * int(counts.get("replica_count", 1)))
+    num_devices = int(counts.get("num_partitions", 1)) * int(counts.get("replica_count", 1))
+    return Module(computations, entry, num_devices, _frames(text))
 
 
-def executed(module: Module) -> Iterator[Executed]:
+def _frames(text: str) -> dict[int, tuple[str, int, int]]:
+    """The tables FileNames, FileLocations and StackFrames at the top of a text."""
+    files, places, frames = {}, {}, {}
+    for line in text.splitlines():
+        if line.startswith(("%", "ENTRY")):
+            break
+        if row := TABLES.match(line):
+            number = int(row[1])
+            if row["file"] is not None:  # FunctionNames overwrite them after FileLocations
+                files.setdefault(number, row["file"])
+            elif row["line"]:
+                places[number] = files[int(row["name"])], int(row["line"])
+            else:
+                frames[number] = *places[int(row["place"])], int(row["parent"] or 0)
+    base = frames[1][2] if 1 in frames else 0  # XLA writes 1 + the caller's number: the first frame has no caller
+    return {number: (file, line, parent - base) for number, (file, line, parent) in frames.items()}
+
+
+def stack(module: Module, instruction: Instruction) -> list[tuple[str, int]]:
+    """(file, line) of the Python code that an instruction comes from, and of its callers; empty if that is not told."""
+    found = []
+    if noted := re.search(r"\bstack_frame_id=(\d+)", instruction.attributes):
+        number = int(noted[1])
+        while number in module.frames:
+            file, line, number = module.frames[number]
+            found.append((file, line))
+    elif noted := re.search(r'\bsource_file="([^"]*)" source_line=(\d+)', instruction.attributes):
+        found.append((noted[1], int(noted[2])))
+    return found
+
+
+def op_name(instruction: Instruction) -> str:
+    """The JAX operation that an instruction comes from, with what it stands in; "" if that is not told."""
+    found = re.search(r'\bop_name="([^"]*)"', instruction.attributes)
+    return found[1] if found else ""
+
+
+def executed(module: Module, into_kernels: bool = True) -> Iterator[Executed]:
     """Every instruction that a call of the program runs, once for each place that it is called from.
 
-    Bodies of loops count as often as the loop goes round; every branch of a conditional counts as taken.
+    Bodies of loops count as often as the loop goes round; every branch of a conditional counts as taken. If not
+    `into_kernels`, what is in fusions, reductions and the like, which a device launches as one, is left out.
     """
-    yield from _executed(module, module.entry, 1, True)
+    yield from _executed(module, module.entry, 1, True, into_kernels)
 
 
-def _executed(module: Module, computation: str, times: int, is_exact: bool) -> Iterator[Executed]:
+def _executed(module: Module, computation: str, times: int, is_exact: bool, into_kernels: bool) -> Iterator[Executed]:
     instructions = module.computations.get(computation, [])
     by_name = {instruction.name: instruction for instruction in instructions}
     for instruction in instructions:
         yield Executed(instruction, computation, times, is_exact)
         if instruction.opcode == "while":
             rounds = _trip_count(module, by_name, instruction)
-            body = _attribute(instruction, "body")
-            yield from _executed(
-                module, body, times * (1 if rounds is None else rounds), is_exact and rounds is not None
-            )
-        elif instruction.opcode not in ("async-update", "async-done"):  # these name what async-start has begun
+            body, known = attribute(instruction, "body"), rounds is not None
+            yield from _executed(module, body, times * (rounds if known else 1), is_exact and known, into_kernels)
+        elif instruction.opcode in ("async-update", "async-done"):  # these name what async-start has begun
+            continue
+        elif into_kernels or instruction.opcode in ENTERED:
             for single, several in CALLS.findall(instruction.attributes.split(", metadata=")[0]):
                 for called in [single] if single else re.findall(NAME, several):
-                    yield from _executed(module, called, times, is_exact)
+                    yield from _executed(module, called, times, is_exact, into_kernels)
 
 
 def element_types(shape: str) -> list[tuple[str, int]]:
@@ -125,7 +175,8 @@ def _closing(text: str) -> int:
     return len(text)
 
 
-def _attribute(instruction: Instruction, name: str) -> str:
+def attribute(instruction: Instruction, name: str) -> str:
+    """The computation that an instruction names: `attribute(loop, "body")`."""
     return re.search(rf"\b{name}={NAME}", instruction.attributes)[1]
 
 
@@ -134,31 +185,32 @@ def _trip_count(module: Module, around: dict[str, Instruction], loop: Instructio
     if noted := re.search(r'known_trip_count"?[=:]\{"n":"(\d+)"', loop.attributes):
         return int(noted[1])
     condition, body = (
-        {i.name: i for i in module.computations[_attribute(loop, part)]} for part in ("condition", "body")
+        {i.name: i for i in module.computations[attribute(loop, part)]} for part in ("condition", "body")
     )
     test = next(i for i in condition.values() if i.is_root)
     if test.opcode != "compare" or "direction=LT" not in test.attributes:
         return None
-    counter, limit = _operands(test)
+    counter, limit = operand_names(test)
     counter = condition[counter]
     if counter.opcode != "get-tuple-element":
         return None
     index = int(re.search(r"index=(\d+)", counter.attributes)[1])
-    increment = _follow(body, _operands(next(i for i in body.values() if i.is_root))[index])
-    steps = [_constant(body, name) for name in _operands(increment)] if increment.opcode == "add" else []
+    increment = _follow(body, operand_names(next(i for i in body.values() if i.is_root))[index])
+    steps = [_constant(body, name) for name in operand_names(increment)] if increment.opcode == "add" else []
     step = next((value for value in steps if value is not None), None)
-    start = _constant(around, _operands(around[_operands(loop)[0]])[index])
+    start = _constant(around, operand_names(around[operand_names(loop)[0]])[index])
     limit = _constant(condition, limit)
     return None if None in (start, step, limit) else max(0, -((start - limit) // step))
 
 
-def _operands(instruction: Instruction) -> list[str]:
+def operand_names(instruction: Instruction) -> list[str]:
+    """Of the instructions whose results it takes."""
     return re.findall(r"%([\w.\-]+)", instruction.operands)
 
 
 def _follow(computation: dict[str, Instruction], name: str) -> Instruction:
     while computation[name].opcode in PASSED_ON:
-        name = _operands(computation[name])[0]
+        name = operand_names(computation[name])[0]
     return computation[name]
 
 
