@@ -7,6 +7,9 @@ they are timed, their predictions are compared: in float32 they must agree.
 
 "float32" means products of float32 in both programs, without TensorFloat-32. bfloat16 is timed where the chip has it,
 and every back-end of attention on accelerators. A program that fails has the reason in its cell.
+
+On a CPU that other programs use, too, `taskset -c 0 python -m benchmarks.inference --clock=processor` gives the
+processor's time instead: their share of the core does not count.
 """
 
 import argparse
@@ -16,6 +19,7 @@ import datetime
 import shlex
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.speed_table import versions
-from benchmarks.turns import Worker, spread, take_turns
+from benchmarks.turns import Turn, Worker, spread, take_turns
 
 BATCHES = (1, 2, 4, 8, 32)
 OTHERS = ("eager", "sdpa")  # attention of transformers; outputs are compared with the first that works
@@ -38,6 +42,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=BATCHES)
     parser.add_argument("--rounds", type=int, default=7, help="turns of each program")
     parser.add_argument("--seconds", type=float, default=1.0, help="least time of a turn")
+    parser.add_argument("--clock", choices=("wall", "processor"), default="wall", help="time of all threads; see above")
     parser.add_argument("--out", type=Path, help="file to write the table to, too")
     arguments = parser.parse_args()
     lines = []
@@ -63,7 +68,7 @@ def table(arguments: argparse.Namespace, scratch: Path, start: Callable[..., Wor
     yield "|--:|---|" + "--:|" * (len(programs) + 2)
     for dtype in facts["dtypes"]:
         for batch in arguments.batch:
-            row = measure(programs, (folder, batch, dtype), arguments.rounds, arguments.seconds, start)
+            row = measure(programs, (folder, batch, dtype), arguments, start)
             yield f"| {batch} | {dtype} | {' | '.join(describe(row, programs))} |"
 
 
@@ -83,7 +88,7 @@ class Row(NamedTuple):
 
 
 def measure(
-    programs: dict[str, tuple[Callable, str]], case: tuple, rounds: int, seconds: float, start: Callable[..., Worker]
+    programs: dict[str, tuple[Callable, str]], case: tuple, arguments: argparse.Namespace, start: Callable[..., Worker]
 ) -> Row:
     """Compares and times the programs for a case: (folder, batch, dtype)."""
     workers, failed, differences = {}, {}, {}
@@ -101,7 +106,9 @@ def measure(
             for name in [name for name, found in differences.items() if case[2] == "float32" and not found <= LIMIT]:
                 failed[name] = f"its prediction differs by {differences[name]:.1e} of the largest value"
                 del workers[name]
-        turns = take_turns(workers, rounds, seconds)
+        turns = take_turns(workers, arguments.rounds, arguments.seconds)
+    if arguments.clock == "processor":
+        turns = {name: [Turn(turn.seen["processor_seconds"], {}) for turn in found] for name, found in turns.items()}
     ours = [found for name, found in differences.items() if programs[name][0] is Ours]
     return Row({name: spread(found) for name, found in turns.items()}, failed, max(ours, default=None))
 
@@ -173,7 +180,17 @@ def inputs(batch: int, size: tuple[int, int], channels: int, num_patches: int) -
     return rng.standard_normal((batch, *size, channels), np.float32), rng.random((batch, num_patches), np.float32)
 
 
-class Ours:
+class Forward:
+    """Work that is one call of a model, `_run`, which waits for the result."""
+
+    def __call__(self, count: int) -> dict[str, float]:
+        start = time.process_time()
+        for _ in range(count):
+            self._run()
+        return {"processor_seconds": (time.process_time() - start) / count}
+
+
+class Ours(Forward):
     """A model from `mae_jax.load`, compiled as the README says."""
 
     def __init__(self, folder: Path, batch: int, dtype: str, attention: str):
@@ -197,13 +214,8 @@ class Ours:
     def _run(self):
         return self._jax.block_until_ready(self._forward(self._model, *self._inputs))
 
-    def __call__(self, count: int) -> dict:
-        for _ in range(count):
-            self._run()
-        return {}
 
-
-class Theirs:
+class Theirs(Forward):
     """The same of transformers, in evaluation mode and without gradients; `attention`: eager or sdpa."""
 
     def __init__(self, folder: Path, batch: int, dtype: str, attention: str):
@@ -229,11 +241,6 @@ class Theirs:
         if self._images.is_cuda:
             self._torch.cuda.synchronize()
         return output
-
-    def __call__(self, count: int) -> dict:
-        for _ in range(count):
-            self._run()
-        return {}
 
 
 if __name__ == "__main__":
