@@ -30,12 +30,13 @@ class Normed(NamedTuple):
     bias: jax.Array
 
 
-def recomputed(fn: Callable) -> Callable:
+def recomputed(fn: Callable, undifferentiated: Callable | None = None) -> Callable:
     """fn of arrays, whose backward pass keeps only the arguments and computes the rest again.
 
     On a CPU, where memory is slow, a barrier keeps XLA from merging both computations; elsewhere XLA may.
+    `undifferentiated`: what is computed where there is no backward pass, if the same has a faster way.
     """
-    run = jax.custom_jvp(fn)
+    run = jax.custom_jvp(undifferentiated or fn)
 
     @functools.partial(run.defjvp, symbolic_zeros=True)
     def tangent(primals, tangents):
@@ -66,8 +67,13 @@ def linear(x: jax.Array | Normed, kernel: jax.Array, bias: jax.Array | None, dty
     kernel, bias = kernel.reshape(len(kernel), -1), () if bias is None else (bias.reshape(-1),)
     if not isinstance(x, Normed):
         return _project(x, kernel, *bias, dtype=dtype)
-    # A loop would save each block's folded kernel.
-    return recomputed(functools.partial(_project_normed, dtype=dtype))(*x, kernel, *bias)
+    # A loop would save each block's folded kernel. Without gradients, to fold it is mere work.
+    normed, scaled = (functools.partial(fn, dtype=dtype) for fn in (_project_normed, _project_scaled))
+    return recomputed(normed, scaled)(*x, kernel, *bias)
+
+
+def _project_scaled(x, scale, shift, kernel, *bias, dtype):
+    return _project(x * scale + shift, kernel, *bias, dtype=dtype)
 
 
 def _project_normed(x, scale, shift, kernel, bias=0, *, dtype):
