@@ -60,7 +60,7 @@ class MAEConfig:
     mask_ratio: float = 0.75
     normalize_targets: bool = True
     norm_epsilon: float = 1e-6
-    # None: float32 and xla here; a run chooses by its chip (`mesh.fit_to_chip`), as do remat and scan_unroll (`fit_step`).
+    # None: float32 and xla here. A run chooses by its chip (`mesh.fit_to_chip`; remat and scan_unroll: `fit_step`).
     dtype: str | None = "float32"
     remat: bool | None = None
     scan_unroll: int | None = None
@@ -116,8 +116,8 @@ class MAEConfig:
             if not 1 <= (units := getattr(self, f"{half}blocks").mlp_width) <= MOST_HIDDEN_UNITS:
                 setting = f"mlp_ratio={self.mlp_ratio}, model.{half}mlp_width={mlp_width}"
                 yield f"{setting}: an MLP of {units:,} hidden units; it has 1 to {MOST_HIDDEN_UNITS:,}"
-        if self.attention == "cudnn" and self.dtype == "float32":
-            yield "attention=cudnn works in half precision: set model.dtype=bfloat16 too"
+        if self.attention in ("cudnn", "pallas") and self.dtype == "float32":
+            yield f"attention={self.attention} works in half precision: set model.dtype=bfloat16 too"
         if self.target_name == "normalized_pixels" and self.patch_dim == 1:
             yield "normalize_targets=True needs patches of several values: set it to False or a larger model.patch_size"
         self.num_visible(name="model.mask_ratio")

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from mae_jax.runtime import gpu_attention
 from mae_jax.runtime.sharding import sum_of_parts
 
 CPU_GROUPS = 4  # more compile longer and are no faster on two cores
 WORTH_GROUPS = 2**25  # multiplications in one of attention's products
-PALLAS_BLOCK = 64  # tokens in a block of the Pallas kernel
 
 
 class Normed(NamedTuple):
@@ -134,25 +134,13 @@ def _transposed_in_memory(x, y):
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, kind: str = "xla") -> jax.Array:
     """softmax(q k^T) v of scaled queries [b, n, h, d], keys and values [b, m, h, d]: [b, n, h, d].
 
-    `kind`: "xla"; "pallas" (a kernel for GPUs that keeps no weights; self-attention only); "cudnn" (NVIDIA's, likewise).
+    `kind`: "xla"; "cudnn" and "pallas" keep no weights (NVIDIA GPUs, bfloat16). Narrow heads are left to XLA.
     """
     if kind == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation="cudnn")
-    if kind == "pallas" and q.shape == k.shape:
-        return _pallas_attention(q, k, v)
+    if kind == "pallas" and q.shape[-1] >= gpu_attention.TILE:
+        return gpu_attention.fused_attention(q, k, v)
     return _xla_attention(q, k, v)
-
-
-def _pallas_attention(q, k, v, interpret: bool = False):
-    """The public kernel, which takes whole blocks of tokens: those added have a segment of their own."""
-    from jax.experimental.pallas.ops.gpu.attention import BlockSizes, mha  # imported where it can run
-
-    tokens = q.shape[1]
-    missing = -tokens % PALLAS_BLOCK
-    q, k, v = (jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))) for x in (q, k, v))
-    segments = jnp.broadcast_to(jnp.arange(tokens + missing) < tokens, q.shape[:2]).astype(jnp.int32)
-    sizes = BlockSizes(*(PALLAS_BLOCK,) * 6)
-    return mha(q, k, v, segments, block_sizes=sizes, interpret=interpret)[:, :tokens]
 
 
 @jax.custom_jvp

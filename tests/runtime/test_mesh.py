@@ -14,6 +14,7 @@ from mae_jax.runtime.mesh import (
     batch_parts,
     batch_sharding,
     create,
+    fit_to_chip,
     fitting_dtype,
     make_mesh,
     parameter_shardings,
@@ -22,7 +23,6 @@ from mae_jax.runtime.mesh import (
     put,
     put_batch,
     replicated,
-    settle_dtype,
 )
 
 ALL = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
@@ -141,15 +141,29 @@ def test_products_are_of_bfloat16_only_where_the_chip_has_it(platform, capabilit
 
 def test_a_type_of_products_that_is_given_stays_and_an_open_one_is_as_before_where_the_chip_has_it():
     def settled(asked, earlier, platform):
-        mesh = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform=platform)]))
-        config = ConfigDict({"model": {"dtype": asked}})
-        settle_dtype(config, mesh, earlier and {"model": {"dtype": earlier}})
-        return config.model.dtype
+        model = {"dtype": asked}
+        fit_to_chip(model, types.SimpleNamespace(platform=platform), earlier and {"dtype": earlier})
+        return model["dtype"]
 
     assert settled("bfloat16", None, "cpu") == "bfloat16"
     assert settled(None, "bfloat16", "cpu") == "float32"
     assert settled(None, "float32", "tpu") == "float32"  # a run that an earlier version began
     assert settled(None, None, "tpu") == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    "platform, capability, dtype, expected",
+    [("gpu", "9.0", None, "pallas"), ("gpu", "9.0", "float32", "xla"), ("gpu", "7.5", None, "xla"),
+     ("gpu", "gfx942", None, "xla"), ("tpu", None, None, "xla"), ("cpu", None, "bfloat16", "xla")],
+)  # fmt: skip
+def test_attention_keeps_no_weights_on_nvidia_s_chips_with_bfloat16(platform, capability, dtype, expected):
+    model = {"dtype": dtype, "attention": None}
+    device = types.SimpleNamespace(platform=platform, compute_capability=capability, device_kind="a chip")
+    fit_to_chip(model, device)
+    assert model["attention"] == expected
+    if expected == "xla" and dtype is None and capability != "7.5":
+        with pytest.raises(UserError, match="model.attention=cudnn needs an NVIDIA GPU, but this is a chip"):
+            fit_to_chip({"attention": "cudnn"}, device)
 
 
 def test_what_is_sent_on_purpose_may_be_sent_where_transfers_are_forbidden():
