@@ -78,7 +78,7 @@ def get_config() -> ConfigDict:
     model.dtype = placeholder(str)
     # xla | pallas | cudnn (both keep no weights; NVIDIA GPUs, with dtype bfloat16). None: as the chip does it best.
     model.attention = placeholder(str)
-    # Recompute the blocks' activations in the backward pass: less memory, more time.
+    # Recompute the blocks' activations in the backward pass: less memory, more time. None: as the chip does it best.
     model.remat = placeholder(bool)
     # Blocks unrolled in an iteration of the scan over depth. None: as the chip does it best.
     model.scan_unroll = placeholder(int)

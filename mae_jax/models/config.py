@@ -83,7 +83,6 @@ class MAEConfig:
     masks_per_image: int = 1
     uniformity: float = 0.0
     target: str | None = None
-    keep_activations: bool = False  # for the backward pass, instead of computing them again; no setting (`fit_step`)
 
     def __post_init__(self):
         size = (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
@@ -189,8 +188,7 @@ class MAEConfig:
         mlp_width = int(self.mlp_ratio * width) if mlp_width is None else mlp_width
         return BlockConfig(
             width, num_heads, mlp_width, self.norm_epsilon, self.activation, self.qkv_bias, self.attention or "xla",
-            self.dtype or "float32", self.qk_norm, memory_width, bool(self.remat), self.scan_unroll or 1,
-            self.keep_activations,
+            self.dtype or "float32", self.qk_norm, memory_width, self.remat, self.scan_unroll or 1,
         )  # fmt: skip
 
     @property
@@ -219,4 +217,5 @@ def fit_step(config: MAEConfig, mesh: Mesh) -> MAEConfig:
     platform, depth = mesh.devices.flat[0].platform, max(config.depth, config.decoder_depth)
     pays = mesh.shape["fsdp"] == 1 and not config.remat and depth <= 12 if platform == "cpu" else depth <= 32
     unroll = config.scan_unroll or (depth if pays else 1)
-    return dataclasses.replace(config, scan_unroll=unroll, keep_activations=platform != "cpu")
+    remat = False if config.remat is None and platform != "cpu" else config.remat
+    return dataclasses.replace(config, scan_unroll=unroll, remat=remat)

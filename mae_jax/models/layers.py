@@ -71,9 +71,10 @@ class BlockConfig:
     dtype: str = "float32"  # of the matrix products
     qk_norm: bool = False  # LayerNorm of each head's queries and keys
     memory_width: int | None = None  # if set: cross-attention to tokens of this width
-    remat: bool = False  # recompute each block in the backward pass instead of saving its activations
+    # What the backward pass computes again instead of saving: True: all of a block; False: nothing; None: the MLP's
+    # activation, as a CPU does it best.
+    remat: bool | None = None
     unroll: int = 1  # blocks per iteration of the loop over depth
-    keep_activations: bool = False  # of the MLP, instead of computing them again in the backward pass
 
 
 class LayerNorm(nnx.Module):
@@ -167,7 +168,7 @@ class Mlp(nnx.Module):
         def project(x, kernel, bias):
             return linear(activate(x), kernel, bias, self.fc2.dtype)
 
-        project = project if self.config.keep_activations else recomputed(project)
+        project = project if self.config.remat is False else recomputed(project)
         return project(self.fc1(x), self.fc2.kernel[...], self.fc2.bias[...])
 
 

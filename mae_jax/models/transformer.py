@@ -52,7 +52,7 @@ def scan_blocks(
     frozen: int = 0,  # first blocks whose parameters get no gradient; if x needs none, they have no backward pass
     record: tuple[bool, bool] = (False, False),  # whether to return hidden states, and attentions
 ) -> tuple[jax.Array, Recorded]:
-    """Applies stacked blocks to x [b, n, d], in the compute type, in one compiled loop, so that compile time does not grow with depth."""
+    """Applies stacked blocks to x [b, n, d] in one compiled loop, or in loops of `unroll` blocks."""
     config, x = blocks.attention.config, x.astype(blocks.attention.dtype)
     graphdef, stacked = nnx.split(blocks)
     stacked = nnx.to_pure_dict(stacked)
