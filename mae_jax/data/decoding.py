@@ -107,10 +107,10 @@ class Encoded(Picture):
         return _from_array(np.asarray(picture.resize(size[::-1], Image.Resampling.BICUBIC, inner)), self._channels)
 
     def _is_plain(self) -> bool:
-        """Whether this is an upright colour JPEG for 3 channels, too large for its crops to be cut on a device."""
-        plain = self._picture.format == "JPEG" and self._picture.mode == "RGB" and self._orientation not in _TRANSPOSE
-        plain &= self._channels == 3 and not self._value_range and bool(self._data)
-        return plain and max(self._picture.size) > LARGEST_SIDE
+        """Whether this is an upright grey or RGB JPEG for 3 channels, too large to live on a device."""
+        plain = self._picture.format == "JPEG" and self._picture.mode in ("L", "RGB")
+        plain &= self._orientation not in _TRANSPOSE and self._channels == 3 and not self._value_range
+        return plain and bool(self._data) and max(self._picture.size) > LARGEST_SIDE
 
     def _scale_for(self, reduction: float) -> int:
         """The factor by which the decoder may shrink the picture if its box is then reduced by `reduction`."""

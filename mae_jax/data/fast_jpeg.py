@@ -1,4 +1,4 @@
-"""Cuts parts out of colour JPEGs in two thirds of Pillow's time."""
+"""Cuts parts out of JPEGs in less time than Pillow."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ except ImportError:  # not every platform has their wheels
 
 
 def cut_jpeg(data: bytes, box: Box, size: Size) -> np.ndarray | None:
-    """The box of a JPEG, resized to uint8 [*size, 3]; None if the file is not in order, or the packages are missing.
+    """The box of a grey or RGB JPEG, resized to uint8 [*size, 3]; None if it is not in order, or packages are missing.
 
     The pixels before resizing are Pillow's: both decoders are libjpeg-turbo. The filter is Pillow's bicubic, too, but
     does not round and clip between rows and columns, and repeats the box's edge where Pillow leaves out what lies
