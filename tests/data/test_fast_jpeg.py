@@ -2,6 +2,9 @@
 
 import functools
 import io
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -94,6 +97,19 @@ def test_a_jpeg_with_a_flaw_that_pillow_forgives_gives_pillows_pixels():
     data = bytearray(encode(noise(150, 170)))
     data[-2:-2] = b"\1\2\3" * 5  # behind the last pixel
     np.testing.assert_array_equal(open_picture(bytes(data), 3, LIMIT).part(BOX, SIZE, False), pillows(bytes(data)))
+
+
+@needs_packages
+def test_crops_are_the_same_with_any_number_of_threads_of_kornia():
+    program = (
+        "import hashlib, numpy; from kornia_rs import imgproc\n"
+        "for shape in (700, 500, 3), (150, 901, 3):\n"
+        "    image = numpy.random.default_rng(0).integers(0, 256, shape, numpy.uint8)\n"
+        "    print(hashlib.sha256(imgproc.resize(image, (224, 224), 'bicubic', True).tobytes()).hexdigest())"
+    )
+    run = functools.partial(subprocess.run, [sys.executable, "-c", program], capture_output=True, check=True)
+    seen = [run(env=os.environ | {"RAYON_NUM_THREADS": str(threads)}).stdout for threads in (1, 7)]
+    assert seen[0] == seen[1] and len(seen[0].split()) == 2
 
 
 def test_crops_are_the_same_in_many_threads_at_once():
