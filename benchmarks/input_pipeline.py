@@ -25,7 +25,8 @@ from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.platform import keep_freed_memory
 
 READY = 8  # batches that may have been read ahead, a worker: ours were 6, 2 in each stage of the pipeline
-PACKAGES = ("pillow", "simplejpeg", "opencv-python-headless", "torch", "tensorflow-cpu", "tensorflow", "grain")
+PACKAGES = ("pillow", "simplejpeg", "kornia-rs", "opencv-python-headless", "torch", "tensorflow-cpu", "tensorflow",
+            "grain")  # fmt: skip
 
 
 class Turn(NamedTuple):

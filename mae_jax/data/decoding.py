@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
+from mae_jax.data.fast_jpeg import cut_jpeg
 from mae_jax.data.files import FORMATS
-from mae_jax.data.transforms import Box, Picture, Range, Size
+from mae_jax.data.transforms import LARGEST_SIDE, Box, Picture, Range, Size
 from mae_jax.runtime.errors import UserError
 
 # How much larger than the wanted size a box must stay after the decoder shrinks it. At 1, the decoder's sharper filter
@@ -69,7 +70,7 @@ class Encoded(Picture):
     """A Pillow picture, upright `height` x `width` pixels. It can be decoded once: call `whole` or `part`, not both."""
 
     def __init__(self, picture: Image.Image, channels: int, value_range: Range | None, data: bytes = b""):
-        self._picture, self._channels, self._value_range = picture, channels, value_range
+        self._picture, self._channels, self._value_range, self._data = picture, channels, value_range, data
         _check_bands(picture)
         deep = deep_type(picture)  # known only before loading
         if picture.format != "JPEG":  # other formats may store the orientation after the pixels
@@ -90,9 +91,12 @@ class Encoded(Picture):
 
         If not `exact`, the JPEG decoder may first shrink the picture by 2, 4 or 8, as long as the box stays larger than
         `size` by SPARE: several times as fast, and as close to the exact part as another good filter (40 dB and more).
+        Else a JPEG may be read by `cut_jpeg` (62 dB).
         """
         top, left, height, width = box
         scale = 1 if exact else self._scale_for(min(height / size[0], width / size[1]))
+        if scale == 1 and not exact and self._is_plain() and (part := cut_jpeg(self._data, box, size)) is not None:
+            return part
         picture = self._load(scale)
         # The decoder rounds sides up, so the box's corners are simply divided. Crop before resizing: pixels outside the
         # box must have no influence, as at full size.
@@ -101,6 +105,12 @@ class Encoded(Picture):
         picture = picture.crop((outer_left, outer_top, math.ceil(right), math.ceil(bottom)))
         inner = left - outer_left, top - outer_top, right - outer_left, bottom - outer_top
         return _from_array(np.asarray(picture.resize(size[::-1], Image.Resampling.BICUBIC, inner)), self._channels)
+
+    def _is_plain(self) -> bool:
+        """Whether this is an upright grey or RGB JPEG for 3 channels, too large to live on a device."""
+        plain = self._picture.format == "JPEG" and self._picture.mode in ("L", "RGB")
+        plain &= self._orientation not in _TRANSPOSE and self._channels == 3 and not self._value_range
+        return plain and bool(self._data) and max(self._picture.size) > LARGEST_SIDE
 
     def _scale_for(self, reduction: float) -> int:
         """The factor by which the decoder may shrink the picture if its box is then reduced by `reduction`."""

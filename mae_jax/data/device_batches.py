@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from mae_jax.data.loader import ENDLESS, Arrays, SizeAt, index_at, make_eval_batches, make_train_batches, places_of
 from mae_jax.data.resolutions import Stages, size_at, sizes_from
 from mae_jax.data.sources import Source
-from mae_jax.data.transforms import Size, crop_draws, sample_crops
+from mae_jax.data.transforms import LARGEST_SIDE, Size, crop_draws, sample_crops
 from mae_jax.data.workers import call_ahead
 from mae_jax.runtime.console import say
 from mae_jax.runtime.errors import UserError
@@ -27,7 +27,6 @@ from mae_jax.runtime.mesh import batch_parts, batch_sharding, process_share, put
 from mae_jax.runtime.signals import look
 
 LIMIT = 2 * 2**30  # bytes of all pictures that live on the devices, per device
-LARGEST_SIDE = 128  # of them, pixels; a filter table has the cube of this in entries, 8 MiB
 
 _PRECISION = 22  # fractional bits of a coefficient, as in Pillow
 

@@ -126,7 +126,8 @@ def read_picture_file(path: str | Path) -> bytes:
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
     if status.st_size > MAX_BYTES:
         raise OSError(errno.EINVAL, f"it has {status.st_size:,} bytes, more than {MAX_BYTES:,}", str(path))
-    return Path(path).read_bytes()
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def _scan(folder: str | Path) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ Range = tuple[float, float]  # low, high
 
 CROP_TRIES = 10  # boxes drawn before falling back on the central one, as in torchvision's RandomResizedCrop
 LONGEST = 8  # times the length that the aspect asks for; of longer pictures only the middle is resized
+LARGEST_SIDE = 128  # pixels, of pictures that may live on the devices; a table there has its cube in entries, 8 MiB
 DRAWS_AT_ONCE = 64  # places whose crops are drawn together (20 KB), since making a generator is slow
 
 

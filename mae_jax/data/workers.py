@@ -67,6 +67,7 @@ def _in_order(pool: Executor, submit: Callable, fn: Callable, items: Iterable, a
 
 def _start_worker(fn: Callable[[int], Any], threads: int) -> None:
     keep_freed_memory()
+    os.environ.setdefault("RAYON_NUM_THREADS", str(threads))  # kornia-rs would use a thread per core in each process
     _in_process.update(fn=fn, pool=ThreadPoolExecutor(threads))
 
     def end_with_parent():  # even if the parent is killed

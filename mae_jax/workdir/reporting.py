@@ -30,7 +30,8 @@ PANELS = {
 }  # fmt: skip
 EARLY = 0.1  # share of the steps whose losses the axis ignores: they are high and would flatten the rest
 Curves = dict[str, list[tuple[int, float]]]  # name in the legend -> (step, value)
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "pillow")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "pillow",
+            "simplejpeg", "kornia-rs")  # fmt: skip
 
 
 class Reporter:
@@ -110,7 +111,10 @@ class Reporter:
 
 def provenance() -> dict[str, Any]:
     """Versions of the packages that determine a run's numbers, and this project's git commit, if known."""
-    commit, versions = None, {name: importlib.metadata.version(name) for name in PACKAGES}
+    commit, versions = None, {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # the last two may be missing
+            versions[name] = importlib.metadata.version(name)
     command = ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"]
     with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, or not a checkout
         commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
