@@ -11,7 +11,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 BLOCK = 64  # tokens; a sequence's last block is masked
-TILE = 16  # least width of a head: the least side of a matrix product
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

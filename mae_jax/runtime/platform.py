@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from mae_jax.runtime import gpu_attention
 from mae_jax.runtime.sharding import sum_of_parts
 
 CPU_GROUPS = 4  # more compile longer and are no faster on two cores
+GPU_TILE = 16  # least side of a matrix product in a GPU's kernel
 WORTH_GROUPS = 2**25  # multiplications in one of attention's products
 
 
@@ -43,7 +43,7 @@ def recomputed(fn: Callable, undifferentiated: Callable | None = None) -> Callab
         moving = [i for i, t in enumerate(tangents) if not isinstance(t, jax.custom_derivatives.SymbolicZero)]
 
         def again(primals, tangents):
-            primals = list(_apart_on_cpu(primals))
+            primals = _apart_on_cpu(primals)
 
             def fn_of_moving(*values):
                 return fn(*(values[moving.index(i)] if i in moving else x for i, x in enumerate(primals)))
@@ -56,7 +56,10 @@ def recomputed(fn: Callable, undifferentiated: Callable | None = None) -> Callab
 
 
 def _apart_on_cpu(arrays):
-    return jax.lax.platform_dependent(arrays, cpu=jax.lax.optimization_barrier, default=lambda arrays: arrays)
+    def apart(x):
+        return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
+
+    return [apart(x) for x in arrays]  # one barrier for all would let them vary over the same axes of a mesh
 
 
 def linear(x: jax.Array | Normed, kernel: jax.Array, bias: jax.Array | None, dtype: jnp.dtype) -> jax.Array:
@@ -138,8 +141,10 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, kind: str = "xla") -> ja
     """
     if kind == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation="cudnn")
-    if kind == "pallas" and q.shape[-1] >= gpu_attention.TILE:
-        return gpu_attention.fused_attention(q, k, v)
+    if kind == "pallas" and q.shape[-1] >= GPU_TILE:
+        from mae_jax.runtime.gpu_attention import fused_attention  # Pallas takes half a second to import
+
+        return fused_attention(q, k, v)
     return _xla_attention(q, k, v)
 
 

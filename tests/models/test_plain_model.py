@@ -25,14 +25,13 @@ def plain_blocks(blocks, x, heads, dtype):
 
     def apply(x, parameters):
         block = nnx.merge(graphdef, parameters)
-        queries, keys, values = jnp.split(block.attention.qkv(block.norm1(x)), 3, axis=2)
+        queries, keys, values = jnp.split(block.attention.qkv(block.norm1(x)), 3, axis=-1)
         queries = queries * (queries.shape[-1] // heads) ** -0.5
-        qkv = (queries, keys, values)
-        q, k, v = (rearrange(part.astype(dtype), "b n 1 (h d) -> b n h d", h=heads) for part in qkv)
+        q, k, v = (rearrange(part, "b n (h d) -> b n h d", h=heads) for part in (queries, keys, values))
         x = x + block.attention.out(rearrange(attention(q, k, v), "b n h d -> b n (h d)"))
         return x + block.mlp(block.norm2(x)), None
 
-    return jax.lax.scan(apply, x, stacked)[0]
+    return jax.lax.scan(apply, x.astype(dtype), stacked)[0]
 
 
 def plain_loss(config, params, images, keys):
@@ -49,7 +48,7 @@ def plain_loss(config, params, images, keys):
     tokens = take_patches(jnp.concatenate([x[:, 1:], hidden], axis=1), masks.ids_restore)
     x = jnp.concatenate([x[:, :1], tokens], axis=1) + jnp.asarray(sincos_table(config.grid, config.decoder_width))
     x = plain_blocks(decoder.blocks, x, config.decoder_num_heads, config.dtype)
-    prediction = decoder.predict(decoder.norm(x[:, 1:]))
+    prediction = decoder.predict(decoder.norm(x[:, 1:])).astype(jnp.float32)
     error = jnp.mean((prediction - normalize_patches(patches)) ** 2, axis=-1)
     return jnp.mean(jnp.sum(error * masks.mask, axis=1) / jnp.sum(masks.mask, axis=1))
 

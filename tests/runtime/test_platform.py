@@ -100,7 +100,7 @@ def test_a_norm_that_is_taken_into_a_layers_kernel_has_the_values_and_gradients_
     for each in (norm, folded):
         each.scale[...], each.bias[...] = jax.random.normal(jax.random.key(0), (2, 12))  # some near 0, or negative
     x = 3 + 2 * jax.random.normal(jax.random.key(1), (5, 7, 12))
-    weight = jax.random.normal(jax.random.key(2), (5, 7, 3, 4))
+    weight = jax.random.normal(jax.random.key(2), (5, 7, 12))
 
     def loss(apply):
         return jax.jit(jax.value_and_grad(lambda modules, x: jnp.sum(apply(*modules, x) * weight), (0, 1)))
