@@ -149,7 +149,7 @@ class Setup:
         self.facts = {
             "device": f"{jax.device_count()} x {device.device_kind}",
             "dtypes": tuple(dict.fromkeys(("float32", fitting_dtype(device)))),
-            "attention": (MAEConfig().attention,) if device.platform == "cpu" else CHOICES["attention"],
+            "attention": ("xla",) if device.platform == "cpu" else tuple(filter(None, CHOICES["attention"])),
         }
 
     def __call__(self, count: int) -> dict:
