@@ -40,7 +40,7 @@ class Kernel(NamedTuple):
     cycles: int | None  # the compiler's own estimate (TPU)
 
     def seconds(self, chip: Chip) -> float:
-        """Of all executions: its cycles, or the longer of its products and its bytes at the rates that chips reach."""
+        """Of all executions: its cycles, or the longer of its bytes and its products, all at the rate of bfloat16."""
         if self.cycles is not None:
             return self.times * self.cycles / chip.clock
         return self.times * max((self.flops or 0) / chip.product_rate, self.bytes / chip.bandwidth)
@@ -92,15 +92,16 @@ def _cost(instruction: hlo.Instruction, around: Table, tables: dict[str, Table])
     if opcode == "fusion":
         body = tables[hlo.attribute(instruction, "calls")]
         return _fusion_bytes(body), _fusion_flops(body, tables)
-    written, read = _bytes(instruction.shape), sum(_bytes(around[name].shape) for name in dict.fromkeys(operands))
+    arrays = {name: around[name].shape for name in operands}
+    written, read = _bytes(instruction.shape), sum(map(_bytes, arrays.values()))
     if opcode in SLICING:
         return 2 * written, 0
     if opcode == "dynamic-update-slice":
-        return 2 * _bytes(around[operands[1]].shape), 0
+        return 2 * _bytes(arrays[operands[1]]), 0
     if opcode != instruction.opcode:  # what begins a copy or a collective has its operand in its result, too
         return 2 * read, 0
     if opcode == "custom-call":
-        workspace, flops = _custom_call(instruction, [around[name].shape for name in operands])
+        workspace, flops = _custom_call(instruction, [arrays[name] for name in operands])
         return written - workspace + read, flops
     return written + read, _flops(instruction, around)
 
