@@ -24,8 +24,12 @@ SAME_MEMORY = ("bitcast", "convert", "copy")  # between an updated array and the
 SLICING = ("dynamic-slice", "gather", "slice")
 # Custom kernels, whose text does not tell what they multiply: Pallas on GPU and TPU, cuDNN's.
 CUSTOM = re.compile(r'custom_call_target="(__gpu\$xla\.gpu\.triton|triton_kernel_call|__cudnn|tpu_custom_call)')
-# Those of jax.experimental.pallas.ops.gpu.attention: products of [n, d] with [d, n] or of [n, n] with [n, d] a head.
-ATTENTION_PRODUCTS = {"mha_forward": 2, "mha_preprocess_backward": 0, "mha_backward": 7}
+# Attention that is known by name, ours (gpu_attention.py) and jax.experimental.pallas.ops.gpu.attention: how many
+# products of [n, d] with [d, m] or of [n, m] with [m, d] it makes for each head, in whole blocks of tokens.
+ATTENTION_PRODUCTS = {
+    "attention": 2, "attention_gradient": 7, "mha_forward": 2, "mha_preprocess_backward": 0, "mha_backward": 7
+}  # fmt: skip
+ATTENTION_BLOCK = 64
 Table = dict[str, hlo.Instruction]  # a computation's instructions by their names
 
 
@@ -117,8 +121,10 @@ def _custom_call(instruction: hlo.Instruction, operands: list[str]) -> tuple[int
     kernel = re.search(r'\bname = "(\w+)", num_stages', instruction.attributes)
     if kernel is None or kernel[1] not in ATTENTION_PRODUCTS:
         return 0, None
-    _, tokens, *_ = _sizes(operands[1])  # queries and keys are [b, n, h, d]
-    return 0, 2 * ATTENTION_PRODUCTS[kernel[1]] * tokens * _count(operands[0])
+    (images, queries, heads, width), (_, keys, *_) = _sizes(operands[0]), _sizes(operands[1])
+    tokens = math.prod(-(-count // ATTENTION_BLOCK) * ATTENTION_BLOCK for count in (queries, keys))
+    power_of_two = 1 << (width - 1).bit_length()
+    return 0, 2 * ATTENTION_PRODUCTS[kernel[1]] * images * heads * tokens * power_of_two
 
 
 def _fusion_bytes(body: Table) -> int:

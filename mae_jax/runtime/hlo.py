@@ -18,7 +18,7 @@ ENTERED = (
     "call",
     "conditional",
     "async-start",
-)  # in these a device launches what is there; a fusion is one kernel
+)  # what is in these is launched; a fusion is one kernel
 TABLES = re.compile(
     r'(\d+) (?:"(?P<file>.*)"|\{file_name_id=(?P<name>\d+) .*?\bline=(?P<line>\d+)|'
     r"\{file_location_id=(?P<place>\d+)(?: parent_frame_id=(?P<parent>\d+))?\})"
