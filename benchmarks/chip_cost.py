@@ -29,7 +29,7 @@ from mae_jax.runtime import hlo
 from mae_jax.runtime.chips import CHIPS, GPUS, Chip
 from mae_jax.runtime.cost import Kernel, read_kernels, totals
 from mae_jax.runtime.errors import UserError
-from mae_jax.runtime.mesh import make_mesh
+from mae_jax.runtime.mesh import lowering_for, make_mesh
 from mae_jax.runtime.seeds import make_key
 from mae_jax.runtime.sharding import on_rows
 from mae_jax.training.plan import compile_train_step, devices_for, make_plan, memory_in_bytes
@@ -139,7 +139,8 @@ def compile_features(objective: Objective, variables: dict, options: dict[str, A
         tokens = objective.make_bind()(variables).encode(data.normalize(images))
         return pool(tokens, "patches", objective.model.class_tokens)
 
-    return on_rows(encode, objective.mesh).lower(variables, objective.batch["image"]).compile(options)
+    with lowering_for(objective.mesh):
+        return on_rows(encode, objective.mesh).lower(variables, objective.batch["image"]).compile(options)
 
 
 def read(name: str, compiled: jax.stages.Compiled, seconds: float) -> Program:

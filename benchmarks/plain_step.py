@@ -14,6 +14,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mae_jax.models.config import SIZES, MAEConfig
+from mae_jax.runtime.mesh import lowering_for
 
 BLOCK = 64  # tokens that the Pallas kernel takes at a time; sequences are padded to whole blocks
 
@@ -130,4 +131,5 @@ def compile_plain(
     key = jax.eval_shape(lambda: jax.random.key(0))
     whole, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
     compiled = jax.jit(step, in_shardings=(whole, whole, rows, whole), out_shardings=whole, donate_argnums=(0, 1))
-    return compiled.lower(params, jax.eval_shape(optimizer.init, params), images, key).compile(options)
+    with lowering_for(mesh):
+        return compiled.lower(params, jax.eval_shape(optimizer.init, params), images, key).compile(options)

@@ -24,8 +24,12 @@ SAME_MEMORY = ("bitcast", "convert", "copy")  # between an updated array and the
 SLICING = ("dynamic-slice", "gather", "slice")
 # Custom kernels, whose text does not tell what they multiply: Pallas on GPU and TPU, cuDNN's.
 CUSTOM = re.compile(r'custom_call_target="(__gpu\$xla\.gpu\.triton|triton_kernel_call|__cudnn|tpu_custom_call)')
-# Those of jax.experimental.pallas.ops.gpu.attention: products of [n, d] with [d, n] or of [n, n] with [n, d] a head.
-ATTENTION_PRODUCTS = {"mha_forward": 2, "mha_preprocess_backward": 0, "mha_backward": 7}
+# Attention that is known by name, ours (gpu_attention.py) and jax.experimental.pallas.ops.gpu.attention: how many
+# products of [n, d] with [d, m] or of [n, m] with [m, d] it makes for each head, in whole blocks of tokens.
+ATTENTION_PRODUCTS = {
+    "attention": 2, "attention_gradient": 7, "mha_forward": 2, "mha_preprocess_backward": 0, "mha_backward": 7
+}  # fmt: skip
+ATTENTION_BLOCK = 64
 Table = dict[str, hlo.Instruction]  # a computation's instructions by their names
 
 
@@ -40,7 +44,7 @@ class Kernel(NamedTuple):
     cycles: int | None  # the compiler's own estimate (TPU)
 
     def seconds(self, chip: Chip) -> float:
-        """Of all executions: its cycles, or the longer of its products and its bytes at the rates that chips reach."""
+        """Of all executions: its cycles, or the longer of its bytes and its products, all at the rate of bfloat16."""
         if self.cycles is not None:
             return self.times * self.cycles / chip.clock
         return self.times * max((self.flops or 0) / chip.product_rate, self.bytes / chip.bandwidth)
@@ -92,15 +96,16 @@ def _cost(instruction: hlo.Instruction, around: Table, tables: dict[str, Table])
     if opcode == "fusion":
         body = tables[hlo.attribute(instruction, "calls")]
         return _fusion_bytes(body), _fusion_flops(body, tables)
-    written, read = _bytes(instruction.shape), sum(_bytes(around[name].shape) for name in dict.fromkeys(operands))
+    arrays = {name: around[name].shape for name in operands}
+    written, read = _bytes(instruction.shape), sum(map(_bytes, arrays.values()))
     if opcode in SLICING:
         return 2 * written, 0
     if opcode == "dynamic-update-slice":
-        return 2 * _bytes(around[operands[1]].shape), 0
+        return 2 * _bytes(arrays[operands[1]]), 0
     if opcode != instruction.opcode:  # what begins a copy or a collective has its operand in its result, too
         return 2 * read, 0
     if opcode == "custom-call":
-        workspace, flops = _custom_call(instruction, [around[name].shape for name in operands])
+        workspace, flops = _custom_call(instruction, [arrays[name] for name in operands])
         return written - workspace + read, flops
     return written + read, _flops(instruction, around)
 
@@ -116,8 +121,10 @@ def _custom_call(instruction: hlo.Instruction, operands: list[str]) -> tuple[int
     kernel = re.search(r'\bname = "(\w+)", num_stages', instruction.attributes)
     if kernel is None or kernel[1] not in ATTENTION_PRODUCTS:
         return 0, None
-    _, tokens, *_ = _sizes(operands[1])  # queries and keys are [b, n, h, d]
-    return 0, 2 * ATTENTION_PRODUCTS[kernel[1]] * tokens * _count(operands[0])
+    (images, queries, heads, width), (_, keys, *_) = _sizes(operands[0]), _sizes(operands[1])
+    tokens = math.prod(-(-count // ATTENTION_BLOCK) * ATTENTION_BLOCK for count in (queries, keys))
+    power_of_two = 1 << (width - 1).bit_length()
+    return 0, 2 * ATTENTION_PRODUCTS[kernel[1]] * images * heads * tokens * power_of_two
 
 
 def _fusion_bytes(body: Table) -> int:

@@ -1,8 +1,7 @@
 """XLA's text of a compiled program (HLO): its computations, and how often each instruction runs in one call."""
 
 import re
-from collections.abc import Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Iterator
 from typing import NamedTuple
 
 HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
@@ -14,9 +13,12 @@ CALLS = re.compile(
     rf"\b(?:calls|to_apply|true_computation|false_computation)={NAME}|"
     r"\b(?:branch_computations|called_computations|calls)=\{([^}]*)\}"
 )
-
-
-ENTERED = ("while", "call", "conditional", "async-start")  # what a device launches is in these; a fusion is one kernel
+ENTERED = (
+    "while",
+    "call",
+    "conditional",
+    "async-start",
+)  # what is in these is launched; a fusion is one kernel
 TABLES = re.compile(
     r'(\d+) (?:"(?P<file>.*)"|\{file_name_id=(?P<name>\d+) .*?\bline=(?P<line>\d+)|'
     r"\{file_location_id=(?P<place>\d+)(?: parent_frame_id=(?P<parent>\d+))?\})"
@@ -40,9 +42,7 @@ class Module(NamedTuple):
     computations: dict[str, list[Instruction]]
     entry: str  # name of the computation that a call runs
     num_devices: int
-    frames: Mapping[int, tuple[str, int, int]] = MappingProxyType(
-        {}
-    )  # of Python's stack: file, line, the caller's frame
+    frames: dict[int, tuple[str, int, int]] = {}  # of Python's stack: number -> file, line, number of the caller's
 
 
 class Executed(NamedTuple):
@@ -82,7 +82,7 @@ def _frames(text: str) -> dict[int, tuple[str, int, int]]:
             break
         if row := TABLES.match(line):
             number = int(row[1])
-            if row["file"] is not None:  # FunctionNames overwrite them after FileLocations
+            if row["file"] is not None:  # the names of functions, which follow, look like those of files
                 files.setdefault(number, row["file"])
             elif row["line"]:
                 places[number] = files[int(row["name"])], int(row["line"])

@@ -1,5 +1,6 @@
 """The device mesh, and the layout of arrays on it."""
 
+import contextlib
 import math
 import os
 import re
@@ -185,13 +186,23 @@ def create(init: Callable[[jax.Array], Any], key: jax.Array, mesh: Mesh):
     return jax.jit(init, out_shardings=layout, compiler_options=compiler_options(mesh))(key)
 
 
+def is_absent(mesh: Mesh) -> bool:
+    """Whether programs can only be compiled for a mesh's devices, since they are not here."""
+    return mesh.devices.flat[0] not in jax.devices()
+
+
+def lowering_for(mesh: Mesh) -> contextlib.AbstractContextManager:
+    """Within it, kernels are lowered for the mesh's kind of device; JAX 0.12 needs that if the device is absent."""
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if is_absent(mesh) else contextlib.nullcontext()
+
+
 def compiler_options(mesh: Mesh) -> dict[str, int] | None:
     """Little optimisation on a CPU: compiles faster, to the same bits and speed. XLA_FLAGS may set a level.
 
     For a GPU that is not here, cuBLAS multiplies: XLA cannot tune its own products there, and some have no tiles.
     """
     option, device = "xla_backend_optimization_level", mesh.devices.flat[0]
-    if device.platform == "gpu" and device not in jax.devices():
+    if device.platform == "gpu" and is_absent(mesh):
         return {"xla_gpu_enable_triton_gemm": False}
     return {option: 1} if device.platform == "cpu" and option not in os.environ.get("XLA_FLAGS", "") else None
 

@@ -21,7 +21,14 @@ from mae_jax.runtime.console import si
 from mae_jax.runtime.cost import read_kernels, totals
 from mae_jax.runtime.errors import UserError, first_line
 from mae_jax.runtime.memory import LESS, MIB, bytes_on_a_device, check_memory
-from mae_jax.runtime.mesh import all_devices, batch_sharding, check_cpu_devices, compiler_options, replicated
+from mae_jax.runtime.mesh import (
+    all_devices,
+    batch_sharding,
+    check_cpu_devices,
+    compiler_options,
+    lowering_for,
+    replicated,
+)
 from mae_jax.runtime.seeds import make_key
 from mae_jax.settings.fields import INT32_MAX
 from mae_jax.training.optimizers import fit_warmup, make_optimizer, make_schedule, peak_learning_rate
@@ -125,7 +132,9 @@ def compile_train_step(
         out_shardings=(layout, replicated(mesh)),
     )
     try:
-        return step.lower(state, batch, key).compile((compiler_options(mesh) or {}) | (options or {}) or None)
+        with lowering_for(mesh):
+            lowered = step.lower(state, batch, key)
+        return lowered.compile((compiler_options(mesh) or {}) | (options or {}) or None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

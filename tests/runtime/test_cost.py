@@ -166,6 +166,11 @@ def test_products_count_two_operations_for_each_multiplication():
     assert found["read.1"].flops == found["turned"].flops == 0
 
 
+def test_attention_counts_whole_blocks_of_tokens_and_widths_of_powers_of_two():
+    text = GPU.replace("bf16[2,64,3,16]", "bf16[2,70,3,20]").replace('"mha_forward"', '"attention_gradient"')
+    assert kernels(text)["attended"].flops == 2 * 7 * (2 * 3 * 128 * 128 * 32)
+
+
 def test_a_product_moves_its_operands_and_result_but_no_workspace():
     found = kernels(GPU)
     assert found["blas"].bytes == 2 * 16 * 8 + 4 * 16 * 16  # one operand, given twice
