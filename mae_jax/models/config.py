@@ -4,8 +4,6 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
-from jax.sharding import Mesh
-
 from mae_jax.models.layers import ACTIVATIONS, BlockConfig
 from mae_jax.models.masking import GRID_RATIO, SAMPLERS, count_visible
 from mae_jax.models.patches import grid_size
@@ -60,7 +58,7 @@ class MAEConfig:
     mask_ratio: float = 0.75
     normalize_targets: bool = True
     norm_epsilon: float = 1e-6
-    # None: float32 and xla here. A run chooses by its chip (`mesh.fit_to_chip`; remat and scan_unroll: `fit_step`).
+    # None: float32 and xla here. A run chooses by its chip (`mesh.fit_to_chip`, `execution.fit_step`).
     dtype: str | None = "float32"
     remat: bool | None = None
     scan_unroll: int | None = None
@@ -207,15 +205,3 @@ class MAEConfig:
     def target_dim(self) -> int:
         """Number of values predicted for a patch."""
         return TARGETS.find(self.target_name).dim(self)
-
-
-def fit_step(config: MAEConfig, mesh: Mesh) -> MAEConfig:
-    """The model as a training step runs it: what settings leave open follows the chip.
-
-    A loop over blocks copies what it saves twice. It is unrolled where a program of all blocks compiles in minutes.
-    """
-    platform, depth = mesh.devices.flat[0].platform, max(config.depth, config.decoder_depth)
-    pays = mesh.shape["fsdp"] == 1 and not config.remat and depth <= 12 if platform == "cpu" else depth <= 32
-    unroll = config.scan_unroll or (depth if pays else 1)
-    remat = False if config.remat is None and platform != "cpu" else config.remat
-    return dataclasses.replace(config, scan_unroll=unroll, remat=remat)

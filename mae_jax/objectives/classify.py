@@ -33,7 +33,7 @@ from mae_jax.models.classifier import (
     make_classifier_config,
     split_classifier,
 )
-from mae_jax.models.config import fit_step
+from mae_jax.models.execution import describe_execution, fit_step
 from mae_jax.models.flops import classifier_train_flops, classify_flops, classify_train_flops, represent_flops
 from mae_jax.models.parameters import count_parameters, join
 from mae_jax.objectives.objective import LossDetails, Objective, Variables, check_model
@@ -72,8 +72,9 @@ class Classification(Objective):
         super().__init__(config, workdir, mesh)
         data, classifier = config.data, config.classifier
         self.facts = {"class_names": self.train_source.class_names}
-        unrolled = dataclasses.replace(self.classifier, encoder=fit_step(self.model, mesh))
-        self._bind_to_train = make_bind_classifier(unrolled)
+        rows = data.batch_size // config.train.accumulate_steps
+        self._step_model = fit_step(self.model, mesh, rows, masked=False)
+        self._bind_to_train = make_bind_classifier(dataclasses.replace(self.classifier, encoder=self._step_model))
         self._start_text = self._describe_start()
         self._statistics_shapes = jax.eval_shape(self.init, jax.random.key(0)).statistics
 
@@ -159,7 +160,8 @@ class Classification(Objective):
             f"{encoder.num_patches} patches",
             "augment": ", ".join(augmentations(self.config.data, of_classifier=True)) or "nothing",
             "compute": f"{si(represent_flops(model) + classify_flops(model))}FLOP forward, "
-            f"{si(self.train_flops(encoder.image_size))}FLOP per training image, {encoder.dtype} products",
+            f"{si(self.train_flops(encoder.image_size))}FLOP per training image, "
+            f"{describe_execution(self._step_model)}",
         }
         if self._keeps_features:
             rows["features"] = f"of the frozen encoder, computed once: {self._features_size / 2**20:,.1f} MiB"

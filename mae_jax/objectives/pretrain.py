@@ -20,7 +20,8 @@ from mae_jax.data.sources import random_subset
 from mae_jax.evaluation.evaluator import State, Trained
 from mae_jax.interop.transfer import fitting_params, resolve_pictures
 from mae_jax.interop.workdirs import Weights
-from mae_jax.models.config import MAEConfig, fit_step
+from mae_jax.models.config import MAEConfig
+from mae_jax.models.execution import describe_execution, fit_step
 from mae_jax.models.flops import decoder_tokens, encoder_tokens, forward_flops, train_flops
 from mae_jax.models.mae import MaskedAutoencoder, abstract_params, fit_fixed, init_params, make_bind, split_fixed
 from mae_jax.models.parameters import count_parameters, join
@@ -66,7 +67,8 @@ class Pretraining(Objective):
 
     def __init__(self, config: ConfigDict, workdir: Path, mesh: Mesh):
         super().__init__(config, workdir, mesh)
-        self._loss_fn = make_loss_fn(config, fit_step(self.model, mesh))
+        self._step_model = fit_step(self.model, mesh, config.data.batch_size // config.train.accumulate_steps)
+        self._loss_fn = make_loss_fn(config, self._step_model)
         self._start_notes: list[str] = []
 
     def take_over(self, trained: dict[str, Any]) -> list[str]:
@@ -118,7 +120,7 @@ class Pretraining(Objective):
             "augment": ", ".join(augmentations(self.config.data, of_classifier=False)) or "nothing",
             "tokens": f"encoder {encoder_tokens(model) - others} + {others}, decoder {decoded}",
             "compute": f"{si(forward_flops(model))}FLOP forward, {si(train_flops(model))}FLOP per training image, "
-            f"{model.dtype} products",
+            f"{describe_execution(self._step_model)}",
         }
         if chosen := [f"{name} {getattr(model, name)}" for name in CHOICES if getattr(model, name) != usual[name]]:
             rows["choices"] = ", ".join(chosen)
