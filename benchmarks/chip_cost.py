@@ -1,10 +1,10 @@
 """What a program costs on a chip that is not here: `python -m benchmarks.chip_cost --chip=h200 --model=vit_base`.
 
-Compiles the step of a config (or what evaluation does with its encoder) for a GPU or TPU, without one, and reads the
-compiler's text: each kernel's bytes and FLOPs, the time that they take at least (GPU: a roofline; TPU: the compiler's
-own cycles), and the ten dearest with the line of our code that they come from. Nothing is measured: compare programs by
-it. With --against=plain, the control in `benchmarks.plain_step` is compiled with the same options. Needs the compiler's
-package: jax-cuda12-pjrt, or libtpu.
+Compiles the step of a config for a GPU or TPU (or, with --what, the features of its encoder or its reconstructions),
+without one, and reads the compiler's text: each kernel's bytes and FLOPs, the time that they take at least (GPU: a
+roofline; TPU: the compiler's own cycles), and the ten dearest with the line of our code that they come from. Nothing
+is measured: compare programs by it. With --against=plain, the control in `benchmarks.plain_step` is compiled with the
+same options. Needs the compiler's package: jax-cuda12-pjrt, or libtpu.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from flax.traverse_util import flatten_dict
 
 import mae_jax
 from benchmarks.jax_step import read_config
@@ -58,7 +59,7 @@ def main() -> None:
     parser.add_argument("--model", default="vit_base", help="base, large, huge, or a file of configs/ that trains")
     parser.add_argument("--batch", type=int, help="images of one chip; default: 512, 256, 128 for B, L, H; a TPU's 128")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings: model.remat=True ...")
-    parser.add_argument("--what", default="step", choices=("step", "features"), help="or the frozen encoder's features")
+    parser.add_argument("--what", default="step", choices=("step", "features", "reconstruct"))
     parser.add_argument("--against", choices=("plain",), help="the control beside it (benchmarks/plain_step.py)")
     parser.add_argument("--gemm", default="cublas", choices=("cublas", "triton"), help="what multiplies on a GPU")
     parser.add_argument("--text", type=Path, metavar="FILE", help="keeps the compiled text")
@@ -115,32 +116,39 @@ def size_of(model: str) -> str:
 def compile_program(
     model: str, overrides: dict[str, Any], devices: list[jax.Device], what: str, options: dict[str, Any] | None
 ) -> jax.stages.Compiled:
-    """A config's training step, or what evaluation does with its encoder, with random weights and made-up pictures."""
+    """A config's training step, or what evaluation does with its model."""
     try:
-        config = read_config(model, overrides)
+        known = flatten_dict(read_config(model, {}).to_dict(), sep=".")
     except ModuleNotFoundError as error:
         raise UserError(f"--model={model}: there is no configs/{model}.py") from error
+    if unknown := overrides.keys() - known.keys():
+        raise UserError(f"--set: configs/{model}.py has no setting {', '.join(sorted(unknown))}")
+    config = read_config(model, overrides)
     config.init_from = None
     mesh = make_mesh(config.mesh, devices)
     with tempfile.TemporaryDirectory() as folder:
         objective = OBJECTIVES.find(config.task)(config, Path(folder), mesh)
     plan = make_plan(config, objective, mesh)
-    if what == "features":
-        return compile_features(objective, plan.abstract.variables(), options)
+    if what != "step":
+        return compile_inference(objective, plan.abstract.variables(), what, options)
     key = jax.eval_shape(functools.partial(make_key, config.seed, "train"))
     return compile_train_step(plan.step_fn, plan.abstract, objective.batch, key, mesh, options)
 
 
-def compile_features(objective: Objective, variables: dict, options: dict[str, Any] | None) -> jax.stages.Compiled:
-    """The encoder on whole pictures, and the mean of its patch tokens."""
+def compile_inference(
+    objective: Objective, variables: dict, what: str, options: dict[str, Any] | None
+) -> jax.stages.Compiled:
+    """The encoder on whole pictures and the mean of its patch tokens, or the prediction of hidden patches."""
     data = objective.evaluation.data
 
-    def encode(variables: dict, images: jax.Array) -> jax.Array:
-        tokens = objective.make_bind()(variables).encode(data.normalize(images))
-        return pool(tokens, "patches", objective.model.class_tokens)
+    def infer(variables: dict, images: jax.Array) -> jax.Array:
+        model, images = objective.make_bind()(variables), data.normalize(images)
+        if what == "reconstruct":
+            return model(images, key=jax.random.key(0)).prediction
+        return pool(model.encode(images), "patches", objective.model.class_tokens)
 
     with lowering_for(objective.mesh):
-        return on_rows(encode, objective.mesh).lower(variables, objective.batch["image"]).compile(options)
+        return on_rows(infer, objective.mesh).lower(variables, objective.batch["image"]).compile(options)
 
 
 def read(name: str, compiled: jax.stages.Compiled, seconds: float) -> Program:
