@@ -60,8 +60,8 @@ class MAEConfig:
     norm_epsilon: float = 1e-6
     # None: float32 and xla here. A run chooses by its chip (`mesh.fit_to_chip`, `execution.fit_step`).
     dtype: str | None = "float32"
-    remat: bool | None = None
-    scan_unroll: int | None = None
+    remat: bool | None | tuple[bool | None, bool | None] = None  # pairs: of the encoder, of the decoder
+    scan_unroll: int | None | tuple[int, int] = None
     mlp_width: int | None = None  # None: mlp_ratio * width
     decoder_mlp_width: int | None = None  # None: mlp_ratio * decoder_width
     activation: str = "gelu"
@@ -93,7 +93,7 @@ class MAEConfig:
     def _mistakes(self) -> Iterator[str]:
         for name, (least, most) in LIMITS.items():
             value = getattr(self, name)
-            if value is not None and not least <= value <= most:
+            if value is not None and not isinstance(value, tuple) and not least <= value <= most:
                 yield f"{name}={value} is outside [{least}, {most}]"
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
@@ -175,18 +175,20 @@ class MAEConfig:
 
     @property
     def blocks(self) -> BlockConfig:
-        return self._blocks(self.width, self.num_heads, self.mlp_width, None)
+        return self._blocks(self.width, self.num_heads, self.mlp_width, None, half=0)
 
     @property
     def decoder_blocks(self) -> BlockConfig:
         memory_width = self.width if self.decoder_attention == "cross" else None
-        return self._blocks(self.decoder_width, self.decoder_num_heads, self.decoder_mlp_width, memory_width)
+        widths = self.decoder_width, self.decoder_num_heads, self.decoder_mlp_width, memory_width
+        return self._blocks(*widths, half=1)
 
-    def _blocks(self, width: int, num_heads: int, mlp_width: int | None, memory_width: int | None) -> BlockConfig:
+    def _blocks(self, width: int, num_heads: int, mlp_width: int | None, memory_width: int | None, half: int):
         mlp_width = int(self.mlp_ratio * width) if mlp_width is None else mlp_width
+        remat, unroll = (x[half] if isinstance(x, tuple) else x for x in (self.remat, self.scan_unroll))
         return BlockConfig(
             width, num_heads, mlp_width, self.norm_epsilon, self.activation, self.qkv_bias, self.attention or "xla",
-            self.dtype or "float32", self.qk_norm, memory_width, self.remat, self.scan_unroll or 1,
+            self.dtype or "float32", self.qk_norm, memory_width, remat, unroll or 1,
         )  # fmt: skip
 
     @property

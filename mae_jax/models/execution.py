@@ -10,22 +10,28 @@ from mae_jax.runtime.memory import device_memory
 from mae_jax.runtime.mesh import batch_parts
 
 KEPT = 18  # values that a block keeps for its backward pass, for each token and each of the width's (counted: 17.3)
-MOST_UNROLLED = {"cpu": 12, "gpu": 32, "tpu": 12}  # blocks of a stack: more compile for more than minutes
+MOST_UNROLLED = {"cpu": 12, "gpu": 32, "tpu": 8}  # blocks of an encoder or decoder; more compile for too many minutes
 
 
 def fit_step(model: MAEConfig, mesh: Mesh, rows: int, *, masked: bool = True) -> MAEConfig:
-    """The model with `scan_unroll` and `remat` set; `rows` images go through it at once, on all devices.
+    """The model with `scan_unroll` and `remat` set, perhaps to pairs for the encoder and the decoder.
 
     A loop over blocks copies all that it keeps, twice: blocks are unrolled where the program compiles in minutes. They
-    are computed again where what they keep would not fit into the chip's memory. `masked`: the decoder runs, too.
+    are computed again where what they keep of `rows` images would not fit into the chips' memory, and in a loop on a
+    TPU, whose copies cost more. `masked`: there is a decoder, and the encoder sees visible patches alone.
     """
-    device, remat = mesh.devices.flat[0], model.remat
-    if device.platform != "cpu" and remat is None:  # on a CPU None is the best
-        memory = device_memory(device)
-        remat = memory is not None and kept_bytes(model, rows / batch_parts(mesh), masked) > 0.8 * memory
-    depth, most = max(model.depth, model.decoder_depth), MOST_UNROLLED.get(device.platform, 12)
-    unrolls = depth <= most and (device.platform != "cpu" or mesh.shape["fsdp"] == 1 and not remat)
-    return dataclasses.replace(model, remat=remat, scan_unroll=model.scan_unroll or (depth if unrolls else 1))
+    device, depths = mesh.devices.flat[0], (model.depth, model.decoder_depth)
+    most = MOST_UNROLLED.get(device.platform, 12)
+    if device.platform == "cpu":
+        unrolls = max(depths) <= most and mesh.shape["fsdp"] == 1 and not model.remat
+        return dataclasses.replace(model, scan_unroll=model.scan_unroll or (max(depths) if unrolls else 1))
+    unroll = tuple(model.scan_unroll or (depth if depth <= most else 1) for depth in depths)
+    remat, memory = model.remat, device_memory(device)
+    if remat is None:
+        short = memory is not None and kept_bytes(model, rows / batch_parts(mesh), masked) > 0.8 * memory
+        loops = (device.platform == "tpu" and blocks < depth for blocks, depth in zip(unroll, depths, strict=True))
+        remat = tuple(short or loop for loop in loops)
+    return dataclasses.replace(model, scan_unroll=unroll, remat=remat)
 
 
 def kept_bytes(model: MAEConfig, rows: float, masked: bool) -> float:
@@ -41,8 +47,16 @@ def kept_bytes(model: MAEConfig, rows: float, masked: bool) -> float:
     return rows * size * kept
 
 
-def describe_execution(model: MAEConfig) -> str:
-    """One line for people."""
-    loop = "unrolled" if model.scan_unroll >= max(model.depth, model.decoder_depth) else "in a loop"
-    again = ", computed again in the backward pass" if model.remat else ""
-    return f"{model.dtype} products, attention by {model.attention or 'xla'}, blocks {loop}{again}"
+def describe_execution(model: MAEConfig, masked: bool = True) -> str:
+    """One line for people on a model of `fit_step`."""
+    stacks = [("encoder", model.depth, model.blocks)] + [
+        ("decoder", model.decoder_depth, model.decoder_blocks)
+    ] * masked
+    ways = {
+        name: f"{'unrolled' if blocks.unroll >= depth else 'in a loop'}{', recomputed' if blocks.remat else ''}"
+        for name, depth, blocks in stacks
+    }
+    if len(set(ways.values())) == 1:
+        ways = {"blocks": ways["encoder"]}
+    ways = ", ".join(f"{name} {way}" for name, way in ways.items())
+    return f"{model.dtype} products, attention by {model.attention or 'xla'}, {ways}"

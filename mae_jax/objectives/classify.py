@@ -161,7 +161,7 @@ class Classification(Objective):
             "augment": ", ".join(augmentations(self.config.data, of_classifier=True)) or "nothing",
             "compute": f"{si(represent_flops(model) + classify_flops(model))}FLOP forward, "
             f"{si(self.train_flops(encoder.image_size))}FLOP per training image, "
-            f"{describe_execution(self._step_model)}",
+            f"{describe_execution(self._step_model, masked=False)}",
         }
         if self._keeps_features:
             rows["features"] = f"of the frozen encoder, computed once: {self._features_size / 2**20:,.1f} MiB"
