@@ -8,7 +8,7 @@ from mae_jax.models.config import SIZES
 
 def get_config():
     config = finetune_vit_base.get_config()
-    config.model.update(SIZES["large"], remat=True)
+    config.model.update(SIZES["large"])
     config.classifier.drop_path = 0.2
     config.train.epochs = 50.0
     config.optimizer.update(base_learning_rate=1e-3, layer_decay=0.75)
