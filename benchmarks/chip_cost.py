@@ -178,8 +178,8 @@ def table(programs: list[Program], chip: Chip, batch: int) -> list[str]:
             f"| {program.name} | {' | '.join(costs)} | {found['launches']:,} | {found['images_per_second']:,.0f} "
             f"| {program.memory / 2**30:.1f} | {program.seconds:.0f} |"
         )
-        if program.memory > chip.memory:
-            notes.append(f"{program.name} does not fit into {chip.memory / 2**30:.0f} GiB")
+        if program.memory > chip.usable_memory:
+            notes.append(f"{program.name} does not fit into {chip.usable_memory / 2**30:.0f} GiB")
         if found["unknown"]:
             notes.append(f"{program.name}: the arithmetic of {found['unknown']:,} custom kernels is not counted")
         if not found["is_exact"]:

@@ -224,6 +224,7 @@ class Theirs(Forward):
         from transformers.utils import logging
 
         logging.disable_progress_bar()
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         self._torch = torch
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model = ViTMAEForPreTraining.from_pretrained(folder, attn_implementation=attention)

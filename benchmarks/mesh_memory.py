@@ -15,12 +15,13 @@ from ml_collections import ConfigDict
 from benchmarks.collectives import Collective, read_collectives, table
 from configs import common
 from mae_jax.models.config import SIZES, MAEConfig
+from mae_jax.models.execution import fit_step
 from mae_jax.models.mae import init_params
 from mae_jax.objectives.objective import Variables
 from mae_jax.objectives.pretrain import make_loss_fn
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.memory import bytes_on_a_device
-from mae_jax.runtime.mesh import AXES, make_mesh
+from mae_jax.runtime.mesh import AXES, fit_to_chip, make_mesh
 from mae_jax.runtime.seeds import make_key
 from mae_jax.training.optimizers import make_optimizer, make_schedule
 from mae_jax.training.plan import compile_train_step, devices_for, memory_in_bytes
@@ -80,12 +81,14 @@ def step_cost(config: ConfigDict, shape: tuple[int, int, int], devices: list) ->
 
     No data are read. What it sends is None if that is unknown.
     """
+    fit_to_chip(config.model, devices[0])
     model, batch = MAEConfig(**config.model), config.data.batch_size
     mesh = make_mesh(ConfigDict(dict(zip(AXES, shape, strict=True))), devices)
     schedule = make_schedule(config.optimizer, batch, warmup_steps=1, total_steps=10)
     optimizer = make_optimizer(config.optimizer, schedule)
     state = abstract_state(make_init(lambda key: Variables(init_params(model, key)), optimizer), mesh)
-    loss_fn, parts = make_loss_fn(config, model), config.train.accumulate_steps
+    parts = config.train.accumulate_steps
+    loss_fn = make_loss_fn(config, fit_step(model, mesh, batch // parts))
     step_fn = make_train_step(loss_fn, optimizer, schedule, mesh, parts)
     images = jax.ShapeDtypeStruct((batch, *model.image_size, model.channels), jnp.uint8)
     key, start = jax.eval_shape(lambda: make_key(config.seed, "train")), time.perf_counter()

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import train_step
-from benchmarks.step_cost import read_model
 from benchmarks.train_step import MODELS
 
 LARGE = ("vit_base", "vit_large", "vit_huge")
@@ -73,15 +72,10 @@ def variants(model: str, accelerated: bool) -> list[tuple[str, int, dict[str, An
     config, cpu_batch, batch = MODELS[model]
     base = {} if accelerated or model != "tiny" else SMALL
     batch = batch if accelerated else cpu_batch
-    described = read_model(config, base)
-    unrolled = {"model.scan_unroll": max(described.depth, described.decoder_depth)}
     changes = [("usual", 1, {})]
     if accelerated:
-        changes += [("cudnn attention", 1, {"model.attention": "cudnn"})]
-    changes += [("unrolled", 1, unrolled)]
-    if accelerated:
-        changes += [("cudnn attention, unrolled", 1, {"model.attention": "cudnn"} | unrolled)]
-    changes += [(f"remat {not described.remat}", 1, {"model.remat": not described.remat})]
+        changes += [(f"{attention} attention", 1, {"model.attention": attention}) for attention in ("cudnn", "xla")]
+    changes += [("in loops", 1, {"model.scan_unroll": 1}), ("remat", 1, {"model.remat": True})]
     changes += [("half the batch", 0.5, {}), ("twice the batch", 2, {})]
     return [(name, int(batch * factor), base | settings) for name, factor, settings in changes]
 

@@ -77,7 +77,7 @@ def memory_cases(base: dict[str, Any], model: MAEConfig) -> list[Case]:
 
 
 def remat_cases(base: dict[str, Any], model: MAEConfig) -> list[Case]:
-    return [Case(f"remat {remat}", base | {"model.remat": remat}) for remat in (False, True)]
+    return [Case(f"remat {remat}", base | {"model.remat": remat}) for remat in (None, True)]
 
 
 TABLES: dict[str, Callable[[dict[str, Any], MAEConfig], list[Case]]] = {

@@ -27,7 +27,7 @@ class TorchStep:
         ours = MAEConfig(**config.model)
         self._torch = torch
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        torch.backends.cuda.matmul.allow_tf32 = ours.dtype != "float32"
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = ours.dtype != "float32"
         theirs = ViTMAEConfig(
             hidden_size=ours.width, num_hidden_layers=ours.depth, num_attention_heads=ours.num_heads,
             intermediate_size=ours.blocks.mlp_width, hidden_act="gelu", image_size=ours.image_size,

@@ -74,7 +74,7 @@ def get_config() -> ConfigDict:
     model.activation = "gelu"  # of the MLPs; gelu is exact (gelu_tanh, relu, ...: models/layers.py lists them)
     model.qkv_bias = True  # whether queries, keys and values have a bias
     model.norm_epsilon = 1e-6  # of every LayerNorm
-    # Of matrix products: float32 (jax_default_matmul_precision) | bfloat16; None: bfloat16 if the chip has it.
+    # Of products and activations: float32 (jax_default_matmul_precision) | bfloat16; None: bfloat16 if the chip has it.
     model.dtype = placeholder(str)
     # xla | pallas | cudnn (both keep no weights; NVIDIA GPUs, with dtype bfloat16). None: as the chip does it best.
     model.attention = placeholder(str)

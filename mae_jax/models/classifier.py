@@ -151,7 +151,7 @@ class Classifier(nnx.Module):
         tokens, _ = self.encoder(*patches_of(images, self.config.encoder), keys=keys, norm=False)
         classes, patches = jnp.split(tokens, [self.config.encoder.class_tokens], axis=1)
         if self.config.pool == "mean_norm":
-            return jnp.mean(patches, axis=1)
+            return jnp.mean(patches, axis=1, dtype=jnp.float32)
         tokens = self.encoder.norm(classes if self.config.pool == "class" else patches)
         return tokens if self.config.pool == "attentive" else jnp.mean(tokens, axis=1)
 

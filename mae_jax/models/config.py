@@ -9,6 +9,7 @@ from mae_jax.models.masking import GRID_RATIO, SAMPLERS, count_visible
 from mae_jax.models.patches import grid_size
 from mae_jax.models.targets import TARGETS
 from mae_jax.runtime.errors import UserError
+from mae_jax.runtime.platform import PALLAS_HEADS
 
 # Named encoders. tiny, small: DeiT (arXiv 2012.12877); base, large, huge: ViT (arXiv 2010.11929), as in the paper.
 SIZES = {
@@ -185,9 +186,12 @@ class MAEConfig:
 
     def _blocks(self, width: int, num_heads: int, mlp_width: int | None, memory_width: int | None, half: int):
         mlp_width = int(self.mlp_ratio * width) if mlp_width is None else mlp_width
+        attention = self.attention or "xla"
+        if attention == "pallas" and width // num_heads not in PALLAS_HEADS:
+            attention = "xla"
         remat, unroll = (x[half] if isinstance(x, tuple) else x for x in (self.remat, self.scan_unroll))
         return BlockConfig(
-            width, num_heads, mlp_width, self.norm_epsilon, self.activation, self.qkv_bias, self.attention or "xla",
+            width, num_heads, mlp_width, self.norm_epsilon, self.activation, self.qkv_bias, attention,
             self.dtype or "float32", self.qk_norm, memory_width, remat, unroll or 1,
         )  # fmt: skip
 

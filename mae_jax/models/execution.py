@@ -8,6 +8,7 @@ from mae_jax.models.config import MAEConfig
 from mae_jax.models.flops import decoder_tokens, encoder_tokens
 from mae_jax.runtime.memory import device_memory
 from mae_jax.runtime.mesh import batch_parts
+from mae_jax.runtime.processes import from_main
 
 KEPT = 18  # values that a block keeps for its backward pass, for each token and each of the width's (counted: 17.3)
 MOST_UNROLLED = {"cpu": 12, "gpu": 32, "tpu": 8}  # blocks of an encoder or decoder; more compile for too many minutes
@@ -26,8 +27,9 @@ def fit_step(model: MAEConfig, mesh: Mesh, rows: int, *, masked: bool = True) ->
         unrolls = max(depths) <= most and mesh.shape["fsdp"] == 1 and not model.remat
         return dataclasses.replace(model, scan_unroll=model.scan_unroll or (max(depths) if unrolls else 1))
     unroll = tuple(model.scan_unroll or (depth if depth <= most else 1) for depth in depths)
-    remat, memory = model.remat, device_memory(device)
+    remat = model.remat
     if remat is None:
+        memory = from_main(device_memory(mesh.local_devices[0]))  # all processes must compile the same program
         short = memory is not None and kept_bytes(model, rows / batch_parts(mesh), masked) > 0.8 * memory
         loops = (device.platform == "tpu" and blocks < depth for blocks, depth in zip(unroll, depths, strict=True))
         remat = tuple(short or loop for loop in loops)
@@ -36,7 +38,7 @@ def fit_step(model: MAEConfig, mesh: Mesh, rows: int, *, masked: bool = True) ->
 
 def kept_bytes(model: MAEConfig, rows: float, masked: bool) -> float:
     """About what the blocks of a model keep of `rows` images for the backward pass, in its compute type."""
-    rows, size = rows * model.masks_per_image, 2 if model.dtype == "bfloat16" else 4
+    rows, size = rows * (model.masks_per_image if masked else 1), 2 if model.dtype == "bfloat16" else 4
     tokens = encoder_tokens(model) if masked else model.class_tokens + model.registers + model.num_patches
     stacks = [(model.depth, tokens, model.blocks)]
     stacks += [(model.decoder_depth, decoder_tokens(model), model.decoder_blocks)] * masked
@@ -59,4 +61,4 @@ def describe_execution(model: MAEConfig, masked: bool = True) -> str:
     if len(set(ways.values())) == 1:
         ways = {"blocks": ways["encoder"]}
     ways = ", ".join(f"{name} {way}" for name, way in ways.items())
-    return f"{model.dtype} products, attention by {model.attention or 'xla'}, {ways}"
+    return f"{model.dtype} products, attention by {model.blocks.attention}, {ways}"

@@ -68,7 +68,7 @@ class BlockConfig:
     activation: str = "gelu"
     qkv_bias: bool = True
     attention: str = "xla"
-    dtype: str = "float32"  # of the matrix products
+    dtype: str = "float32"  # the compute type: of products, and of what passes between layers
     qk_norm: bool = False  # LayerNorm of each head's queries and keys
     memory_width: int | None = None  # if set: cross-attention to tokens of this width
     # What the backward pass computes again instead of saving: True: all of a block; False: nothing; None: the MLP's

@@ -78,7 +78,7 @@ def scan_blocks(
         result, rest = run(result, frozen, depth)
         recorded = jax.tree.map(lambda *parts: jnp.concatenate(parts), recorded, rest)
     states, attentions = recorded
-    return result, (states if states is None else jnp.concatenate([x[None], states]), attentions)
+    return result, (states if states is None else jnp.concatenate([x[None], states]).astype(jnp.float32), attentions)
 
 
 def drop_path_scales(keys: jax.Array, rates: np.ndarray) -> jax.Array:

@@ -9,7 +9,7 @@ import jax
 from mae_jax.runtime.errors import UserError, first_line
 
 GIB = 2**30
-MEMORY_FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"  # the variable that sets which share of a GPU's memory JAX takes
+MEMORY_FRACTION = "XLA_CLIENT_MEM_FRACTION"  # the variable that sets which share of a GPU's memory JAX takes
 # Measured on an H200: 790 of the data sheet's 989 TFLOP/s in large bfloat16 products, and 4.2 of its 4.8 TB/s. The
 # other GPUs are taken to reach the same shares of theirs.
 REACHED_FLOPS, REACHED_BANDWIDTH = 790 / 989, 4.2 / 4.8
@@ -29,7 +29,10 @@ class Chip(NamedTuple):
     @property
     def usable_memory(self) -> int:
         """Bytes that JAX takes by default: three quarters of a GPU's, all of a TPU's."""
-        return int(self.memory * float(os.environ.get(MEMORY_FRACTION, 0.75))) if self.description else self.memory
+        if not self.description:
+            return self.memory
+        older = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION")
+        return int(self.memory * float(os.environ.get(MEMORY_FRACTION) or older or 0.75))
 
     @property
     def product_rate(self) -> float:

@@ -194,11 +194,14 @@ def _trip_count(module: Module, around: dict[str, Instruction], loop: Instructio
     counter = condition[counter]
     if counter.opcode != "get-tuple-element":
         return None
-    index = int(re.search(r"index=(\d+)", counter.attributes)[1])
-    increment = _follow(body, operand_names(next(i for i in body.values() if i.is_root))[index])
+    index, values = int(re.search(r"index=(\d+)", counter.attributes)[1]), around[operand_names(loop)[0]]
+    result = next(i for i in body.values() if i.is_root)
+    if values.opcode != "tuple" or result.opcode != "tuple":
+        return None
+    increment = _follow(body, operand_names(result)[index])
     steps = [_constant(body, name) for name in operand_names(increment)] if increment.opcode == "add" else []
     step = next((value for value in steps if value is not None), None)
-    start = _constant(around, operand_names(around[operand_names(loop)[0]])[index])
+    start = _constant(around, operand_names(values)[index])
     limit = _constant(condition, limit)
     return None if None in (start, step, limit) else max(0, -((start - limit) // step))
 

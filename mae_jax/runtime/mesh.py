@@ -80,10 +80,11 @@ def fitting_dtype(device: jax.Device, wanted: str | None = None) -> str:
 
 def fitting_attention(device: jax.Device, dtype: str, wanted: str | None = None) -> str:
     """`wanted` (None: the kernel that keeps no weights on NVIDIA's chips with bfloat16); UserError if it cannot run."""
-    on_nvidia = re.fullmatch(r"\d+\.\d+", str(getattr(device, "compute_capability", "")))
-    if wanted in ("pallas", "cudnn") and not on_nvidia:
-        raise UserError(f"model.attention={wanted} needs an NVIDIA GPU, but this is {device.device_kind}: leave it out")
-    return wanted or ("pallas" if on_nvidia and dtype == "bfloat16" else "xla")
+    able = re.fullmatch(r"([89]|\d\d+)\.\d+", str(getattr(device, "compute_capability", "")))  # AMD's are names
+    if wanted in ("pallas", "cudnn") and not able:
+        needs = "needs an NVIDIA GPU of compute capability 8.0 or more"
+        raise UserError(f"model.attention={wanted} {needs}, but this is {device.device_kind}: leave it out")
+    return wanted or ("pallas" if able and dtype == "bfloat16" else "xla")
 
 
 def fit_to_chip(model: ConfigDict | dict, device: jax.Device, earlier: Mapping | None = None) -> None:

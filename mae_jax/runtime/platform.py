@@ -1,9 +1,9 @@
 """What platforms need: matrix products and attention, chosen by `jax.lax.platform_dependent`, and memory.
 
 Precision: parameters, their gradients and the optimizer are float32, as are statistics of norms, softmax, the loss, and
-sums of gradients over tokens, parts of a batch and devices. Matrix products take operands of the compute type
-(`model.dtype`); their sums are float32 in the hardware. What passes from layer to layer, and what is kept of it for the
-backward pass, has the compute type: bfloat16 on chips that have it, so that a step moves half the bytes.
+sums of parameters' gradients over tokens, parts of a batch and devices. Matrix products take operands of the compute
+type (`model.dtype`); their sums are float32 in the hardware. What passes from layer to layer, and what is kept of it
+for the backward pass, has the compute type: bfloat16 on chips that have it, so that a step moves half the bytes.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ from einops import rearrange
 from mae_jax.runtime.sharding import sum_of_parts
 
 CPU_GROUPS = 4  # more compile longer and are no faster on two cores
-GPU_TILE = 16  # least side of a matrix product in a GPU's kernel
+PALLAS_HEADS = range(16, 129)  # widths: products have at least 16, and shared memory holds blocks of 128
 WORTH_GROUPS = 2**25  # multiplications in one of attention's products
 
 
@@ -137,11 +137,11 @@ def _transposed_in_memory(x, y):
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, kind: str = "xla") -> jax.Array:
     """softmax(q k^T) v of scaled queries [b, n, h, d], keys and values [b, m, h, d]: [b, n, h, d].
 
-    `kind`: "xla"; "cudnn" and "pallas" keep no weights (NVIDIA GPUs, bfloat16). Narrow heads are left to XLA.
+    `kind`: "xla"; "cudnn" and "pallas" keep no weights (NVIDIA GPUs, bfloat16; heads as wide as `PALLAS_HEADS`).
     """
     if kind == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation="cudnn")
-    if kind == "pallas" and q.shape[-1] >= GPU_TILE:
+    if kind == "pallas":
         from mae_jax.runtime.gpu_attention import fused_attention  # Pallas takes half a second to import
 
         return fused_attention(q, k, v)

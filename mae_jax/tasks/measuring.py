@@ -67,7 +67,9 @@ def open_checkpoint(
             if name not in allowed[group] and value != own:
                 raise UserError(f"{group}.{name}={value!r} is {own!r} in the checkpoint and cannot be changed here")
     model = {name: value for name, value in changed["model"].items() if name in OWN_MODEL_SETTINGS}
-    if computes:
+    if not computes:  # how a chip computes says nothing here
+        model = {name: value for name, value in model.items() if name == "image_size"}
+    else:
         fit_to_chip(model, all_devices()[0], weights.config["model"])
     weights = interop.choose(weights, model)
     for note in weights.notes:

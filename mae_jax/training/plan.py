@@ -180,6 +180,8 @@ def describe_chip(step: jax.stages.Compiled, mesh: Mesh, batch_size: int) -> lis
     except jax.errors.JaxRuntimeError:  # seen with a libtpu newer than this JAX
         return lines
     found, rate = totals(kernels), batch_size / sum(kernel.seconds(chip) for kernel in kernels)
+    if chip.name not in GPUS and not found.cycles:  # a compiler that tells none
+        return lines
     basis = f"at most by roofline: {found.launches:,} kernels move {si(found.bytes)}B, multiply {si(found.flops)}FLOP"
     if chip.name not in GPUS:
         basis = f"by the compiler's estimate of {si(found.cycles)}cycles, at {si(chip.clock)}Hz"

@@ -68,7 +68,7 @@ def test_a_program_is_summed_and_what_does_not_fit_is_told(program):
     *_, row = table([program], CHIPS["h200"], batch=8)
     rate = 8 / ((2 * 8000 + 10000) / 4.2e12)
     assert row == f"| tiny | 0.0 | 0.00 | 3 | {rate:,.0f} | 1.0 | 3 |"
-    assert table([program._replace(memory=2**40)], CHIPS["h200"], 8)[-1] == "(tiny does not fit into 141 GiB)"
+    assert table([program._replace(memory=2**40)], CHIPS["h200"], 8)[-1] == "(tiny does not fit into 106 GiB)"
 
 
 @pytest.mark.parametrize(

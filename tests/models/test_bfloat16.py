@@ -3,11 +3,13 @@ import functools
 import jax
 import numpy as np
 import pytest
-import torch
 
 from mae_jax.models.mae import MAEConfig, make_bind
 from mae_jax.models.positions import sincos_table
 from tests.reference import create_hf_model, from_hf_state, leaves_by_block, random_batch, random_params
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
 
 SIZES = dict(image_size=32, patch_size=4, width=64, depth=4, num_heads=4, decoder_width=32, decoder_depth=2,
              decoder_num_heads=2)  # fmt: skip

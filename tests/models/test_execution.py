@@ -10,7 +10,7 @@ from mae_jax.models.execution import describe_execution, fit_step, kept_bytes
 def fitted(platform: str, size: str = "base", rows: int = 128, fsdp: int = 1, gib: int = 100, **model) -> MAEConfig:
     device = types.SimpleNamespace(platform=platform, memory_stats=lambda: {"bytes_limit": gib * 2**30})
     shape = {"data": 1, "fsdp": fsdp, "tensor": 1}
-    mesh = types.SimpleNamespace(devices=np.array([device] * fsdp), shape=shape)
+    mesh = types.SimpleNamespace(devices=np.array([device] * fsdp), local_devices=[device], shape=shape)
     dtype = "float32" if platform == "cpu" else "bfloat16"
     return fit_step(MAEConfig(**SIZES[size] | dict(dtype=dtype) | model), mesh, rows)
 

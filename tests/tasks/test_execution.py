@@ -179,7 +179,7 @@ def test_what_a_run_settles_itself_or_takes_from_its_checkpoint_is_no_other_sett
     for one, settled in ((first, {}), (then, {"image_size": 8})):
         made = json.loads(json.dumps(one.config.to_dict()))
         one.config.model.dtype = None
-        made["model"] |= {"dtype": "float32"} | settled
+        made["model"] |= {"dtype": "float32", "attention": "xla"} | settled
         made["data"] |= {"batch_size": 64, "mean": [0.3]} if one is then else {}
         one.folder.mkdir(parents=True)
         (one.folder / "config.json").write_text(json.dumps(made))

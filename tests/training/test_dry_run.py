@@ -93,9 +93,9 @@ def test_a_step_is_compiled_for_gpus_that_are_not_here(monkeypatch):
     step, _, mesh = compiled_for(devices_for("a100-40:2"))
     assert mesh.devices.size == 2
     fits, speed = describe_chip(step, mesh, batch_size=16)
-    assert fits.endswith("a100-40: the step fits into 30,278 MiB, 75% of its memory (XLA_PYTHON_CLIENT_MEM_FRACTION)")
+    assert fits.endswith("a100-40: the step fits into 30,278 MiB, 75% of its memory (XLA_CLIENT_MEM_FRACTION)")
     assert re.search("[0-9] images/s at most by roofline: .* kernels move .*B, multiply .*FLOP, without what", speed)
-    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "1e-9")
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "1e-9")
     with pytest.raises(UserError, match="a step needs .* but a device has 0 MiB"):
         describe_chip(step, mesh, batch_size=16)
 

@@ -38,7 +38,8 @@ STEPS = {
 }  # fmt: skip
 # As on these chips, with heads as wide as the kernels need.
 AS_ON_CHIPS = {
-    "model.dtype": "bfloat16", "model.scan_unroll": 1, "model.num_heads": 1, "model.decoder_num_heads": 1,
+    "model.dtype": "bfloat16", "model.remat": False, "model.scan_unroll": 1, "model.num_heads": 1,
+    "model.decoder_num_heads": 1,
 }  # fmt: skip
 ATTENTION = {"cuda": "pallas", "tpu": "xla", "cpu": "xla"}  # what these platforms' chips take with bfloat16
 FORWARD, BACKWARD = (f'name = "{name}"' for name in ("attention", "attention_gradient"))  # of the GPU's kernels

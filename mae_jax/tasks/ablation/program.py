@@ -37,7 +37,7 @@ FREE = (
     "train.accumulate_steps", "model.remat", "model.scan_unroll", "evaluate.pictures", "evaluate.every_steps",
 )  # fmt: skip
 THEIRS = {"pretrain": (), "classify": ("model.", "classifier.num_classes")}
-SETTLED = ("model.dtype", "data.batch_size")  # if None, the run chooses them and records its choice
+SETTLED = ("model.dtype", "model.attention", "data.batch_size")  # if None, the run chooses them and records its choice
 
 
 def lock_name(config: ConfigDict) -> str:
