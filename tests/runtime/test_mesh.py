@@ -154,7 +154,8 @@ def test_a_type_of_products_that_is_given_stays_and_an_open_one_is_as_before_whe
 @pytest.mark.parametrize(
     "platform, capability, dtype, expected",
     [("gpu", "9.0", None, "pallas"), ("gpu", "9.0", "float32", "xla"), ("gpu", "7.5", None, "xla"),
-     ("gpu", "7.5", "bfloat16", "xla"), ("gpu", "gfx942", None, "xla"), ("tpu", None, None, "xla"), ("cpu", None, "bfloat16", "xla")],
+     ("gpu", "7.5", "bfloat16", "xla"), ("gpu", "gfx942", None, "xla"),
+     ("tpu", None, None, "xla"), ("cpu", None, "bfloat16", "xla")],
 )  # fmt: skip
 def test_attention_keeps_no_weights_on_nvidia_s_chips_with_bfloat16(platform, capability, dtype, expected):
     model = {"dtype": dtype, "attention": None}
