@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from mae_jax.runtime.sharding import sum_of_parts
+from mae_jax.runtime.sharding import axes_of, sum_of_parts
 
 CPU_GROUPS = 4  # more compile longer and are no faster on two cores
 PALLAS_HEADS = range(16, 129)  # widths: products have at least 16, and shared memory holds blocks of 128
@@ -59,6 +59,8 @@ def _apart_on_cpu(arrays):
     def apart(x):
         return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
 
+    if axes_of(("fsdp",)):  # loops need no barrier, and gathered parameters would be saved as its results
+        return list(arrays)
     return [apart(x) for x in arrays]  # one barrier for all would let them vary over the same axes of a mesh
 
 
