@@ -106,10 +106,14 @@ class HeadNorm(nnx.Module):
         return normalize(x, self.epsilon, jnp.float32) * self.scale[...]
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def normalize(x: jax.Array, epsilon: float, dtype: jnp.dtype) -> jax.Array:
-    """(x - mean) / sqrt(variance + epsilon) over the last axis, in `dtype`, which is all that its derivative keeps."""
-    return _normalize(x, epsilon)[0].astype(dtype)
+    """(x - mean) / sqrt(variance + epsilon) over the last axis, computed in float32, in `dtype`.
+
+    Its derivative keeps only x or, of a narrower type than float32, only the result.
+    """
+    if x.dtype == jnp.float32:
+        return recomputed(lambda x: _normalize(x, epsilon)[0])(x).astype(dtype)
+    return _normalize_narrow(x, epsilon, dtype)
 
 
 def _normalize(x, epsilon):
@@ -119,7 +123,12 @@ def _normalize(x, epsilon):
     return centred * inverse, inverse
 
 
-@normalize.defjvp
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _normalize_narrow(x, epsilon, dtype):
+    return _normalize(x, epsilon)[0].astype(dtype)
+
+
+@_normalize_narrow.defjvp
 def _normalize_tangent(epsilon, dtype, primals, tangents):
     normed, inverse = _normalize(primals[0], epsilon)
     normed = normed.astype(dtype)
@@ -163,13 +172,12 @@ class Mlp(nnx.Module):
         self.fc2 = Linear(config.mlp_width, config.width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Normed) -> jax.Array:  # [b, n, d] -> [b, n, d]
-        activate = of_each_value(ACTIVATIONS[self.config.activation])
-
-        def project(x, kernel, bias):
-            return linear(activate(x), kernel, bias, self.fc2.dtype)
-
-        project = project if self.config.remat is False else recomputed(project)
-        return project(self.fc1(x), self.fc2.kernel[...], self.fc2.bias[...])
+        activation, x = ACTIVATIONS[self.config.activation], self.fc1(x)
+        if self.config.remat is not None:
+            return self.fc2(of_each_value(activation)(x))
+        # Computes the activation again, for the kernel's gradient and for its own, each when it is needed.
+        activate = jax.checkpoint(lambda x: activation(x.astype(jnp.float32)).astype(x.dtype))
+        return jax.checkpoint(lambda x, project: project(activate(x)))(x, self.fc2)
 
 
 class Attention(nnx.Module):
