@@ -184,7 +184,9 @@ class MAEConfig:
         widths = self.decoder_width, self.decoder_num_heads, self.decoder_mlp_width, memory_width
         return self._blocks(*widths, half=1)
 
-    def _blocks(self, width: int, num_heads: int, mlp_width: int | None, memory_width: int | None, half: int):
+    def _blocks(
+        self, width: int, num_heads: int, mlp_width: int | None, memory_width: int | None, half: int
+    ) -> BlockConfig:
         mlp_width = int(self.mlp_ratio * width) if mlp_width is None else mlp_width
         attention = self.attention or "xla"
         if attention == "pallas" and width // num_heads not in PALLAS_HEADS:
