@@ -18,6 +18,8 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of the initial weights, and of masks, mixing and drop path
     # A workdir, one checkpoint step, the authors' .pth, a Hugging Face or timm folder or file, hf://owner/name.
     config.init_from = placeholder(str)
+    # A 3-channel model in init_from starts one of N channels: mean | repeat | for each channel its old one or None.
+    config.init_channels = placeholder(object)
     config.format = placeholder(str)  # export: huggingface | facebook | timm
     config.encoder_only = False  # export: leave out the decoder or the head
 
@@ -84,14 +86,26 @@ def get_config() -> ConfigDict:
     model.scan_unroll = placeholder(int)
 
     data = config.data = ConfigDict()
-    # digits | image_folder | synthetic | a TFDS data set | module:Class. None: what init_from was trained on.
+    # digits | image_folder | table | parquet | webdataset | prepared | synthetic | a TFDS data set | module:Class.
+    # None: what init_from was trained on.
     data.name = FieldReference("imagenet2012", field_type=str)
-    data.path = placeholder(str)  # image_folder: its folder; TFDS: its data_dir (None: TFDS's own default)
-    # TFDS splits, or sub-folders of an image folder, in any case and usual spelling ("": none).
+    # A folder; table: a file (.csv, .tsv, .parquet); parquet: or hf://OWNER/NAME; TFDS: its data_dir (None: its own).
+    data.path = placeholder(str)
+    data.root = placeholder(str)  # table: the folder of its files; None: the table's own
+    # TFDS splits, sub-folders of an image folder, shards' names, values of a column, in any usual spelling ("": none).
     data.train_split = "train"
-    data.eval_split = "validation"  # image folders: or the test folder, if there is no other
-    data.eval_fraction = 0.1  # image folders without a folder for evaluation: share of pictures held out; 1: all
+    data.eval_split = "validation"  # or the test pictures, if there are no others
+    data.eval_fraction = 0.1  # data without a split for evaluation: share of pictures held out; 1: all
     data.stratify = True  # hold out this share of each class; False: of all pictures together
+    # Columns of table and parquet (webdataset: fields). None: one of the usual names: file, label, split, group.
+    data.image_column = placeholder(str)
+    data.label_column = placeholder(object)  # a name, or several: one column for each label of multi, or each number
+    data.split_column = placeholder(str)
+    data.group_column = placeholder(str)  # all pictures of a group (a patient, a place) are in one split
+    # class (one of several) | multi (any of several) | number (regression). None: class; multi if the data say so.
+    data.label_kind = placeholder(str)
+    data.label_separator = placeholder(str)  # multi: between the labels in one cell
+    data.extensions = placeholder(object)  # image_folder: read only these files, as ('.tif',); None: all known ones
     data.num_examples = 1024  # synthetic only: size of the training split; the evaluation split has a quarter of it
     # Images a step, over all devices and parts. None: a power of two from 16 to 256, for at least 16 steps an epoch.
     data.batch_size = FieldReference(4096, field_type=int)
@@ -113,8 +127,14 @@ def get_config() -> ConfigDict:
     data.cutmix = 0.0  # classify: alpha of cutmix (arXiv 1905.04899); 0: off
     data.mix_probability = 1.0  # share of the pairs of pictures that are mixed
     data.mix_switch_probability = 0.5  # share of the mixed pairs that cutmix takes, if both are on
-    # (low, high): the values of black and white in all pictures; others are clipped. None: only 8-bit pictures.
+    data.bands = placeholder(object)  # channels of the pictures that the model sees, in this order, from 0; None: all
+    # Of pictures on host and devices: uint8 | uint16 | int16 | float16 | float32; None: that of the first pictures.
+    data.dtype = placeholder(str)
+    # (low, high): the values of black and white, 0 and 1 for mean and std; others are clipped. None: 0 and 255 of 8-bit
+    # pictures; the values of others are taken as they are.
     data.value_range = placeholder(object)
+    # A file with value_range, mean and std: statistics.json of the task inspect, or a prepared folder.
+    data.statistics = placeholder(str)
     data.mean = (0.485, 0.456, 0.406)  # ImageNet's, of each channel on [0, 1]; one value serves all channels
     data.std = (0.229, 0.224, 0.225)
     data.num_threads = 16  # reader threads at most; never more than cores (in a worker process: than its share)
@@ -136,6 +156,7 @@ def get_config() -> ConfigDict:
     classifier.batch_norm = False  # BatchNorm without scale and bias before the linear layer (linear probe)
     classifier.head_std = 2e-5  # standard deviation of the linear layer's initial kernel
     classifier.drop_path = 0.0  # probability of dropping a residual branch: rises from 0 to this over the blocks
+    classifier.class_weights = placeholder(str)  # of the classes in the loss: balanced; None: all alike
     classifier.label_smoothing = 0.0  # share of the target that is spread evenly over all classes
 
     train = config.train = ConfigDict()
@@ -195,6 +216,17 @@ def get_config() -> ConfigDict:
     evaluate.probe_c = 1.0  # inverse strength of the logistic regression's L2 penalty
     evaluate.probe_sweep_c = (0.01, 0.1, 1.0, 10.0)  # the task logistic_regression measures all of these
     evaluate.pictures = 8  # reconstructions to draw
+    # Channels drawn as red, green and blue, or one as grey, of other than 1 or 3; None: the first three.
+    evaluate.shown_channels = placeholder(object)
+
+    prepare = config.prepare = ConfigDict()  # the task prepare: data as shards that are read quickly, in the workdir
+    prepare.short_side = placeholder(int)  # pixels of the shorter side at most; None: pictures stay as they are
+    prepare.quality = 95  # of the JPEGs that are written then
+    prepare.shard_examples = 4096  # pictures in a shard
+
+    config.inspect = ConfigDict()  # the task inspect
+    config.inspect.max_examples = placeholder(int)  # training pictures measured (a fixed random subset); None: all
+    config.inspect.crops = 64  # training crops drawn
 
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # devices along each axis; -1: all that remain
     config.mesh.cpu_devices = 1  # devices that a process makes of its CPU's cores

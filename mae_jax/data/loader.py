@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from mae_jax.data.decoding import BadImage, open_picture
 from mae_jax.data.files import first_few
 from mae_jax.data.rand_augment import make_augmentation
-from mae_jax.data.sources import Source
+from mae_jax.data.sources import Source, no_labels
 from mae_jax.data.transforms import Picture, Size, Transform, augmented, centre_crop, random_crop
 from mae_jax.data.workers import call_ahead
 from mae_jax.runtime.errors import UserError, escaped, reason, with_patience
@@ -134,8 +134,9 @@ class PictureReader:
         size = image_size(step) if callable(image_size) else image_size
         places = places_of(step)
         rows = len(places) // pieces_per_batch
-        images = np.zeros((rows, *size, self.channels), np.uint8)
-        labels, indices, all_bad = np.full(rows, -1, np.int32), np.full(rows, -1, np.int64), {}
+        images = np.zeros((rows, *size, self.channels), self.data.get("dtype") or np.uint8)
+        labels, indices, all_bad = no_labels(self.source, rows), np.full(rows, -1, np.int64), {}
+        labels = labels.astype(np.int32) if labels.dtype.kind == "i" else labels
         for row, place in enumerate(places[part * rows : (part + 1) * rows]):
             if (asked := index_at(place, len(self.source), seed)) >= 0:
                 take = functools.partial(transform, place=place, size=size)
@@ -211,9 +212,10 @@ def make_train_batches(
 ) -> Batches:
     """Endless batches of shuffled, cropped and augmented pictures.
 
-    Returns {"image": uint8 [b, h, w, c], "label": int32 [b], "index": int64 [b]} with b = data.batch_size / n for the
-    `share` (i, n). Label and index are those of the picture shown, even if it replaces a bad one. Every epoch shows
-    each picture once, in a new order; a batch may span two. Raises UserError, on `next` for unusable pictures.
+    Returns {"image": [b, h, w, c] of data.dtype, "label": int32 [b] or float32 [b, k] (see `Source.labels`), "index":
+    int64 [b]} with b = data.batch_size / n for the `share` (i, n). Label and index are those of the picture shown, even
+    if it replaces a bad one. Every epoch shows each picture once, in a new order; a batch may span two. Raises
+    UserError, on `next` for unusable pictures.
     """
     if len(source) < data.batch_size:
         raise UserError(

@@ -23,7 +23,8 @@ class Source:
     width) and channels, which pictures need not have. Reader processes get a pickled copy.
     """
 
-    class_names: Sequence[str] | None = None  # of the labels 0, 1, ...; None: no labels
+    label_kind = "class"  # class: one of several | multi: any of several | number: values to predict
+    class_names: Sequence[str] | None = None  # of the labels 0, 1, ..., or of the numbers; None: no labels
     picture_size: tuple[int, int] | None = None  # (height, width) in pixels, if all pictures have one size
     in_memory = False  # whether reading never waits
     place = ""  # where the pictures are: "in FOLDER/validation", "in cifar10 test"
@@ -33,7 +34,7 @@ class Source:
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> dict:
-        """{"image": uint8 [h, w, c] or the bytes of a file, "label": int, -1: none}; an OSError means a bad picture."""
+        """{"image": [h, w, c] or the bytes of a file, "label": see `labels`}; an OSError means a bad picture."""
         raise NotImplementedError
 
     @functools.cached_property
@@ -41,9 +42,15 @@ class Source:
         return len(self.class_names or ())
 
     def labels(self) -> np.ndarray:
-        """Labels of all pictures, int64 [n], -1: none. Override it if they are known without reading the pictures."""
-        found = (self[index]["label"] if self.num_classes else -1 for index in range(len(self)))
-        return np.fromiter(found, np.int64, len(self))
+        """Labels of all pictures. Override it if they are known without reading the pictures.
+
+        Of the kind class int64 [n], -1: none. Else float32 [n, num_classes], NaN: none; of the kind multi 1 for a class
+        that applies, else 0.
+        """
+        found = no_labels(self, len(self))
+        for index in range(len(self) if self.num_classes else 0):
+            found[index] = self[index]["label"]
+        return found
 
     def name_of(self, index: int) -> str:
         """The name of a picture, for messages."""
@@ -53,6 +60,13 @@ class Source:
     def open_both(cls, data: ConfigDict, image_size: tuple[int, int], channels: int) -> tuple["Source", "Source"]:
         """The splits "train" and "eval"."""
         return cls("train", data, image_size, channels), cls("eval", data, image_size, channels)
+
+
+def no_labels(source: Source, count: int) -> np.ndarray:
+    """`Source.labels` of so many pictures without any."""
+    if getattr(source, "label_kind", "class") == "class":
+        return np.full(count, -1, np.int64)
+    return np.full((count, source.num_classes), np.nan, np.float32)
 
 
 def make_source(data: ConfigDict, split: str, image_size: tuple[int, int], channels: int) -> Source:
@@ -90,7 +104,7 @@ class Wrapper(Source):
     def __init__(self, source: Source, indices: np.ndarray | None = None):
         self._source = source
         self.indices = np.arange(len(source)) if indices is None else np.sort(indices)
-        for name in ("class_names", "num_classes", "picture_size", "in_memory", "place", "notes"):
+        for name in ("label_kind", "class_names", "num_classes", "picture_size", "in_memory", "place", "notes"):
             setattr(self, name, getattr(source, name))
 
     def __len__(self) -> int:
@@ -130,10 +144,17 @@ class MatchedClasses(Wrapper):
 
     def __getitem__(self, index: int) -> dict:
         record = super().__getitem__(index)
-        return record | {"label": int(self._places[record["label"]])}
+        return record | {"label": self._renumbered(np.asarray(record["label"]))}
 
     def labels(self) -> np.ndarray:
-        return self._places[super().labels()]
+        return self._renumbered(super().labels())
+
+    def _renumbered(self, labels: np.ndarray) -> np.ndarray:
+        if self.label_kind == "class":
+            return self._places[labels]
+        found = np.zeros((*labels.shape[:-1], self.num_classes), np.float32)
+        found[..., self._places[:-1]] = labels
+        return found
 
 
 def match_classes(source: Source, class_names: Sequence[str], whose: str) -> Source:
@@ -141,6 +162,11 @@ def match_classes(source: Source, class_names: Sequence[str], whose: str) -> Sou
     found = source.class_names
     if not found or list(found) == list(class_names):
         return source
+    if source.label_kind == "number" and set(found) != set(class_names):
+        raise UserError(
+            f"the pictures {source.place} have the numbers {first_few(list(found))}, but {whose} has "
+            f"{first_few(list(class_names))}: set data.label_column"
+        )
     if unknown := [repr(name) for name in found if name not in set(class_names)]:
         raise UserError(
             f"the pictures {source.place} have the class {first_few(unknown)}, which {whose} does not have: it has "
@@ -153,7 +179,7 @@ class Labelled(Wrapper):
     """A source that checks labels on reading; UserError for fewer than 2 classes or a label outside them."""
 
     def __init__(self, source: Source, data: ConfigDict):
-        if source.num_classes < 2:
+        if source.num_classes < (1 if source.label_kind == "number" else 2):
             found = "are all of one class" if source.num_classes else "have no labels"
             raise UserError(
                 f"data.name={data.name}, data.path={data.path}: the pictures, such as {source.name_of(0)}, {found}: "
@@ -165,7 +191,10 @@ class Labelled(Wrapper):
 
     def __getitem__(self, index: int) -> dict:
         record = super().__getitem__(index)
-        if not 0 <= record["label"] < self.num_classes:
+        if self.label_kind != "class":
+            if not np.isfinite(record["label"]).all():
+                raise UserError(f"{self.name_of(index)} has no label: choose a split whose pictures are all labelled")
+        elif not 0 <= record["label"] < self.num_classes:
             raise UserError(
                 f"{self.name_of(index)} has the label {record['label']}, which is outside [0, {self.num_classes}): "
                 "choose a split whose pictures are all labelled"

@@ -226,14 +226,16 @@ def pool(tokens: jax.Array, token: str, class_tokens: int = 1) -> jax.Array:
 def extract_features(
     feature_fn: Callable[[dict], jax.Array], batches: Iterable[dict], count: int, out: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features (float32) [N, D], or tokens [N, L, D], and labels [N] (int64) of all N = count examples, in order.
+    """Features (float32) [N, D], or tokens [N, L, D], and labels (`Source.labels`) of all N = count examples, in order.
 
     Rows of weight 0 are padding. `out` is an array to fill, such as a memory map.
     """
-    labels, done = np.empty(count, np.int64), 0
+    labels, done = None, 0
     computed = ((feature_fn(batch), *whole((batch["label"], batch["weight"]))) for batch in batches)
     for found, label, weight in one_ahead(computed):
         out = np.empty((count, *found.shape[1:]), np.float32) if out is None else out
+        if labels is None:
+            labels = np.empty((count, *label.shape[1:]), np.float32 if label.ndim > 1 else np.int64)
         real = np.asarray(weight) > 0
         rows = slice(done, done + np.count_nonzero(real))
         out[rows], labels[rows] = np.asarray(found)[real], np.asarray(label)[real]

@@ -22,7 +22,7 @@ FLOAT32_MAX = 3.4e38  # runs compute in float32
 RANGES = {
     "[1, inf)": "data.batch_size data.num_threads train.steps train.log_every_steps train.accumulate_steps "
     "checkpoint.every_steps checkpoint.keep checkpoint.keep_every_steps evaluate.every_steps evaluate.batch_size "
-    "evaluate.max_train_examples evaluate.max_examples",
+    "evaluate.max_train_examples evaluate.max_examples prepare.short_side inspect.max_examples",
     "[0, inf)": "data.rand_augment_magnitude_std train.skip_nonfinite optimizer.base_learning_rate "
     "optimizer.min_learning_rate optimizer.warmup_epochs optimizer.weight_decay",
     "(0, inf)": "data.crop_ratio train.epochs optimizer.epsilon optimizer.trust_coefficient optimizer.clip_norm",
@@ -34,7 +34,9 @@ RANGES = {
     "[0.01, 1]": "data.eval_crop",
     "[0, 10]": "data.rand_augment_magnitude",
     "[0, 1000]": "data.num_workers data.mixup data.cutmix classifier.head_std train.profile_steps",
-    "[1, 1000]": "data.rand_augment_ops data.prefetch_batches evaluate.pictures",
+    "[1, 1000]": "data.rand_augment_ops data.prefetch_batches evaluate.pictures inspect.crops",
+    "[1, 100]": "prepare.quality",
+    "[1, 1000000]": "prepare.shard_examples",
     "[1, 10000]": "evaluate.knn_k evaluate.knn_sweep_k",
     "[2, 1000000]": "classifier.num_classes",
     "[4, 10000000]": "data.num_examples",
@@ -47,10 +49,13 @@ CHOICES = {
     "data.augmentation": ("none", "rand_augment"),
     "data.crop_rule": ("retry", "clip", "centre"),
     "data.on_bad_image": ("replace", "raise"),
+    "data.label_kind": ("class", "multi", "number", None),
+    "data.dtype": ("uint8", "uint16", "int16", "float16", "float32", None),
+    "classifier.class_weights": ("balanced", None),
     "evaluate.token": ("mean", "class"),
 }
-PATHS = ("init_from", "data.path", "evaluate.mask")
-LOCAL = ("data.path", "data.num_threads", "data.num_workers", "data.prefetch_batches", "given")  # of each process
+PATHS = ("init_from", "data.path", "data.root", "data.statistics", "evaluate.mask")
+LOCAL = (*PATHS[1:4], "data.num_threads", "data.num_workers", "data.prefetch_batches", "given")  # of each process
 SEEN_SECONDS = 10  # for a file to appear on other hosts: network file systems cache
 
 # Which settings each task reads. The rest must keep their defaults, so no setting is silently ignored.
@@ -61,12 +66,12 @@ NO_MIXING = "-data.erasing -data.mixup -data.cutmix -data.mix_* "
 NO_TRAINING = "-data.batch_size -data.crop_* -data.flip -data.color_jitter -data.augmentation "
 NO_TRAINING += "-data.rand_augment_* -data.on_device "
 
-TRAINS = EVERY + "seed mesh.* train.* optimizer.* checkpoint.* evaluate.every_steps evaluate.batch_size "
+TRAINS = EVERY + "init_channels seed mesh.* train.* optimizer.* checkpoint.* evaluate.every_steps evaluate.batch_size "
 TRAINS += "evaluate.max_examples evaluate.evaluators "
 # Model and pictures are the checkpoint's; the tasks compare them with these settings.
 MEASURES = EVERY + NO_MIXING + NO_TRAINING + "seed mesh.* evaluate.batch_size evaluate.max_examples "
 FEATURES = "evaluate.token evaluate.max_train_examples "
-HIDES = "evaluate.mask evaluate.mask_ratio evaluate.pictures "
+HIDES = "evaluate.mask evaluate.mask_ratio evaluate.pictures evaluate.shown_channels "
 KNN = "evaluate.knn_k evaluate.knn_temperature "
 PROBE = "evaluate.probe_c "
 
@@ -101,8 +106,16 @@ UNUSED_WITH = {
     ("optimizer.schedule", "constant"): "optimizer.decay_fraction optimizer.min_learning_rate",
     ("optimizer.name", "lars"): "optimizer.b1 optimizer.b2 optimizer.epsilon optimizer.muon_momentum",
 }
-# Setting -> the only data.name that uses it.
-ONLY_WITH = {"data.num_examples": "synthetic", "data.eval_fraction": "image_folder", "data.stratify": "image_folder"}
+# Settings -> the only values of data.name that use them.
+ONLY_WITH = {
+    "data.num_examples": "synthetic",
+    "data.extensions": "image_folder",
+    "data.root": "table",
+    "data.image_column data.split_column data.group_column": "table parquet webdataset",
+    "data.label_column data.label_kind data.label_separator": "table parquet webdataset",
+    "data.eval_fraction data.stratify": "image_folder table parquet webdataset",
+}
+NAMES_OF = {key: names.split() for keys, names in ONLY_WITH.items() for key in keys.split()}
 
 
 def check(config: ConfigDict) -> None:
@@ -114,7 +127,7 @@ def check(config: ConfigDict) -> None:
         if value is not None and not key.startswith(("ablate.", "data.value_range")):
             _check_numbers(key, value)
         if key in CHOICES and value not in CHOICES[key]:
-            choices = CHOICES[key]
+            choices = [choice for choice in CHOICES[key] if choice]
             raise UserError(f"{key}={value!r} is not one of {', '.join(choices)}{nearest(str(value), choices)}")
     for name in ("crop_scale", "crop_ratio"):
         value = config.data[name]
@@ -216,7 +229,7 @@ def check_read(config: ConfigDict, row: str | None = None) -> None:
 def unused_with(config: ConfigDict, key: str) -> str | None:
     """The setting, such as "data.name=digits", that makes another one useless; None if there is none."""
     name = config.data.name
-    if key in ONLY_WITH and name not in (ONLY_WITH[key], None):
+    if key in NAMES_OF and name is not None and ":" not in name and name not in NAMES_OF[key]:
         return f"data.name={name}"
     for (other, value), patterns in UNUSED_WITH.items():
         if get(config, other) == value and any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns.split()):
