@@ -30,9 +30,19 @@ def read_entry(entry: Path) -> Any:
 
 
 def write_entry(entry: Path, content: Any) -> None:
-    """Writes plain values whole, or nothing if the cache cannot be written. Several processes may do so at once."""
+    """Writes plain values, or nothing if the cache cannot be written."""
     with contextlib.suppress(OSError):
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=entry.parent, delete=False) as file:
-            file.write(msgpack.packb(content, unicode_errors="surrogateescape"))
-        os.replace(file.name, entry)
+        write_bytes(entry, msgpack.packb(content, unicode_errors="surrogateescape"))
+
+
+def write_bytes(entry: Path, *parts: bytes) -> None:
+    """Writes a file whole or not at all; several processes may write the same. Raises OSError."""
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=entry.parent, delete=False) as file:
+        try:
+            file.writelines(parts)
+            file.close()
+            os.replace(file.name, entry)
+        except OSError:
+            os.unlink(file.name)
+            raise
