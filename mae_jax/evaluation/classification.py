@@ -20,8 +20,8 @@ from mae_jax.runtime.mesh import whole
 from mae_jax.runtime.sharding import on_rows
 
 COLUMNS = {
-    "class": ("class", ""), "images": ("images", ">8,"), "recall": ("recall", ">9.1%"),
-    "precision": ("precision", ">11.1%"), "often_taken_for": ("often taken for", ""),
+    "class": ("class", "<24", ".23"), "images": ("images", ">6", ","), "recall": ("recall", ">7", ".1%"),
+    "precision": ("precision", ">9", ".1%"), "often_taken_for": ("often taken for", "<", ""),
 }  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from mae_jax.settings.registry import Registry
 EVALUATORS: Registry[type["Evaluator"]] = Registry("evaluate.evaluators")
 EVALUATORS["accuracy"] = "mae_jax.evaluation.classification:Accuracy"
 EVALUATORS["knn"] = "mae_jax.evaluation.features:KNN"
-EVALUATORS["linear_probe"] = "mae_jax.evaluation.features:LinearProbe"
+EVALUATORS["linear_probe"] = "mae_jax.evaluation.linear_probe:LinearProbe"
 EVALUATORS["loss"] = "mae_jax.evaluation.autoencoder:MaskedLoss"
 EVALUATORS["rankme"] = "mae_jax.evaluation.features:RankMe"
 EVALUATORS["reconstructions"] = "mae_jax.evaluation.autoencoder:ReconstructionSheet"

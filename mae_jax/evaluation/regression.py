@@ -10,8 +10,8 @@ from mae_jax.runtime.errors import escaped
 
 DRAWN = 6  # numbers at most
 COLUMNS = {
-    "number": ("number", ""), "images": ("images", ">8,"), "mae": ("mean absolute error", ">21.4g"),
-    "mse": ("mean squared error", ">20.4g"), "r2": ("R2", ">9.4f"),
+    "number": ("number", "<24", ".23"), "images": ("images", ">6", ","), "mae": ("mean absolute error", ">19", ".4g"),
+    "mse": ("mean squared error", ">18", ".4g"), "r2": ("R2", ">8", ".4f"),
 }  # fmt: skip
 
 

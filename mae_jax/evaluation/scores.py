@@ -34,6 +34,12 @@ def feature_scores(kind: str, labels: np.ndarray, predicted: np.ndarray) -> dict
     return {name: mean_of(errors[name]) for name in ("r2", "mae")}
 
 
+def with_labels(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of features [N, D] and labels (`Source.labels`) that have a label."""
+    known = labels >= 0 if labels.ndim == 1 else ~np.isnan(labels).any(axis=1)
+    return (features, labels) if known.all() else (features[known], labels[known])
+
+
 def average_precisions(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Average precision [K] of the scores [N, K] for labels 0 and 1; NaN for a class that applies to no example."""
     from sklearn.metrics import average_precision_score  # slow to import: a second
@@ -73,7 +79,7 @@ class Report(NamedTuple):
 
     file: str  # name of the table's file
     rows: list[dict[str, Any]]  # of the table; None: no value
-    columns: dict[str, tuple[str, str]]  # those to print: key -> heading, format
+    columns: dict[str, tuple[str, str, str]]  # those to print: key -> heading, place, format
     order: str  # the column whose lowest values are printed first
     drawn: str  # name of the picture
     picture: np.ndarray  # uint8 [h, w, 3]

@@ -21,6 +21,7 @@ from mae_jax.data.loader import array_batches
 from mae_jax.data.resolutions import Stage
 from mae_jax.data.sources import Labelled, Source, count_images, random_subset, stratified_subset
 from mae_jax.evaluation.evaluator import State, extract_features
+from mae_jax.evaluation.scores import MAIN, tell
 from mae_jax.evaluation.unseen import take_pictures
 from mae_jax.interop.transfer import describe_start, resolve_model, starting_params
 from mae_jax.interop.workdirs import Weights
@@ -227,7 +228,6 @@ class Classification(Objective):
         protocol = f"trained: {model.trained_parts}; head: {head}; {images}; {weights}"
         result = {f"eval/{name}": value for name, value in scores.items()} | {"protocol": protocol}
         line = f"done: {int(state.step):,} steps"
-        if {"top1", "top5", "loss"} <= scores.keys():
-            line += f"; top-1 {scores['top1']:.2%}, top-5 {scores['top5']:.2%}, loss {scores['loss']:.4f} on "
-            line += count_images(None, self.eval_source)
+        if MAIN[model.label_kind] in scores:
+            line += f"; {tell(scores)} on {count_images(None, self.eval_source)}"
         return result, [line, protocol, f"see {self.workdir}/result.json"]
