@@ -18,16 +18,8 @@ from mae_jax.runtime.processes import from_main, is_main
 from mae_jax.workdir.metrics import METRICS, Writers, read_metrics
 from mae_jax.workdir.writing import save_picture
 
-WATCHED = (
-    "knn/top1",
-    "linear_probe/top1",
-    "knn/mAP",
-    "knn/r2",
-    "rankme",
-    "top1",
-    "mAP",
-    "r2",
-)  # of the last evaluation, shown in the progress line
+# Of the last evaluation, shown in the progress line.
+WATCHED = ("knn/top1", "linear_probe/top1", "knn/mAP", "knn/r2", "rankme", "top1", "mAP", "r2")
 LONG = 12 * 3600  # seconds left on a CPU from which a line suggests the config for small models
 # Panels from left to right: title, and name in metrics.jsonl -> name in the legend.
 PANELS = {
