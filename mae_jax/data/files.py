@@ -52,7 +52,9 @@ def list_pictures(folder: Path, skip: Collection[str] = (), extensions: tuple[st
     A long listing is kept in the cache, for as long as no folder in it is changed. Raises UserError for unreadable
     folders and broken links, whose pictures would be missing silently.
     """
-    entry, known = entry_of("listing", os.path.join(folder, "\0".join(["", *sorted(skip)]))), [*extensions, *HIDDEN]
+    chosen = extensions if extensions != EXTENSIONS else ()
+    entry = entry_of("listing", os.path.join(folder, "\0".join(["", *sorted(skip), *chosen])))
+    known = [*extensions, *HIDDEN]
     kept = read_entry(entry)
     if kept and kept["known"] == known and all(_time_of(path) == changed for path, changed in kept["folders"].items()):
         files, day = kept["files"].split("\0"), time.strftime("%Y-%m-%d %H:%M", time.localtime(kept["time"]))
