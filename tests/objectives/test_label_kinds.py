@@ -83,7 +83,7 @@ def test_an_export_gives_the_same_outputs_and_says_their_kind(trained, tmp_path)
         export(fold(weights), tmp_path / format, format)
         other = read_weights(tmp_path / format)
         assert other.config["label_kind"] == kind
-        np.testing.assert_array_equal(other.params["head"]["linear"]["bias"], head)
+        np.testing.assert_allclose(other.params["head"]["linear"]["bias"], head, rtol=1e-6)
 
 
 def fold(weights):
