@@ -117,6 +117,7 @@ class ImageFolder(_Pictures):
             if listing.empty
         ]
         self.notes += describe_unread(*listings.values())
+        self.notes += [note for listing in listings.values() for note in listing.notes]
         self.notes += [f"folders that are not used: {first_few(splits.unused)}"] if splits.unused else []
         for part, purpose in zip(files, ("learn from", "evaluate on"), strict=True):
             lacking = sorted(set(self.class_names or ()) - set(map(folder_of, part)))
