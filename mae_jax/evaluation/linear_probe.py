@@ -22,8 +22,10 @@ GRADIENT_TOLERANCE = 1e-6
 STALLED = 5
 SCALE_ROWS = 16_384  # rows for estimating the features' scales
 METHODS = {
-    "class": "logistic regression", "multi": "a logistic regression for each class", "number": "ridge regression with alpha 1 / C",
-}  # fmt: skip
+    "class": "logistic regression",
+    "multi": "a logistic regression for each class",
+    "number": "ridge regression with alpha 1 / C",
+}
 
 
 class LinearProbe(Evaluator):
