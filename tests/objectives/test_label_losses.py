@@ -11,7 +11,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from mae_jax.data.sources import Source
 from mae_jax.models.classifier import ClassifierConfig
 from mae_jax.models.config import MAEConfig
-from mae_jax.objectives.label_losses import balanced_weights, check_kind, label_loss, make_targets, units_of
+from mae_jax.objectives.label_losses import balanced_weights, fit_to_kind, label_loss, make_targets, units_of
 from mae_jax.runtime.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -38,7 +38,8 @@ def model_of(kind, **units):
 
 
 def settings(**classifier):
-    return ConfigDict({"classifier": {"label_smoothing": 0.0, "class_weights": None, "num_classes": 3} | classifier})
+    usual = {"label_smoothing": 0.0, "class_weights": None, "num_classes": 3}
+    return ConfigDict({"classifier": usual | classifier, "given": tuple(f"classifier.{name}" for name in classifier)})
 
 
 def test_the_loss_of_several_labels_is_the_mean_of_scikit_learns_log_losses():
@@ -94,8 +95,15 @@ def test_weights_count_a_classs_examples_so_often_in_parts_of_a_batch_and_in_the
 )
 def test_a_setting_without_meaning_for_the_labels_is_refused(kind, changed, told):
     with pytest.raises(UserError, match=told):
-        check_kind(settings(**changed), Pictures(kind, ANY))
-    check_kind(settings(), Pictures(kind, ANY))
+        fit_to_kind(settings(**changed), Pictures(kind, ANY))
+    assert not fit_to_kind(settings(), Pictures(kind, ANY))
+
+
+def test_label_smoothing_that_only_the_config_asks_for_is_turned_off_and_this_is_told():
+    config = settings(label_smoothing=0.1)
+    config.given = ()
+    (told,) = fit_to_kind(config, Pictures("multi", ANY))
+    assert "classifier.label_smoothing is 0, not 0.1" in told and config.classifier.label_smoothing == 0
 
 
 def test_numbers_that_cannot_be_learned_are_refused():
