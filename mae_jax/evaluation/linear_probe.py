@@ -22,8 +22,10 @@ GRADIENT_TOLERANCE = 1e-6
 STALLED = 5
 SCALE_ROWS = 16_384  # rows for estimating the features' scales
 METHODS = {
-    "class": "logistic regression", "multi": "a logistic regression for each class", "number": "ridge regression",
-}  # fmt: skip
+    "class": "logistic regression",
+    "multi": "a logistic regression for each class",
+    "number": "ridge regression with alpha 1 / C",
+}
 
 
 class LinearProbe(Evaluator):
@@ -107,7 +109,7 @@ def fit_ridge_regression(train: np.ndarray, numbers: np.ndarray, *, c: float) ->
     from sklearn.linear_model import Ridge  # slow to import: a second
 
     fitted = Ridge(alpha=1 / c).fit(train.astype(np.float64), numbers)
-    return fitted.coef_.T, fitted.intercept_
+    return np.atleast_2d(fitted.coef_).T, np.atleast_1d(fitted.intercept_)
 
 
 def _put_blocks(rows: np.ndarray, mesh: Mesh) -> jax.Array:

@@ -37,7 +37,7 @@ from mae_jax.models.classifier import (
 from mae_jax.models.execution import describe_execution, fit_step
 from mae_jax.models.flops import classifier_train_flops, classify_flops, classify_train_flops, represent_flops
 from mae_jax.models.parameters import count_parameters, join
-from mae_jax.objectives.label_losses import OUTPUTS, balanced_weights, check_kind, label_loss, make_targets, units_of
+from mae_jax.objectives.label_losses import OUTPUTS, balanced_weights, fit_to_kind, label_loss, make_targets, units_of
 from mae_jax.objectives.objective import LossDetails, Objective, Variables, check_model
 from mae_jax.runtime.console import si
 from mae_jax.runtime.errors import UserError
@@ -132,7 +132,7 @@ class Classification(Objective):
                 f"classifier.num_classes={classifier.num_classes}, but the data have {train.num_classes} classes; "
                 f"leave it out, or set it to {train.num_classes} or more"
             )
-        check_kind(config, train)
+        self.changed = self.changed + fit_to_kind(config, train)
         self.facts = {"class_names": train.class_names, "label_kind": train.label_kind}
         if train.label_kind == "number":
             self.facts |= self._units or units_of(train)

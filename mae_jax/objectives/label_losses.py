@@ -16,16 +16,23 @@ from mae_jax.runtime.processes import from_main
 OUTPUTS = {"class": "classes", "multi": "classes, of which any apply", "number": "numbers"}  # of the kinds, in words
 
 
-def check_kind(config: ConfigDict, train: Source) -> None:
-    """Raises UserError for settings `classifier.*` that have no meaning for the training labels' kind."""
-    classifier, kind = config.classifier, train.label_kind
+def fit_to_kind(config: ConfigDict, train: Source) -> list[str]:
+    """Raises UserError for settings `classifier.*` that have no meaning for the training labels' kind.
+
+    Label smoothing that the command line does not ask for is turned off: the configs for fine-tuning have it. Returns
+    a line if so.
+    """
+    classifier, kind, changed = config.classifier, train.label_kind, []
     if kind == "class":
-        return
-    if classifier.label_smoothing:
-        raise UserError(
-            f"classifier.label_smoothing={classifier.label_smoothing} is for one class a picture, but the labels are "
-            f"of the kind {kind}: set classifier.label_smoothing=0"
-        )
+        return []
+    if smoothing := classifier.label_smoothing:
+        if "classifier.label_smoothing" in config.given:
+            raise UserError(
+                f"classifier.label_smoothing={smoothing} is for one class a picture, but the labels are of the kind "
+                f"{kind}: leave it out"
+            )
+        classifier.label_smoothing = 0.0
+        changed.append(f"classifier.label_smoothing is 0, not {smoothing}, which is for one class a picture")
     if kind == "number" and classifier.class_weights:
         raise UserError(
             f"classifier.class_weights={classifier.class_weights} is for classes, not for numbers: leave it out"
@@ -35,6 +42,7 @@ def check_kind(config: ConfigDict, train: Source) -> None:
             f"classifier.num_classes={classifier.num_classes}, but the labels of the kind {kind} have "
             f"{train.num_classes} values: leave it out"
         )
+    return changed
 
 
 def units_of(train: Source) -> dict[str, tuple[float, ...]]:

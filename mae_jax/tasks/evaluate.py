@@ -66,7 +66,7 @@ def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
     images, main = count_images(None, data.evaluation), MAIN[data.evaluation.label_kind]
     for evaluator in suite.evaluators:
         if isinstance(evaluator, Accuracy) and main in numbers:  # not if the loss is not finite
-            title = [f"{state.name}: {tell({main: numbers[main]})} of", images]
+            title = [f"{state.name}: {tell({main: numbers[main]})} on", images]
             report = evaluator.predictions.report(class_names, title)
             result |= report.details
             write_report(workdir, report)
