@@ -61,11 +61,11 @@ class Processor:
         arrays = [self._prepare(picture) for picture in (pictures if several else [pictures])]
         if not arrays:
             raise UserError("no pictures: give a PIL image, an array, the path of a file, or a list of them")
-        return normalize(jnp.asarray(np.stack(arrays)), self.mean, self.std)
+        return normalize(jnp.asarray(np.stack(arrays)), self)
 
     def to_pictures(self, images: jax.Array) -> jax.Array:
         """Pictures uint8 [B, H, W, C] of images [B, H, W, C], clipped at black and white."""
-        return jnp.round(jnp.clip(denormalize(images, self.mean, self.std), 0, 1) * 255).astype(jnp.uint8)
+        return jnp.round(jnp.clip(denormalize(images, self), 0, 1) * 255).astype(jnp.uint8)
 
     def _prepare(self, picture: Any) -> np.ndarray:
         """uint8 [H, W, C] of one picture."""

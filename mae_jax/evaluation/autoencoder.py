@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image, ImageDraw, ImageFont
 
-from mae_jax.data.augment import denormalize
+from mae_jax.data.augment import denormalize, valid_values
 from mae_jax.data.loader import make_eval_batches
 from mae_jax.data.sources import random_subset
 from mae_jax.evaluation.evaluator import EvaluationData, Evaluator, State, one_ahead
@@ -41,7 +41,8 @@ class MaskedLoss(Evaluator):
 
     def _losses(self, variables: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
         images, index = self.data.normalize(batch["image"]), batch["index"]
-        output = self._hidden.apply(self.data.bind(variables), images, index, index)
+        valid = valid_values(batch["image"])
+        output = self._hidden.apply(self.data.bind(variables), images, index, index, valid)
         return output.example_loss, batch["weight"]
 
 

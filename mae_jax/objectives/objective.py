@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from mae_jax.data.augment import dtype_of
 from mae_jax.data.device_batches import DeviceBatches, training_batches
 from mae_jax.data.resolutions import Stage, check_resolutions
 from mae_jax.data.sources import Source, make_sources
@@ -82,7 +82,7 @@ class Objective(abc.ABC):
         data = EvaluationData(config, self.make_bind(), mesh, self.train_source, self.eval_source)
         self.evaluation = EvaluationSuite(config, data, config.evaluate.evaluators or self.evaluators)
         shape = (config.data.batch_size, *self.model.image_size, self.model.channels)
-        self.batch = {"image": jax.ShapeDtypeStruct(shape, jnp.uint8)}
+        self.batch = {"image": jax.ShapeDtypeStruct(shape, dtype_of(config.data))}
 
     @abc.abstractmethod
     def take_over(self, trained: dict[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mae_jax.data.augment import augmentations, color_jitter, normalize, random_flip
+from mae_jax.data.augment import augmentations, color_jitter, normalize, random_flip, valid_values
 from mae_jax.data.files import first_few
 from mae_jax.data.loader import make_eval_batches
 from mae_jax.data.sources import random_subset
@@ -95,8 +95,8 @@ class Pretraining(Objective):
         source = random_subset(self.train_source, FITTED_IMAGES)
         batches = make_eval_batches(source, data, min(len(source), 256), model.image_size, model.channels)
         with contextlib.closing(batches):
-            images = (normalize(batch["image"][batch["weight"] > 0], data.mean, data.std) for batch in batches)
-            fitted = fit_fixed(model, images)
+            pictures = (batch["image"][batch["weight"] > 0] for batch in batches)
+            fitted = fit_fixed(model, (np.where(np.isnan(x), np.nan, normalize(x, data)) for x in pictures))
         # Hosts may round differently, and then axes of nearly equal variance differ.
         found = from_main(jax.tree.map(np.ndarray.tolist, fitted))
         return jax.tree.map(lambda values: np.asarray(values, np.float32), found, is_leaf=lambda x: isinstance(x, list))
@@ -159,15 +159,16 @@ class Pretraining(Objective):
 
 
 def make_loss_fn(config: ConfigDict, model: MAEConfig) -> LossFn:
-    """The masked loss of a batch {"image": uint8 [B, H, W, C]}; each image's key decides its flip and its masks."""
+    """The masked loss of a batch {"image": [B, H, W, C]}; each image's key decides its flip and its masks."""
     bind, data = make_bind(model), config.data
 
     def loss_fn(params: dict, frozen: dict, batch: dict, keys: jax.Array) -> tuple[jax.Array, LossDetails]:
         flip_keys, mask_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         images = random_flip(flip_keys, batch["image"]) if data.flip else batch["image"]
+        valid = valid_values(images)
         if data.color_jitter:
             images = color_jitter(jax.vmap(jax.random.fold_in, (0, None))(flip_keys, 1), images, data.color_jitter)
-        loss, parts = bind(join(params, frozen)).training_loss(normalize(images, data.mean, data.std), mask_keys)
+        loss, parts = bind(join(params, frozen)).training_loss(normalize(images, data), mask_keys, valid)
         return loss, LossDetails(scalars=parts)
 
     return loss_fn

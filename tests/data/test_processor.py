@@ -32,7 +32,7 @@ def test_a_picture_is_prepared_as_in_evaluation():
     batches = make_eval_batches(Source(), data, 1, (16, 24), 3)
     batch = next(batches)
     batches.close()
-    expected = normalize(jnp.asarray(batch["image"]), PROCESSOR.mean, PROCESSOR.std)
+    expected = normalize(jnp.asarray(batch["image"]), PROCESSOR)
     np.testing.assert_array_equal(PROCESSOR(PICTURE), expected)
 
 

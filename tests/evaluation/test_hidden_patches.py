@@ -118,7 +118,7 @@ def test_the_loss_is_that_of_each_images_own_mask_for_any_batch_size_and_number_
     data, masks = make_suite("loss", mask=str(numbered)).data, np.load(numbered)
     params = random_params(data.model)
     state, model = Trained(0, params, "step 0"), make_bind(data.model)(params)
-    images = normalize(pictures, data.config.data.mean, data.config.data.std)
+    images = normalize(pictures, data.config.data)
     losses = np.asarray(jax.jit(lambda x: model(x, mask=masks).example_loss)(images), np.float64)
     for devices, batch_size in ((1, 360), (8, 104)):
         suite = make_suite("loss", devices=devices, mask=str(numbered), batch_size=batch_size)

@@ -39,7 +39,7 @@ def state():
 def test_the_loss_counts_every_image_once_for_any_batch_size_and_number_of_devices(state):
     suite = make_suite("loss", batch_size=360)
     source, data = suite.data.evaluation, suite.data.config.data
-    images = normalize(np.stack([source[i]["image"] for i in range(360)]), data.mean, data.std)
+    images = normalize(np.stack([source[i]["image"] for i in range(360)]), data)
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 2), i))(np.arange(360))
     expected = np.mean(np.asarray(suite.data.bind(state.values)(images, key=keys).example_loss, np.float64))
     # One float32 sum over at most 360 values apart from each other.

@@ -86,7 +86,7 @@ def test_the_probes_statistics_are_those_of_the_features_and_the_frozen_encoder_
 
 def training_digits():
     source, data = Digits("train"), digits.get_config().data
-    return normalize(np.stack([source[i]["image"] for i in range(len(source))]), data.mean, data.std)
+    return normalize(np.stack([source[i]["image"] for i in range(len(source))]), data)
 
 
 # Two optimizers, an average, running statistics, pictures and kept features.
