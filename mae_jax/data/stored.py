@@ -18,3 +18,9 @@ def as_stored(image: bytes | np.ndarray, max_pixels: int) -> np.ndarray:
     picture = open_picture(image, 3, max_pixels).whole()
     is_grey = np.array_equal(picture[..., 0], picture[..., 1]) and np.array_equal(picture[..., 0], picture[..., 2])
     return picture[..., :1] if is_grey else picture
+
+
+def batch_dtype(dtype: str) -> str:
+    """The type of a batch of pictures of this type, which keeps all values (but of 32-bit and larger integers)."""
+    kept = {"bool": "uint8", "uint8": "uint8", "uint16": "uint16", "int8": "int16", "int16": "int16"}
+    return {**kept, "float16": "float16"}.get(dtype, "float32")
