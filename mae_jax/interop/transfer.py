@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from mae_jax.interop.channels import VALUES, adapt_channels
 from mae_jax.interop.weights import choose, find_same_weights, read_weights
 from mae_jax.interop.workdirs import Weights, read_own_config
 from mae_jax.models.classifier import ClassifierConfig, is_classifier, make_classifier_config
@@ -16,7 +17,7 @@ from mae_jax.runtime.errors import UserError
 from mae_jax.settings.fields import from_dict
 
 # Size and values of the pictures that an encoder knows: the checkpoint's, unless the command line gives others.
-PICTURES = ("model.image_size", "data.mean", "data.std", "data.value_range")
+PICTURES = ("model.image_size", *(f"data.{name}" for name in VALUES))
 # Settings of `model` that a run chooses for itself; the rest come from the checkpoint.
 OWN_MODEL_SETTINGS = ("image_size", "dtype", "attention", "remat", "scan_unroll")
 # Settings that define the parameters of an encoder and a decoder.
@@ -28,6 +29,7 @@ DECODER_STRUCTURE = (
     "decoder_width", "decoder_depth", "decoder_num_heads", "decoder_attention", "encoder_mask_tokens", "pca_targets",
     "target",
 )  # fmt: skip
+CHANNELS = "for other channels set init_channels, such as --config.init_channels=mean"
 ENCODER_SETTINGS = (*ENCODER_STRUCTURE, "mlp_ratio", "mlp_width", "norm_epsilon")
 
 
@@ -40,10 +42,13 @@ def find_start(config: ConfigDict, workdir: Path) -> tuple[dict[str, Any] | None
 
 
 def read_start(config: ConfigDict, workdir: Path) -> Weights | None:
-    """The weights of `init_from`, if set; the same ones when a run in this workdir is started again."""
+    """The weights of `init_from`, if set, for `init_channels`; the same ones when a run here is started again."""
     if not config.init_from:
         return None
-    return read_weights(find_same_weights(config.init_from, workdir), config.assume)
+    weights = read_weights(find_same_weights(config.init_from, workdir), config.assume)
+    if config.init_channels is None:
+        return weights
+    return adapt_channels(weights, config.model.channels, config.init_channels, config.init_from)
 
 
 def resolve_model(config: ConfigDict, trained: dict[str, Any]) -> list[str]:
@@ -55,7 +60,8 @@ def resolve_model(config: ConfigDict, trained: dict[str, Any]) -> list[str]:
     for name in ENCODER_SETTINGS:
         asked, own = config.model[name], sizes[name]
         if asked != own and f"model.{name}" in config.given:
-            raise UserError(f"model.{name}={asked!r} is {own!r} in the checkpoint and cannot be changed: leave it out")
+            remedy = CHANNELS if name == "channels" else "leave it out"
+            raise UserError(f"model.{name}={asked!r} is {own!r} in the checkpoint and cannot be changed: {remedy}")
         if asked != own:
             changed.append(f"model.{name} is {own!r}, the checkpoint's, not {asked!r}")
     config.model.update(sizes)
@@ -71,11 +77,14 @@ def resolve_pictures(config: ConfigDict, trained: dict[str, Any]) -> list[str]:
             continue
         if name not in trained[group]:  # other programs and earlier versions leave some out
             continue
+        if name == "dtype" and "data.value_range" in config.given:  # pictures of another depth
+            continue
         asked, own = config[group][name], trained[group][name]
         pairs = [(size, size) if isinstance(size, int) else size for size in (asked, own)]  # (height, width)
         if pairs[0] != pairs[1]:
-            changed.append(f"{key} is {own!r}, the checkpoint's, not {asked!r}")
             config[group][name] = own
+            if (name, asked) != ("dtype", None):  # nothing was asked
+                changed.append(f"{key} is {own!r}, the checkpoint's, not {asked!r}")
     return changed
 
 
@@ -129,7 +138,8 @@ def describe_start(
 def pictures_differ(weights: Weights, data: Mapping) -> list[str]:
     """Notes on value ranges and normalisations that differ from those that the weights were trained with."""
     old, new = from_dict(dict(weights.config["data"])), from_dict(dict(data))
-    names = [name for name in ("mean", "std", "value_range") if old.get(name) != new.get(name)]
+    names = [name for name in VALUES if old.get(name) != new.get(name)] if "mean" in old else []  # see adapt_channels
+    names = [name for name in names if name != "dtype" or name in old]  # earlier versions and other programs
     return [f"data.{name} was {old.get(name)}, is {new.get(name)}" for name in names]
 
 
@@ -148,7 +158,8 @@ def fitting_params(weights: Weights, config: Mapping) -> tuple[dict, list[str]]:
     for name, blocks in (("mlp_width", "blocks"), ("decoder_mlp_width", "decoder_blocks"))[: 1 + whole]:
         pairs[name] = getattr(old, blocks).mlp_width, getattr(new, blocks).mlp_width
     if differing := ", ".join(f"model.{name}={a!r} (here {b!r})" for name, (a, b) in pairs.items() if a != b):
-        raise UserError(f"init_from={path} holds another model: {differing}; make these settings the same")
+        remedy = f"; {CHANNELS}" if old.channels != new.channels else ""
+        raise UserError(f"init_from={path} holds another model: {differing}; make these settings the same{remedy}")
     weights = choose(weights, USUAL_MASKS | {"image_size": new.image_size})  # masks are this run's own
     notes = list(weights.notes)
     if not whole:

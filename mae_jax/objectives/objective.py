@@ -81,6 +81,7 @@ class Objective(abc.ABC):
         self.model = check_model(config)
         check_heads(mesh, self.model, decoder=self.has_decoder)
         self.train_source, self.eval_source = self.open_sources()
+        check_channels(config.data, self.model.channels)  # now that data.dtype is known
         self.num_train = len(self.train_source)
         settle_batch_size(config, self.num_train, mesh, self.mixes_pairs)
         data = EvaluationData(config, self.make_bind(), mesh, self.train_source, self.eval_source)

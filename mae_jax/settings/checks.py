@@ -103,7 +103,7 @@ MEASURES_INHERIT = ("pretrain", "classify")  # by the tasks that take a checkpoi
 
 # (setting, value) -> settings without effect at this value; refused on a command line.
 UNUSED_WITH = {
-    ("init_from", None): "assume.* classifier.random_encoder",
+    ("init_from", None): "assume.* classifier.random_encoder init_channels",
     ("data.name", "digits"): "data.path data.train_split data.eval_split",
     ("data.name", "synthetic"): "data.path data.train_split data.eval_split",
     ("data.name", "prepared"): "data.train_split data.eval_split",
@@ -145,6 +145,13 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f"evaluate.mask_ratio={config.evaluate.mask_ratio} cannot be given with evaluate.mask="
             f"{config.evaluate.mask}, which decides what is hidden: leave one of them out"
+        )
+    value = config.init_channels
+    named = isinstance(value, list | tuple) and value and all(n is None or type(n) is int for n in value)
+    if value not in (None, "mean", "repeat") and not named:
+        raise UserError(
+            f"init_channels={value!r} must be mean, repeat, or for each channel its old one or None, for example "
+            "--config.init_channels='(2, 1, 0, None)'"
         )
     value = config.data.value_range
     finite = isinstance(value, list | tuple) and all(type(x) in (int, float) and abs(x) < FLOAT32_MAX for x in value)
@@ -195,11 +202,12 @@ def check_channels(data: ConfigDict, channels: int) -> None:
             )
     if not min(data.std) > 1e-6:
         raise UserError(f"data.std={tuple(data.std)} must be above 1e-6")
-    if data.augmentation == "rand_augment" and channels not in (1, 3):
-        raise UserError(
-            f"data.augmentation=rand_augment takes pictures of 1 or 3 channels, not model.channels={channels}; "
-            "set data.augmentation=none"
-        )
+    for key, off in (("augmentation", "none"), ("color_jitter", 0.0)):
+        if data[key] != off and (channels not in (1, 3) or data.dtype not in ("uint8", None)):
+            found = f"model.channels={channels}" if channels not in (1, 3) else f"data.dtype={data.dtype}"
+            raise UserError(
+                f"data.{key}={data[key]} takes 8-bit pictures of 1 or 3 channels, not {found}; set data.{key}={off}"
+            )
 
 
 def expand_paths(config: ConfigDict) -> None:

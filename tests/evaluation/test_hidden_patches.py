@@ -135,7 +135,7 @@ def test_the_pictures_drawn_are_hidden_by_the_masks_of_those_images(numbered, pi
     monkeypatch.setattr(autoencoder, "draw_reconstructions", lambda *x: drawn.append(x) or np.zeros((2, 2, 3)))
     suite = make_suite("reconstructions", mask=str(numbered), pictures=5)
     suite.run(Trained(0, random_params(suite.data.model), "step 0"))
-    ((images, found, caption),) = drawn
+    ((images, found, caption, _),) = drawn
     assert caption.startswith("step 0; 75% of the patches hidden, as given")
     hidden = np.load(numbered).repeat(2, axis=1).repeat(2, axis=2)
     for image, visible in zip(images, found.visible[..., 0], strict=True):
