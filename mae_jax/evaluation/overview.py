@@ -13,18 +13,16 @@ from mae_jax.data.augment import augmentations, color_jitter, random_flip
 from mae_jax.data.loader import Arrays, make_train_batches
 from mae_jax.data.sources import Source
 from mae_jax.data.transforms import Size
+from mae_jax.evaluation.autoencoder import NO_DATA, STRETCH
 from mae_jax.runtime.errors import escaped
 from mae_jax.runtime.seeds import make_key
 
 LEAST_SIDE = 96  # pixels of a crop in the picture; smaller ones are enlarged without smoothing
-STRETCH = (2, 98)  # percentiles that are drawn black and white
-NO_DATA = 0.5  # grey
 
 
 def take_crops(source: Source, data: ConfigDict, count: int, size: Size, channels: int) -> Arrays:
     """The first `count` pictures of a training run of these settings, cropped on the host, flipped on the device."""
-    with data.unlocked():
-        data = data.copy_and_resolve_references()
+    data = data.copy_and_resolve_references()
     data.batch_size, data.num_workers = count, 0
     with contextlib.closing(make_train_batches(source, data, size, channels)) as batches:
         batch = next(batches)
@@ -35,26 +33,24 @@ def take_crops(source: Source, data: ConfigDict, count: int, size: Size, channel
     return batch | {"image": np.asarray(images)}
 
 
-def to_display(images: np.ndarray, data: ConfigDict, shown: Sequence[int] | None) -> tuple[np.ndarray, str]:
+def to_display(images: np.ndarray, shown: Sequence[int] | None) -> tuple[np.ndarray, str]:
     """Images [b, h, w, c] as the model gets them, as uint8 [b, h, w, 3]; and how they are drawn, in words.
 
-    8-bit grey and colours are drawn as they are. Of others the channels `shown` (three, or one as grey; None: the first
-    ones) are stretched to the percentiles STRETCH of all that is drawn; no data is grey.
+    The channels `shown` (three, or one as grey; see `drawn_channels`) are stretched to the percentiles STRETCH of all
+    that is drawn, and no data is grey. None: 8-bit grey and colours as they are.
     """
-    channels = images.shape[-1]
-    if data.dtype in (None, "uint8") and channels in (1, 3) and not shown and data.value_range is None:
+    if shown is None:
         images, how = images / 255, ""
     else:
-        shown = list(shown or (range(3) if channels >= 3 else [0]))
         images = images[..., shown].astype(np.float32)
         valid = np.isfinite(images)
         limits = [_percentiles(images[..., place][valid[..., place]]) for place in range(len(shown))]
         low, high = np.asarray(limits, np.float32).T
         images = np.where(valid, (images - low) / np.where(high > low, high - low, 1), NO_DATA)
-        kind = "as red, green and blue" if len(shown) == 3 else "as grey"
-        ranges = ", ".join(f"{one:.4g}..{other:.4g}" for one, other in limits)
-        how = f"channels {', '.join(map(str, shown))} {kind}, stretched from percentile {STRETCH[0]} to {STRETCH[1]}: "
-        how += ranges
+        kind = "as red, green and blue, each" if len(shown) == 3 else "as grey,"
+        numbers = f"channel{'s' * (len(shown) > 1)} {', '.join(map(str, shown))}"
+        ranges = ", ".join(f"{one:.5g} to {other:.5g}" for one, other in limits)
+        how = f"{numbers} {kind} from percentile {STRETCH[0]} to {STRETCH[1]} of these crops ({ranges})"
     images = np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
     return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images, how
 

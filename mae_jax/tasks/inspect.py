@@ -14,6 +14,8 @@ from mae_jax.data.loader import too_many_bad
 from mae_jax.data.preparing import open_to_prepare
 from mae_jax.data.sources import Source, Wrapper, describe_sources, random_subset
 from mae_jax.data.statistics import STATISTICS
+from mae_jax.data.stored import batch_dtype
+from mae_jax.evaluation.autoencoder import drawn_channels
 from mae_jax.evaluation.overview import describe_crops, draw_crops, take_crops, to_display
 from mae_jax.models.config import MAEConfig
 from mae_jax.runtime.console import say
@@ -132,18 +134,17 @@ def draw_overview(config: ConfigDict, workdir: Path, found: Findings, sources: d
     usable, kind = found.usable(split), found.main_kind()
     if not usable:
         return say("no picture can be drawn")
-    with config.unlocked():
-        data = config.data.copy_and_resolve_references()
-    channels = config.model.channels
+    config = config.copy_and_resolve_references()
+    data, channels = config.data, config.model.channels
     if data.bands is not None:
         channels = len(data.bands)
     elif not {channels, kind[1]} <= {1, 3}:
         channels = kind[1]
-    data.dtype = data.dtype or describe_statistics(found, data).get("dtype")
+    data.dtype = data.dtype or batch_dtype(kind[0])
     source = Wrapper(sources[split], np.asarray(usable))
     size, count = MAEConfig(**config.model).image_size, min(config.inspect.crops, len(usable))
     crops = take_crops(source, data, count, size, channels)
-    pictures, how = to_display(crops["image"], data, config.evaluate.shown_channels)
+    pictures, how = to_display(crops["image"], drawn_channels(config, channels))
     names = [_label(source, label) for label in crops["label"]]
     save_picture(workdir / "overview.png", draw_crops(pictures, names, [describe_crops(data), how]))
 
