@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
-from mae_jax.data.fast_jpeg import cut_jpeg
+from mae_jax.data.fast_jpeg import cut_jpeg, open_plain
 from mae_jax.data.files import FORMATS
 from mae_jax.data.transforms import LARGEST_SIDE, Box, Picture, Range, Size
 from mae_jax.runtime.errors import UserError
@@ -58,12 +58,17 @@ def open_picture(data: bytes | np.ndarray, channels: int, max_pixels: int, value
         raise UserError(f"encoded pictures have 1 or 3 channels, but model.channels={channels}: set it to 3")
     if not data:
         raise BadImage("the file is empty")
-    with _naming_the_damage():
-        picture = Image.open(io.BytesIO(data), formats=FORMATS)
-        if picture.width * picture.height > max_pixels:
-            raise BadImage(f"{picture.width} x {picture.height} pixels are more than data.max_pixels={max_pixels}")
-        _check_pages(picture)
-        return Encoded(picture, channels, value_range, data)
+
+    def open_fully() -> Encoded:
+        with _naming_the_damage():
+            picture = Image.open(io.BytesIO(data), formats=FORMATS)
+            if picture.width * picture.height > max_pixels:
+                raise BadImage(f"{picture.width} x {picture.height} pixels are more than data.max_pixels={max_pixels}")
+            _check_pages(picture)
+            return Encoded(picture, channels, value_range, data)
+
+    plain = channels == 3 and value_range is None and open_plain(data, max_pixels, 2 * SPARE, open_fully)
+    return plain or open_fully()
 
 
 class Encoded(Picture):
