@@ -1,13 +1,15 @@
-"""Speed of the input: `python -m benchmarks.input_pipeline DIR [--against=torch,tf] [--workers 0 1 2] [--json=FILE]`.
+"""Speed of the input: `python -m benchmarks.input_pipeline DIR [--against=torch,tf] [--kinds=NEW] [--json=FILE]`.
 
-From the JPEG files of DIR, an image folder, to ready uint8 batches of random crops: the library as users run it, other
-ways to decode and resize in the same loader, and other libraries where they are installed. The programs take turns,
+From the JPEG files of DIR, an image folder, to ready uint8 batches of random crops: the library as users run it, also
+on other forms of these pictures (--kinds), other ways to decode and resize in the same loader, and other libraries
+where they are installed. The programs take turns,
 each in processes of its own; before a turn what was read ahead is used up, and after it all reading has come to rest.
 CPU seconds count all processes and are what a busy machine falsifies least: images a CPU second is what one core makes
 when it does nothing else. Medians over turns.
 """
 
 import argparse
+import functools
 import importlib.metadata
 import json
 import math
@@ -19,8 +21,10 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.input_programs import BACKENDS, Job, our_crop, programs, quality
+from benchmarks.input_kinds import write_kinds
+from benchmarks.input_programs import BACKENDS, Job, our_crop, ours, programs, quality
 from benchmarks.turns import Worker
+from mae_jax.data.sources import make_sources
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.platform import keep_freed_memory
 
@@ -42,6 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", metavar="DIR", help="an image folder of JPEG files")
     parser.add_argument("--against", type=lambda text: text.split(","), default=[], metavar="torch,tf")
+    parser.add_argument("--kinds", metavar="NEW", help="a new folder, for the same pictures as table, parquet, ...")
     parser.add_argument("--without_backends", action="store_true", help="leave out other decoders and resizers")
     parser.add_argument("--workers", type=int, nargs="+", help="worker processes, 0: threads; default: 0, 1, 2, 4, ...")
     parser.add_argument("--size", type=int, default=224, help="height and width of the crops, pixels")
@@ -64,8 +69,12 @@ def main() -> None:
 def measure(arguments: argparse.Namespace, workers: list[int], cores: int) -> dict:
     """Times what the command line asks for, and prints a table as it goes."""
     found, missing = programs(arguments.against, backends=not arguments.without_backends)
-    jobs = [Job(arguments.folder, arguments.size, arguments.batch, count) for count in workers]
-    source = jobs[0].source()
+    job = Job(arguments.folder, arguments.size, arguments.batch, 0)
+    source, kinds = job.source(), {}
+    if arguments.kinds:
+        kinds = write_kinds(Path(arguments.kinds), *make_sources(job.settings(), (job.size, job.size), 3))
+    found |= dict.fromkeys(kinds)
+    jobs = [Job(arguments.folder, arguments.size, arguments.batch, count, kinds) for count in workers]
     backends = {"mae_jax": our_crop} | {name: backend for name, (_, backend) in BACKENDS.items()}
     decibels = {name: quality(backends[name], source, arguments.size) for name in found if name in backends}
     measured = {
@@ -116,7 +125,8 @@ class Reading:
     def __init__(self, program: str, job: Job):
         keep_freed_memory()  # as main.py does
         found, _ = programs(["torch", "tf"])
-        self._batches, self._lead = found[program](job), READY * max(1, job.workers)
+        make = functools.partial(ours, kind=program) if program in job.kinds else found[program]
+        self._batches, self._lead = make(job), READY * max(1, job.workers)
 
     def __call__(self, count: int) -> dict[str, float]:
         """Times `count` batches, after those that may have been ready before."""

@@ -36,12 +36,15 @@ class Job:
     size: int
     batch_size: int
     workers: int
+    # Other forms of the same pictures: name -> settings `data.*` that read them.
+    kinds: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
 
     def settings(self) -> ConfigDict:
         """The group `data` of the library's settings."""
         data = get_config().data
         data.update(name="image_folder", path=self.path, batch_size=self.batch_size, num_workers=self.workers,
                     prefetch_batches=AHEAD, crop_scale=SCALE, crop_ratio=RATIO)  # fmt: skip
+        data.update(self.kinds.get("", {}))
         return data
 
     def source(self) -> Source:
@@ -61,8 +64,9 @@ class Images(Iterator[np.ndarray]):
         self._batches.close()
 
 
-def ours(job: Job) -> Images:
-    """The library as users run it."""
+def ours(job: Job, kind: str = "") -> Images:
+    """The library as users run it, on the folder or on another form of its pictures."""
+    job = dataclasses.replace(job, kinds={"": job.kinds[kind]} if kind else {})
     return Images(job, job.source(), job.settings())
 
 

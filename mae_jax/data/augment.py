@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-LUMA = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601-2, as in Pillow's greys
+from mae_jax.data.arrays import LUMA
+
 ERASED_AREA = (0.02, 1 / 3)  # share of the picture
 ERASED_ASPECT = (0.3, 1 / 0.3)  # height / width
 ERASING_TRIES = 10

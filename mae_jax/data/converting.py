@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from mae_jax.data.decoding import BadImage
+from mae_jax.data.arrays import BadImage
 from mae_jax.data.sources import Source
 from mae_jax.data.statistics import BandStatistics
 from mae_jax.data.stored import as_stored
@@ -48,6 +48,7 @@ class Converter:
     sources: dict[str, Source]
     pieces: list[tuple[str, int, int]]
     data: ConfigDict
+    channels: int  # of the model
     short_side: int | None
     quality: int
 
@@ -73,7 +74,7 @@ class Converter:
             record = with_patience(lambda: source[index])
         except OSError as error:
             raise BadImage(reason(error)) from error
-        picture = as_stored(record["image"], self.data.max_pixels)
+        picture = as_stored(record["image"], self.data, self.channels)
         image = {"image": record["image"]} if isinstance(record["image"], bytes) else {"array": _npy(record["image"])}
         if self.short_side and min(picture.shape[:2]) > self.short_side:
             picture = resize_by_pillow(picture, reduced(picture.shape[:2], self.short_side))

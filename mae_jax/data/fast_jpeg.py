@@ -17,8 +17,9 @@ except ImportError:  # not every platform has their wheels
 class PlainJpeg(Picture):
     """A grey or RGB JPEG that needs no turning, for 3 channels; Pillow opens it only for what `cut_jpeg` cannot do."""
 
-    def __init__(self, data: bytes, header: Header, largest: float, open_fully: Callable[[], Picture]):
-        """`largest`: the reduction by which the decoder is asked to shrink the picture itself."""
+    def __init__(self, data: bytes, header: Header, dtype: np.dtype, largest: float, open_fully: Callable[[], Picture]):
+        """`largest`: the reduction from which the decoder is asked to shrink the picture itself."""
+        self.dtype = dtype
         self._data, self._header, self._largest, self._open_fully = data, header, largest, open_fully
         self.height, self.width = header.height, header.width
 
@@ -28,17 +29,19 @@ class PlainJpeg(Picture):
     def part(self, box: Box, size: Size, exact: bool = True) -> np.ndarray:
         if not exact and min(box[2] / size[0], box[3] / size[1]) < self._largest:
             if (part := cut_jpeg(self._data, box, size, self._header)) is not None:
-                return part
+                return part.astype(self.dtype, copy=False)
         return self._open_fully().part(box, size, exact)
 
 
-def open_plain(data: bytes, max_pixels: int, largest: float, open_fully: Callable[[], Picture]) -> PlainJpeg | None:
+def open_plain(
+    data: bytes, max_pixels: int, dtype: np.dtype | str | None, largest: float, open_fully: Callable[[], Picture]
+) -> PlainJpeg | None:
     """None if the picture is no such JPEG, or so small that it may live on a device, where Pillow's crops are made."""
     if imgproc is None or (header := read_header(data)) is None:
         return None
     if header.height * header.width > max_pixels or max(header.height, header.width) <= LARGEST_SIDE:
         return None
-    return PlainJpeg(data, header, largest, open_fully)
+    return PlainJpeg(data, header, np.dtype(dtype or np.uint8), largest, open_fully)
 
 
 def cut_jpeg(data: bytes, box: Box, size: Size, header: Header | None = None) -> np.ndarray | None:

@@ -12,11 +12,11 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
+from mae_jax.data.arrays import BadImage
 from mae_jax.data.converting import Kind, merge_greys, merge_statistics, most_frequent
-from mae_jax.data.decoding import BadImage
 from mae_jax.data.sources import Source
 from mae_jax.data.statistics import BandStatistics
-from mae_jax.data.stored import as_stored, batch_dtype
+from mae_jax.data.stored import as_stored
 from mae_jax.data.workers import call_ahead, usable_cores
 from mae_jax.runtime.errors import UserError, escaped, reason, with_patience
 
@@ -96,10 +96,8 @@ class Looker:
     def _look(self, split: str, index: int, found: Findings) -> Look:
         source, start = self.sources[split], time.thread_time()
         image = with_patience(lambda: source[index])["image"]
-        picture = as_stored(image, self.data.max_pixels)
+        picture = as_stored(image, self.data, self.channels)
         seconds = time.thread_time() - start
-        if not picture.size:
-            raise BadImage(f"an array {list(picture.shape)} without pixels")
         kind = picture.dtype.name, picture.shape[2]
         look = Look(split, index, 1000 * seconds, len(image) if isinstance(image, bytes) else image.nbytes,
                     *picture.shape[:2], kind)  # fmt: skip
@@ -152,7 +150,7 @@ def describe_statistics(found: Findings, data: ConfigDict) -> dict[str, Any]:
         "mean": summary["mean"],
         "std": summary["std"],
         "value_range": data.value_range and list(data.value_range),
-        "dtype": data.dtype or batch_dtype(kind[0]),
+        "dtype": data.dtype or kind[0],
         "bands": None if data.bands is None else list(data.bands),
         "channels": len(summary["mean"]),
         "pictures": kinds[kind],

@@ -89,10 +89,13 @@ class PictureReader:
         except OSError as error:  # the file is gone, unreadable, or on a faulty disk
             raise BadImage(reason(error)) from error
         try:
-            picture = open_picture(record["image"], self.channels, self.data.max_pixels, self.data.value_range)
-            return take(picture), record["label"]
+            return take(self.open(record["image"])), record["label"]
         except UserError as error:
             raise UserError(f"{self.source.name_of(index)}: {error}") from error
+
+    def open(self, image: bytes | np.ndarray) -> Picture:
+        data = self.data
+        return open_picture(image, self.channels, data.max_pixels, data.get("dtype") or np.uint8, data.get("bands"))
 
     def read_or_replace(
         self, index: int, take: Callable[[Picture], np.ndarray]

@@ -33,6 +33,7 @@ PIECE = 16  # pictures that a worker converts before handing them over
 CHOSEN = (
     "name", "path", "root", "train_split", "eval_split", "eval_fraction", "stratify", "image_column", "label_column",
     "split_column", "group_column", "label_kind", "label_separator", "extensions", "num_examples", "max_pixels",
+    "dtype", "bands",
 )  # fmt: skip
 
 
@@ -118,7 +119,8 @@ def _write_shards(config: ConfigDict, workdir: Path, sources: dict[str, Source],
     waiting = [shard for shard in shards if written[shard[0]] is None]
     pieces = {file: _pieces(split, first, end) for file, split, first, end in waiting}
     everything = [piece for some in pieces.values() for piece in some]
-    converter = Converter(sources, everything, config.data, config.prepare.short_side, config.prepare.quality)
+    prepare = config.prepare
+    converter = Converter(sources, everything, config.data, config.model.channels, prepare.short_side, prepare.quality)
     cores = usable_cores()
     # Processes take seconds to start, and threads wait for one another.
     workers = config.data.num_workers or (cores if len(everything) > 4 * cores else 0)

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from mae_jax.data.arrays import BadImage, batch_dtype
 from mae_jax.data.augment import denormalize, normalize
-from mae_jax.data.decoding import BadImage, Encoded, open_picture, scaled
+from mae_jax.data.decoding import open_picture
 from mae_jax.data.files import read_picture_file
 from mae_jax.data.transforms import Range, centre_crop
 from mae_jax.runtime.errors import UserError, reason
@@ -28,7 +29,9 @@ class Processor:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # per channel, on [0, 1]; one value serves all
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     eval_crop: float = 0.875  # side of the centre crop / shorter side of the resized picture
-    value_range: Range | None = None  # (low, high): black and white of every picture; None: pictures have 8 bits
+    value_range: Range | None = None  # (low, high): black and white of every picture; None: see `data.value_range`
+    dtype: str | None = None  # of the pictures, as `data.dtype`; None: uint8, or with a value_range each one's own
+    bands: tuple[int, ...] | None = None  # channels of a picture that the model sees; None: all
 
     def __post_init__(self):
         size, limits = self.image_size, self.value_range
@@ -54,8 +57,8 @@ class Processor:
         """Normalised float32 images [B, H, W, C] of one picture or several.
 
         A picture is a PIL image, the path of a file, or an array [h, w] or [h, w, c]: uint8, or float on [0, 1], or any
-        numbers if there is a `value_range`. Several are a list, or one array [b, h, w, c]. Raises UserError for
-        anything else, and for another number of channels.
+        numbers if there is a `value_range` or another `dtype`. Several are a list, or one array [b, h, w, c]. Raises
+        UserError for anything else, and for another number of channels.
         """
         several = isinstance(pictures, list | tuple) or getattr(pictures, "ndim", 0) == 4
         arrays = [self._prepare(picture) for picture in (pictures if several else [pictures])]
@@ -68,29 +71,32 @@ class Processor:
         return jnp.round(jnp.clip(denormalize(images, self), 0, 1) * 255).astype(jnp.uint8)
 
     def _prepare(self, picture: Any) -> np.ndarray:
-        """uint8 [H, W, C] of one picture."""
-        name = getattr(picture, "filename", None) or picture
+        """[H, W, C] of one picture."""
+        name, dtype = getattr(picture, "filename", None) or picture, self.dtype
         try:
             if isinstance(picture, str | Path):
-                data = read_picture_file(Path(picture).expanduser())
-                opened = open_picture(data, self.channels, MAX_PIXELS, self.value_range)
-            elif isinstance(picture, Image.Image):
-                opened = Encoded(picture, self.channels, self.value_range)
-            else:
-                array = np.asarray(picture)
-                name = f"an array {array.dtype}{list(array.shape)}"
-                opened = open_picture(self._to_bytes(array), self.channels, MAX_PIXELS)
+                picture = read_picture_file(Path(picture).expanduser())
+            elif not isinstance(picture, Image.Image):
+                picture = np.asarray(picture)
+                name = f"an array {picture.dtype}{list(picture.shape)}"
+                picture = self._values(picture)
+                fits = dtype and np.can_cast(batch_dtype(picture.dtype), dtype)
+                dtype = dtype if fits else None
+            if dtype is None and self.value_range is None:
+                dtype = np.uint8
+            opened = open_picture(picture, self.channels, MAX_PIXELS, dtype, self.bands)
             return centre_crop(opened, None, self.image_size, eval_crop=self.eval_crop)
         except (BadImage, OSError) as error:
             raise UserError(f"{name} cannot be used: {reason(error)}") from error
 
-    def _to_bytes(self, picture: np.ndarray) -> np.ndarray:
-        """uint8 of an array of uint8, of floats on [0, 1], or with a `value_range` of any numbers."""
+    def _values(self, picture: np.ndarray) -> np.ndarray:
+        """An array of any numbers, if they have a range or another type, else uint8 of uint8 or floats on [0, 1]."""
         floats = np.issubdtype(picture.dtype, np.floating)
-        if floats and not np.isfinite(picture).all():
+        deep = self.dtype not in ("uint8", None)
+        if floats and not (np.isfinite(picture) | (np.isnan(picture) & deep)).all():
             raise UserError("a float array with values that are not finite")
-        if self.value_range and (floats or np.issubdtype(picture.dtype, np.integer)):
-            return scaled(picture, self.value_range)
+        if (self.value_range or deep) and (floats or np.issubdtype(picture.dtype, np.integer)):
+            return picture
         if picture.dtype == np.uint8:
             return picture
         if not floats or (picture.size and not (picture.min() >= 0 and picture.max() <= 1)):

@@ -5,8 +5,11 @@ import itertools
 import os
 import re
 from collections import defaultdict
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from mae_jax.data.files import first_few, folder_of, folders_of, holds_pictures, list_pictures, sub_folders
 from mae_jax.runtime.errors import UserError
@@ -89,23 +92,36 @@ def check_no_hidden_splits(root: Path, files: list[str], splits: Splits) -> None
 
 def _find(root: Path, folders: list[str], setting: str, name: str) -> Path | None:
     """The sub-folder that a setting names; None if the setting is empty, or if there are no splits at all."""
+    if name and name != USUAL[setting] and (root / name).is_dir():  # may be nested
+        return root / name
+    found = find_name(folders, setting, name, root, "sub-folder")
+    return None if found is None else root / found
+
+
+def find_name(there: Sequence[str], setting: str, name: str, place: Path | str, kind: str) -> str | None:
+    """The name among those `there` (folders, shards, values of a column: `kind`) that a split's setting means.
+
+    For the spellings see `find_splits`. None if the setting is empty, or if none of the names is that of a split;
+    UserError if several fit, or none.
+    """
     if not name:
         return None
     usual = name == USUAL[setting]
-    if not usual and (root / name).is_dir():  # may be nested
-        return root / name
+    if not usual and name in there:
+        return name
     roles = [role for role in (TRAIN, VALIDATION, TEST) if name.lower() in role]
     spellings = roles + [TEST] * (roles == [VALIDATION]) if usual else [(name.lower(),), *roles]
     for names in spellings:
-        found = [folder for folder in folders if folder.lower() in names]
+        found = [one for one in there if one.lower() in names]
         if len(found) > 1:
-            remedy = " or ".join(f"{setting}={'./' * (folder == USUAL[setting])}{folder}" for folder in found)
-            raise UserError(f"{root} holds {' and '.join(found)}: which is meant? Set {remedy}")
+            dot = "./" * (kind == "sub-folder")
+            remedy = " or ".join(f"{setting}={dot * (one == USUAL[setting])}{one}" for one in found)
+            raise UserError(f"{place} holds {' and '.join(found)}: which is meant? Set {remedy}")
         if found:
-            return root / found[0]
-    if not usual and (not roles or any(folder.lower() in TRAIN + VALIDATION + TEST for folder in folders)):
-        there = f"there are {first_few(folders)}" if folders else "it has no sub-folders"
-        raise UserError(f"{setting}={name}: {root} has no such sub-folder; {there}")
+            return found[0]
+    if not usual and (not roles or any(one.lower() in TRAIN + VALIDATION + TEST for one in there)):
+        known = f"there are {first_few(list(there))}" if there else f"it has no {kind}s"
+        raise UserError(f"{setting}={name}: {place} has no such {kind}; {known}")
     return None
 
 
@@ -128,18 +144,57 @@ def hold_out(files: list[str], fraction: float, folder: Path, by_class: bool) ->
     picture is for training. (If all classes have only one, they count as one class: pre-training needs no labels.) A
     hash of the name decides, so no run is evaluated on pictures that an earlier one learned from.
     """
-    if fraction == 1:
-        return [], files
-    if len(files) < 2:
-        raise UserError(f"{folder} holds {len(files)} picture: at least 2 are needed, one to train and one to evaluate")
-    classes: dict[str, list[str]] = defaultdict(list)
-    for file in files:
-        classes[folder_of(file) if by_class else ""].append(file)
-    classes = {"": files} if len(classes) == len(files) else classes
+    held = held_out(files, fraction, folder, [folder_of(file) for file in files] if by_class else None)
+    return list(itertools.compress(files, ~held)), list(itertools.compress(files, held))
 
-    held_out: set[str] = set()
-    for members in classes.values():
-        count = min(len(members) - 1, max(1, round(fraction * len(members))))
-        hashes = {file: hashlib.blake2b(file.encode("utf-8", "surrogateescape")).digest() for file in members}
-        held_out.update(sorted(members, key=hashes.get)[:count])
-    return [file for file in files if file not in held_out], [file for file in files if file in held_out]
+
+def held_out(
+    names: Sequence[str],
+    fraction: float,
+    place: Path | str,
+    classes: Sequence[Hashable] | None = None,
+    groups: Sequence[Hashable] | None = None,
+) -> np.ndarray:
+    """Whether each of n differently named pictures is held out, bool [n]; see `hold_out`.
+
+    With `classes` class by class; with `groups` whole groups instead, whose names' hashes decide: as many as give the
+    fraction of all pictures, and at least one on each side.
+    """
+    if fraction == 1:
+        return np.ones(len(names), bool)
+    if len(names) < 2:
+        raise UserError(f"{place} holds {len(names)} picture: at least 2 are needed, one to train and one to evaluate")
+    held = np.zeros(len(names), bool)
+    if groups is not None:
+        members = _members(groups)
+        if len(members) < 2:
+            raise UserError(
+                f"{place}: all pictures are of one group ({groups[0]!r}), which cannot be on both sides: unset "
+                "data.group_column, or add pictures of other groups"
+            )
+        first, *others = sorted(members, key=lambda group: _hash(str(group)))
+        held[members[first]] = True
+        for group in others[:-1]:
+            if held.sum() + len(members[group]) / 2 > fraction * len(names):
+                break
+            held[members[group]] = True
+        return held
+    by_class = _members(classes) if classes is not None else {}
+    if not 1 < len(by_class) < len(names):
+        by_class = {"": range(len(names))}
+    for rows in by_class.values():
+        count = min(len(rows) - 1, max(1, round(fraction * len(rows))))
+        held[sorted(rows, key=lambda row: _hash(names[row]))[:count]] = True
+    return held
+
+
+def _members(keys: Sequence[Hashable]) -> dict[Hashable, list[int]]:
+    """The places of each key."""
+    found = defaultdict(list)
+    for place, key in enumerate(keys):
+        found[key].append(place)
+    return found
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.blake2b(name.encode("utf-8", "surrogateescape")).digest()

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mae_jax.data.augment import dtype_of
+from mae_jax.data.depth import settle_depth
 from mae_jax.data.device_batches import DeviceBatches, training_batches
 from mae_jax.data.resolutions import Stage, check_resolutions
 from mae_jax.data.sources import Source, make_sources
@@ -81,6 +82,7 @@ class Objective(abc.ABC):
         self.model = check_model(config)
         check_heads(mesh, self.model, decoder=self.has_decoder)
         self.train_source, self.eval_source = self.open_sources()
+        settle_depth(config.data, (self.train_source, self.eval_source), self.model.channels)
         check_channels(config.data, self.model.channels)  # now that data.dtype is known
         self.num_train = len(self.train_source)
         settle_batch_size(config, self.num_train, mesh, self.mixes_pairs)

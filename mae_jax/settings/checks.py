@@ -23,11 +23,11 @@ RANGES = {
     "[1, inf)": "data.batch_size data.num_threads train.steps train.log_every_steps train.accumulate_steps "
     "checkpoint.every_steps checkpoint.keep checkpoint.keep_every_steps evaluate.every_steps evaluate.batch_size "
     "evaluate.max_train_examples evaluate.max_examples prepare.short_side inspect.max_examples",
-    "[0, inf)": "data.rand_augment_magnitude_std train.skip_nonfinite optimizer.base_learning_rate "
+    "(-inf, inf)": "data.mean",
+    "[0, inf)": "data.std data.rand_augment_magnitude_std train.skip_nonfinite optimizer.base_learning_rate "
     "optimizer.min_learning_rate optimizer.warmup_epochs optimizer.weight_decay",
     "(0, inf)": "data.crop_ratio train.epochs optimizer.epsilon optimizer.trust_coefficient optimizer.clip_norm",
-    "[0, 1]": "data.mean data.std data.color_jitter data.erasing data.mix_probability data.mix_switch_probability "
-    "optimizer.layer_decay",
+    "[0, 1]": "data.color_jitter data.erasing data.mix_probability data.mix_switch_probability optimizer.layer_decay",
     "(0, 1]": "data.crop_scale data.label_fraction data.eval_fraction optimizer.decay_fraction",
     "[0, 1)": "classifier.drop_path classifier.label_smoothing optimizer.b1 optimizer.b2 optimizer.momentum "
     "optimizer.muon_momentum train.ema_decay",
@@ -77,7 +77,7 @@ PROBE = "evaluate.probe_c "
 # Which pictures there are, and how they are read.
 PICTURES = "task given file model.image_size model.channels data.name data.path data.root data.*_split data.*_column "
 PICTURES += "data.eval_fraction data.stratify data.label_kind data.label_separator data.extensions data.num_* "
-PICTURES += "data.on_bad_image data.max_pixels "
+PICTURES += "data.on_bad_image data.max_pixels data.dtype data.bands "
 
 READS = {
     "pretrain": TRAINS + NO_LABELS + NO_MIXING + FEATURES + HIDES + KNN + PROBE
@@ -92,7 +92,7 @@ READS = {
     "evaluate a classifier": MEASURES + NO_LABELS + "evaluate.evaluators",
     "reconstruct": MEASURES + NO_LABELS + HIDES + "evaluate.evaluators",
     "prepare": PICTURES + "prepare.*",
-    "inspect": PICTURES + "inspect.* data.bands data.dtype data.value_range data.seed data.crop_* data.flip "
+    "inspect": PICTURES + "inspect.* data.value_range data.seed data.crop_* data.flip "
     "data.color_jitter data.augmentation data.rand_augment_* evaluate.shown_channels",
     "export": EVERY + NO_LABELS + NO_MIXING + NO_TRAINING + "-logging.* format encoder_only",
 }  # fmt: skip
@@ -200,8 +200,18 @@ def check_channels(data: ConfigDict, channels: int) -> None:
                 f"data.{key} has {len(data[key])} values for model.channels={channels}; "
                 f"give one value, or one for each channel, for example --config.data.{key}='(0.5,)'"
             )
+        if (data.value_range is not None or data.dtype == "uint8") and not all(0 <= x <= 1 for x in data[key]):
+            unit = "on [0, 1], from black to white of 8-bit pictures, or from low to high of data.value_range"
+            raise UserError(f"data.{key}={tuple(data[key])} must be {unit}")
     if not min(data.std) > 1e-6:
         raise UserError(f"data.std={tuple(data.std)} must be above 1e-6")
+    bands = data.bands
+    whole = isinstance(bands, list | tuple) and all(type(band) is int and band >= 0 for band in bands)
+    if bands is not None and not (whole and len(bands) == channels):
+        raise UserError(
+            f"data.bands={bands!r} must be model.channels={channels} channels of the pictures, counted from 0, for "
+            f"example --config.data.bands='{tuple(range(channels))}'"
+        )
     for key, off in (("augmentation", "none"), ("color_jitter", 0.0)):
         if data[key] != off and (channels not in (1, 3) or data.dtype not in ("uint8", None)):
             found = f"model.channels={channels}" if channels not in (1, 3) else f"data.dtype={data.dtype}"

@@ -14,7 +14,6 @@ from mae_jax.data.loader import too_many_bad
 from mae_jax.data.preparing import open_to_prepare
 from mae_jax.data.sources import Source, Wrapper, describe_sources, random_subset
 from mae_jax.data.statistics import STATISTICS
-from mae_jax.data.stored import batch_dtype
 from mae_jax.evaluation.autoencoder import drawn_channels
 from mae_jax.evaluation.overview import describe_crops, draw_crops, take_crops, to_display
 from mae_jax.models.config import MAEConfig
@@ -140,7 +139,7 @@ def draw_overview(config: ConfigDict, workdir: Path, found: Findings, sources: d
         channels = len(data.bands)
     elif not {channels, kind[1]} <= {1, 3}:
         channels = kind[1]
-    data.dtype = data.dtype or batch_dtype(kind[0])
+    data.dtype = data.dtype or kind[0]
     source = Wrapper(sources[split], np.asarray(usable))
     size, count = MAEConfig(**config.model).image_size, min(config.inspect.crops, len(usable))
     crops = take_crops(source, data, count, size, channels)

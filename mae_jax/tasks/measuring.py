@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mae_jax.data.depth import settle_depth
 from mae_jax.data.image_folder import NothingToTrainOn
 from mae_jax.data.sources import (
     Labelled,
@@ -61,7 +62,7 @@ def open_checkpoint(
     changed = {group: _changed(config, group) for group in ("model", "data")}
     # A checkpoint of 8-bit pictures has no range; other pictures may need one.
     more = () if weights.config["data"].get("value_range") else ("value_range",)
-    allowed = {"model": OWN_MODEL_SETTINGS, "data": changed["data"] if foreign else READING + PLACE + more}
+    allowed = {"model": OWN_MODEL_SETTINGS, "data": changed["data"] if foreign else READING + PLACE + (*more, "bands")}
     for group, settings in changed.items():
         for name, value in settings.items():
             own = weights.config[group].get(name)
@@ -107,7 +108,8 @@ def _changed(config: ConfigDict, group: str) -> dict[str, Any]:
 def _data(config: ConfigDict, own: dict[str, Any]) -> dict[str, Any]:
     """The settings `data.*`: the checkpoint's `own`, except for those that the command decides."""
     asked, usual = config.data.to_dict(), defaults().data
-    place = PLACE if asked["name"] is not None else [name for name in PLACE[1:] if asked[name] != usual[name]]
+    place = list(PLACE) if asked["name"] is not None else [name for name in PLACE[1:] if asked[name] != usual[name]]
+    place += ["bands"] if asked["bands"] is not None else []
     if asked["name"] is None and "path" in place:
         check_has_path(asked["path"], own["name"])
     value_range = own.get("value_range") or asked["value_range"]
@@ -146,6 +148,7 @@ def open_data(
     weights: Weights, config: ConfigDict, train: Source | None, evaluation: Source
 ) -> tuple[EvaluationData, Trained]:
     """The images to measure, and the checkpoint's weights on the mesh."""
+    settle_depth(config.data, (train, evaluation), config.model.channels)
     mesh = make_mesh(config.mesh)
     check_heads(mesh, MAEConfig(**config.model), decoder="decoder" in weights.params)
     data = EvaluationData(config, interop.make_bind_of(weights), mesh, train, evaluation)

@@ -1,0 +1,48 @@
+"""What is slow to find out about data and does not change with them, such as a long listing: kept between runs."""
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+
+def cache_folder() -> Path:
+    """`$XDG_CACHE_HOME/mae_jax`, or that in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mae_jax"
+
+
+def entry_of(kind: str, path: str | Path) -> Path:
+    """The cache's file for something about a path."""
+    name = hashlib.blake2b(os.fsencode(os.path.abspath(path)), digest_size=16).hexdigest()
+    return cache_folder() / f"{kind}-{name}"
+
+
+def read_entry(entry: Path) -> Any:
+    """What `write_entry` has written; None if there is nothing, or nothing whole."""
+    try:
+        return msgpack.unpackb(entry.read_bytes(), strict_map_key=False, unicode_errors="surrogateescape")
+    except (OSError, ValueError, msgpack.UnpackException):
+        return None
+
+
+def write_entry(entry: Path, content: Any) -> None:
+    """Writes plain values, or nothing if the cache cannot be written."""
+    with contextlib.suppress(OSError):
+        write_bytes(entry, msgpack.packb(content, unicode_errors="surrogateescape"))
+
+
+def write_bytes(entry: Path, *parts: bytes) -> None:
+    """Writes a file whole or not at all; several processes may write the same. Raises OSError."""
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=entry.parent, delete=False) as file:
+        try:
+            file.writelines(parts)
+            file.close()
+            os.replace(file.name, entry)
+        except OSError:
+            os.unlink(file.name)
+            raise
