@@ -52,14 +52,16 @@ def list_pictures(folder: Path, skip: Collection[str] = (), extensions: tuple[st
     A long listing is kept in the cache, for as long as no folder in it is changed. Raises UserError for unreadable
     folders and broken links, whose pictures would be missing silently.
     """
-    entry, known = entry_of("listing", os.path.join(folder, "\0".join(["", *sorted(skip)]))), [*EXTENSIONS, *HIDDEN]
+    chosen = extensions if extensions != EXTENSIONS else ()
+    entry = entry_of("listing", os.path.join(folder, "\0".join(["", *sorted(skip), *chosen])))
+    known = [*extensions, *HIDDEN]
     kept = read_entry(entry)
     if kept and kept["known"] == known and all(_time_of(path) == changed for path, changed in kept["folders"].items()):
         files, day = kept["files"].split("\0"), time.strftime("%Y-%m-%d %H:%M", time.localtime(kept["time"]))
         note = f"{len(files):,} pictures as listed on {day}, since no folder in {folder} has changed ({entry})"
         return Listing(files, kept["empty"], Counter(kept["unread"]), (note,))
     folders: dict[str, int | None] = {}
-    found = _list_anew(folder, skip, folders)
+    found = _list_anew(folder, skip, extensions, folders)
     if len(found.files) >= LONG and None not in folders.values():
         content = {"files": "\0".join(found.files), "empty": found.empty, "unread": dict(found.unread)}
         write_entry(entry, content | {"known": known, "folders": folders, "time": time.time()})
@@ -75,7 +77,9 @@ def _time_of(folder: str) -> int | None:
     return changed if time.time_ns() - changed > (COARSE_TICK if changed % 10**6 == 0 else TICK) else None
 
 
-def _list_anew(folder: Path, skip: Collection[str], folders: dict[str, int | None]) -> Listing:
+def _list_anew(
+    folder: Path, skip: Collection[str], extensions: tuple[str, ...], folders: dict[str, int | None]
+) -> Listing:
     """`list_pictures` without the cache; notes each folder's time in `folders`."""
     files, unread, top = [], Counter(), []
     waiting = [(str(folder), "", frozenset())]  # path, path relative to `folder`, real paths of its parents

@@ -16,11 +16,11 @@ _LABELS_AT_ONCE = 256  # records read together for their labels: each holds its 
 
 
 class TfdsSource(Source):
-    """One split of a TFDS data set that was prepared as ArrayRecord; pictures stay encoded.
+    """One split of a TFDS data set that was prepared as ArrayRecord; pictures stay encoded, or are arrays [h, w, c].
 
     `data.name` is such as "imagenet2012:5.1.0", `data.path` TFDS's data_dir, a split also a slice: "train[:10%]". Of
     several pictures or labels TFDS's own choice (`supervised_keys`) comes first, then the names "image" and "label",
-    then the order. Raises UserError for what does not exist or is not prepared (with the command that prepares it).
+    then the order; arrays only without pictures. Raises UserError for what does not exist or is not prepared (with the command that prepares it).
     """
 
     def __init__(self, split: str, data: ConfigDict, image_size: Size, channels: int):
@@ -32,8 +32,14 @@ class TfdsSource(Source):
         supervised = builder.info.supervised_keys or ()
         self._image_key = _choose(features, tfds.features.Image, (*supervised, "image"))
         self._label_key = _choose(features, tfds.features.ClassLabel, (*supervised, "label"))
+        encoded = self._image_key is not None
+        if not encoded:
+            arrays = [key for key, f in features.items() if type(f) is tfds.features.Tensor and len(f.shape) == 3]
+            self._image_key = next((key for key in (*supervised, "image", *arrays) if key in arrays), None)
         if self._image_key is None:
             raise UserError(f"data.name={name}: it has no images, only {', '.join(features)}")
+        if encoded and features[self._image_key].np_dtype == np.float32:
+            raise UserError(f"data.name={name}: its images are float32 numbers in 8-bit pictures, which are not read")
         if not builder.is_prepared():
             options = [f"--data_dir={data.path}"] if data.path else []
             options += ["--manual_dir=FOLDER_OF_THE_ARCHIVES"] if builder.MANUAL_DOWNLOAD_INSTRUCTIONS else []
@@ -43,7 +49,7 @@ class TfdsSource(Source):
                 "data_dir where it is; for a folder of pictures, set data.name=image_folder"
             )
         try:
-            decoders = {self._image_key: tfds.decode.SkipDecoding()}
+            decoders = {self._image_key: tfds.decode.SkipDecoding()} if encoded else None
             self._records = Records(builder.as_data_source(split=split, decoders=decoders))
         except NotImplementedError as error:  # in a format without random access, such as TFRecord
             options = [f"--dataset_version_dir={builder.data_dir}", "--out_file_format=array_record"]
