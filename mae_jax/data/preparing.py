@@ -29,6 +29,7 @@ from mae_jax.workdir.writing import finite_or_null, read_object, replacing, writ
 SUMS = "SHA256SUMS"  # `sha256sum --check SHA256SUMS` verifies the shards
 OPTIONS = "group_size:1,uncompressed"  # each record alone, so that any is read at once; JPEGs are compressed already
 PIECE = 16  # pictures that a worker converts before handing them over
+FEW = 64  # pictures for each core, for which processes are not worth their start
 # Settings of `data` that decide which pictures there are, and their labels.
 CHOSEN = (
     "name", "path", "root", "train_split", "eval_split", "eval_fraction", "stratify", "image_column", "label_column",
@@ -115,22 +116,22 @@ def _shards(split: str, examples: int, shard_examples: int) -> list[tuple[str, s
 
 def _write_shards(config: ConfigDict, workdir: Path, sources: dict[str, Source], shards: list[tuple]) -> None:
     """Writes those that are not there yet, in order, and beside each what the description needs of it."""
-    written = {file: read_object(workdir / f"{file}.json") for file, *_ in shards}
+    written = {file: _read_whole(workdir / file) for file, *_ in shards}
     waiting = [shard for shard in shards if written[shard[0]] is None]
     pieces = {file: _pieces(split, first, end) for file, split, first, end in waiting}
     everything = [piece for some in pieces.values() for piece in some]
     prepare = config.prepare
     converter = Converter(sources, everything, config.data, config.model.channels, prepare.short_side, prepare.quality)
+    total = sum(end - first for _, _, first, end in shards)
+    done = total - sum(end - first for _, _, first, end in waiting)
     cores = usable_cores()
     # Processes take seconds to start, and threads wait for one another.
-    workers = config.data.num_workers or (cores if len(everything) > 4 * cores else 0)
+    workers = config.data.num_workers or (cores if total - done > FEW * cores else 0)
     found = call_ahead(converter, len(everything), workers=workers, threads=1 if workers else cores, ahead=cores)
     bad = [each for facts in written.values() if facts for each in facts["left_out"]]
-    total = sum(end - first for _, _, first, end in shards)
-    begun = total - sum(end - first for _, _, first, end in waiting)
-    if begun:
+    if done:
         say(f"{workdir}: {len(shards) - len(waiting):,} of {len(shards):,} shards are there already")
-    bar = tqdm(total=total, initial=begun, unit=" pictures", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+    bar = tqdm(total=total, initial=done, unit=" pictures", disable=not sys.stderr.isatty(), dynamic_ncols=True)
     with bar, contextlib.closing(found):
         for file, *_ in waiting:
             merged = Piece()
@@ -145,15 +146,22 @@ def _write_shards(config: ConfigDict, workdir: Path, sources: dict[str, Source],
                     for each in piece.bad:
                         say(f"left out: {each['name']} ({each['reason']})")
                     bar.update(end - first)
-                    if too_many_bad(len(bad), bar.n, total):
+                    done += end - first
+                    if too_many_bad(len(bad), done, total):
                         raise UserError(
-                            f"{len(bad)} of the first {bar.n} pictures, of {total}, cannot be used: "
+                            f"{len(bad)} of the first {done} pictures, of {total}, cannot be used: "
                             f"{first_few([each['name'] for each in bad])} (the last: {bad[-1]['reason']}); up to 1 % "
                             "are left out: remove or fix such files"
                         )
                 writer.close()
                 facts = _facts(temporary, merged)
             write_json(workdir / f"{file}.json", {"file": file} | facts)
+
+
+def _read_whole(shard: Path) -> dict[str, Any] | None:
+    """What is beside a shard that is there as it was written; None if it has to be written (again)."""
+    facts = read_object(shard.with_name(f"{shard.name}.json"))
+    return facts if facts and shard.is_file() and shard.stat().st_size == facts["bytes"] else None
 
 
 def _pieces(split: str, first: int, end: int) -> list[tuple[str, int, int]]:

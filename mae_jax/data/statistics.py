@@ -75,8 +75,9 @@ class BandStatistics:
         found = {"mean": self.mean.tolist(), "std": std.tolist(), "min": _finite(self.low), "max": _finite(self.high)}
         if self.samples:
             values = np.concatenate(self.samples)
-            values[:, np.isnan(values).all(0)] = np.inf  # a band without data
-            rows = np.nanpercentile(values, PERCENTILES, axis=0)
+            empty = np.isnan(values).all(0)
+            rows = np.nanpercentile(np.where(empty, 0, values), PERCENTILES, axis=0)
+            rows[:, empty] = np.nan
             found["percentiles"] = {str(p): _finite(row) for p, row in zip(PERCENTILES, rows, strict=True)}
         return found | {"no_data": missing}
 
