@@ -21,7 +21,7 @@ FAR = 30  # standard deviations: no channel's mean over several pictures is as f
 class _Look(NamedTuple):
     name: str
     dtype: str  # of a batch of such pictures
-    values: np.ndarray | None  # [h, w, channels]; None: 8-bit, and not decoded
+    values: tuple[float, float, np.ma.MaskedArray] | None  # least, largest, mean [channels]; None: not decoded, or none
 
 
 def settle_depth(data: ConfigDict, sources: Sequence[Source | None], channels: int) -> None:
@@ -65,24 +65,30 @@ def _look(data: ConfigDict, sources: Sequence[Source | None], channels: int) -> 
                 raise UserError(f"{name}: {error}") from error
             except BadImage:
                 continue
-            yield _Look(name, str(picture.dtype), None if isinstance(picture, Encoded | PlainJpeg) else picture.whole())
+            encoded = isinstance(picture, Encoded | PlainJpeg)
+            yield _Look(name, str(picture.dtype), None if encoded else _measure(picture.whole()))
+
+
+def _measure(picture: np.ndarray) -> tuple[float, float, np.ma.MaskedArray] | None:
+    valid = np.ma.masked_invalid(picture, copy=False)  # NaN is no data
+    return (valid.min(), valid.max(), valid.mean(axis=(0, 1), dtype=np.float64)) if valid.count() else None
 
 
 def _check_scale(data: ConfigDict, looks: Sequence[_Look]) -> None:
     """Raises UserError if `data.mean` and `data.std` cannot be those of the pictures."""
-    found = [look for look in looks if look.values is not None and not np.isnan(look.values).all()]
+    found = [look for look in looks if look.values]
     if not found:
         return
-    usual, why = defaults().data, ""
-    means = np.nanmean([np.nanmean(look.values, axis=(0, 1), dtype=np.float64) for look in found], axis=0)
+    lows, highs, means = zip(*(look.values for look in found), strict=True)
+    mean, std, usual = np.asarray(data.mean), np.asarray(data.std), defaults().data
     if tuple(data.mean) == tuple(usual.mean) or tuple(data.std) == tuple(usual.std):
         why = "nothing says which are black and white"
-    elif (np.abs(means - np.asarray(data.mean)) > FAR * np.asarray(data.std)).any():
+    elif (np.abs(np.ma.stack(means).mean(axis=0) - mean) > FAR * std).any():
         why = f"data.mean={tuple(data.mean)} and data.std={tuple(data.std)} are not of such values"
-    if why:
-        low, high = (pick([pick(look.values) for look in found]) for pick in (np.nanmin, np.nanmax))
-        raise UserError(
-            f"{found[0].name}: {found[0].dtype} pictures with values from {low:g} to {high:g}, and {why}: set "
-            "data.value_range=(low, high), or measure mean and std by configs/inspect.py, whose statistics.json "
-            "data.statistics takes"
-        )
+    else:
+        return
+    raise UserError(
+        f"{found[0].name}: {found[0].dtype} pictures with values from {min(lows):g} to {max(highs):g}, and {why}: set "
+        "data.value_range=(low, high), or measure mean and std by configs/inspect.py, whose statistics.json "
+        "data.statistics takes"
+    )

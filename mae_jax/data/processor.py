@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from mae_jax.data.arrays import BadImage, batch_dtype
-from mae_jax.data.augment import denormalize, normalize
+from mae_jax.data.augment import denormalize, normalize, unit_range
 from mae_jax.data.decoding import open_picture
 from mae_jax.data.files import read_picture_file
 from mae_jax.data.transforms import Range, centre_crop
@@ -18,6 +18,7 @@ from mae_jax.runtime.errors import UserError, reason
 
 MAX_SIDE, LEAST_CROP = 2**15, 0.01
 MAX_PIXELS = 178_956_970  # Pillow's own limit
+DTYPES = ("uint8", "uint16", "int16", "float16", "float32")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,10 @@ class Processor:
             one_each = len(getattr(self, name)) in (1, self.channels)
             self._check(one_each, name, f"one number, or one for each of {self.channels} channels")
         self._check(min(self.std) > 0, "std", "above 0")
+        self._check(self.dtype in (*DTYPES, None), "dtype", f"one of {', '.join(DTYPES)}")
+        bands = self.bands if self.bands is None or isinstance(self.bands, list | tuple) else ("?",)
+        whole = bands is None or len(bands) == self.channels and all(type(n) is int and n >= 0 for n in bands)
+        self._check(whole, "bands", f"{self.channels} channels, counted from 0")
 
     def _check(self, holds: bool, name: str, what: str) -> None:
         if not holds:
@@ -60,15 +65,32 @@ class Processor:
         numbers if there is a `value_range` or another `dtype`. Several are a list, or one array [b, h, w, c]. Raises
         UserError for anything else, and for another number of channels.
         """
+        arrays = self._arrays(pictures)
+        own = self if arrays.dtype == np.uint8 else dataclasses.replace(self, dtype=str(arrays.dtype))
+        return normalize(jnp.asarray(arrays), own)
+
+    def valid_values(self, pictures: Any) -> jax.Array:
+        """Where the images of these pictures have data: bool [B, H, W, C], for the `valid` of an autoencoder."""
+        return jnp.asarray(~np.isnan(self._arrays(pictures)))
+
+    def to_pictures(self, images: jax.Array) -> jax.Array:
+        """Pictures uint8 [B, H, W, C] of images [B, H, W, C], clipped at black and white.
+
+        Black and white are the ends of `value_range`. If a model of deeper pictures has none, it returns float32 values
+        in the pictures' own units.
+        """
+        pictures = denormalize(images, self)
+        if unit_range(self) == (0, 1) and self.value_range is None:
+            return pictures
+        return jnp.round(jnp.clip(pictures, 0, 1) * 255).astype(jnp.uint8)
+
+    def _arrays(self, pictures: Any) -> np.ndarray:
+        """[B, H, W, C], not yet normalised."""
         several = isinstance(pictures, list | tuple) or getattr(pictures, "ndim", 0) == 4
         arrays = [self._prepare(picture) for picture in (pictures if several else [pictures])]
         if not arrays:
             raise UserError("no pictures: give a PIL image, an array, the path of a file, or a list of them")
-        return normalize(jnp.asarray(np.stack(arrays)), self)
-
-    def to_pictures(self, images: jax.Array) -> jax.Array:
-        """Pictures uint8 [B, H, W, C] of images [B, H, W, C], clipped at black and white."""
-        return jnp.round(jnp.clip(denormalize(images, self), 0, 1) * 255).astype(jnp.uint8)
+        return np.stack(arrays)
 
     def _prepare(self, picture: Any) -> np.ndarray:
         """[H, W, C] of one picture."""
@@ -82,7 +104,7 @@ class Processor:
                 picture = self._values(picture)
                 fits = dtype and np.can_cast(batch_dtype(picture.dtype), dtype)
                 dtype = dtype if fits else None
-            if dtype is None and self.value_range is None:
+            if self.dtype in ("uint8", None) and self.value_range is None:
                 dtype = np.uint8
             opened = open_picture(picture, self.channels, MAX_PIXELS, dtype, self.bands)
             return centre_crop(opened, None, self.image_size, eval_crop=self.eval_crop)

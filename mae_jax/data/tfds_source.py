@@ -20,7 +20,8 @@ class TfdsSource(Source):
 
     `data.name` is such as "imagenet2012:5.1.0", `data.path` TFDS's data_dir, a split also a slice: "train[:10%]". Of
     several pictures or labels TFDS's own choice (`supervised_keys`) comes first, then the names "image" and "label",
-    then the order; arrays only without pictures. Raises UserError for what does not exist or is not prepared (with the command that prepares it).
+    then the order; arrays only where there are no pictures. Raises UserError for what does not exist or is not prepared
+    (with the command that prepares it).
     """
 
     def __init__(self, split: str, data: ConfigDict, image_size: Size, channels: int):

@@ -125,7 +125,7 @@ def _describe(folder: Path, tensors: dict[str, Tensor], others: dict[str, Any]) 
         for ours, (theirs, kind) in ARGUMENTS.items():
             if type(arguments.get(theirs)) is kind:
                 found.model[ours] = arguments[theirs]
-    own = from_dict(plain(others.get("mae_jax")))  # what our own export writes into a .pth
+    own = from_dict(plain(others.get("mae_jax") or config.get("mae_jax")))  # what our own export adds
     found.model |= own.get("model", {})
     found.data |= own.get("data", {})
     found.class_names = names = own.get("class_names") or found.class_names
@@ -170,7 +170,8 @@ def _data_settings(found: Description, model: MAEConfig) -> dict[str, Any]:
     mean, std, crop = data["mean"], data["std"], data["eval_crop"]
     if not all(map(_is_number, (*mean, *std, crop))) or min(std) < LEAST_STD:
         raise UserError(f"mean={mean}, std={std} or crop_pct={crop!r} is not a usable value")
-    Processor(model.image_size, model.channels, mean, std, crop, data.get("value_range"))  # refuses what does not fit
+    values = (data.get(name) for name in ("value_range", "dtype", "bands"))
+    Processor(model.image_size, model.channels, mean, std, crop, *values)  # refuses what does not fit
     return data
 
 

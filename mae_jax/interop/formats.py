@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from mae_jax.interop import huggingface, timm
+from mae_jax.interop.channels import VALUES
 from mae_jax.interop.tensors import write_safetensors, write_torch
 from mae_jax.interop.torch_layout import write_state
 from mae_jax.interop.workdirs import Weights
@@ -20,6 +21,7 @@ FORMATS = ("huggingface", "facebook", "timm")
 # Model settings for which no other program has values but the defaults.
 OURS_ALONE = ("class_tokens", "registers", "qk_norm")
 DECODERS_OURS_ALONE = ("decoder_attention", "encoder_mask_tokens", "pca_targets", "target")
+DATA = ("mean", "std", "eval_crop", *VALUES)  # settings `data.*` that say how a model's images are made
 ENCODER_ONLY = "export the encoder: --config.encoder_only=True"
 
 
@@ -49,9 +51,8 @@ def fit(weights: Weights, format: str, *, encoder_only: bool = False) -> Weights
         if (value := getattr(model, name)) != getattr(MAEConfig(), name):
             remedy = f"; {ENCODER_ONLY}" if name in DECODERS_OURS_ALONE else ""
             raise UserError(f"model.{name}={value}: no other program has such models{remedy}")
-    value_range = config["data"].get("value_range")
-    if value_range and format != "facebook":  # its file holds our own settings
-        notes.append(f"data.value_range={value_range} is left out, which {format} does not know: scale pictures by it")
+    if format != "facebook" and (steps := _unusual_steps(config["data"])):  # its file holds our own settings
+        notes.append(f"{format} knows 8-bit pictures alone: give it {'; '.join(steps)}; then mean and std")
     if format == "timm":
         notes += timm.check(model)
     if format == "huggingface":
@@ -61,6 +62,17 @@ def fit(weights: Weights, format: str, *, encoder_only: bool = False) -> Weights
             raise UserError(f"transformers' ViTMAE and BEiT take {size}: export format=facebook, or {ENCODER_ONLY}")
         notes += huggingface.left_unsaid(model)
     return weights._replace(notes=tuple(notes))
+
+
+def _unusual_steps(data: dict[str, Any]) -> list[str]:
+    """What is done to pictures before mean and std, in words; empty for 8-bit pictures, which are divided by 255."""
+    bands, dtype, value_range = (data.get(name) for name in ("bands", "dtype", "value_range"))
+    steps = [f"channels {', '.join(map(str, bands))} of each file, counted from 0 (data.bands)"] if bands else []
+    if value_range:
+        steps.append(f"values scaled to [0, 1] by data.value_range={value_range} and clipped")
+    elif dtype not in ("uint8", None):
+        steps.append(f"the {dtype} values as they are, not divided by 255")
+    return steps
 
 
 def fold_batch_norm(params: dict[str, Any]) -> dict[str, Any]:
@@ -81,7 +93,7 @@ def export(weights: Weights, folder: Path, format: str, *, encoder_only: bool = 
     config, step = weights.config, weights.step
     model, names = MAEConfig(**config["model"]), config.get("class_names")
     classifier = make_classifier_config(config["model"], config["classifier"]) if is_classifier(config) else None
-    data = {name: config["data"].get(name) for name in ("mean", "std", "eval_crop", "value_range")}
+    data = {name: config["data"].get(name) for name in DATA}
     params = dict(weights.params)
     for part, width in (("encoder", model.width), ("decoder", model.decoder_width)):
         if part in params:  # files hold position tables as tensors, even if a formula gives them
@@ -105,6 +117,8 @@ def export(weights: Weights, folder: Path, format: str, *, encoder_only: bool = 
             "config.json": huggingface.make_config(model, architecture, names, classes) | {"step": step},
             "preprocessor_config.json": huggingface.make_preprocessor(model, data),
         }
+    if _unusual_steps(data):  # others ignore this
+        files["config.json"] = files["config.json"] | {"mae_jax": {"data": data}}
     for name, content in files.items():
         write_json(folder / name, content)
     write_safetensors(folder / "model.safetensors", state)

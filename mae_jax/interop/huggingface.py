@@ -221,7 +221,7 @@ def make_preprocessor(model: MAEConfig, data: dict[str, Any]) -> dict[str, Any]:
         "resample": BICUBIC,
         "do_center_crop": True,
         "crop_size": {"height": height, "width": width},
-        "do_rescale": True,
+        "do_rescale": data.get("value_range") is not None or data.get("dtype") in ("uint8", None),
         "rescale_factor": 1 / 255,
         "do_normalize": True,
         "image_mean": list(mean),

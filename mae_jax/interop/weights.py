@@ -133,7 +133,7 @@ def load(path: str | Path, **settings) -> MaskedAutoencoder | Classifier:
         warnings.warn(escaped(f"{path}: {note}"), stacklevel=2)
     model = make_bind_of(weights)(jax.device_put(weights.params))
     config, data = MAEConfig(**weights.config["model"]), weights.config["data"]
-    pictures = tuple(data["mean"]), tuple(data["std"]), data["eval_crop"], data.get("value_range")
+    pictures = (data.get(name) for name in ("mean", "std", "eval_crop", "value_range", "dtype", "bands"))
     model.processor = Processor(config.image_size, config.channels, *pictures)
     return model
 

@@ -60,9 +60,9 @@ def open_checkpoint(
     path = interop.find_same_weights(config.init_from)
     weights, foreign = interop.read_weights(path, config.assume), is_foreign(path)
     changed = {group: _changed(config, group) for group in ("model", "data")}
-    # A checkpoint of 8-bit pictures has no range; other pictures may need one.
-    more = () if weights.config["data"].get("value_range") else ("value_range",)
-    allowed = {"model": OWN_MODEL_SETTINGS, "data": changed["data"] if foreign else READING + PLACE + (*more, "bands")}
+    # A checkpoint of 8-bit pictures has no range; deeper ones may need it.
+    more = ("bands",) if weights.config["data"].get("value_range") else ("bands", "value_range", "dtype")
+    allowed = {"model": OWN_MODEL_SETTINGS, "data": changed["data"] if foreign else READING + PLACE + more}
     for group, settings in changed.items():
         for name, value in settings.items():
             own = weights.config[group].get(name)
@@ -112,8 +112,8 @@ def _data(config: ConfigDict, own: dict[str, Any]) -> dict[str, Any]:
     place += ["bands"] if asked["bands"] is not None else []
     if asked["name"] is None and "path" in place:
         check_has_path(asked["path"], own["name"])
-    value_range = own.get("value_range") or asked["value_range"]
-    return asked | own | {name: asked[name] for name in (*READING, *place)} | {"value_range": value_range}
+    deeper = ("value_range", "dtype") if asked["value_range"] and not own.get("value_range") else ()
+    return asked | own | {name: asked[name] for name in (*READING, *place, *deeper)}
 
 
 def find_sources(
