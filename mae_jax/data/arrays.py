@@ -202,8 +202,9 @@ def fitted(
     own = batch_dtype(array.dtype)
     wanted = np.dtype(dtype or own)
     if wanted != np.float32 and not np.can_cast(own, wanted):
-        remedy = batch_dtype(np.promote_types(own, wanted))
-        raise Misfit(f"{array.dtype} among {wanted} pictures: set data.dtype={remedy}")
+        both = batch_dtype(np.promote_types(own, wanted))
+        scale = " and data.value_range=(low, high)" if wanted == np.uint8 else ""
+        raise Misfit(f"{array.dtype} among {wanted} pictures: set data.dtype={both}{scale}")
     array = _choose_channels(array * np.uint8(255) if array.dtype == bool else array, channels, bands)
     with np.errstate(over="ignore"):
         array = array.astype(wanted, copy=False)

@@ -14,6 +14,7 @@ from mae_jax.settings.registry import Registry
 # Name -> class, called with (split, data, image_size, channels); see `Source`.
 SOURCES: Registry[type["Source"]] = Registry("data.name")
 SOURCES["image_folder"] = "mae_jax.data.image_folder:ImageFolder"
+SOURCES["prepared"] = "mae_jax.data.prepared:Prepared"
 SOURCES["table"] = "mae_jax.data.table:Table"
 SOURCES["parquet"] = "mae_jax.data.parquet:Parquet"
 SOURCES["webdataset"] = "mae_jax.data.webdataset:WebDataset"

@@ -69,11 +69,13 @@ def resolve_model(config: ConfigDict, trained: dict[str, Any]) -> list[str]:
 
 
 def resolve_pictures(config: ConfigDict, trained: dict[str, Any]) -> list[str]:
-    """Sets `PICTURES` in `config` to a checkpoint's; returns a line for each change."""
-    changed = []
+    """Sets `PICTURES` in `config` to a checkpoint's, unless other `data.statistics` are given; a line per change."""
+    changed, measured = [], config.data.statistics not in (None, trained["data"].get("statistics"))
     for key in PICTURES:
         group, name = key.split(".")
-        if key in config.given or name not in trained[group]:  # other programs and earlier versions leave some out
+        if key in config.given or (measured and group == "data"):
+            continue
+        if name not in trained[group]:  # other programs and earlier versions leave some out
             continue
         if name == "dtype" and "data.value_range" in config.given:  # pictures of another depth
             continue

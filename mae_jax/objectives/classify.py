@@ -69,7 +69,7 @@ class Classification(Objective):
         if optimizer == "muon" and head_alone:
             raise UserError(f"optimizer.name=muon is for blocks; classifier.trained_blocks=0 trains none: {adamw}")
         if not config.init_from:  # otherwise the checkpoint decides the model
-            check_model(config)
+            check_model(config, opened=False)
 
     def __init__(self, config: ConfigDict, workdir: Path, mesh: Mesh):
         super().__init__(config, workdir, mesh)

@@ -67,7 +67,7 @@ class Pretraining(Objective):
             raise UserError(f"model.uniformity={uniformity} needs whole batches: set train.accumulate_steps=1")
         if config.optimizer.name == "lars":
             raise UserError("optimizer.name=lars is for probes of a frozen encoder; set optimizer.name=adamw")
-        model = check_model(config)
+        model = check_model(config, opened=False)
         if config.evaluate.mask_ratio is not None:
             model.num_visible(config.evaluate.mask_ratio, name="evaluate.mask_ratio")
 
