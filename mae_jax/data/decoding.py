@@ -1,6 +1,7 @@
 """Decodes files and arrays to pictures: orientation, colours, transparency, deep values, refusals."""
 
 import contextlib
+import functools
 import io
 import math
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from mae_jax.data.arrays import BadImage, Misfit, channels_last, check_pixels, fitted, naming_the_damage, read_array
-from mae_jax.data.fast_jpeg import cut_jpeg
+from mae_jax.data.fast_jpeg import cut_jpeg, open_plain
 from mae_jax.data.files import FORMATS
 from mae_jax.data.transforms import LARGEST_SIDE, Box, Picture, Size
 from mae_jax.runtime.errors import UserError
@@ -42,6 +43,17 @@ def open_picture(
             return Picture(fitted(channels_last(data), channels, dtype, bands))
         except Misfit as error:
             raise UserError(str(error)) from error
+    arguments = data, channels, max_pixels, dtype, bands
+    if channels == 3 and bands is None and isinstance(data, bytes):
+        fully = functools.partial(_open_fully, *arguments)
+        if plain := open_plain(data, max_pixels, dtype, 2 * SPARE, fully):
+            return plain
+    return _open_fully(*arguments)
+
+
+def _open_fully(
+    data: bytes | Image.Image, channels: int, max_pixels: int, dtype: np.dtype | str | None, bands: Sequence[int] | None
+) -> Picture:
     raw, picture = bands is not None or channels not in (1, 3), data
     if isinstance(data, bytes):
         if not data:

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from mae_jax.data.arrays import BadImage, Misfit, batch_dtype
 from mae_jax.data.decoding import Encoded, open_picture
+from mae_jax.data.fast_jpeg import PlainJpeg
 from mae_jax.data.sources import Source
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.processes import from_main, is_main
@@ -64,7 +65,8 @@ def _look(data: ConfigDict, sources: Sequence[Source | None], channels: int) -> 
                 raise UserError(f"{name}: {error}") from error
             except BadImage:
                 continue
-            yield _Look(name, str(picture.dtype), None if isinstance(picture, Encoded) else _measure(picture.whole()))
+            encoded = isinstance(picture, Encoded | PlainJpeg)
+            yield _Look(name, str(picture.dtype), None if encoded else _measure(picture.whole()))
 
 
 def _measure(picture: np.ndarray) -> tuple[float, float, np.ma.MaskedArray] | None:

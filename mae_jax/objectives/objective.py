@@ -14,11 +14,13 @@ from mae_jax.data.depth import settle_depth
 from mae_jax.data.device_batches import DeviceBatches, training_batches
 from mae_jax.data.resolutions import Stage, check_resolutions
 from mae_jax.data.sources import Source, make_sources
+from mae_jax.data.statistics import take_statistics
 from mae_jax.evaluation.evaluator import EvaluationData, EvaluationSuite, State
 from mae_jax.evaluation.unseen import keep_hold_out
 from mae_jax.interop.transfer import find_start, read_start
 from mae_jax.interop.workdirs import Weights
 from mae_jax.models.config import MAEConfig
+from mae_jax.runtime.console import say
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import batch_parts, check_heads, fit_to_chip
 from mae_jax.settings.checks import check_channels
@@ -73,6 +75,8 @@ class Objective(abc.ABC):
         self.config, self.workdir, self.mesh = config, workdir, mesh
         trained, self.weights = find_start(config, workdir)
         self.changed = self.take_over(trained) if trained else []
+        for note in take_statistics(config, trained):
+            say(f"note: {note}")
         fit_to_chip(config.model, mesh.devices.flat[0], trained and trained["model"])
         keep_hold_out(config, workdir, trained, resumed=self.weights is None)
         self.model = check_model(config)
@@ -141,10 +145,14 @@ class Objective(abc.ABC):
         """The content of result.json besides the step, and closing lines of text."""
 
 
-def check_model(config: ConfigDict) -> MAEConfig:
-    """The model of the settings; UserError if it is invalid or other settings do not fit it."""
+def check_model(config: ConfigDict, *, opened: bool = True) -> MAEConfig:
+    """The model of the settings; UserError if it is invalid or other settings do not fit it.
+
+    Before the data are opened, `take_statistics` may still have to set their mean and std.
+    """
     model = MAEConfig(**config.model)
-    check_channels(config.data, model.channels)
+    if opened or not (config.data.statistics or config.data.name == "prepared"):
+        check_channels(config.data, model.channels)
     check_resolutions(config.train.resolutions, model)
     return model
 

@@ -36,9 +36,8 @@ RANGES = {
     "[0, 1000]": "data.num_workers data.mixup data.cutmix classifier.head_std train.profile_steps",
     "[1, 1000]": "data.rand_augment_ops data.prefetch_batches evaluate.pictures inspect.crops",
     "[1, 100]": "prepare.quality",
-    "[1, 1000000]": "prepare.shard_examples",
+    "[1, 1000000]": "classifier.num_classes prepare.shard_examples",
     "[1, 10000]": "evaluate.knn_k evaluate.knn_sweep_k",
-    "[2, 1000000]": "classifier.num_classes",
     "[4, 10000000]": "data.num_examples",
     "[1, 178956970]": "data.max_pixels",
     "[1e-10, 1e10]": "evaluate.knn_temperature evaluate.knn_sweep_temperature evaluate.probe_c evaluate.probe_sweep_c",
@@ -74,6 +73,10 @@ FEATURES = "evaluate.token evaluate.max_train_examples "
 HIDES = "evaluate.mask evaluate.mask_ratio evaluate.pictures evaluate.shown_channels "
 KNN = "evaluate.knn_k evaluate.knn_temperature "
 PROBE = "evaluate.probe_c "
+# Which pictures there are, and how they are read.
+PICTURES = "task given file model.image_size model.channels data.name data.path data.root data.*_split data.*_column "
+PICTURES += "data.eval_fraction data.stratify data.label_kind data.label_separator data.extensions data.num_* "
+PICTURES += "data.on_bad_image data.max_pixels data.dtype data.bands "
 
 READS = {
     "pretrain": TRAINS + NO_LABELS + NO_MIXING + FEATURES + HIDES + KNN + PROBE
@@ -87,6 +90,9 @@ READS = {
     "evaluate": MEASURES + NO_LABELS + HIDES + "evaluate.evaluators",
     "evaluate a classifier": MEASURES + NO_LABELS + "evaluate.evaluators",
     "reconstruct": MEASURES + NO_LABELS + HIDES + "evaluate.evaluators",
+    "prepare": PICTURES + "prepare.*",
+    "inspect": PICTURES + "inspect.* data.value_range data.seed data.crop_* data.flip "
+    "data.color_jitter data.augmentation data.rand_augment_* evaluate.shown_channels",
     "export": EVERY + NO_LABELS + NO_MIXING + NO_TRAINING + "-logging.* format encoder_only",
 }  # fmt: skip
 READS["ablate"] = READS["pretrain"] + " ablate.* shard"
@@ -99,6 +105,7 @@ UNUSED_WITH = {
     ("init_from", None): "assume.* classifier.random_encoder init_channels",
     ("data.name", "digits"): "data.path data.train_split data.eval_split",
     ("data.name", "synthetic"): "data.path data.train_split data.eval_split",
+    ("data.name", "prepared"): "data.train_split data.eval_split",
     ("data.augmentation", "none"): "data.rand_augment_*",
     ("optimizer.name", "adamw"): "optimizer.muon_momentum optimizer.momentum optimizer.trust_coefficient",
     ("optimizer.name", "muon"): "optimizer.momentum optimizer.trust_coefficient",

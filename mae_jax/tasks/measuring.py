@@ -16,6 +16,7 @@ from mae_jax.data.sources import (
     match_classes,
     stratified_subset,
 )
+from mae_jax.data.statistics import take_statistics
 from mae_jax.evaluation.evaluator import EvaluationData, Trained
 from mae_jax.evaluation.unseen import NO_PICTURES, PLACE, check_has_path, choose_pictures, find_training_pictures
 from mae_jax.interop import weights as interop
@@ -91,6 +92,8 @@ def open_checkpoint(
     if "seed" not in config.given and config.seed == defaults().seed:
         groups["seed"] = trained["seed"]
     config = ConfigDict(config.to_dict() | groups)
+    if foreign and config.data.statistics:
+        take_statistics(config)
     check_channels(config.data, config.model.channels)
     check_read(config)
     return weights, config
