@@ -73,6 +73,11 @@ def no_labels(source: Source, count: int) -> np.ndarray:
     return np.full((count, source.num_classes), np.nan, np.float32)
 
 
+def is_labelled(source: Source) -> bool:
+    """Whether there is something to tell apart or to predict: two classes, or one number."""
+    return source.num_classes >= (1 if source.label_kind == "number" else 2)
+
+
 def make_source(data: ConfigDict, split: str, image_size: tuple[int, int], channels: int) -> Source:
     """Opens one split, "train" or "eval". UserError if the data are missing or differ from the settings `data.*`."""
     return _find(data.name)(split, data, image_size, channels)
@@ -130,10 +135,16 @@ def random_subset(source: Source, count: int) -> Wrapper:
 
 
 def stratified_subset(source: Source, fraction: float, seed: int = 0) -> Wrapper:
-    """A random share of each class, at least 1 picture; the same for the same seed. UserError without labels."""
-    if source.num_classes < 2:
+    """A random share of each class, at least 1 picture; the same for the same seed. UserError without labels.
+
+    Of labels of another kind than class: a random share of all pictures.
+    """
+    if not is_labelled(source):
         raise UserError(f"data.label_fraction={fraction}, but pictures have no labels: leave it unset")
-    labels, rng = source.labels(), np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
+    if source.label_kind != "class":
+        return Wrapper(source, rng.permutation(len(source))[: max(1, round(fraction * len(source)))])
+    labels = source.labels()
     members = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
     return Wrapper(source, np.concatenate([m[: max(1, round(fraction * len(m)))] for m in members]))
 
@@ -183,7 +194,7 @@ class Labelled(Wrapper):
     """A source that checks labels on reading; UserError for fewer than 2 classes or a label outside them."""
 
     def __init__(self, source: Source, data: ConfigDict):
-        if source.num_classes < (1 if source.label_kind == "number" else 2):
+        if not is_labelled(source):
             found = "are all of one class" if source.num_classes else "have no labels"
             raise UserError(
                 f"data.name={data.name}, data.path={data.path}: the pictures, such as {source.name_of(0)}, {found}: "

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from mae_jax.data.augment import normalize
 from mae_jax.data.device_batches import evaluation_batch_size, on_devices
 from mae_jax.data.loader import make_eval_batches
-from mae_jax.data.sources import Source, count_images, random_subset
+from mae_jax.data.sources import Source, count_images, is_labelled, random_subset
 from mae_jax.models.config import MAEConfig
 from mae_jax.models.mae import MAEOutput
 from mae_jax.models.masking import check_given_mask, given_masks
@@ -28,7 +28,7 @@ from mae_jax.settings.registry import Registry
 EVALUATORS: Registry[type["Evaluator"]] = Registry("evaluate.evaluators")
 EVALUATORS["accuracy"] = "mae_jax.evaluation.classification:Accuracy"
 EVALUATORS["knn"] = "mae_jax.evaluation.features:KNN"
-EVALUATORS["linear_probe"] = "mae_jax.evaluation.features:LinearProbe"
+EVALUATORS["linear_probe"] = "mae_jax.evaluation.linear_probe:LinearProbe"
 EVALUATORS["loss"] = "mae_jax.evaluation.autoencoder:MaskedLoss"
 EVALUATORS["rankme"] = "mae_jax.evaluation.features:RankMe"
 EVALUATORS["reconstructions"] = "mae_jax.evaluation.autoencoder:ReconstructionSheet"
@@ -133,8 +133,10 @@ class EvaluationData:
 
     @property
     def labelled(self) -> bool:
-        """Whether there are training images and classes, so that features can be measured."""
-        return self.train is not None and min(self.train.num_classes, self.evaluation.num_classes) > 1
+        """Whether there are training images and labels of one kind, so that features can be measured."""
+        if self.train is None or self.train.label_kind != self.evaluation.label_kind:
+            return False
+        return is_labelled(self.train) and is_labelled(self.evaluation)
 
     @property
     def description(self) -> str:
@@ -154,7 +156,7 @@ class EvaluationData:
         return normalize(images, self.config.data)
 
     def features(self, state: State, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Features [N, D] (float32) and labels [N] (int64) of a split, "train" or "evaluation"; cached."""
+        """Features [N, D] (float32) and labels (`Source.labels`) of a split, "train" or "evaluation"; cached."""
         if self._state is not state:
             self._state, self._features = state, {}
         if split not in self._features:

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from mae_jax.data.files import find_folder
 from mae_jax.data.image_folder import ImageFolder
-from mae_jax.data.sources import Source, make_source, match_classes, stratified_subset
+from mae_jax.data.sources import Source, is_labelled, make_source, match_classes, stratified_subset
 from mae_jax.data.splits import find_splits
 from mae_jax.interop.workdirs import Weights
 from mae_jax.models.config import MAEConfig
@@ -163,7 +163,7 @@ def find_training_pictures(weights: Weights, config: ConfigDict, evaluation: Sou
         place = {name: None for name in PLACE} | {"stratify": False}  # of old configs
         data = ConfigDict(config.data.to_dict() | {name: own.get(name, usual) for name, usual in place.items()})
         train = make_source(data, "train", MAEConfig(**model).image_size, model.channels)
-        if train.num_classes < 2 or not train.class_names:
+        if not is_labelled(train) or not train.class_names:
             raise UserError(f"the checkpoint's own training pictures ({own['name']}) have no classes")
         return train, match_classes(evaluation, train.class_names, f"the checkpoint's own data ({own['name']})")
     except UserError as error:

@@ -95,7 +95,8 @@ def starting_params(weights: Weights, model: ClassifierConfig, class_names: list
     """
     encoder = choose(weights, {"positions": "learned", "image_size": model.encoder.image_size}).params["encoder"]
     if keeps_head(weights, model, class_names):
-        return {"encoder": encoder, "head": weights.params["head"]}
+        old = make_classifier_config(weights.config["model"], weights.config["classifier"], weights.config)
+        return {"encoder": encoder, "head": in_other_units(weights.params["head"], old, model)}
     pooled_before_norm = is_classifier(weights.config) and weights.config["classifier"]["pool"] == "mean_norm"
     if model.pool == "mean_norm" and not pooled_before_norm:  # this norm belongs to the head, and is new
         norm = encoder["norm"]
@@ -111,8 +112,21 @@ def keeps_head(weights: Weights, model: ClassifierConfig, class_names: list[str]
     known = trained.get("class_names")
     if class_names and known and tuple(known) != tuple(class_names):
         return False
-    old = make_classifier_config(trained["model"], trained["classifier"])
-    return all(getattr(old, name) == getattr(model, name) for name in ("num_classes", "pool", "batch_norm"))
+    old = make_classifier_config(trained["model"], trained["classifier"], trained)
+    alike = ("num_classes", "pool", "batch_norm", "label_kind")
+    return all(getattr(old, name) == getattr(model, name) for name in alike)
+
+
+def in_other_units(head: dict[str, Any], old: ClassifierConfig, new: ClassifierConfig) -> dict[str, Any]:
+    """A classifier's head that gives the same numbers with the mean and standard deviation of another config."""
+    if (old.number_mean, old.number_std) == (new.number_mean, new.number_std):
+        return head
+    (mean, std), (new_mean, new_std) = (
+        (np.asarray(model.number_mean or 0.0), np.asarray(model.number_std or 1.0)) for model in (old, new)
+    )
+    kernel, bias = (np.asarray(head["linear"][name], np.float64) for name in ("kernel", "bias"))
+    linear = {"kernel": kernel * (std / new_std), "bias": (bias * std + mean - new_mean) / new_std}
+    return head | {"linear": {name: values.astype(np.float32) for name, values in linear.items()}}
 
 
 def describe_start(
@@ -125,7 +139,10 @@ def describe_start(
         parts[0] += ", with its head"
     elif is_classifier(old):
         classes, text = old["classifier"]["num_classes"], "other classes, or another pool or norm"
-        if classes != model.num_classes:
+        kind = old.get("label_kind", "class")
+        if kind != model.label_kind:
+            text = f"labels of the kind {kind}, the data of the kind {model.label_kind}"
+        elif classes != model.num_classes:
             text = f"{classes} classes, the data have {model.num_classes}"
         parts.append(f"a new head: the checkpoint's has {text}")
     rows, columns = MAEConfig(**old["model"]).grid

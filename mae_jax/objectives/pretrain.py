@@ -36,6 +36,12 @@ from mae_jax.settings.fields import defaults
 FEATURE_SCORES = {  # title and format
     "knn/top1": ("k-NN, top-1", ".1%"),
     "linear_probe/top1": ("linear probe, top-1", ".1%"),
+    "knn/mAP": ("k-NN, mAP", ".1%"),
+    "linear_probe/mAP": ("linear probe, mAP", ".1%"),
+    "knn/r2": ("k-NN, R2", ".3f"),
+    "knn/mae": ("k-NN, absolute error", ".4g"),
+    "linear_probe/r2": ("linear probe, R2", ".3f"),
+    "linear_probe/mae": ("linear probe, abs. error", ".4g"),
     "rankme": ("RankMe of the features", ".1f"),
 }
 FITTED_IMAGES = 10_000  # at most, for fitting a target
@@ -126,7 +132,8 @@ class Pretraining(Objective):
             rows["choices"] = ", ".join(chosen)
         names = self.train_source.class_names
         unlabelled = "none, which leaves k-NN and the linear probe out"
-        return rows | {"classes": f"{len(names):,}: {first_few(names)}" if names else unlabelled}
+        kind = {"class": "classes", "multi": "labels", "number": "numbers"}[self.train_source.label_kind]
+        return rows | {kind: f"{len(names):,}: {first_few(names)}" if names else unlabelled}
 
     def loss_fn(self, params: dict, frozen: dict, batch: dict, keys: jax.Array) -> tuple[jax.Array, LossDetails]:
         return self._loss_fn(params, frozen, batch, keys)

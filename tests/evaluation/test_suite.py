@@ -101,8 +101,8 @@ def test_separable_classes_are_told_apart_and_shuffled_labels_are_not():
     def measure(train_labels, **settings):
         known = {"train": (features[:200], train_labels), "evaluation": test}
         data = SimpleNamespace(
-            features=lambda _, split: known[split], labelled=True, train=SimpleNamespace(num_classes=4),
-            mesh=device_mesh(), forget=lambda: None,
+            features=lambda _, split: known[split], labelled=True, mesh=device_mesh(), forget=lambda: None,
+            train=SimpleNamespace(label_kind="class", num_classes=4),
         )  # fmt: skip
         settings = dict(knn_k=3, knn_temperature=0.07, linear_probe=True, probe_c=1.0) | settings
         return EvaluationSuite(ConfigDict({"evaluate": settings}), data, FEATURES).run(None)[0]

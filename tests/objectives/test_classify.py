@@ -24,7 +24,7 @@ def leaves(workdir):
 
 def test_fine_tuning_trains_everything_and_reports_as_pre_training_does(finetuned, pretrained):
     result = read_json(finetuned / "result.json")
-    assert {"step", "eval/loss", "eval/top1", "eval/top5", "protocol"} == result.keys()
+    assert {"step", "eval/loss", "eval/top1", "eval/top5", "eval/balanced_accuracy", "protocol"} == result.keys()
     lines = [json.loads(line) for line in (finetuned / "metrics.jsonl").read_text().splitlines()]
     assert {"train/loss", "train/learning_rate", "train/grad_norm", "images_per_second", "data_wait_fraction"} < set(
         lines[0]
