@@ -1,5 +1,6 @@
 """Pictures in rows with labels, splits and groups: what tables, parquet and tars have in common."""
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -8,7 +9,7 @@ from ml_collections import ConfigDict
 
 from mae_jax.data.files import first_few
 from mae_jax.data.image_folder import NothingToTrainOn
-from mae_jax.data.labels import Cell, Labels, encode_labels, kind_of
+from mae_jax.data.labels import Cell, Labels, encode_labels, text_of
 from mae_jax.data.sources import Source
 from mae_jax.data.splits import find_name, held_out
 from mae_jax.data.transforms import Size
@@ -49,6 +50,15 @@ class Rows(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
+class Divided(NamedTuple):
+    """Rows and the indices of both splits, int [n], with their labels."""
+
+    rows: Rows
+    train: tuple[np.ndarray, Labels]
+    eval: tuple[np.ndarray, Labels]
+    notes: list[str]
+
+
 class RowSource(Source):
     """The pictures of one split of the `Rows` that a subclass's `read_rows` finds.
 
@@ -56,28 +66,26 @@ class RowSource(Source):
     cannot be used; NothingToTrainOn if all are for evaluation.
     """
 
-    def __init__(self, split: str, data: ConfigDict, image_size: Size, channels: int, found: Rows | None = None):
-        rows = found or self.read_rows(data)
-        train, evaluation, notes = split_rows(rows, data)
-        if split == "train" and not len(train):
-            raise NothingToTrainOn(
-                f"no training pictures in {rows.place}: data.train_split={data.train_split}, data.eval_split="
-                f"{data.eval_split}, data.eval_fraction={data.eval_fraction} leave none"
+    def __init__(self, split: str, data: ConfigDict, image_size: Size, channels: int, found: Divided | None = None):
+        found = found or divide(self.read_rows(data), data)
+        rows, (indices, labels) = found.rows, getattr(found, split)
+        if not len(indices):
+            kind, what = (NothingToTrainOn, "train") if split == "train" else (UserError, "evaluate")
+            remedy = "" if data.eval_fraction == 1 else "; data.train_split='' takes all that are not for evaluation"
+            raise kind(
+                f"no pictures to {what} on in {rows.place}: data.train_split={data.train_split!r}, data.eval_split="
+                f"{data.eval_split!r} and data.eval_fraction={data.eval_fraction} leave none{remedy}"
             )
-        if split == "eval" and not len(evaluation):
-            raise UserError(f"no pictures to evaluate on in {rows.place}: data.eval_split={data.eval_split}")
-        self._rows, self._reader = (train if split == "train" else evaluation), rows.reader
-        labels = encode(rows, data, train) if len(train) else None
-        if split == "eval":
-            labels = encode(rows, data, evaluation, labels and labels.class_names)
-        self.label_kind, self.class_names, self._labels = labels
-        self.place = f"in {rows.place}" + (f" {split}" if len(train) and len(evaluation) else "")
-        self.notes = [*rows.notes, *notes] if split == "eval" else []
+        self._rows, self._reader, self._labels = indices, rows.reader, labels.values
+        self.label_kind, self.class_names = labels.kind, labels.class_names
+        self.place = f"in {rows.place}" + (f" {split}" if len(found.train[0]) and len(found.eval[0]) else "")
+        self.notes = [*rows.notes, *found.notes] if split == "eval" else []
+        self.fingerprint = _fingerprint([rows.names[row] for row in indices], labels)
 
     @classmethod
     def open_both(cls, data: ConfigDict, image_size: Size, channels: int) -> tuple[Source, Source]:
-        rows = cls.read_rows(data)
-        return tuple(cls(split, data, image_size, channels, rows) for split in ("train", "eval"))
+        found = divide(cls.read_rows(data), data)
+        return tuple(cls(split, data, image_size, channels, found) for split in ("train", "eval"))
 
     @classmethod
     def read_rows(cls, data: ConfigDict) -> Rows:
@@ -98,13 +106,16 @@ class RowSource(Source):
 
 
 def find_column(columns: Iterable[str], data: ConfigDict, setting: str, place: str) -> str | Sequence[str] | None:
-    """The name of the column that a setting, or else one of its usual names, means; None if there is none."""
+    """The name of the column that a setting, or else one of its usual names, means; None if there is none.
+
+    An empty setting means no column.
+    """
     columns, wanted = list(columns), data[setting.removeprefix("data.")]
     if wanted is not None:
         for name in [wanted] if isinstance(wanted, str) else wanted:
-            if name not in columns:
+            if name and name not in columns:
                 raise UserError(f"{setting}={name}: {place} has no such column; it has {first_few(columns)}")
-        return wanted
+        return wanted or None
     by_name = {name.lower(): name for name in reversed(columns)}
     return next((by_name[name] for name in USUAL_COLUMNS[setting].split() if name in by_name), None)
 
@@ -118,56 +129,81 @@ def find_label_columns(columns: Iterable[str], data: ConfigDict, place: str) -> 
     return [found] if isinstance(found, str) else list(found or ())
 
 
-def encode(rows: Rows, data: ConfigDict, chosen: np.ndarray, known: Sequence[str] | None = None) -> Labels:
-    """The labels of the chosen rows. Names of classes begin with the `known` ones."""
-    if not rows.labels:
-        return Labels("class", None, np.full(len(chosen), -1, np.int64))
-    columns = {name: [cells[row] for row in chosen] for name, cells in rows.labels.items()}
-    return encode_labels(columns, data, lambda place: rows.reader.where(int(chosen[place])), rows.schema, known)
+def divide(rows: Rows, data: ConfigDict) -> Divided:
+    """Divides rows into both splits; UserError for labels or splits that cannot be used."""
+    labels = Labels("class", None, np.full(len(rows.names), -1))
+    if rows.labels:
+        labels = encode_labels(rows.labels, data, rows.reader.where, rows.schema)
+    train, evaluation, notes = split_rows(rows, data, labels.values if labels.kind == "class" else None)
+    known = labels.take(train)
+    return Divided(rows, (train, known), (evaluation, labels.take(evaluation, known.class_names or ())), notes)
 
 
-def split_rows(rows: Rows, data: ConfigDict) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def split_rows(rows: Rows, data: ConfigDict, classes: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Rows for training and evaluation, int [n] each, and notes for users.
 
     By the names in `rows.splits`, in the spellings of `find_splits`; without evaluation rows a share of the training
-    rows is held out. UserError if a group would lie in both.
+    rows is held out, of each of the `classes`, int [n]. UserError if a group would lie in both.
     """
-    if rows.splits is None:
-        train, evaluation, notes = np.arange(len(rows.names)), None, []
-    else:
-        splits = np.array([str(name or "").strip() for name in rows.splits], object)
-        there = sorted({*splits} - {""})
-        train_name = find_name(there, "data.train_split", data.train_split, rows.place, "split")
-        eval_name = find_name(there, "data.eval_split", data.eval_split, rows.place, "split")
-        if train_name is None and eval_name is None:
-            raise UserError(
-                f"{rows.place}: its splits are {first_few(there) or 'empty'}: set data.train_split and data.eval_split "
-                "to two of these"
-            )
-        train, evaluation = (np.flatnonzero(splits == name) for name in (train_name, eval_name))
-        evaluation = None if eval_name is None else evaluation
-        unused = [name for name in there if name not in (train_name, eval_name)]
-        notes = [f"splits that are not used: {first_few(unused)}"] if unused else []
-        if empty := int((splits == "").sum()):
-            first = rows.reader.where(int(np.flatnonzero(splits == "")[0]))
-            notes.append(f"pictures without a split, which are not used: {empty:,}, the first in {first}")
+    train, evaluation, notes = _named_splits(rows, data)
+    groups = None
+    if rows.groups is not None:  # a row without one is a group of its own
+        groups = [text_of(group) or name for group, name in zip(rows.groups, rows.names, strict=True)]
     if evaluation is None:
-        by_class = data.stratify and rows.labels and kind_of(data, list(rows.labels)) == "class"
-        (cells,) = rows.labels.values() if by_class else (None,)
-        held = held_out(
-            [rows.names[row] for row in train],
-            data.eval_fraction,
-            rows.place,
-            [cells[row] for row in train] if by_class else None,
-            [rows.groups[row] for row in train] if rows.groups is not None else None,
+        names, classes, held_groups = (
+            None if column is None else [column[row] for row in train]
+            for column in (rows.names, classes.tolist() if data.stratify and classes is not None else None, groups)
         )
+        held = held_out(names, data.eval_fraction, rows.place, classes, held_groups)
+        if groups is not None:
+            counts = [len({groups[row] for row in some}) for some in (train[held], train)]
+            notes.append("whole groups are held out: {:,} of {:,}".format(*counts))
         return train[~held], train[held], notes
-    if rows.groups is not None:
-        places = {rows.groups[row]: row for row in train}
+    if groups is not None:
+        places = {groups[row]: row for row in train}
         for row in evaluation:
-            if (other := places.get(rows.groups[row])) is not None:
+            if (other := places.get(groups[row])) is not None:
                 raise UserError(
-                    f"the group {rows.groups[row]} is for training in {rows.reader.where(other)} and for evaluation in "
-                    f"{rows.reader.where(int(row))}: put it into one split, or unset data.group_column"
+                    f"the group {groups[row]} is for training in {rows.reader.where(int(other))} and for evaluation in "
+                    f"{rows.reader.where(int(row))}: put it into one split, or set data.group_column=''"
                 )
     return train, evaluation, notes
+
+
+def _named_splits(rows: Rows, data: ConfigDict) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
+    """Rows of the splits that the settings name, and notes. Evaluation is None if none is for it."""
+    splits = [*map(text_of, rows.splits)] if rows.splits is not None else [""] * len(rows.names)
+    spelling: dict[str, str] = {}
+    for name in sorted({*splits} - {""}):
+        spelling.setdefault(name.lower(), name)
+    there = [*spelling.values()]
+    train, evaluation = (
+        find_name(there, setting, data[setting[5:]], rows.place, "split")
+        for setting in ("data.train_split", "data.eval_split")
+    )
+    if there and data.train_split and train == evaluation:
+        what = "none of these" if train is None else f"both {train}"
+        raise UserError(
+            f"{rows.place} has the splits {first_few(there)}; data.train_split={data.train_split} and data.eval_split="
+            f"{data.eval_split} are {what}: set them to two of these, or data.train_split='' for all others"
+        )
+    codes = {"": -1} | {name: place for place, name in enumerate(spelling)}
+    of_row = np.fromiter((codes[name.lower()] for name in splits), np.int64, len(splits))
+    in_train, in_evaluation = (of_row == (-2 if name is None else there.index(name)) for name in (train, evaluation))
+    notes = []
+    if not there or not data.train_split:
+        in_train = ~in_evaluation
+    else:
+        unused, empty = [name for name in there if name not in (train, evaluation)], np.flatnonzero(of_row == -1)
+        notes += [f"splits that are not used: {first_few(unused)}"] if unused else []
+        if len(empty):
+            first = rows.reader.where(int(empty[0]))
+            notes.append(f"pictures without a split, which are not used: {len(empty):,}, the first in {first}")
+    return np.flatnonzero(in_train), None if evaluation is None else np.flatnonzero(in_evaluation), notes
+
+
+def _fingerprint(names: Sequence[str], labels: Labels) -> str:
+    found = hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape"))
+    found.update(repr((labels.kind, labels.class_names)).encode("utf-8", "backslashreplace"))
+    found.update(labels.values.tobytes())
+    return found.hexdigest()

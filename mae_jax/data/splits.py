@@ -1,4 +1,4 @@
-"""Splits an image folder into training and evaluation pictures: by its sub-folders, or by holding some out."""
+"""Splits pictures for training and evaluation: by names, as of sub-folders, or by holding some out."""
 
 import hashlib
 import itertools
@@ -107,15 +107,14 @@ def find_name(there: Sequence[str], setting: str, name: str, place: Path | str, 
     if not name:
         return None
     usual = name == USUAL[setting]
-    if not usual and name in there:
-        return name
+    if not usual and (exact := name.removeprefix("./")) in there:
+        return exact
     roles = [role for role in (TRAIN, VALIDATION, TEST) if name.lower() in role]
     spellings = roles + [TEST] * (roles == [VALIDATION]) if usual else [(name.lower(),), *roles]
     for names in spellings:
         found = [one for one in there if one.lower() in names]
         if len(found) > 1:
-            dot = "./" * (kind == "sub-folder")
-            remedy = " or ".join(f"{setting}={dot * (one == USUAL[setting])}{one}" for one in found)
+            remedy = " or ".join(f"{setting}={'./' * (one == USUAL[setting])}{one}" for one in found)
             raise UserError(f"{place} holds {' and '.join(found)}: which is meant? Set {remedy}")
         if found:
             return found[0]
@@ -153,31 +152,33 @@ def held_out(
     fraction: float,
     place: Path | str,
     classes: Sequence[Hashable] | None = None,
-    groups: Sequence[Hashable] | None = None,
+    groups: Sequence[str] | None = None,
 ) -> np.ndarray:
     """Whether each of n differently named pictures is held out, bool [n]; see `hold_out`.
 
-    With `classes` class by class; with `groups` whole groups instead, whose names' hashes decide: as many as give the
-    fraction of all pictures, and at least one on each side.
+    With `classes` class by class; with `groups` whole groups instead, whose names' hashes decide: as many as come near
+    the fraction of all pictures, and at least one on each side.
     """
     if fraction == 1:
         return np.ones(len(names), bool)
     if len(names) < 2:
-        raise UserError(f"{place} holds {len(names)} picture: at least 2 are needed, one to train and one to evaluate")
+        count = f"{len(names)} picture{'s' * (not names)}"
+        raise UserError(f"{place} holds {count}: at least 2 are needed, one to train and one to evaluate")
     held = np.zeros(len(names), bool)
     if groups is not None:
-        members = _members(groups)
+        members, count = _members(groups), 0
         if len(members) < 2:
             raise UserError(
-                f"{place}: all pictures are of one group ({groups[0]!r}), which cannot be on both sides: unset "
-                "data.group_column, or add pictures of other groups"
+                f"{place}: all pictures are of one group ({groups[0]!r}), which cannot be on both sides: set "
+                "data.group_column='', or add pictures of other groups"
             )
-        first, *others = sorted(members, key=lambda group: _hash(str(group)))
-        held[members[first]] = True
-        for group in others[:-1]:
-            if held.sum() + len(members[group]) / 2 > fraction * len(names):
+        ordered = sorted(members, key=_hash)
+        for group in ordered[:-1]:
+            if count + len(members[group]) / 2 > fraction * len(names):
                 break
-            held[members[group]] = True
+            held[members[group]], count = True, count + len(members[group])
+        if not count:
+            held[members[min(ordered, key=lambda group: len(members[group]))]] = True
         return held
     by_class = _members(classes) if classes is not None else {}
     if not 1 < len(by_class) < len(names):

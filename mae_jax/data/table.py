@@ -3,7 +3,7 @@
 import csv
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,24 +30,23 @@ class Table(RowSource):
     @classmethod
     def read_rows(cls, data: ConfigDict) -> Rows:
         path, place = _find_table(data.path), os.path.basename(data.path)
-        columns, lines = _read_columns(path)
-        file_column = find_column(columns, data, "data.image_column", place)
+        names, column, lines = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_text(path)
+        file_column = find_column(names, data, "data.image_column", place)
         if file_column is None:
             raise UserError(
-                f"{path}: which of its columns ({first_few(list(columns))}) has the files? None is one of "
-                f"{USUAL_COLUMNS['data.image_column']}: set data.image_column"
+                f"{path}: which of its columns ({first_few(names)}) has the files? None is one of "
+                f"{USUAL_COLUMNS['data.image_column']}: set data.image_column (the first line names the columns)"
             )
-        others = {
-            setting: find_column(columns, data, setting, place)
-            for setting in ("data.split_column", "data.group_column")
-        }
-        splits, groups = (None if name is None else columns[name] for name in others.values())
-        labels = {name: columns[name] for name in find_label_columns(columns, data, place)}
-        root = os.path.expanduser(data.root or os.path.dirname(os.path.abspath(path)))
-        names = [str(name or "").strip() for name in columns[file_column]]
-        files = TableFiles(root, pa.array(names, pa.large_string()), lines, str(path))
-        _check_files(files, names, file_column, [*labels.values(), *filter(None, (splits,))])
-        return Rows(place, names, files, labels, None, splits, groups)
+        splits, groups = (
+            name and column(name)
+            for name in (find_column(names, data, f"data.{what}_column", place) for what in ("split", "group"))
+        )
+        labels = {name: column(name) for name in find_label_columns(names, data, place)}
+        found = [str(name or "").strip() for name in column(file_column)]
+        root = os.path.abspath(os.path.expanduser(data.root or path.parent))
+        files = TableFiles(root, pa.array(found, pa.large_string()), lines, str(path))
+        _check_files(files, found, file_column, [*labels.values(), *filter(None, (splits,))])
+        return Rows(place, found, files, labels, None, splits, groups)
 
 
 class TableFiles(NamedTuple):
@@ -85,42 +84,51 @@ def _find_table(path: str | None) -> Path:
     return Path(path)
 
 
-def _read_columns(path: Path) -> tuple[dict[str, Sequence[Any]], np.ndarray | None]:
-    """The columns by name, empty cells None, and the line of each row; None if it has no lines."""
-    if path.suffix.lower() == ".parquet":
-        try:
-            table = pq.read_table(path)
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"data.path={path} cannot be read as parquet: {first_line(error)}") from error
-        return {name: table[name].to_pylist() for name in table.column_names}, None
+def _read_parquet(path: Path) -> tuple[list[str], Callable[[str], list[Any]], None]:
+    """As `_read_text`; the rows have no lines."""
+
+    def column(name: str) -> list[Any]:
+        kind = file.schema_arrow.field(name).type
+        if pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            raise UserError(f"data.path={path}: the column {name} has no text; data.name=parquet reads pictures in it")
+        return file.read([name])[name].to_pylist()
+
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"data.path={path} cannot be read as parquet: {first_line(error)}") from error
+    return file.schema_arrow.names, column, None
+
+
+def _read_text(path: Path) -> tuple[list[str], Callable[[str], list[str]], np.ndarray]:
+    """Names of the columns, a function: name -> cells of that column, and the line of each row."""
+    rows, lines, line = [], [], 1
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             head = file.readline()
             file.seek(0)
             delimiter = "\t" if path.suffix.lower() == ".tsv" else max(DELIMITERS, key=head.count)
             reader = csv.reader(file, delimiter=delimiter, strict=True)
-            names = [name.strip() for name in next(reader, [])]
-            rows, lines, line = [], [], reader.line_num + 1
             for cells in reader:
-                if cells and len(cells) != len(names):
+                if cells and rows and len(cells) != len(rows[0]):
                     raise UserError(
-                        f"line {line} of {path} has {len(cells)} cells, but the first line names {len(names)} columns: "
-                        "correct it (a cell with a comma in it needs quotes)"
+                        f"line {line} of {path} has {len(cells)} cells, but the first line names {len(rows[0])} "
+                        "columns: correct it (a cell with a comma in it needs quotes)"
                     )
                 if cells:
                     rows.append(cells)
                     lines.append(line)
                 line = reader.line_num + 1
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"data.path={path} cannot be read as UTF-8 text with commas: {first_line(error)}") from error
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise UserError(f"{path} has several columns {twice[0]!r}: rename them")
-    if not rows:
+        why = f"line {line} is no UTF-8 text in cells ({first_line(error)})"
+        raise UserError(f"data.path={path}: {why}: correct it, or save the table anew") from error
+    if len(rows) < 2:
         raise UserError(f"{path} has no rows below its first line, which names the columns")
-    columns = {
-        name: [cell or None for cell in column] for name, column in zip(names, zip(*rows, strict=True), strict=True)
-    }
-    return columns, np.array(lines, np.int32)
+    names = [name.strip() for name in rows.pop(0)]
+    if twice := [name for name, count in Counter(names).items() if count > 1 and name]:
+        raise UserError(f"{path} has several columns {twice[0]!r}: rename them")
+    place = {name: number for number, name in enumerate(names)}
+    return names, lambda name: [cells[place[name]] for cells in rows], np.array(lines[1:], np.int32)
 
 
 def _check_files(files: TableFiles, names: list[str], column: str, facts: list[Sequence[Any]]) -> None:
