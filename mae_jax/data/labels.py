@@ -1,16 +1,20 @@
 """Labels from the cells of a table: one class of several, any of several, or numbers."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import re
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from mae_jax.data.files import first_few
 from mae_jax.runtime.errors import UserError
 
+T = TypeVar("T")
 Cell = Any  # text, a number, a list of these, or None
 Where = Callable[[int], str]  # the place of a row, for messages: "line 7 of labels.csv"
+FLAGS = {"": np.nan, "0": 0.0, "1": 1.0, "false": 0.0, "true": 1.0, "no": 0.0, "yes": 1.0}
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 class Labels(NamedTuple):
@@ -19,20 +23,29 @@ class Labels(NamedTuple):
     values: np.ndarray  # see `Source.labels`
 
 
-def kind_of(data: ConfigDict, columns: Sequence[str], lists: bool = False) -> str:
+def kind_of(data: ConfigDict, columns: Mapping[str, Sequence[Cell]]) -> str:
     """`data.label_kind`; if unset, class, or multi where a picture has several labels. UserError if they conflict."""
-    several = bool(data.label_separator) or len(columns) > 1 or lists
+    types = {name: {*map(type, cells)} for name, cells in columns.items()}
+    if structs := [name for name, found in types.items() if dict in found]:
+        raise UserError(f"the column {structs[0]} holds structs, not labels: set data.label_column to another one")
+    lists = [name for name, found in types.items() if found & {list, tuple}]
+    several = bool(data.label_separator or lists or len(columns) > 1)
     kind = data.label_kind or ("multi" if several else "class")
-    if kind == "class" and several:
+    if several and kind == "class":
         cause = f"data.label_separator={data.label_separator!r}" if data.label_separator else f"{len(columns)} columns"
-        raise UserError(f"data.label_kind=class, but {cause if not lists else 'lists'} give a picture several labels")
+        cause = f"the lists in the column {lists[0]}" if lists else cause
+        raise UserError(f"data.label_kind=class, but {cause} give a picture several labels: set data.label_kind=multi")
     if kind == "number" and (data.label_separator or lists):
-        raise UserError(f"data.label_kind=number takes one number from each of data.label_column={tuple(columns)}")
+        cause = f"data.label_separator={data.label_separator!r}" if data.label_separator else f"lists in {lists[0]}"
+        raise UserError(f"data.label_kind=number takes one number from each data.label_column, but there is {cause}")
+    if lists and len(columns) > 1:
+        raise UserError(f"data.label_column={tuple(columns)}: {lists[0]} holds lists: name it alone")
     return kind
 
 
 def encode_labels(
-    columns: dict[str, Sequence[Cell]],
+    columns: Mapping[str, Sequence[Cell]],
+    kind: str,
     data: ConfigDict,
     where: Where,
     schema: Sequence[str] | None = None,
@@ -41,106 +54,126 @@ def encode_labels(
     """Labels of n rows from the cells of one or several columns. Raises UserError, with the row's place.
 
     Names of classes are the `known` ones, and then others in the cells: whole numbers in their order, else as text.
-    With a `schema` of names, cells are places in it.
+    With a `schema` of names, cells are places in it. Empty cells: no label.
     """
-    cells, *others = columns.values()
-    lists = any(isinstance(cell, list | tuple) for cell in cells[:100])
-    kind = kind_of(data, list(columns), lists)
-    if kind == "number":
-        numbers = [_numbers(name, column, where) for name, column in columns.items()]
-        return Labels(kind, list(columns), np.stack(numbers, 1))
-    if others:  # a column for each class
-        places = [_flags(name, column, where) for name, column in columns.items()]
-        return Labels(kind, list(columns), np.stack(places, 1))
+    if kind == "number" or len(columns) > 1:
+        read = _numbers if kind == "number" else _flags
+        return Labels(kind, list(columns), np.stack([read(*column, where) for column in columns.items()], 1))
+    (cells,) = columns.values()
     if schema:
-        known, several = known or schema, [cell if isinstance(cell, list | tuple) else [cell] for cell in cells]
-        several = [[_named(place, schema, where, row) for place in cell] for row, cell in enumerate(several)]
-        cells = several if lists else [cell for (cell,) in several]
+        cells, known = _named(cells, schema, where), known or schema
     if kind == "class":
-        return _classes(cells, where, known)
-    if data.label_separator:
-        cells = [_text(cell).split(data.label_separator) for cell in cells]
-    words = [
-        [text for text in map(_text, cell if isinstance(cell, list | tuple) else [cell]) if text] for cell in cells
+        return _classes(cells, where, known, numbers=data.label_kind is None and not schema)
+    return _several(cells, data.label_separator, known)
+
+
+def each(cells: Sequence[Cell], value_of: Callable[[Cell], T]) -> list[T]:
+    """The value of each cell, found once for those that are alike."""
+    values = {cell: value_of(cell) for cell in set(cells)}
+    return [values[cell] for cell in cells]
+
+
+def text_of(cell: Cell) -> str:
+    """A cell as text without surrounding blanks; "" if it is empty, or no number as pandas writes it to parquet."""
+    if isinstance(cell, float):
+        if np.isnan(cell):
+            return ""
+        cell = int(cell) if cell.is_integer() else cell  # integers of a column with empty cells
+    return "" if cell is None else str(cell).strip()
+
+
+def _named(cells: Sequence[Cell], schema: Sequence[str], where: Where) -> list[Cell]:
+    """The names, or lists of names, that the cells, places in a schema, mean; None for Hugging Face's "no label"."""
+
+    def name(place: int | None, row: int) -> str | None:
+        if place is None or place == -1:
+            return None
+        if not (isinstance(place, int) and 0 <= place < len(schema)):
+            raise UserError(f"{where(row)} has the label {place}, but there are {len(schema)} classes")
+        return schema[place]
+
+    return [
+        [name(place, row) for place in cell] if isinstance(cell, list | tuple) else name(cell, row)
+        for row, cell in enumerate(cells)
     ]
-    names = _names({text for cell in words for text in cell}, known)
-    place = {name: number for number, name in enumerate(names)}
-    values = np.zeros((len(words), len(names)), np.float32)
-    for row, cell in enumerate(words):
-        values[row, [place[text] for text in cell]] = 1
-        if not cell:
-            values[row] = np.nan
-    return Labels(kind, names, values)
 
 
-def _named(place: int | None, schema: Sequence[str], where: Where, row: int) -> str | None:
-    if place is None or place == -1:  # Hugging Face's "no label"
-        return None
-    if not 0 <= place < len(schema):
-        raise UserError(f"{where(row)} has the label {place}, but there are {len(schema)} classes")
-    return schema[place]
-
-
-def _classes(cells: Sequence[Cell], where: Where, known: Sequence[str] | None) -> Labels:
-    words = [_text(cell) for cell in cells]
-    found = {text for text in words if text}
-    row = next((row for row, text in enumerate(words) if text and _is_fraction(text)), None)
-    if row is not None and all(_number(text) is not None for text in found):
+def _classes(cells: Sequence[Cell], where: Where, known: Sequence[str] | None, numbers: bool) -> Labels:
+    """One class a picture. `numbers`: UserError if they are numbers, not all whole."""
+    words = each(cells, text_of)
+    found = {*words} - {""}
+    odd = {text for text in found if not _is_whole(text)}
+    if numbers and odd and all(_number(text) is not None for text in found):
+        row = next(row for row, text in enumerate(words) if text in odd)
         raise UserError(
-            f"{where(row)} has the label {words[row]}, a number to predict rather than a class: set "
-            "data.label_kind=number (or data.label_column to the column of the classes)"
+            f"{where(row)} has the label {words[row]}, which looks like a number to predict, not a class: set "
+            "data.label_kind=number, or data.label_kind=class, or data.label_column to another column"
         )
     names = _names(found, known)
     place = {name: number for number, name in enumerate(names)} | {"": -1}
-    return Labels("class", names or None, np.fromiter((place[text] for text in words), np.int64, len(words)))
+    return Labels("class", names or None, np.array([place[text] for text in words], np.int64))
+
+
+def _several(cells: Sequence[Cell], separator: str | None, known: Sequence[str] | None) -> Labels:
+    """Any of several classes a picture: those in a list, or between separators."""
+
+    def words_in(cell: Cell) -> list[str]:
+        parts = cell if isinstance(cell, list | tuple) else [cell]
+        texts = [text_of(part) for part in parts]
+        if separator:
+            texts = [part.strip() for text in texts for part in text.split(separator)]
+        return [text for text in texts if text]
+
+    words = [words_in(cell) for cell in cells]
+    names = _names(set(chain.from_iterable(words)), known)
+    place = {name: number for number, name in enumerate(names)}
+    counts = np.array([len(found) for found in words], np.int64)
+    values = np.zeros((len(words), len(names)), np.float32)
+    values[np.repeat(np.arange(len(words)), counts), [place[text] for found in words for text in found]] = 1
+    values[counts == 0] = np.nan
+    return Labels("multi", names, values)
 
 
 def _names(found: set[str], known: Sequence[str] | None) -> list[str]:
     """Names of classes: the known ones, then others; of whole numbers in their order, else sorted as text."""
     more = found - set(known or ())
-    numbers = all(text.lstrip("+-").isdecimal() for text in more)
-    return [*(known or ()), *sorted(more, key=lambda text: (int(text), text) if numbers else text)]
+    numbers = all(map(_is_whole, more))
+    return [*(known or ()), *sorted(more, key=lambda text: (float(text), text) if numbers else text)]
 
 
-def _text(cell: Cell) -> str:
-    if isinstance(cell, float | np.floating) and float(cell).is_integer():
-        cell = int(cell)  # integers of a column with empty cells
-    if cell is None or isinstance(cell, float | np.floating) and np.isnan(cell):
-        return ""
-    return str(cell).strip()
+def _is_whole(text: str) -> bool:
+    return re.fullmatch(r"[+-]?[0-9]+(\.0*)?", text) is not None
 
 
 def _number(text: str) -> float | None:
+    """The number that a text means, perhaps NaN, as an empty one does; None if it means none."""
     try:
-        return float(text)
+        return float(text or "nan")
     except ValueError:
         return None
 
 
-def _is_fraction(text: str) -> bool:
-    number = _number(text)
-    return number is not None and not (np.isfinite(number) and number.is_integer())
-
-
 def _numbers(name: str, cells: Sequence[Cell], where: Where) -> np.ndarray:
-    values = np.full(len(cells), np.nan, np.float32)
-    for row, text in enumerate(map(_text, cells)):
-        if text:
-            number = _number(text)
-            if number is None or not np.isfinite(np.float32(number)):
-                raise UserError(f"{where(row)}: {name} is {text!r}, which is no number: correct it, or leave it empty")
-            values[row] = number
-    return values
+    def number(cell: Cell) -> float | None:
+        text = text_of(cell)
+        found = _number(text)
+        return found if not text or found is not None and abs(found) <= FLOAT32_MAX else None
+
+    found = each(cells, number)
+    if None in found:
+        row = found.index(None)
+        raise UserError(
+            f"{where(row)}: {name} is {text_of(cells[row])!r}, not a finite number: correct it, or leave it empty"
+        )
+    return np.array(found, np.float32)
 
 
 def _flags(name: str, cells: Sequence[Cell], where: Where) -> np.ndarray:
-    flags = {"": np.nan, "0": 0, "1": 1, "false": 0, "true": 1, "no": 0, "yes": 1}
-    values = np.empty(len(cells), np.float32)
-    for row, text in enumerate(map(_text, cells)):
-        if text.lower() not in flags:
-            raise UserError(
-                f"{where(row)}: {name} is {text!r}; of several data.label_column each is 0 or 1 (true or false), or "
-                f"set data.label_kind=number: {first_few(sorted(flags)[1:])} are read"
-            )
-        values[row] = flags[text.lower()]
-    return values
+    found = each(cells, lambda cell: FLAGS.get(text_of(cell).lower()))
+    if None in found:
+        row = found.index(None)
+        raise UserError(
+            f"{where(row)}: {name} is {text_of(cells[row])!r}, but in each of several data.label_column 1, true or yes "
+            "says that a class applies, and 0, false or no that it does not; for numbers, set data.label_kind=number"
+        )
+    return np.array(found, np.float32)

@@ -107,15 +107,14 @@ def find_name(there: Sequence[str], setting: str, name: str, place: Path | str, 
     if not name:
         return None
     usual = name == USUAL[setting]
-    if not usual and name in there:
+    if name in there and (not usual or kind != "sub-folder"):
         return name
     roles = [role for role in (TRAIN, VALIDATION, TEST) if name.lower() in role]
     spellings = roles + [TEST] * (roles == [VALIDATION]) if usual else [(name.lower(),), *roles]
     for names in spellings:
         found = [one for one in there if one.lower() in names]
         if len(found) > 1:
-            dot = "./" * (kind == "sub-folder")
-            remedy = " or ".join(f"{setting}={dot * (one == USUAL[setting])}{one}" for one in found)
+            remedy = " or ".join(f"{setting}={'./' * (one == USUAL[setting])}{one}" for one in found)
             raise UserError(f"{place} holds {' and '.join(found)}: which is meant? Set {remedy}")
         if found:
             return found[0]
@@ -153,12 +152,12 @@ def held_out(
     fraction: float,
     place: Path | str,
     classes: Sequence[Hashable] | None = None,
-    groups: Sequence[Hashable] | None = None,
+    groups: Sequence[str] | None = None,
 ) -> np.ndarray:
     """Whether each of n differently named pictures is held out, bool [n]; see `hold_out`.
 
-    With `classes` class by class; with `groups` whole groups instead, whose names' hashes decide: as many as give the
-    fraction of all pictures, and at least one on each side.
+    With `classes` class by class. With `groups` whole groups instead, at least one on each side: in the order of their
+    names' hashes those that bring the share of pictures nearer to the fraction; if all are too large, the smallest.
     """
     if fraction == 1:
         return np.ones(len(names), bool)
@@ -169,14 +168,15 @@ def held_out(
         members = _members(groups)
         if len(members) < 2:
             raise UserError(
-                f"{place}: all pictures are of one group ({groups[0]!r}), which cannot be on both sides: unset "
+                f"{place}: all pictures are of one group, {groups[0]}, which cannot be on both sides: unset "
                 "data.group_column, or add pictures of other groups"
             )
-        first, *others = sorted(members, key=lambda group: _hash(str(group)))
-        held[members[first]] = True
-        for group in others[:-1]:
-            if held.sum() + len(members[group]) / 2 > fraction * len(names):
-                break
+        count, target, taken = 0, fraction * len(names), []
+        for group in sorted(members, key=_hash):
+            if count + len(members[group]) / 2 <= target and len(taken) < len(members) - 1:
+                taken.append(group)
+                count += len(members[group])
+        for group in taken or [min(members, key=lambda group: (len(members[group]), _hash(group)))]:
             held[members[group]] = True
         return held
     by_class = _members(classes) if classes is not None else {}
