@@ -36,8 +36,9 @@ def kind_of(data: ConfigDict, columns: Mapping[str, Sequence[Cell]]) -> str:
         cause = f"the lists in the column {lists[0]}" if lists else cause
         raise UserError(f"data.label_kind=class, but {cause} give a picture several labels: set data.label_kind=multi")
     if kind == "number" and (data.label_separator or lists):
-        cause = f"data.label_separator={data.label_separator!r}" if data.label_separator else f"lists in {lists[0]}"
-        raise UserError(f"data.label_kind=number takes one number from each data.label_column, but there is {cause}")
+        cause = f"data.label_separator={data.label_separator!r} is set"
+        cause = f"the column {lists[0]} holds lists" if lists else cause
+        raise UserError(f"data.label_kind=number takes one number from each data.label_column, but {cause}")
     if lists and len(columns) > 1:
         raise UserError(f"data.label_column={tuple(columns)}: {lists[0]} holds lists: name it alone")
     return kind
