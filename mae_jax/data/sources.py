@@ -209,7 +209,7 @@ class Labelled(Wrapper):
         lacking = labels < 0 if self.label_kind == "class" else np.isnan(labels).any(1)
         if lacking.any():
             raise UserError(
-                f"{self.name_of(int(np.argmax(lacking)))} has no label, as {lacking.sum():,} of {len(self):,} pictures "
+                f"{self.name_of(int(np.argmax(lacking)))} has no label; {lacking.sum():,} of {len(self):,} pictures "
                 "have none: choose a split whose pictures are all labelled, or remove the others"
             )
 

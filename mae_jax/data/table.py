@@ -142,7 +142,8 @@ def _check_files(files: TableFiles, names: list[str], column: str, facts: list[S
     """Raises UserError for rows without a file, missing files, and files in two rows, which may differ in `facts`."""
     if "" in names:
         empty = [files.where(row) for row, name in enumerate(names) if not name]
-        raise UserError(f"{len(empty):,} rows have no file in the column {column}: {first_few(empty)}")
+        share = f"{len(empty):,} of {len(names):,} rows"
+        raise UserError(f"the column {column} is empty in {share}: {first_few(empty)}: name a file, or remove the row")
     if len({*names}) < len(names):
         first: dict[str, int] = {}
         row, other = next((row, first[name]) for row, name in enumerate(names) if first.setdefault(name, row) != row)

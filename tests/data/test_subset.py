@@ -13,10 +13,10 @@ from mae_jax.data.sources import Labelled, MatchedClasses, Source, make_source, 
 from mae_jax.runtime.errors import UserError
 
 
-class Pictures:
+class Pictures(Source):
     """Pictures in memory with the labels given; each shows its index."""
 
-    in_memory, class_names, picture_size = True, ["cat", "ant"], (8, 8)
+    label_kind, in_memory, class_names, picture_size = "class", True, ["cat", "ant"], (8, 8)
     place, notes = "in a drawer", ["some are upside down"]
 
     def __init__(self, labels, num_classes: int):
