@@ -14,7 +14,7 @@ from tests import kinds
 from tests.runs import TINY, compiling_once, one_device, read_checkpoint, read_json, run, run_task
 
 pytestmark = pytest.mark.slow
-FORMS = ("folder", "table", "parquet", "webdataset", "prepared")
+FORMS = ("folder", "table", "parquet", "webdataset")
 DEEP = {"bands": (kinds.write_bands, 13), "grey12": (kinds.write_grey12, 1), "gaps": (kinds.write_gaps, 2)}
 LABELS = ("multi", "number")
 KINDS = (*FORMS, *DEEP, *LABELS)
@@ -28,10 +28,6 @@ def data_of(tmp_path_factory):
     """Kind -> (settings `data.*`, channels)."""
     root = tmp_path_factory.mktemp("kinds")
     found = {name: (settings, 3) for name, settings in kinds.write_others(root).items()}
-    with one_device():
-        prepared = {f"data__{name}": value for name, value in found["table"][0].items()}
-        run_task("prepare", root / "prepared", **prepared)
-    found["prepared"] = {"name": "prepared", "path": str(root / "prepared")}, 3
     for name, (write, channels) in DEEP.items():
         found[name] = write(root / name), channels
     for name in LABELS:

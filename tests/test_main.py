@@ -150,7 +150,7 @@ def test_the_finished_model_loads_in_python_and_has_the_reported_loss(finished):
     workdir, _ = finished
     model = mae_jax.load(workdir)
     source = Digits("eval")
-    images = normalize(np.stack([source[i]["image"] for i in range(len(source))]), (0.305,), (0.376,))
+    images = normalize(np.stack([source[i]["image"] for i in range(len(source))]), model.processor)
     loss = float(model(images, key=jax.random.key(0)).loss)
     # Other masks than the evaluation's: the same expectation over 360 x 12 hidden patches.
     assert loss == pytest.approx(read_json(workdir / "result.json")["eval/loss"], rel=0.05)

@@ -7,23 +7,26 @@ a key for one function only: split it for several.
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
-LUMA = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601-2, as in Pillow's greys
+from mae_jax.data.arrays import LUMA
+
 ERASED_AREA = (0.02, 1 / 3)  # share of the picture
 ERASED_ASPECT = (0.3, 1 / 0.3)  # height / width
 ERASING_TRIES = 10
 
 
 def augment(data: ConfigDict, keys: jax.Array, images: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """All that the settings ask for: uint8 images [b, h, w, c] become normalised; targets are float [b, k]."""
+    """All that the settings ask for: images [b, h, w, c] of `data.dtype` become normalised; targets: float [b, k]."""
     flip_keys, color_keys, erase_keys, mix_keys = jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, 4))(keys), 1, 0)
     images = random_flip(flip_keys, images) if data.flip else images
     images = color_jitter(color_keys, images, data.color_jitter) if data.color_jitter else images
-    images = normalize(images, data.mean, data.std)
+    images = normalize(images, data)
     images = random_erasing(erase_keys, images, data.erasing) if data.erasing else images
     return mix(data, mix_keys, images, targets)
 
@@ -37,16 +40,44 @@ def augmentations(data: ConfigDict, *, of_classifier: bool) -> list[str]:
     return names + [f"{name} {data[name]}" for name in others if data[name]]
 
 
-def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """Maps [b, h, w, c] on 0..255 (uint8 or float) to float32 (x / 255 - mean) / std; one value serves all channels."""
-    mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
-    return (images.astype(jnp.float32) / 255 - mean) / std
+def normalize(images: jax.Array, data: Any) -> jax.Array:
+    """Images [b, h, w, c] of `data.dtype` (or floats of its values) as float32 (x - data.mean) / data.std.
+
+    x lies on [0, 1], where 0 and 1 are the ends of `data.value_range`, beyond which values are clipped, or 0 and 255 of
+    uint8. Of other types without a range it is the value itself. Mean and std have one value, or one for each channel.
+    NaN, which stands for no data, becomes 0. `data` are settings, or a `Processor`.
+    """
+    images, mean, std = (jnp.asarray(values, jnp.float32) for values in (images, data.mean, data.std))
+    low, high = unit_range(data)
+    if data.value_range is not None:
+        images = (jnp.clip(images, low, high) - low) / (high - low)
+    elif high != 1:
+        images = images / high
+    images = (images - mean) / std
+    return jnp.where(jnp.isnan(images), 0, images) if jnp.issubdtype(dtype_of(data), jnp.floating) else images
 
 
-def denormalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """Inverse of `normalize`: float32 [b, h, w, c] with 0 as black and 1 as white, not clipped."""
-    mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
+def denormalize(images: jax.Array, data: Any) -> jax.Array:
+    """Inverse of `normalize`: float32 [b, h, w, c] on [0, 1], not clipped, or in the data's own units; see there."""
+    mean, std = jnp.asarray(data.mean, jnp.float32), jnp.asarray(data.std, jnp.float32)
     return images.astype(jnp.float32) * std + mean
+
+
+def unit_range(data: Any) -> tuple[float, float]:
+    """The values that are 0 and 1 before mean and std: (0, 1) itself where pictures are taken as they are."""
+    if data.value_range is not None:
+        return tuple(data.value_range)
+    return (0, 255) if dtype_of(data) == np.uint8 else (0, 1)
+
+
+def dtype_of(data: Any) -> np.dtype:
+    """The type of the pictures. Before it is known, and in earlier checkpoints, it is uint8."""
+    return np.dtype(getattr(data, "dtype", None) or np.uint8)
+
+
+def valid_values(images: jax.Array) -> jax.Array | None:
+    """Where images [b, h, w, c], not yet normalised, have data: bool, or None for whole numbers, which always have."""
+    return ~jnp.isnan(images) if jnp.issubdtype(images.dtype, jnp.floating) else None
 
 
 def random_flip(keys: jax.Array, images: jax.Array) -> jax.Array:

@@ -92,7 +92,9 @@ def _can_be_resident(source: Source, data: ConfigDict, channels: int, sizes: Seq
     if data.on_device is False or (data.on_device is None and examples < len(source)):
         return False
     size, obstacle = source.picture_size, None
-    if size is None:
+    if data.dtype not in ("uint8", None):
+        obstacle = f"the pictures are {data.dtype}, not uint8"
+    elif size is None:
         obstacle = "the pictures are not known to have one size"
     elif max(itertools.chain(size, *sizes)) > LARGEST_SIDE:
         obstacle = f"there are pictures with more than {LARGEST_SIDE} pixels a side"

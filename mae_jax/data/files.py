@@ -6,7 +6,7 @@ import os
 import stat
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,8 +25,11 @@ with contextlib.suppress(ImportError):  # optional: phones write HEIF
 FORMATS = tuple(
     name for name in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "DIB", "PPM", "AVIF", "HEIF") if name in Image.OPEN
 )
+ARRAYS = (".npy", ".npz")  # such files may also hold labels or masks of the pictures beside them
 # MPO holds several JPEGs in one file, and opens as JPEG.
-EXTENSIONS = tuple(sorted(extension for extension, name in Image.EXTENSION.items() if name in (*FORMATS, "MPO")))
+EXTENSIONS = tuple(
+    sorted({".dcm", *ARRAYS, *(extension for extension, name in Image.EXTENSION.items() if name in (*FORMATS, "MPO"))})
+)
 
 MAX_BYTES = 2**30  # of a file: 6 per pixel of the largest picture that Pillow decodes
 # Skipped like names with a leading dot: made by disks, file servers and archives.
@@ -43,20 +46,22 @@ class Listing(NamedTuple):
     notes: tuple[str, ...] = ()  # lines for users
 
 
-def list_pictures(folder: Path, skip: Collection[str] = ()) -> Listing:
+def list_pictures(folder: Path, skip: Collection[str] = (), extensions: tuple[str, ...] = EXTENSIONS) -> Listing:
     """Lists the pictures at any depth below `folder`, except in its sub-folders named in `skip`. Links are followed.
 
     A long listing is kept in the cache, for as long as no folder in it is changed. Raises UserError for unreadable
     folders and broken links, whose pictures would be missing silently.
     """
-    entry, known = entry_of("listing", os.path.join(folder, "\0".join(["", *sorted(skip)]))), [*EXTENSIONS, *HIDDEN]
+    chosen = extensions if extensions != EXTENSIONS else ()
+    entry = entry_of("listing", os.path.join(folder, "\0".join(["", *sorted(skip), *chosen])))
+    known = [*extensions, *HIDDEN]
     kept = read_entry(entry)
     if kept and kept["known"] == known and all(_time_of(path) == changed for path, changed in kept["folders"].items()):
         files, day = kept["files"].split("\0"), time.strftime("%Y-%m-%d %H:%M", time.localtime(kept["time"]))
         note = f"{len(files):,} pictures as listed on {day}, since no folder in {folder} has changed ({entry})"
         return Listing(files, kept["empty"], Counter(kept["unread"]), (note,))
     folders: dict[str, int | None] = {}
-    found = _list_anew(folder, skip, folders)
+    found = _list_anew(folder, skip, extensions, folders)
     if len(found.files) >= LONG and None not in folders.values():
         content = {"files": "\0".join(found.files), "empty": found.empty, "unread": dict(found.unread)}
         write_entry(entry, content | {"known": known, "folders": folders, "time": time.time()})
@@ -72,7 +77,9 @@ def _time_of(folder: str) -> int | None:
     return changed if time.time_ns() - changed > (COARSE_TICK if changed % 10**6 == 0 else TICK) else None
 
 
-def _list_anew(folder: Path, skip: Collection[str], folders: dict[str, int | None]) -> Listing:
+def _list_anew(
+    folder: Path, skip: Collection[str], extensions: tuple[str, ...], folders: dict[str, int | None]
+) -> Listing:
     """`list_pictures` without the cache; notes each folder's time in `folders`."""
     files, unread, top = [], Counter(), []
     waiting = [(str(folder), "", frozenset())]  # path, path relative to `folder`, real paths of its parents
@@ -81,7 +88,7 @@ def _list_anew(folder: Path, skip: Collection[str], folders: dict[str, int | Non
         here = os.path.realpath(path)
         folders[path] = _time_of(path)
         for name, kind in _scan(path) if here not in parents else ():  # a link may lead to a parent
-            if kind == "file" and is_picture_name(name):
+            if kind == "file" and is_picture_name(name, extensions):
                 files.append(prefix + name)
             elif kind == "file":
                 unread[os.path.splitext(name)[1].lower() or "without extension"] += 1
@@ -112,8 +119,30 @@ def holds_pictures(folder: Path) -> bool:
     return any(kind == "file" and is_picture_name(name) for name, kind in _scan(folder))
 
 
-def is_picture_name(name: str) -> bool:
-    return name.lower().endswith(EXTENSIONS)
+def is_picture_name(name: str, extensions: tuple[str, ...] = EXTENSIONS) -> bool:
+    return name.lower().endswith(extensions)
+
+
+def check_extensions(extensions: Sequence[str] | None) -> tuple[str, ...]:
+    """The endings of the files to read, as `data.extensions` says; UserError for others than EXTENSIONS."""
+    if extensions is None:
+        return EXTENSIONS
+    chosen = (extensions,) if isinstance(extensions, str) else tuple(extensions)
+    if not chosen or not all(isinstance(name, str) and name.lower() in EXTENSIONS for name in chosen):
+        raise UserError(f"data.extensions={extensions!r} must be some of {' '.join(EXTENSIONS)}, such as ('.tif',)")
+    return tuple(name.lower() for name in chosen)
+
+
+def check_one_kind(folder: Path, files: list[str]) -> None:
+    """Raises UserError for pictures next to NumPy arrays, which may be their masks."""
+    picture, array = (
+        next((file for file in files if file.lower().endswith(ARRAYS) == is_array), None) for is_array in (False, True)
+    )
+    if picture and array:
+        raise UserError(
+            f"{folder} holds both pictures ({picture}) and arrays ({array}): which are meant? Set for example "
+            f"""--config.data.extensions="('{os.path.splitext(array)[1].lower()}',)\""""
+        )
 
 
 def describe_unread(*listings: Listing) -> list[str]:

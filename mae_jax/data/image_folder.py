@@ -12,6 +12,8 @@ from mae_jax.data.files import (
     EXTENSIONS,
     Listing,
     check_exists,
+    check_extensions,
+    check_one_kind,
     describe_unread,
     find_folder,
     first_few,
@@ -40,8 +42,11 @@ class _Found(NamedTuple):
 def _find_pictures(data: ConfigDict) -> _Found:
     root = find_folder(data.path)
     splits = find_splits(root, data.train_split, data.eval_split)
-    listings = {splits.train: list_pictures(splits.train, splits.beside)}
+    extensions = check_extensions(data.extensions)
+    listings = {splits.train: list_pictures(splits.train, splits.beside, extensions)}
     training = listings[splits.train].files
+    if data.extensions is None:
+        check_one_kind(splits.train, training)
     if splits.train == root and data.train_split:
         check_no_hidden_splits(root, training, splits)
     classes = class_folders(splits.train, training)
@@ -49,7 +54,7 @@ def _find_pictures(data: ConfigDict) -> _Found:
         _check_pictures(splits.train, listings[splits.train])
         files = hold_out(training, data.eval_fraction, splits.train, bool(classes) and data.stratify)
         return _Found(splits, listings, files, classes)
-    listings[splits.evaluation] = list_pictures(splits.evaluation)
+    listings[splits.evaluation] = list_pictures(splits.evaluation, extensions=extensions)
     return _Found(splits, listings, (training, listings[splits.evaluation].files), classes)
 
 
@@ -86,6 +91,7 @@ class PictureFiles(_Pictures):
             self._folder, self._files = path, found.files
             self.notes = describe_unread(found)
             _check_pictures(path, found)
+            check_one_kind(path, found.files)
         elif not self._files:
             raise UserError(f"data.path={path} is not a picture; files of pictures end in {' '.join(EXTENSIONS)}")
 

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import itertools
 import logging
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,7 +19,7 @@ from mae_jax.data.files import first_few
 from mae_jax.data.rand_augment import make_augmentation
 from mae_jax.data.sources import Source, no_labels
 from mae_jax.data.transforms import Picture, Size, Transform, augmented, centre_crop, random_crop
-from mae_jax.data.workers import call_ahead
+from mae_jax.data.workers import call_ahead, usable_cores
 from mae_jax.runtime.errors import UserError, escaped, reason, with_patience
 
 REPLACEMENT_TRIES = 20  # pictures tried in place of a bad one
@@ -90,10 +89,13 @@ class PictureReader:
         except OSError as error:  # the file is gone, unreadable, or on a faulty disk
             raise BadImage(reason(error)) from error
         try:
-            picture = open_picture(record["image"], self.channels, self.data.max_pixels, self.data.value_range)
-            return take(picture), record["label"]
+            return take(self.open(record["image"])), record["label"]
         except UserError as error:
             raise UserError(f"{self.source.name_of(index)}: {error}") from error
+
+    def open(self, image: bytes | np.ndarray) -> Picture:
+        data = self.data
+        return open_picture(image, self.channels, data.max_pixels, data.get("dtype") or np.uint8, data.get("bands"))
 
     def read_or_replace(
         self, index: int, take: Callable[[Picture], np.ndarray]
@@ -179,8 +181,8 @@ class Batches(Iterator[Arrays]):
         count = ENDLESS if steps is None else steps * self._per_batch
         # More threads than cores only contend for Python's lock (two per core took 1.2 to 1.4 times as long as one).
         # Pictures in memory never wait: one thread is enough.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = max(1, min(data.num_threads, 1 if source.in_memory else cores // max(1, data.num_workers)))
+        share = usable_cores() // max(1, data.num_workers)
+        threads = max(1, min(data.num_threads, 1 if source.in_memory else share))
         ahead = data.prefetch_batches * self._per_batch
         self._pieces = call_ahead(read_piece, count, workers=data.num_workers, threads=threads, ahead=ahead)
 
@@ -195,7 +197,7 @@ class Batches(Iterator[Arrays]):
                 name = self.bad_images[index] = self._source.name_of(index)
                 _logger.warning("bad picture %s (%s): it is replaced by another", escaped(name), escaped(why))
         total, bad = len(self._source), list(self.bad_images.values())
-        if len(bad) > BAD_SHARE * max(min(self._reads, total), min(total, BAD_SHARE_SAMPLE)):
+        if too_many_bad(len(bad), self._reads, total):
             self.close()
             raise UserError(
                 f"{len(bad)} of the first {self._reads} pictures read, of {total}, cannot be used: {first_few(bad)} "
@@ -205,6 +207,11 @@ class Batches(Iterator[Arrays]):
 
     def close(self) -> None:
         self._pieces.close()
+
+
+def too_many_bad(bad: int, reads: int, total: int) -> bool:
+    """Whether so many bad pictures, of those read, are a fault of the data."""
+    return bad > BAD_SHARE * max(min(reads, total), min(total, BAD_SHARE_SAMPLE))
 
 
 def make_train_batches(

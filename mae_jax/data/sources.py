@@ -14,6 +14,7 @@ from mae_jax.settings.registry import Registry
 # Name -> class, called with (split, data, image_size, channels); see `Source`.
 SOURCES: Registry[type["Source"]] = Registry("data.name")
 SOURCES["image_folder"] = "mae_jax.data.image_folder:ImageFolder"
+SOURCES["prepared"] = "mae_jax.data.prepared:Prepared"
 SOURCES["table"] = "mae_jax.data.table:Table"
 SOURCES["parquet"] = "mae_jax.data.parquet:Parquet"
 SOURCES["webdataset"] = "mae_jax.data.webdataset:WebDataset"
@@ -61,7 +62,7 @@ class Source:
         return f"{self.place.removeprefix('in ')} #{index}".strip()
 
     def digest(self) -> str | None:
-        """Of the names of all pictures in their order: a run resumes only with the same. None: that is not checked."""
+        """Of all pictures, or their names, in their order: a run resumes only with the same. None: not checked."""
         return None
 
     @classmethod
@@ -75,6 +76,11 @@ def no_labels(source: Source, count: int) -> np.ndarray:
     if getattr(source, "label_kind", "class") == "class":
         return np.full(count, -1, np.int64)
     return np.full((count, source.num_classes), np.nan, np.float32)
+
+
+def is_labelled(source: Source) -> bool:
+    """Whether there is something to tell apart or to predict: two classes, or one number."""
+    return source.num_classes >= (1 if source.label_kind == "number" else 2)
 
 
 def make_source(data: ConfigDict, split: str, image_size: tuple[int, int], channels: int) -> Source:
@@ -138,10 +144,16 @@ def random_subset(source: Source, count: int) -> Wrapper:
 
 
 def stratified_subset(source: Source, fraction: float, seed: int = 0) -> Wrapper:
-    """A random share of each class, at least 1 picture; the same for the same seed. UserError without labels."""
-    if source.num_classes < 2:
+    """A random share of each class, at least 1 picture; the same for the same seed. UserError without labels.
+
+    Of labels of another kind than class: a random share of all pictures.
+    """
+    if not is_labelled(source):
         raise UserError(f"data.label_fraction={fraction}, but pictures have no labels: leave it unset")
-    labels, rng = source.labels(), np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
+    if source.label_kind != "class":
+        return Wrapper(source, rng.permutation(len(source))[: max(1, round(fraction * len(source)))])
+    labels = source.labels()
     members = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
     return Wrapper(source, np.concatenate([m[: max(1, round(fraction * len(m)))] for m in members]))
 
@@ -191,7 +203,7 @@ class Labelled(Wrapper):
     """A source that checks labels on reading; UserError for fewer than 2 classes or a label outside them."""
 
     def __init__(self, source: Source, data: ConfigDict):
-        if source.num_classes < (1 if source.label_kind == "number" else 2):
+        if not is_labelled(source):
             found = "are all of one class" if source.num_classes else "have no labels"
             raise UserError(
                 f"data.name={data.name}, data.path={data.path}: the pictures, such as {source.name_of(0)}, {found}: "

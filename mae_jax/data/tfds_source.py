@@ -1,15 +1,12 @@
 """A data set of TensorFlow Datasets as a source, read without TensorFlow."""
 
 import errno
-import os
-import pickle
 import shlex
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from mae_jax.data.records import Records
 from mae_jax.data.sources import SOURCES, Source
 from mae_jax.data.transforms import Size
 from mae_jax.runtime.errors import UserError, first_line, reason, with_patience
@@ -19,11 +16,12 @@ _LABELS_AT_ONCE = 256  # records read together for their labels: each holds its 
 
 
 class TfdsSource(Source):
-    """One split of a TFDS data set that was prepared as ArrayRecord; pictures stay encoded.
+    """One split of a TFDS data set that was prepared as ArrayRecord; pictures stay encoded, or are arrays [h, w, c].
 
     `data.name` is such as "imagenet2012:5.1.0", `data.path` TFDS's data_dir, a split also a slice: "train[:10%]". Of
     several pictures or labels TFDS's own choice (`supervised_keys`) comes first, then the names "image" and "label",
-    then the order. Raises UserError for what does not exist or is not prepared (with the command that prepares it).
+    then the order; arrays only where there are no pictures. Raises UserError for what does not exist or is not prepared
+    (with the command that prepares it).
     """
 
     def __init__(self, split: str, data: ConfigDict, image_size: Size, channels: int):
@@ -35,8 +33,14 @@ class TfdsSource(Source):
         supervised = builder.info.supervised_keys or ()
         self._image_key = _choose(features, tfds.features.Image, (*supervised, "image"))
         self._label_key = _choose(features, tfds.features.ClassLabel, (*supervised, "label"))
+        encoded = self._image_key is not None
+        if not encoded:
+            arrays = [key for key, f in features.items() if type(f) is tfds.features.Tensor and len(f.shape) == 3]
+            self._image_key = next((key for key in (*supervised, "image", *arrays) if key in arrays), None)
         if self._image_key is None:
             raise UserError(f"data.name={name}: it has no images, only {', '.join(features)}")
+        if encoded and features[self._image_key].np_dtype == np.float32:
+            raise UserError(f"data.name={name}: its images are float32 numbers in 8-bit pictures, which are not read")
         if not builder.is_prepared():
             options = [f"--data_dir={data.path}"] if data.path else []
             options += ["--manual_dir=FOLDER_OF_THE_ARCHIVES"] if builder.MANUAL_DOWNLOAD_INSTRUCTIONS else []
@@ -46,8 +50,8 @@ class TfdsSource(Source):
                 "data_dir where it is; for a folder of pictures, set data.name=image_folder"
             )
         try:
-            decoders = {self._image_key: tfds.decode.SkipDecoding()}
-            self._records = builder.as_data_source(split=split, decoders=decoders)
+            decoders = {self._image_key: tfds.decode.SkipDecoding()} if encoded else None
+            self._records = Records(builder.as_data_source(split=split, decoders=decoders))
         except NotImplementedError as error:  # in a format without random access, such as TFRecord
             options = [f"--dataset_version_dir={builder.data_dir}", "--out_file_format=array_record"]
             raise UserError(
@@ -69,20 +73,10 @@ class TfdsSource(Source):
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict:
-        record = self._read(lambda records: records[index])
+        record = self._records.read(lambda records: records[index])
         if record[self._image_key] is None:  # from a truncated file
             raise OSError(errno.EBADMSG, "the record is empty; its file may be cut short")
         return {"image": record[self._image_key], "label": int(record[self._label_key]) if self._label_key else -1}
-
-    def _read(self, read: Callable[[Any], Any]) -> Any:
-        """read(the records), reopened after an error. Raises OSError: ArrayRecord's, or EBADMSG for damage."""
-        try:
-            return read(self._records)
-        except RuntimeError as error:
-            self._records = pickle.loads(pickle.dumps(self._records))  # without the open files
-            what = str(error).split("; ")[0]
-            named = (code for code in errno.errorcode if what.endswith(f"() failed: {os.strerror(code)}"))
-            raise OSError(next(named, errno.EBADMSG), what) from error
 
     def labels(self) -> np.ndarray:
         """Reads every record, but decodes no picture; raises UserError if that fails."""
@@ -90,7 +84,7 @@ class TfdsSource(Source):
         for first in range(0, len(self) if self.num_classes else 0, _LABELS_AT_ONCE):
             some = list(range(first, min(first + _LABELS_AT_ONCE, len(self))))
             try:  # together: record by record takes three times as long
-                found = with_patience(lambda some=some: self._read(lambda records: records.__getitems__(some)))
+                found = with_patience(lambda some=some: self._records.read(lambda records: records.__getitems__(some)))
                 labels[some] = [record[self._label_key] for record in found]
             except (OSError, TypeError) as error:  # a truncated file has no label
                 why = reason(error) if isinstance(error, OSError) else "records are empty"

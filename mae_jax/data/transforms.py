@@ -1,4 +1,4 @@
-"""Geometry of uint8 pictures on the host: the random crops of training and the centre crops of evaluation."""
+"""Geometry of pictures on the host: the random crops of training and the centre crops of evaluation."""
 
 import functools
 import math
@@ -18,23 +18,23 @@ DRAWS_AT_ONCE = 64  # places whose crops are drawn together (20 KB), since makin
 
 
 class Picture:
-    """What crops are taken from: here an array uint8 [h, w, c]; `decoding.Encoded` is decoded on demand."""
+    """What crops are taken from: here an array [h, w, c] of any `dtype`; `decoding.Encoded` is decoded on demand."""
 
     def __init__(self, image: np.ndarray):
-        self._image = image
+        self._image, self.dtype = image, image.dtype
         self.height, self.width, _ = image.shape
 
     def whole(self) -> np.ndarray:
-        """uint8 [h, w, c]."""
+        """[h, w, c]."""
         return self._image
 
     def part(self, box: Box, size: Size, exact: bool = True) -> np.ndarray:
-        """The box, resized to uint8 [*size, c] by Pillow's antialiasing bicubic filter; if not `exact`, nearly so."""
+        """The box, resized to [*size, c] by Pillow's antialiasing bicubic filter; if not `exact`, nearly so."""
         top, left, height, width = box
         return resize_by_pillow(self._image[top : top + height, left : left + width], size)
 
 
-# (picture, place in the global order, (height, width)) -> uint8 [height, width, c]
+# (picture, place in the global order, (height, width)) -> [height, width, c]
 Transform = Callable[[Picture, int, Size], np.ndarray]
 Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # a random change of uint8 [h, w, c]
 
@@ -132,11 +132,33 @@ def centre_crop(picture: Picture, place: int | None, size: Size, *, eval_crop: f
 
 
 def resize_by_pillow(image: np.ndarray, size: Size) -> np.ndarray:
-    """Resizes uint8 [h, w, c] to uint8 [*size, c] by Pillow's antialiasing bicubic filter."""
+    """Resizes [h, w, c] to [*size, c] by Pillow's antialiasing bicubic filter; other than uint8 in 32-bit floats.
+
+    Integers are rounded and clipped. NaN is no data: a result is the filter's mean of the valid values (a normalised
+    convolution), and NaN where these have less than half of its weight.
+    """
     if image.shape[:2] == tuple(size):
         return image
+    if image.dtype != np.uint8:
+        return np.stack([_resize_deep(plane, size) for plane in np.moveaxis(image, 2, 0)], axis=2)
     # Channel by channel: Pillow has no mode for most numbers of channels, and takes a fourth one for alpha.
     planes = [image] if image.shape[2] == 3 else np.moveaxis(image, 2, 0)
-    pictures = [Image.fromarray(np.ascontiguousarray(plane)) for plane in planes]
-    resized = [np.asarray(picture.resize(tuple(size)[::-1], Image.Resampling.BICUBIC)) for picture in pictures]
+    resized = [_filter(plane, size) for plane in planes]
     return resized[0] if image.shape[2] == 3 else np.stack(resized, axis=2)
+
+
+def _filter(plane: np.ndarray, size: Size) -> np.ndarray:
+    """uint8 or float32 [h, w], or uint8 [h, w, 3], resized."""
+    picture = Image.fromarray(np.ascontiguousarray(plane))
+    return np.asarray(picture.resize(tuple(size)[::-1], Image.Resampling.BICUBIC))
+
+
+def _resize_deep(plane: np.ndarray, size: Size) -> np.ndarray:
+    values, floats = plane.astype(np.float32), plane.dtype.kind == "f"
+    empty = np.isnan(values)
+    resized = _filter(np.where(empty, np.float32(0), values), size)
+    if empty.any():
+        weights = _filter(np.float32(~empty), size)
+        resized = np.where(weights < 0.5, np.nan, resized / np.maximum(weights, 0.5))
+    limits = np.finfo(plane.dtype) if floats else np.iinfo(plane.dtype)
+    return np.clip(resized if floats else np.rint(resized), limits.min, limits.max).astype(plane.dtype)

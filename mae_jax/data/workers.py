@@ -30,6 +30,10 @@ def call_ahead(fn: Callable[[int], Any], count: int, *, workers: int, threads: i
     return _from_processes(fn, runs, workers, threads, max(-(-ahead // threads), workers))
 
 
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _from_processes(fn: Callable, runs: Iterable[range], workers: int, threads: int, ahead: int) -> Iterator:
     def submit(fn: Callable, *arguments: Any) -> Future:
         # The first call starts the processes, which inherit the blocked stop signals. A terminal, Slurm and `timeout`

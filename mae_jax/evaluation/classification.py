@@ -1,4 +1,4 @@
-"""A classifier's accuracy: exact counts over a data set, a table by class, the confusion matrix."""
+"""A classifier's scores, exact over a data set; of one class a picture: a table by class, the confusion matrix."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -10,10 +10,19 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from mae_jax.evaluation.evaluator import EvaluationData, Evaluator, State, one_ahead
+from mae_jax.evaluation.drawing import draw
+from mae_jax.evaluation.evaluator import EvaluationData, Evaluator, State, extract_features, one_ahead
+from mae_jax.evaluation.multi_label import MultiLabelPredictions
+from mae_jax.evaluation.regression import NumberPredictions
+from mae_jax.evaluation.scores import Report
 from mae_jax.runtime.errors import escaped
 from mae_jax.runtime.mesh import whole
 from mae_jax.runtime.sharding import on_rows
+
+COLUMNS = {
+    "class": ("class", "<24", ".23"), "images": ("images", ">6", ","), "recall": ("recall", ">7", ".1%"),
+    "precision": ("precision", ">9", ".1%"), "often_taken_for": ("often taken for", "<", ""),
+}  # fmt: skip
 
 
 class Predictions(NamedTuple):
@@ -22,23 +31,40 @@ class Predictions(NamedTuple):
     rank: np.ndarray  # [N] number of classes with a larger logit than the right one; 0 is a hit
     loss: np.ndarray  # [N] float32: cross-entropy
 
+    def scores(self) -> dict[str, float]:
+        return summarize_predictions(self)
+
+    def report(self, class_names: list[str], title: list[str]) -> Report:
+        confusions = confusion_matrix(self, len(class_names))
+        rows, picture = class_table(confusions, class_names), draw_confusion_matrix(confusions, class_names, title)
+        recall = {row["class"]: row["recall"] for row in rows}
+        details = {"correct": int(np.count_nonzero(self.rank < 1)), "recall": recall}
+        return Report("classes.csv", rows, COLUMNS, "recall", "confusion_matrix.png", picture, details)
+
 
 class Accuracy(Evaluator):
-    """Cross-entropy, top-1 and top-5 of a classifier; `predictions` keeps those of the last run."""
+    """Scores of a classifier, by the kind of its labels; `predictions` keeps those of the last run."""
 
-    predictions: Predictions
+    predictions: Predictions | MultiLabelPredictions | NumberPredictions
 
     def __init__(self, config: ConfigDict, data: EvaluationData):
         super().__init__(config, data)
-        self._logits_of = on_rows(self._logits, data.mesh)
+        self._outputs_of = on_rows(self._outputs, data.mesh)
 
     def run(self, state: State) -> Iterator[tuple[str, float]]:
-        data = self.data
+        data, variables = self.data, state.variables()
         batches = data.kept_batches() if data.kept_batches else data.batches(data.evaluation)
-        self.predictions = predict(functools.partial(self._logits_of, state.variables()), batches)
-        yield from summarize_predictions(self.predictions).items()
+        outputs_of, kind = functools.partial(self._outputs_of, variables), data.evaluation.label_kind
+        if kind == "class":
+            self.predictions = predict(outputs_of, batches)
+        else:
+            outputs, labels = extract_features(outputs_of, batches, len(data.evaluation))
+            self.predictions = MultiLabelPredictions(labels, outputs)
+            if kind == "number":
+                self.predictions = NumberPredictions(labels, outputs, data.bind(variables).config.number_std or 1.0)
+        yield from self.predictions.scores().items()
 
-    def _logits(self, variables: dict, batch: dict) -> jax.Array:
+    def _outputs(self, variables: dict, batch: dict) -> jax.Array:
         model = self.data.bind(variables)
         x = batch["feature"] if "feature" in batch else model.represent(self.data.normalize(batch["image"]))
         return model.classify(x)[0]
@@ -68,11 +94,14 @@ def rank_of_label(logits: jax.Array, label: jax.Array) -> jax.Array:
 
 
 def summarize_predictions(found: Predictions) -> dict[str, float]:
-    """{"loss", "top1", "top5"}: means over all examples."""
+    """{"loss", "top1", "top5"}: means over all examples; "balanced_accuracy": of the recalls of the classes there."""
+    images = np.bincount(found.label)
+    hits = np.bincount(found.label[found.rank < 1], minlength=len(images))
     return {
         "loss": float(np.mean(found.loss, dtype=np.float64)),
         "top1": float(np.mean(found.rank < 1)),
         "top5": float(np.mean(found.rank < 5)),
+        "balanced_accuracy": float(np.mean(hits[images > 0] / images[images > 0])),
     }
 
 
@@ -100,28 +129,27 @@ def class_table(confusions: np.ndarray, class_names: list[str]) -> list[dict]:
 
 def draw_confusion_matrix(confusions: np.ndarray, class_names: list[str], title: list[str]) -> np.ndarray:
     """A picture uint8 [height, width, 3], coloured by shares of a row; up to 20 classes get numbers and names."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import: a second
-    from matplotlib.colors import PowerNorm
-    from matplotlib.figure import Figure
-
     shares = confusions / np.maximum(confusions.sum(axis=1, keepdims=True), 1)
     small = len(confusions) <= 20
     side = max(5.0, 0.5 * len(confusions)) if small else 8.0
-    figure = Figure(figsize=(side + 1.5, side), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    # With many classes, square roots make rare confusions visible.
-    scale = PowerNorm(1.0 if small else 0.5, vmin=0, vmax=1)
-    picture = axes.imshow(shares, cmap="Blues", norm=scale, interpolation="nearest")
-    figure.colorbar(picture, ax=axes, label="share of the right class's images")
-    axes.set(xlabel="predicted class", ylabel="right class")
-    axes.set_title("\n".join(map(escaped, title)), fontsize=10, parse_math=False)  # $ in a name is no formula
-    if small:
+
+    def paint(figure):
+        from matplotlib.colors import PowerNorm
+
+        axes = figure.add_subplot()
+        # With many classes, square roots make rare confusions visible.
+        scale = PowerNorm(1.0 if small else 0.5, vmin=0, vmax=1)
+        picture = axes.imshow(shares, cmap="Blues", norm=scale, interpolation="nearest")
+        figure.colorbar(picture, ax=axes, label="share of the right class's images")
+        axes.set(xlabel="predicted class", ylabel="right class")
+        axes.set_title("\n".join(map(escaped, title)), fontsize=10, parse_math=False)  # $ in a name is no formula
+        if not small:
+            return
         ticks, names = range(len(class_names)), [escaped(name) for name in class_names]
         axes.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
         axes.set_yticks(ticks, names, parse_math=False)
         for row, column in zip(*np.nonzero(confusions), strict=True):
-            color = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, f"{confusions[row, column]:,}", ha="center", va="center", color=color, fontsize=8)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+            color, text = "white" if shares[row, column] > 0.5 else "black", f"{confusions[row, column]:,}"
+            axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
+
+    return draw(side + 1.5, side, paint)

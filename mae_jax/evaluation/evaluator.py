@@ -15,8 +15,9 @@ from ml_collections import ConfigDict
 from mae_jax.data.augment import normalize
 from mae_jax.data.device_batches import evaluation_batch_size, on_devices
 from mae_jax.data.loader import make_eval_batches
-from mae_jax.data.sources import Source, count_images, random_subset
+from mae_jax.data.sources import Source, count_images, is_labelled, random_subset
 from mae_jax.models.config import MAEConfig
+from mae_jax.models.mae import MAEOutput
 from mae_jax.models.masking import check_given_mask, given_masks
 from mae_jax.runtime.errors import UserError, first_line
 from mae_jax.runtime.mesh import process_share, whole
@@ -27,7 +28,7 @@ from mae_jax.settings.registry import Registry
 EVALUATORS: Registry[type["Evaluator"]] = Registry("evaluate.evaluators")
 EVALUATORS["accuracy"] = "mae_jax.evaluation.classification:Accuracy"
 EVALUATORS["knn"] = "mae_jax.evaluation.features:KNN"
-EVALUATORS["linear_probe"] = "mae_jax.evaluation.features:LinearProbe"
+EVALUATORS["linear_probe"] = "mae_jax.evaluation.linear_probe:LinearProbe"
 EVALUATORS["loss"] = "mae_jax.evaluation.autoencoder:MaskedLoss"
 EVALUATORS["rankme"] = "mae_jax.evaluation.features:RankMe"
 EVALUATORS["reconstructions"] = "mae_jax.evaluation.autoencoder:ReconstructionSheet"
@@ -65,12 +66,17 @@ class HiddenPatches:
         else:
             self._visible = model.num_visible(self._ratio, name="evaluate.mask_ratio")
 
-    def apply(self, model, images: jax.Array, index: jax.Array, number: jax.Array):
-        """Output for images [B, H, W, C]: index [B] seeds random masks, number [B] picks given ones."""
+    def apply(
+        self, model, images: jax.Array, index: jax.Array, number: jax.Array, valid: jax.Array | None = None
+    ) -> MAEOutput:
+        """Output for images [B, H, W, C], `valid` where they have data.
+
+        Index [B] seeds random masks, number [B] picks given ones.
+        """
         if self._given is not None:
-            return model(images, mask=given_masks(jnp.asarray(self._given)[number], self._visible))
+            return model(images, mask=given_masks(jnp.asarray(self._given)[number], self._visible), valid=valid)
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(self._key, index)
-        return model(images, key=keys, mask_ratio=self._ratio)
+        return model(images, key=keys, mask_ratio=self._ratio, valid=valid)
 
     @property
     def description(self) -> str:
@@ -127,8 +133,10 @@ class EvaluationData:
 
     @property
     def labelled(self) -> bool:
-        """Whether there are training images and classes, so that features can be measured."""
-        return self.train is not None and min(self.train.num_classes, self.evaluation.num_classes) > 1
+        """Whether there are training images and labels of one kind, so that features can be measured."""
+        if self.train is None or self.train.label_kind != self.evaluation.label_kind:
+            return False
+        return is_labelled(self.train) and is_labelled(self.evaluation)
 
     @property
     def description(self) -> str:
@@ -137,18 +145,18 @@ class EvaluationData:
         return f"features: {token} after the final norm, {count_images(self.train, self.evaluation)}, centre crops"
 
     def batches(self, source: Source) -> Iterator[dict]:
-        """Device batches {"image" uint8, "label", "index", "weight"}; rows of weight 0 are padding."""
+        """Device batches {"image" of `data.dtype`, "label", "index", "weight"}; rows of weight 0 are padding."""
         data, sizes = self.config.data, (self.model.image_size, self.model.channels)
         batch_size = evaluation_batch_size(self.config.evaluate.batch_size, len(source), self.mesh)
         batches = make_eval_batches(source, data, batch_size, *sizes, process_share(self.mesh))
         return on_devices(batches, self.mesh, data.prefetch_batches)
 
     def normalize(self, images: jax.Array) -> jax.Array:
-        """Images [B, H, W, C] from uint8 to the model's range."""
-        return normalize(images, self.config.data.mean, self.config.data.std)
+        """Images [B, H, W, C] from `data.dtype` to the model's range."""
+        return normalize(images, self.config.data)
 
     def features(self, state: State, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Features [N, D] (float32) and labels [N] (int64) of a split, "train" or "evaluation"; cached."""
+        """Features [N, D] (float32) and labels (`Source.labels`) of a split, "train" or "evaluation"; cached."""
         if self._state is not state:
             self._state, self._features = state, {}
         if split not in self._features:

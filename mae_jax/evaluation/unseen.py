@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from mae_jax.data.files import find_folder
 from mae_jax.data.image_folder import ImageFolder
-from mae_jax.data.sources import Source, make_source, match_classes, stratified_subset
+from mae_jax.data.sources import Source, is_labelled, make_source, match_classes, stratified_subset
 from mae_jax.data.splits import find_splits
 from mae_jax.evaluation.unseen_rows import SPLITTING, choose_rows
 from mae_jax.interop.workdirs import Weights
@@ -19,7 +19,11 @@ from mae_jax.settings.checks import NAMES_OF
 from mae_jax.settings.fields import defaults
 
 HOLDING_OUT = NAMES_OF["data.eval_fraction"]  # data without splits, of which a share is held out
-PLACE = ("name", "path", *SPLITTING, "num_examples")  # settings that select pictures
+# Settings that select pictures and their labels. What values mean (dtype, value_range, mean, std) is the model's.
+PLACE = (
+    "name", "path", *SPLITTING, "num_examples", "root", "extensions", "image_column", "label_column", "split_column",
+    "group_column", "label_kind", "label_separator",
+)  # fmt: skip
 NO_PICTURES = (
     "init_from={} does not say which pictures: name them, for example --config.data.name=image_folder "
     "--config.data.path=FOLDER"
@@ -40,7 +44,7 @@ def take_pictures(config: ConfigDict, trained: dict[str, Any]) -> None:
     if moved:
         check_has_path(data.path, own["name"])
     others = moved and own["name"] in HOLDING_OUT and not _same_folder(own["path"], data.path)
-    for name in (*PLACE, "eval_crop"):
+    for name in (*PLACE, "bands", "eval_crop"):
         if f"data.{name}" not in config.given and name in own and not (others and name in SPLITTING):
             data[name] = own[name]
     if "data.flip" not in config.given:
@@ -115,7 +119,8 @@ def _is_own(path: str | None, trained: dict[str, Any]) -> bool:
     if not path or os.path.isdir(own["path"]):
         return _same_folder(own["path"], path)
     try:
-        data = ConfigDict({"path": path} | {name: own.get(name, False) for name in SPLITTING})
+        settings = {name: own.get(name, False) for name in SPLITTING} | {"extensions": own.get("extensions")}
+        data = ConfigDict({"path": path} | settings)
         source = ImageFolder("train", data, (1, 1), 1)
         if own.get("label_fraction") is not None:
             source = stratified_subset(source, own["label_fraction"], own["seed"])
@@ -159,9 +164,10 @@ def find_training_pictures(weights: Weights, config: ConfigDict, evaluation: Sou
     try:
         if own["name"] is None:
             raise UserError("the weights do not say what they were trained on")
-        data = ConfigDict(config.data.to_dict() | {name: own.get(name, False) for name in PLACE})
+        place = {name: None for name in PLACE} | {"stratify": False}  # of old configs
+        data = ConfigDict(config.data.to_dict() | {name: own.get(name, usual) for name, usual in place.items()})
         train = make_source(data, "train", MAEConfig(**model).image_size, model.channels)
-        if train.num_classes < 2 or not train.class_names:
+        if not is_labelled(train) or not train.class_names:
             raise UserError(f"the checkpoint's own training pictures ({own['name']}) have no classes")
         return train, match_classes(evaluation, train.class_names, f"the checkpoint's own data ({own['name']})")
     except UserError as error:

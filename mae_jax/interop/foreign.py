@@ -17,7 +17,7 @@ from mae_jax.interop import huggingface, timm
 from mae_jax.interop.tensors import Tensor, plain, read_json, read_tensors
 from mae_jax.interop.torch_layout import read_params, their_names
 from mae_jax.interop.workdirs import Weights
-from mae_jax.models.classifier import ClassifierConfig, abstract_variables
+from mae_jax.models.classifier import LABEL_FACTS, ClassifierConfig, abstract_variables
 from mae_jax.models.config import SIZES, MAEConfig
 from mae_jax.models.mae import abstract_params
 from mae_jax.models.positions import sincos_table
@@ -66,6 +66,7 @@ class Description:
     data: dict[str, Any] = dataclasses.field(default_factory=dict)  # settings `data.*`
     pool: str = "class"
     class_names: list[str] | None = None
+    label_kind: str = "class"
     notes: list[str] = dataclasses.field(default_factory=list)
     step: int = 0
 
@@ -110,14 +111,15 @@ def _describe(folder: Path, tensors: dict[str, Tensor], others: dict[str, Any]) 
         if config.get("model_type"):
             found.model = huggingface.read_settings(config)
             found.data, notes = huggingface.read_preprocessor(preprocessor)
-            found.class_names = huggingface.class_names(config)
+            found.class_names, found.label_kind = huggingface.class_names(config), huggingface.label_kind(config)
             drops = [name for name in huggingface.DROPOUT if config.get(name)]
             found.notes = [f"{name}={config[name]!r} is not used: there is no dropout here" for name in drops]
             found.notes += notes
     elif "architecture" in config and ("pretrained_cfg" in config or "num_features" in config):
         data, notes = timm.read_data(config)
         model, pool, names = timm.read_settings(config), timm.read_pool(config), config.get("label_names")
-        found = Description(state, "spelt as by timm", 1e-6, model, data, pool, names, notes)
+        kind = config.get("label_kind", "class")
+        found = Description(state, "spelt as by timm", 1e-6, model, data, pool, names, kind, notes)
     else:
         arguments = plain(others.get("args"))
         found = Description(state, "spelt as by facebookresearch/mae")
@@ -125,12 +127,15 @@ def _describe(folder: Path, tensors: dict[str, Tensor], others: dict[str, Any]) 
         for ours, (theirs, kind) in ARGUMENTS.items():
             if type(arguments.get(theirs)) is kind:
                 found.model[ours] = arguments[theirs]
-    own = from_dict(plain(others.get("mae_jax")))  # what our own export writes into a .pth
+    own = from_dict(plain(others.get("mae_jax") or config.get("mae_jax")))  # what our own export adds
     found.model |= own.get("model", {})
     found.data |= own.get("data", {})
     found.class_names = names = own.get("class_names") or found.class_names
     if names and not (isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)):
         raise TypeError("its class names are not a list of strings")
+    found.label_kind = own.get("label_kind", found.label_kind)
+    if found.label_kind not in huggingface.PROBLEMS:
+        raise ValueError(f"label_kind={found.label_kind!r}")
     step = own.get("step") or config.get("step")
     found.step = step if type(step) is int and 0 <= step < 2**63 else 0
     return found
@@ -147,11 +152,14 @@ def _read(found: Description, asked: dict[str, Any], file_name: str) -> Weights:
         batch_norm, names = "head.1.weight" in found.state, found.class_names
         classes = found.state["head.1.weight" if batch_norm else "head.weight"].shape[0]
         pool = "mean_norm" if "fc_norm.weight" in found.state else found.pool
-        classifier = ClassifierConfig(model, classes, pool, batch_norm=batch_norm)
+        kind = "number" if classes == 1 else found.label_kind  # as transformers takes it
+        classifier = ClassifierConfig(model, classes, pool, batch_norm=batch_norm, label_kind=kind)
         shapes = abstract_variables(classifier)
         config["class_names"] = names if names and len(names) == classifier.num_classes else None
         config["task"] = "classify"
-        config["classifier"] = {k: v for k, v in dataclasses.asdict(classifier).items() if k != "encoder"}
+        config["label_kind"] = kind
+        others = ("encoder", *LABEL_FACTS)
+        config["classifier"] = {k: v for k, v in dataclasses.asdict(classifier).items() if k not in others}
     else:
         classifier, shapes = None, abstract_params(model, decoder=found.has_decoder)
         if not found.has_decoder:
@@ -170,7 +178,8 @@ def _data_settings(found: Description, model: MAEConfig) -> dict[str, Any]:
     mean, std, crop = data["mean"], data["std"], data["eval_crop"]
     if not all(map(_is_number, (*mean, *std, crop))) or min(std) < LEAST_STD:
         raise UserError(f"mean={mean}, std={std} or crop_pct={crop!r} is not a usable value")
-    Processor(model.image_size, model.channels, mean, std, crop, data.get("value_range"))  # refuses what does not fit
+    values = (data.get(name) for name in ("value_range", "dtype", "bands"))
+    Processor(model.image_size, model.channels, mean, std, crop, *values)  # refuses what does not fit
     return data
 
 

@@ -1,5 +1,6 @@
 """Writes trained models as files of other programs: facebookresearch/mae, Hugging Face and timm."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from mae_jax.interop import huggingface, timm
+from mae_jax.interop.channels import VALUES
 from mae_jax.interop.tensors import write_safetensors, write_torch
 from mae_jax.interop.torch_layout import write_state
+from mae_jax.interop.transfer import in_other_units
 from mae_jax.interop.workdirs import Weights
-from mae_jax.models.classifier import BATCH_NORM_EPSILON, is_classifier, make_classifier_config
+from mae_jax.models.classifier import BATCH_NORM_EPSILON, LABEL_FACTS, is_classifier, make_classifier_config
 from mae_jax.models.config import MAEConfig
 from mae_jax.models.positions import sincos_table
 from mae_jax.runtime.errors import UserError
@@ -20,6 +23,7 @@ FORMATS = ("huggingface", "facebook", "timm")
 # Model settings for which no other program has values but the defaults.
 OURS_ALONE = ("class_tokens", "registers", "qk_norm")
 DECODERS_OURS_ALONE = ("decoder_attention", "encoder_mask_tokens", "pca_targets", "target")
+DATA = ("mean", "std", "eval_crop", *VALUES)  # settings `data.*` that say how a model's images are made
 ENCODER_ONLY = "export the encoder: --config.encoder_only=True"
 
 
@@ -29,7 +33,8 @@ def fit(weights: Weights, format: str, *, encoder_only: bool = False) -> Weights
     if encoder_only or (format == "timm" and "decoder" in weights.params):
         if not encoder_only:
             notes.append("timm's models are encoders: the decoder is left out")
-        config = {k: v for k, v in config.items() if k not in ("classifier", "class_names")} | {"task": "pretrain"}
+        heads = ("classifier", "class_names", *LABEL_FACTS)
+        config = {k: v for k, v in config.items() if k not in heads} | {"task": "pretrain"}
         if "positions" in weights.params["encoder"]:
             config["model"] = config["model"] | {"positions": "learned"}
         weights = weights._replace(config=config, params={"encoder": weights.params["encoder"]})
@@ -38,6 +43,17 @@ def fit(weights: Weights, format: str, *, encoder_only: bool = False) -> Weights
     if pool not in (None, "class", "mean_norm") and (format, pool) != ("timm", "mean"):
         remedy = f"export format=timm, or {ENCODER_ONLY}" if pool == "mean" else ENCODER_ONLY
         raise UserError(f"format={format} has no head for classifier.pool={pool}: {remedy}")
+    kind = config.get("label_kind", "class")
+    if pool and kind == "number":
+        notes.append("the mean and standard deviation of its numbers are folded into the linear layer")
+        old = make_classifier_config(config["model"], config["classifier"], config)
+        plain = dataclasses.replace(old, number_mean=(), number_std=())
+        params = weights.params | {"head": in_other_units(weights.params["head"], old, plain)}
+        config = {name: value for name, value in config.items() if name not in ("number_mean", "number_std")}
+        weights = weights._replace(config=config, params=params)
+    if pool and kind != "class" and format == "timm":
+        meaning = "a logit of a sigmoid for each class" if kind == "multi" else "numbers"
+        notes.append(f"timm's files do not say that the outputs are {meaning}")
     if pool and config["classifier"]["batch_norm"] and format != "facebook":
         notes.append("the BatchNorm before the linear layer is folded into it")
         config = config | {"classifier": config["classifier"] | {"batch_norm": False}}
@@ -49,9 +65,8 @@ def fit(weights: Weights, format: str, *, encoder_only: bool = False) -> Weights
         if (value := getattr(model, name)) != getattr(MAEConfig(), name):
             remedy = f"; {ENCODER_ONLY}" if name in DECODERS_OURS_ALONE else ""
             raise UserError(f"model.{name}={value}: no other program has such models{remedy}")
-    value_range = config["data"].get("value_range")
-    if value_range and format != "facebook":  # its file holds our own settings
-        notes.append(f"data.value_range={value_range} is left out, which {format} does not know: scale pictures by it")
+    if format != "facebook" and (steps := _unusual_steps(config["data"])):  # its file holds our own settings
+        notes.append(f"{format} knows 8-bit pictures alone: give it {'; '.join(steps)}; then mean and std")
     if format == "timm":
         notes += timm.check(model)
     if format == "huggingface":
@@ -61,6 +76,17 @@ def fit(weights: Weights, format: str, *, encoder_only: bool = False) -> Weights
             raise UserError(f"transformers' ViTMAE and BEiT take {size}: export format=facebook, or {ENCODER_ONLY}")
         notes += huggingface.left_unsaid(model)
     return weights._replace(notes=tuple(notes))
+
+
+def _unusual_steps(data: dict[str, Any]) -> list[str]:
+    """What is done to pictures before mean and std, in words; empty for 8-bit pictures, which are divided by 255."""
+    bands, dtype, value_range = (data.get(name) for name in ("bands", "dtype", "value_range"))
+    steps = [f"channels {', '.join(map(str, bands))} of each file, counted from 0 (data.bands)"] if bands else []
+    if value_range:
+        steps.append(f"values scaled to [0, 1] by data.value_range={value_range} and clipped")
+    elif dtype not in ("uint8", None):
+        steps.append(f"the {dtype} values as they are, not divided by 255")
+    return steps
 
 
 def fold_batch_norm(params: dict[str, Any]) -> dict[str, Any]:
@@ -80,8 +106,10 @@ def export(weights: Weights, folder: Path, format: str, *, encoder_only: bool = 
     weights = fit(weights, format, encoder_only=encoder_only)
     config, step = weights.config, weights.step
     model, names = MAEConfig(**config["model"]), config.get("class_names")
-    classifier = make_classifier_config(config["model"], config["classifier"]) if is_classifier(config) else None
-    data = {name: config["data"].get(name) for name in ("mean", "std", "eval_crop", "value_range")}
+    classifier = None
+    if is_classifier(config):
+        classifier = make_classifier_config(config["model"], config["classifier"], config)
+    data = {name: config["data"].get(name) for name in DATA}
     params = dict(weights.params)
     for part, width in (("encoder", model.width), ("decoder", model.decoder_width)):
         if part in params:  # files hold position tables as tensors, even if a formula gives them
@@ -90,7 +118,8 @@ def export(weights: Weights, folder: Path, format: str, *, encoder_only: bool = 
     folder.mkdir(parents=True, exist_ok=True)
     if format == "facebook":
         # Without a config.json, what the tensors do not say is stored beside them; other programs ignore it.
-        own = {"model": config["model"], "data": data, "step": step} | ({"class_names": names} if classifier else {})
+        own = {"model": config["model"], "data": data, "step": step}
+        own |= {"class_names": names, "label_kind": classifier.label_kind} if classifier else {}
         write_torch(folder / "model.pth", state, {"mae_jax": json.loads(json.dumps(own))})  # without tuples
         return [folder / "model.pth"]
     if format == "timm":
@@ -100,11 +129,12 @@ def export(weights: Weights, folder: Path, format: str, *, encoder_only: bool = 
         if classifier:
             architecture = huggingface.BEIT if classifier.pool == "mean_norm" else "ViTForImageClassification"
         state = huggingface.from_state(state, architecture)
-        classes = classifier and classifier.num_classes
         files = {
-            "config.json": huggingface.make_config(model, architecture, names, classes) | {"step": step},
+            "config.json": huggingface.make_config(model, architecture, names, classifier) | {"step": step},
             "preprocessor_config.json": huggingface.make_preprocessor(model, data),
         }
+    if _unusual_steps(data):  # others ignore this
+        files["config.json"] = files["config.json"] | {"mae_jax": {"data": data}}
     for name, content in files.items():
         write_json(folder / name, content)
     write_safetensors(folder / "model.safetensors", state)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mae_jax.interop.tensors import Tensor
+from mae_jax.models.classifier import ClassifierConfig
 from mae_jax.models.config import MAEConfig
 from mae_jax.runtime.errors import UserError
 
@@ -70,6 +71,9 @@ NAMES = {
     "pooler.layernorm": "fc_norm",  # BEiT's
 }
 BEIT = "BeitForImageClassification"
+PROBLEMS = {  # label_kind -> problem_type
+    "class": "single_label_classification", "multi": "multi_label_classification", "number": "regression",
+}  # fmt: skip
 DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 BICUBIC = 3  # Pillow's number for the filter
 
@@ -137,7 +141,9 @@ def read_settings(config: dict[str, Any]) -> dict[str, Any]:
     return settings | ({"qkv_bias": True} if kind == "beit" else {})  # BEiT always has these biases
 
 
-def make_config(model: MAEConfig, architecture: str, class_names: list[str] | None, num_classes: int | None) -> dict:
+def make_config(
+    model: MAEConfig, architecture: str, class_names: list[str] | None, classifier: ClassifierConfig | None
+) -> dict[str, Any]:
     """The config.json from which transformers' `architecture` (ViTMAEForPreTraining, ViTModel, ...) loads a model."""
     autoencoder = architecture.startswith("ViTMAE")
     known = SETTINGS | (AUTOENCODER_SETTINGS if autoencoder else {})
@@ -155,12 +161,20 @@ def make_config(model: MAEConfig, architecture: str, class_names: list[str] | No
         config |= {"use_absolute_position_embeddings": True, "layer_scale_init_value": 0.0, "drop_path_rate": 0.0}
     if autoencoder:
         config["decoder_intermediate_size"] = model.decoder_blocks.mlp_width
-    if num_classes is not None:
+    if classifier is not None:
+        num_classes = classifier.num_classes
         named = class_names and len(class_names) == num_classes
         labels = class_names if named else [f"LABEL_{n}" for n in range(num_classes)]
         config["id2label"] = {str(n): name for n, name in enumerate(labels)}
         config["label2id"] = {name: n for n, name in enumerate(labels)}
+        config["problem_type"] = PROBLEMS[classifier.label_kind]
     return config
+
+
+def label_kind(config: dict[str, Any]) -> str:
+    """The kind of the labels of a classifier's config.json; class if it leaves that open."""
+    kinds = {problem: kind for kind, problem in PROBLEMS.items()}
+    return kinds.get(config.get("problem_type"), "class")
 
 
 def class_names(config: dict[str, Any]) -> list[str] | None:
@@ -221,7 +235,7 @@ def make_preprocessor(model: MAEConfig, data: dict[str, Any]) -> dict[str, Any]:
         "resample": BICUBIC,
         "do_center_crop": True,
         "crop_size": {"height": height, "width": width},
-        "do_rescale": True,
+        "do_rescale": data.get("value_range") is not None or data.get("dtype") in ("uint8", None),
         "rescale_factor": 1 / 255,
         "do_normalize": True,
         "image_mean": list(mean),

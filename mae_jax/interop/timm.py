@@ -114,4 +114,6 @@ def make_config(
             "classifier": "head",
         },
     }
+    if classifier and classifier.label_kind != "class":
+        config["label_kind"] = classifier.label_kind  # not read by timm
     return config | ({"label_names": list(class_names)} if class_names and classes == len(class_names) else {})

@@ -101,7 +101,7 @@ def make_bind_of(weights: Weights) -> Callable[[dict], MaskedAutoencoder | Class
     """The pure function from variables to a model of the weights' kind."""
     config = weights.config
     if is_classifier(config):
-        return make_bind_classifier(make_classifier_config(config["model"], config["classifier"]))
+        return make_bind_classifier(make_classifier_config(config["model"], config["classifier"], config))
     return make_bind(MAEConfig(**config["model"]), decoder="decoder" in weights.params)
 
 
@@ -119,8 +119,9 @@ def load(path: str | Path, **settings) -> MaskedAutoencoder | Classifier:
         num_heads, decoder_num_heads, normalize_targets, norm_epsilon, activation.
 
     Returns:
-      An autoencoder: `model(images, key=key)` reconstructs; or a classifier: `model(images)` gives logits. For both,
-      `model.encode(images)` gives features, and `model.processor(pictures)` makes images.
+      An autoencoder: `model(images, key=key)` reconstructs; or a classifier: `model(images)` gives [B, K] outputs, by
+      `model.label_kind` logits of a softmax (class), logits of one sigmoid each (multi), or numbers in the units of the
+      training labels (number). For both, `model.encode(images)` gives features, `model.processor(pictures)` images.
     """
     known = tuple(dict.fromkeys((*CHOOSABLE, *GUESSABLE)))
     for name in [name for name in settings if name not in known]:
@@ -133,7 +134,7 @@ def load(path: str | Path, **settings) -> MaskedAutoencoder | Classifier:
         warnings.warn(escaped(f"{path}: {note}"), stacklevel=2)
     model = make_bind_of(weights)(jax.device_put(weights.params))
     config, data = MAEConfig(**weights.config["model"]), weights.config["data"]
-    pictures = tuple(data["mean"]), tuple(data["std"]), data["eval_crop"], data.get("value_range")
+    pictures = (data.get(name) for name in ("mean", "std", "eval_crop", "value_range", "dtype", "bands"))
     model.processor = Processor(config.image_size, config.channels, *pictures)
     return model
 

@@ -25,19 +25,29 @@ POOLS = {  # what the head sees
     "attentive": "attention of a learned query to the normed patch tokens",
 }
 BATCH_NORM_EPSILON = 1e-6  # as in the paper's linear probe
+# What the training labels decide: beside the settings in a checkpoint's config. An earlier version's has none of them.
+LABEL_FACTS = ("label_kind", "number_mean", "number_std")
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierConfig:
-    """Defines the model: the encoder's settings and the settings `classifier.*`. UserError if they are invalid."""
+    """Defines the model: the encoder's settings and the settings `classifier.*`. UserError if they are invalid.
+
+    `label_kind` (see `data.sources.Source`) says what the outputs are: logits of a softmax (class) or of a sigmoid each
+    (multi), or numbers, which the linear layer gives in units of `number_std` from `number_mean` (one each; empty: 1
+    and 0).
+    """
 
     encoder: MAEConfig
-    num_classes: int
+    num_classes: int  # number of outputs
     pool: str = "mean_norm"
     trained_blocks: float | None = None
     batch_norm: bool = False
     head_std: float = 2e-5
     drop_path: float = 0.0
+    label_kind: str = "class"
+    number_mean: tuple[float, ...] = ()
+    number_std: tuple[float, ...] = ()
 
     def __post_init__(self):
         trained, depth = self.trained_blocks, self.encoder.depth
@@ -45,8 +55,9 @@ class ClassifierConfig:
             raise UserError(f"classifier.trained_blocks={trained} must be one of 0, 0.5, 1, ..., {depth} (the depth)")
         if self.pool not in POOLS:
             raise UserError(f"classifier.pool={self.pool!r} is not one of {', '.join(POOLS)}")
-        if self.num_classes < 2:
-            raise UserError(f"classifier.num_classes={self.num_classes} must be at least 2")
+        least = 1 if self.label_kind == "number" else 2
+        if self.num_classes < least:
+            raise UserError(f"classifier.num_classes={self.num_classes} must be at least {least}")
 
     @property
     def frozen_blocks(self) -> int:  # the number of first blocks
@@ -66,10 +77,11 @@ class ClassifierConfig:
         return tuple(rates.tolist()) if self.drop_path else None
 
 
-def make_classifier_config(model: Mapping, classifier: Mapping) -> ClassifierConfig:
-    """The config from the settings `model.*` and `classifier.*`; `num_classes` must be set."""
-    names = [field.name for field in dataclasses.fields(ClassifierConfig)][1:]
-    return ClassifierConfig(MAEConfig(**model), *(classifier[name] for name in names))
+def make_classifier_config(model: Mapping, classifier: Mapping, facts: Mapping | None = None) -> ClassifierConfig:
+    """The config from settings `model.*` and `classifier.*`, `num_classes` set, and `LABEL_FACTS` if there are any."""
+    facts = {name: value for name, value in (facts or {}).items() if name in LABEL_FACTS}
+    names = [field.name for field in dataclasses.fields(ClassifierConfig)][1 : -len(LABEL_FACTS)]
+    return ClassifierConfig(MAEConfig(**model), *(classifier[name] for name in names), **facts)
 
 
 def is_classifier(config: Mapping) -> bool:
@@ -125,7 +137,11 @@ class Head(nnx.Module):
 
 
 class Classifier(nnx.Module):
-    """`model(images)` gives logits, `model.encode(images)` the encoder's tokens; images may have other sizes."""
+    """`model(images)` gives the outputs, `model.encode(images)` the encoder's tokens; images may have other sizes.
+
+    By `label_kind`, the outputs [B, K] are logits of a softmax over the classes (class), a logit for each class (multi;
+    its sigmoid is the probability that the class applies), or numbers in the units of the training labels (number).
+    """
 
     def __init__(self, config: ClassifierConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -133,6 +149,10 @@ class Classifier(nnx.Module):
         self.encoder = Encoder(config.encoder, learned_positions=True, **options)
         self.head = Head(config, rngs=rngs)
         self.processor = None  # set by `mae_jax.load`
+
+    @property
+    def label_kind(self) -> str:
+        return self.config.label_kind
 
     def __call__(self, images: jax.Array) -> jax.Array:  # [B, H, W, C], normalised -> [B, K]
         return self.classify(self.represent(images))[0]
@@ -156,15 +176,19 @@ class Classifier(nnx.Module):
         return tokens if self.config.pool == "attentive" else jnp.mean(tokens, axis=1)
 
     def classify(self, x: jax.Array, *, training: bool = False) -> tuple[jax.Array, dict]:
-        """Logits [B, K] of `represent`'s result, and in training the batch's statistics as a nested dict."""
+        """Outputs [B, K] of `represent`'s result, and in training the batch's statistics as a nested dict."""
         if self.config.pool == "mean_norm":
             x = self.encoder.norm(x)
         if self.head.pool is not None:
             x = self.head.pool(x)
         if self.head.batch_norm is None:
-            return self.head.linear(x), {}
+            return self._in_units(self.head.linear(x)), {}
         x, batch = self.head.batch_norm(x, training)
-        return self.head.linear(x), {"head": {"batch_norm": batch}}
+        return self._in_units(self.head.linear(x)), {"head": {"batch_norm": batch}}
+
+    def _in_units(self, outputs: jax.Array) -> jax.Array:
+        mean, std = self.config.number_mean, self.config.number_std
+        return outputs * jnp.asarray(std, jnp.float32) + jnp.asarray(mean, jnp.float32) if std else outputs
 
 
 def init_classifier(config: ClassifierConfig, key: jax.Array) -> tuple[dict, dict]:

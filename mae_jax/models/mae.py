@@ -1,5 +1,6 @@
 """The masked autoencoder (He et al. 2021, arXiv 2111.06377, section 3); details as in the released weights."""
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -60,6 +61,7 @@ class MaskedAutoencoder(nnx.Module):
         noise: jax.Array | None = None,
         mask: np.ndarray | MaskFn | Mask | None = None,
         mask_ratio: float | None = None,
+        valid: jax.Array | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> MAEOutput:
@@ -71,29 +73,37 @@ class MaskedAutoencoder(nnx.Module):
           mask: [L] or [rows, columns] for all images, or [B, ...]; nonzero patches are hidden. Or a function (image
             index, (rows, columns)) -> [L] or [rows, columns]. Every image needs the same number of visible patches.
           mask_ratio: overrides the model's; a Python float. At 0 the loss is over all patches.
+          valid: bool [B, H, W, C], False where the images have no data: such values are 0 to the encoder, and the loss
+            and the patches' mean and variance leave them out.
         """
         if self.decoder is None:
             raise UserError(
                 "this model has no decoder (its file holds only the encoder): use model.encode(images), or load a file "
                 "with the decoder (of the released ones mae_pretrain_vit_*_full or mae_visualize_vit_*)"
             )
-        patches, grid = patches_of(images, self.config)
+        patches, grid, valid = self._patches(images, valid)
         masks = self._masks(patches, grid, key, noise, mask, mask_ratio)
         record = (output_hidden_states, output_attentions)
         tokens, encoder = self._encode(patches, grid, masks, record)
         prediction, decoder = self.decoder(tokens, grid, masks.ids_restore, record)
-        example_loss = self._example_loss(prediction, self.decoder.basis(patches), masks)
+        example_loss = self._example_loss(prediction, *self._targets(patches, valid), masks)
         prediction, loss = self.decoder.basis.to_patches(prediction), jnp.mean(example_loss)
         return MAEOutput(loss, prediction, masks.mask, masks.ids_restore, example_loss, *encoder, *decoder)
 
-    def training_loss(self, images: jax.Array, keys: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The mean loss of images [B, H, W, C] under mask keys [B], and its parts if it has several."""
+    def training_loss(
+        self, images: jax.Array, keys: jax.Array, valid: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The mean loss of images [B, H, W, C] under mask keys [B], and its parts if it has several.
+
+        `valid`: where the images have data; see `__call__`.
+        """
         config = self.config
-        patches, grid = patches_of(images, config)
-        targets, repeated = self.decoder.basis(patches), patches
+        patches, grid, valid = self._patches(images, valid)
+        (targets, counted), repeated = self._targets(patches, valid), patches
         if config.masks_per_image > 1:  # data2vec 2.0 (arXiv 2212.07525, section 3.3)
             keys = jax.vmap(lambda key: jax.random.split(key, config.masks_per_image))(keys).reshape(-1)
-            targets, repeated = (jnp.repeat(x, config.masks_per_image, axis=0) for x in (targets, patches))
+            each = functools.partial(jnp.repeat, repeats=config.masks_per_image, axis=0)
+            targets, counted, repeated = jax.tree.map(each, (targets, counted, patches))
         masks = self._masks(repeated, grid, keys)
         tokens, _ = self._encode(patches, grid, masks)
         count, ids = config.num_predicted(grid), None
@@ -101,9 +111,10 @@ class MaskedAutoencoder(nnx.Module):
             ids = masking.some_hidden(jax.vmap(jax.random.fold_in, (0, None))(keys, PREDICTED), masks, count)
         prediction, _ = self.decoder(tokens, grid, masks.ids_restore, ids=ids)
         if ids is None:
-            example_loss = self._example_loss(prediction, targets, masks)
+            example_loss = self._example_loss(prediction, targets, counted, masks)
         else:
-            example_loss = jnp.mean((prediction - take_patches(targets, ids)) ** 2, axis=(1, 2))
+            targets, counted = jax.tree.map(lambda x: take_patches(x, ids), (targets, counted))
+            example_loss = self._example_loss(prediction, targets, counted)
         loss = jnp.mean(example_loss)
         if not config.uniformity:
             return loss, {}
@@ -118,12 +129,41 @@ class MaskedAutoencoder(nnx.Module):
             return self.encoder(patches, grid, hidden=(masks.mask, self.decoder.mask_token[...]), record=record)
         return self.encoder(patches, grid, masks.ids_keep, record=record)
 
-    def _example_loss(self, prediction: jax.Array, targets: jax.Array, masks: Mask) -> jax.Array:
-        """Mean squared error [B] over the patches that the loss counts."""
-        error = jnp.mean((prediction - targets) ** 2, axis=-1)
-        only_hidden = self.config.loss_patches == "hidden" and masks.ids_keep.shape[1] < masks.mask.shape[1]
-        counted = masks.mask if only_hidden else jnp.ones_like(masks.mask)
-        return jnp.sum(error * counted, axis=1) / jnp.sum(counted, axis=1)
+    def _patches(
+        self, images: jax.Array, valid: jax.Array | None
+    ) -> tuple[jax.Array, tuple[int, int], jax.Array | None]:
+        """Patches [B, L, p*p*C], 0 where they have no data, their grid, and where they have data (None: everywhere)."""
+        patches, grid = patches_of(images, self.config)
+        if valid is None:
+            return patches, grid, None
+        if valid.shape != images.shape:
+            raise UserError(f"valid of shape {valid.shape}: it must be that of the images, {images.shape}")
+        valid = patchify(valid, self.config.patch_size)
+        return jnp.where(valid, patches, 0), grid, valid
+
+    def _targets(self, patches: jax.Array, valid: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+        """Targets [B, L, dim], and which of them count, bool [B, L, dim or 1] (None: all)."""
+        basis = self.decoder.basis
+        return (basis(patches), None) if valid is None else (basis(patches, valid), basis.counted(valid))
+
+    def _example_loss(
+        self, prediction: jax.Array, targets: jax.Array, counted: jax.Array | None, masks: Mask | None = None
+    ) -> jax.Array:
+        """Mean squared error [B] of the targets that count, in the patches that count; 0 where there are none.
+
+        Without masks all these patches count, else those of `loss_patches`.
+        """
+        error = (prediction - targets) ** 2
+        if counted is None and masks is None:
+            return jnp.mean(error, axis=(1, 2))
+        error = jnp.mean(error if counted is None else jnp.where(counted, error, 0), axis=-1)
+        weights = jnp.ones(error.shape)
+        if masks is not None and self.config.loss_patches == "hidden" and masks.ids_hidden.shape[1]:
+            weights = masks.mask
+        if counted is None:
+            return jnp.sum(error * weights, axis=1) / jnp.sum(weights, axis=1)
+        total = jnp.sum(weights * jnp.mean(counted, axis=-1), axis=1)
+        return jnp.sum(error * weights, axis=1) / jnp.where(total > 0, total, 1)
 
     def encode(
         self,
@@ -173,16 +213,20 @@ class MaskedAutoencoder(nnx.Module):
         *,
         noise: jax.Array | None = None,
         mask: np.ndarray | MaskFn | Mask | None = None,
+        valid: jax.Array | None = None,
         paste_visible: bool = True,
     ) -> jax.Array:
-        """uint8 pictures of images [B, H, W, C], hidden patches predicted; masks as in `__call__`, or key 0."""
+        """Pictures (`Processor.to_pictures`) of images [B, H, W, C], hidden patches predicted.
+
+        Masks and `valid` as in `__call__`, but key 0 if there is none.
+        """
         if self.processor is None:
             raise UserError("this model has no processor: set model.processor = mae_jax.Processor(...)")
         if key is None and noise is None and mask is None:
             key = jax.random.key(0)
-        output = self(images, key=key, noise=noise, mask=mask, mask_ratio=mask_ratio)
+        output = self(images, key=key, noise=noise, mask=mask, mask_ratio=mask_ratio, valid=valid)
         images, normalized = jnp.asarray(images, jnp.float32), self.decoder.basis.normalized
-        found = reconstruct(images, output.prediction, output.mask, self.config.patch_size, normalized)
+        found = reconstruct(images, output.prediction, output.mask, self.config.patch_size, normalized, valid)
         return self.processor.to_pictures(found.pasted if paste_visible else found.prediction)
 
     def _masks(
@@ -237,7 +281,7 @@ def split_fixed(config: MAEConfig, variables: dict) -> tuple[dict, dict]:
 
 
 def fit_fixed(config: MAEConfig, batches: Iterable[np.ndarray]) -> dict:
-    """Fits the target's variables to batches of normalised images [b, H, W, C]; returns a nested dict."""
+    """Fits the target's variables to batches of normalised images [b, H, W, C], NaN: no data; returns a nested dict."""
     return {"decoder": {"basis": TARGETS.find(config.target_name)(config).fit(batches)}}
 
 

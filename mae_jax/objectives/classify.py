@@ -15,12 +15,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mae_jax.data.augment import augment, augmentations, soft_targets
+from mae_jax.data.augment import augment, augmentations
 from mae_jax.data.device_batches import DeviceBatches, evaluation_batch_size, on_devices
 from mae_jax.data.loader import array_batches
 from mae_jax.data.resolutions import Stage
 from mae_jax.data.sources import Labelled, Source, count_images, random_subset, stratified_subset
 from mae_jax.evaluation.evaluator import State, extract_features
+from mae_jax.evaluation.scores import MAIN, tell
 from mae_jax.evaluation.unseen import take_pictures
 from mae_jax.interop.transfer import describe_start, resolve_model, starting_params
 from mae_jax.interop.workdirs import Weights
@@ -36,6 +37,7 @@ from mae_jax.models.classifier import (
 from mae_jax.models.execution import describe_execution, fit_step
 from mae_jax.models.flops import classifier_train_flops, classify_flops, classify_train_flops, represent_flops
 from mae_jax.models.parameters import count_parameters, join
+from mae_jax.objectives.label_losses import OUTPUTS, balanced_weights, fit_to_kind, label_loss, make_targets, units_of
 from mae_jax.objectives.objective import LossDetails, Objective, Variables, check_model
 from mae_jax.runtime.console import si
 from mae_jax.runtime.errors import UserError
@@ -51,6 +53,7 @@ class Classification(Objective):
     decay_tokens = False
     has_decoder = False
     evaluators = ("accuracy",)
+    _units: dict[str, tuple[float, ...]] = {}  # of a resumed run's numbers
 
     @classmethod
     def check(cls, config: ConfigDict) -> None:
@@ -66,12 +69,14 @@ class Classification(Objective):
         if optimizer == "muon" and head_alone:
             raise UserError(f"optimizer.name=muon is for blocks; classifier.trained_blocks=0 trains none: {adamw}")
         if not config.init_from:  # otherwise the checkpoint decides the model
-            check_model(config)
+            check_model(config, opened=False)
 
     def __init__(self, config: ConfigDict, workdir: Path, mesh: Mesh):
         super().__init__(config, workdir, mesh)
         data, classifier = config.data, config.classifier
-        self.facts = {"class_names": self.train_source.class_names}
+        self._weights = None
+        if classifier.class_weights:
+            self._weights = balanced_weights(self.train_source, classifier.num_classes)
         rows = data.batch_size // config.train.accumulate_steps
         self._step_model = fit_step(self.model, mesh, rows, masked=False)
         self._bind_to_train = make_bind_classifier(dataclasses.replace(self.classifier, encoder=self._step_model))
@@ -83,7 +88,9 @@ class Classification(Objective):
         self._features_size = 4 * int(np.prod(representation)) * (self.num_train + len(self.eval_source))
         constant = classifier.trained_blocks == 0 and not augmentations(data, of_classifier=True)
         self._keeps_features = constant and self._features_size <= KEPT_FEATURES_GIB * 2**30
-        self.batch["label"] = jax.ShapeDtypeStruct((data.batch_size,), jnp.int32)
+        of_class = self.classifier.label_kind == "class"
+        shape = (data.batch_size,) if of_class else (data.batch_size, classifier.num_classes)
+        self.batch["label"] = jax.ShapeDtypeStruct(shape, jnp.int32 if of_class else jnp.float32)
         if self._keeps_features:
             del self.batch["image"]
             self.batch["feature"] = jax.ShapeDtypeStruct((data.batch_size, *representation), jnp.float32)
@@ -95,7 +102,7 @@ class Classification(Objective):
 
     @functools.cached_property
     def classifier(self) -> ClassifierConfig:
-        return make_classifier_config(self.config.model, self.config.classifier)
+        return make_classifier_config(self.config.model, self.config.classifier, self.facts)
 
     def make_bind(self) -> Callable[[dict], Any]:
         return make_bind_classifier(self.classifier)
@@ -106,8 +113,9 @@ class Classification(Objective):
 
     def take_over(self, trained: dict[str, Any]) -> list[str]:
         config, changed = self.config, resolve_model(self.config, trained)
-        if self.weights is None and config.data.batch_size is None:  # the run is resumed
-            config.data.batch_size = trained["data"]["batch_size"]
+        if self.weights is None:  # the run is resumed
+            config.data.batch_size = config.data.batch_size or trained["data"]["batch_size"]
+            self._units = {name: trained[name] for name in ("number_mean", "number_std") if name in trained}
         if config.data.name is not None:
             return changed
         take_pictures(config, trained)
@@ -124,6 +132,10 @@ class Classification(Objective):
                 f"classifier.num_classes={classifier.num_classes}, but the data have {train.num_classes} classes; "
                 f"leave it out, or set it to {train.num_classes} or more"
             )
+        self.changed = self.changed + fit_to_kind(config, train)
+        self.facts = {"class_names": train.class_names, "label_kind": train.label_kind}
+        if train.label_kind == "number":
+            self.facts |= self._units or units_of(train)
         return train, random_subset(evaluation, config.evaluate.max_examples or len(evaluation))
 
     def init(self, key: jax.Array) -> Variables:
@@ -155,7 +167,8 @@ class Classification(Objective):
             "encoder": f"{encoder.depth} blocks x {encoder.width}, {encoder.num_heads} heads",
             "start": self._start_text,
             "trains": f"{model.trained_parts}: {trained:,} of {trained + frozen:,} parameters",
-            "head": f"{POOLS[model.pool]}{', BatchNorm' if model.batch_norm else ''}, {model.num_classes} classes",
+            "head": f"{POOLS[model.pool]}{', BatchNorm' if model.batch_norm else ''}, {model.num_classes} "
+            f"{OUTPUTS[model.label_kind]}",
             "images": f"{height} x {width} x {encoder.channels}, patch {encoder.patch_size}: "
             f"{encoder.num_patches} patches",
             "augment": ", ".join(augmentations(self.config.data, of_classifier=True)) or "nothing",
@@ -168,21 +181,20 @@ class Classification(Objective):
         return rows
 
     def loss_fn(self, params: dict, frozen: dict, batch: dict, keys: jax.Array) -> tuple[jax.Array, LossDetails]:
-        """Cross-entropy with soft targets; each example's key decides its augmentation and dropped paths."""
+        """`label_loss` with soft targets; each example's key decides its augmentation and dropped paths."""
         config, model = self.config, self.classifier
         # Training uses the batch's statistics; these zeros only complete the model.
         unused = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), self._statistics_shapes)
         classifier = self._bind_to_train(join(frozen, params, unused))
-        targets = soft_targets(batch["label"], model.num_classes, config.classifier.label_smoothing)
+        targets = make_targets(batch["label"], model, config.classifier.label_smoothing)
         if self._keeps_features:
             x = batch["feature"]
         else:
             augment_keys, drop_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
             images, targets = augment(config.data, augment_keys, batch["image"], targets)
             x = classifier.represent(images, drop_keys if model.trained_blocks != 0 else None)
-        logits, statistics = classifier.classify(x, training=True)
-        loss = -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1))
-        return loss, LossDetails(statistics=statistics)
+        outputs, statistics = classifier.classify(x, training=True)
+        return label_loss(outputs, targets, model, self._weights), LossDetails(statistics=statistics)
 
     def train_flops(self, image_size: tuple[int, int]) -> int:
         if self._keeps_features:
@@ -216,7 +228,6 @@ class Classification(Objective):
         protocol = f"trained: {model.trained_parts}; head: {head}; {images}; {weights}"
         result = {f"eval/{name}": value for name, value in scores.items()} | {"protocol": protocol}
         line = f"done: {int(state.step):,} steps"
-        if {"top1", "top5", "loss"} <= scores.keys():
-            line += f"; top-1 {scores['top1']:.2%}, top-5 {scores['top5']:.2%}, loss {scores['loss']:.4f} on "
-            line += count_images(None, self.eval_source)
+        if MAIN[model.label_kind] in scores:
+            line += f"; {tell(scores)} on {count_images(None, self.eval_source)}"
         return result, [line, protocol, f"see {self.workdir}/result.json"]

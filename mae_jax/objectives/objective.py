@@ -6,19 +6,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from mae_jax.data.augment import dtype_of
+from mae_jax.data.depth import settle_depth
 from mae_jax.data.device_batches import DeviceBatches, training_batches
 from mae_jax.data.resolutions import Stage, check_resolutions
 from mae_jax.data.sources import Source, make_sources
+from mae_jax.data.statistics import take_statistics
 from mae_jax.evaluation.evaluator import EvaluationData, EvaluationSuite, State
 from mae_jax.evaluation.unseen import keep_hold_out
 from mae_jax.evaluation.unseen_rows import check_unchanged
 from mae_jax.interop.transfer import find_start, read_start
 from mae_jax.interop.workdirs import Weights
 from mae_jax.models.config import MAEConfig
+from mae_jax.runtime.console import say
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import batch_parts, check_heads, fit_to_chip
 from mae_jax.settings.checks import check_channels
@@ -73,6 +76,8 @@ class Objective(abc.ABC):
         self.config, self.workdir, self.mesh = config, workdir, mesh
         trained, self.weights = find_start(config, workdir)
         self.changed = self.take_over(trained) if trained else []
+        for note in take_statistics(config, trained):
+            say(f"note: {note}")
         fit_to_chip(config.model, mesh.devices.flat[0], trained and trained["model"])
         keep_hold_out(config, workdir, trained, resumed=self.weights is None)
         self.model = check_model(config)
@@ -80,12 +85,14 @@ class Objective(abc.ABC):
         self.train_source, self.eval_source = self.open_sources()
         if trained and self.weights is None:  # the run is resumed
             check_unchanged(workdir, trained, self.train_source)
+        settle_depth(config.data, (self.train_source, self.eval_source), self.model.channels)
+        check_channels(config.data, self.model.channels)  # now that data.dtype is known
         self.num_train = len(self.train_source)
         settle_batch_size(config, self.num_train, mesh, self.mixes_pairs)
         data = EvaluationData(config, self.make_bind(), mesh, self.train_source, self.eval_source)
         self.evaluation = EvaluationSuite(config, data, config.evaluate.evaluators or self.evaluators)
         shape = (config.data.batch_size, *self.model.image_size, self.model.channels)
-        self.batch = {"image": jax.ShapeDtypeStruct(shape, jnp.uint8)}
+        self.batch = {"image": jax.ShapeDtypeStruct(shape, dtype_of(config.data))}
 
     @abc.abstractmethod
     def take_over(self, trained: dict[str, Any]) -> list[str]:
@@ -141,10 +148,14 @@ class Objective(abc.ABC):
         """The content of result.json besides the step, and closing lines of text."""
 
 
-def check_model(config: ConfigDict) -> MAEConfig:
-    """The model of the settings; UserError if it is invalid or other settings do not fit it."""
+def check_model(config: ConfigDict, *, opened: bool = True) -> MAEConfig:
+    """The model of the settings; UserError if it is invalid or other settings do not fit it.
+
+    Before the data are opened, `take_statistics` may still have to set their mean and std.
+    """
     model = MAEConfig(**config.model)
-    check_channels(config.data, model.channels)
+    if opened or not (config.data.statistics or config.data.name == "prepared"):
+        check_channels(config.data, model.channels)
     check_resolutions(config.train.resolutions, model)
     return model
 

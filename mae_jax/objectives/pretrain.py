@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mae_jax.data.augment import augmentations, color_jitter, normalize, random_flip
+from mae_jax.data.augment import augmentations, color_jitter, normalize, random_flip, valid_values
 from mae_jax.data.files import first_few
 from mae_jax.data.loader import make_eval_batches
 from mae_jax.data.sources import random_subset
@@ -36,6 +36,12 @@ from mae_jax.settings.fields import defaults
 FEATURE_SCORES = {  # title and format
     "knn/top1": ("k-NN, top-1", ".1%"),
     "linear_probe/top1": ("linear probe, top-1", ".1%"),
+    "knn/mAP": ("k-NN, mAP", ".1%"),
+    "linear_probe/mAP": ("linear probe, mAP", ".1%"),
+    "knn/r2": ("k-NN, R2", ".3f"),
+    "knn/mae": ("k-NN, absolute error", ".4g"),
+    "linear_probe/r2": ("linear probe, R2", ".3f"),
+    "linear_probe/mae": ("linear probe, abs. error", ".4g"),
     "rankme": ("RankMe of the features", ".1f"),
 }
 FITTED_IMAGES = 10_000  # at most, for fitting a target
@@ -61,7 +67,7 @@ class Pretraining(Objective):
             raise UserError(f"model.uniformity={uniformity} needs whole batches: set train.accumulate_steps=1")
         if config.optimizer.name == "lars":
             raise UserError("optimizer.name=lars is for probes of a frozen encoder; set optimizer.name=adamw")
-        model = check_model(config)
+        model = check_model(config, opened=False)
         if config.evaluate.mask_ratio is not None:
             model.num_visible(config.evaluate.mask_ratio, name="evaluate.mask_ratio")
 
@@ -95,8 +101,8 @@ class Pretraining(Objective):
         source = random_subset(self.train_source, FITTED_IMAGES)
         batches = make_eval_batches(source, data, min(len(source), 256), model.image_size, model.channels)
         with contextlib.closing(batches):
-            images = (normalize(batch["image"][batch["weight"] > 0], data.mean, data.std) for batch in batches)
-            fitted = fit_fixed(model, images)
+            pictures = (batch["image"][batch["weight"] > 0] for batch in batches)
+            fitted = fit_fixed(model, (np.where(np.isnan(x), np.nan, normalize(x, data)) for x in pictures))
         # Hosts may round differently, and then axes of nearly equal variance differ.
         found = from_main(jax.tree.map(np.ndarray.tolist, fitted))
         return jax.tree.map(lambda values: np.asarray(values, np.float32), found, is_leaf=lambda x: isinstance(x, list))
@@ -126,7 +132,8 @@ class Pretraining(Objective):
             rows["choices"] = ", ".join(chosen)
         names = self.train_source.class_names
         unlabelled = "none, which leaves k-NN and the linear probe out"
-        return rows | {"classes": f"{len(names):,}: {first_few(names)}" if names else unlabelled}
+        kind = {"class": "classes", "multi": "labels", "number": "numbers"}[self.train_source.label_kind]
+        return rows | {kind: f"{len(names):,}: {first_few(names)}" if names else unlabelled}
 
     def loss_fn(self, params: dict, frozen: dict, batch: dict, keys: jax.Array) -> tuple[jax.Array, LossDetails]:
         return self._loss_fn(params, frozen, batch, keys)
@@ -159,15 +166,16 @@ class Pretraining(Objective):
 
 
 def make_loss_fn(config: ConfigDict, model: MAEConfig) -> LossFn:
-    """The masked loss of a batch {"image": uint8 [B, H, W, C]}; each image's key decides its flip and its masks."""
+    """The masked loss of a batch {"image": [B, H, W, C]}; each image's key decides its flip and its masks."""
     bind, data = make_bind(model), config.data
 
     def loss_fn(params: dict, frozen: dict, batch: dict, keys: jax.Array) -> tuple[jax.Array, LossDetails]:
         flip_keys, mask_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         images = random_flip(flip_keys, batch["image"]) if data.flip else batch["image"]
+        valid = valid_values(images)
         if data.color_jitter:
             images = color_jitter(jax.vmap(jax.random.fold_in, (0, None))(flip_keys, 1), images, data.color_jitter)
-        loss, parts = bind(join(params, frozen)).training_loss(normalize(images, data.mean, data.std), mask_keys)
+        loss, parts = bind(join(params, frozen)).training_loss(normalize(images, data), mask_keys, valid)
         return loss, LossDetails(scalars=parts)
 
     return loss_fn

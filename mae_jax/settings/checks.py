@@ -23,11 +23,11 @@ RANGES = {
     "[1, inf)": "data.batch_size data.num_threads train.steps train.log_every_steps train.accumulate_steps "
     "checkpoint.every_steps checkpoint.keep checkpoint.keep_every_steps evaluate.every_steps evaluate.batch_size "
     "evaluate.max_train_examples evaluate.max_examples prepare.short_side inspect.max_examples",
-    "[0, inf)": "data.rand_augment_magnitude_std train.skip_nonfinite optimizer.base_learning_rate "
+    "(-inf, inf)": "data.mean",
+    "[0, inf)": "data.std data.rand_augment_magnitude_std train.skip_nonfinite optimizer.base_learning_rate "
     "optimizer.min_learning_rate optimizer.warmup_epochs optimizer.weight_decay",
     "(0, inf)": "data.crop_ratio train.epochs optimizer.epsilon optimizer.trust_coefficient optimizer.clip_norm",
-    "[0, 1]": "data.mean data.std data.color_jitter data.erasing data.mix_probability data.mix_switch_probability "
-    "optimizer.layer_decay",
+    "[0, 1]": "data.color_jitter data.erasing data.mix_probability data.mix_switch_probability optimizer.layer_decay",
     "(0, 1]": "data.crop_scale data.label_fraction data.eval_fraction optimizer.decay_fraction",
     "[0, 1)": "classifier.drop_path classifier.label_smoothing optimizer.b1 optimizer.b2 optimizer.momentum "
     "optimizer.muon_momentum train.ema_decay",
@@ -36,9 +36,8 @@ RANGES = {
     "[0, 1000]": "data.num_workers data.mixup data.cutmix classifier.head_std train.profile_steps",
     "[1, 1000]": "data.rand_augment_ops data.prefetch_batches evaluate.pictures inspect.crops",
     "[1, 100]": "prepare.quality",
-    "[1, 1000000]": "prepare.shard_examples",
+    "[1, 1000000]": "classifier.num_classes prepare.shard_examples",
     "[1, 10000]": "evaluate.knn_k evaluate.knn_sweep_k",
-    "[2, 1000000]": "classifier.num_classes",
     "[4, 10000000]": "data.num_examples",
     "[1, 178956970]": "data.max_pixels",
     "[1e-10, 1e10]": "evaluate.knn_temperature evaluate.knn_sweep_temperature evaluate.probe_c evaluate.probe_sweep_c",
@@ -74,6 +73,10 @@ FEATURES = "evaluate.token evaluate.max_train_examples "
 HIDES = "evaluate.mask evaluate.mask_ratio evaluate.pictures evaluate.shown_channels "
 KNN = "evaluate.knn_k evaluate.knn_temperature "
 PROBE = "evaluate.probe_c "
+# Which pictures there are, and how they are read.
+PICTURES = "task given file model.image_size model.channels data.name data.path data.root data.*_split data.*_column "
+PICTURES += "data.eval_fraction data.stratify data.label_kind data.label_separator data.extensions data.num_* "
+PICTURES += "data.on_bad_image data.max_pixels data.dtype data.bands "
 
 READS = {
     "pretrain": TRAINS + NO_LABELS + NO_MIXING + FEATURES + HIDES + KNN + PROBE
@@ -87,6 +90,9 @@ READS = {
     "evaluate": MEASURES + NO_LABELS + HIDES + "evaluate.evaluators",
     "evaluate a classifier": MEASURES + NO_LABELS + "evaluate.evaluators",
     "reconstruct": MEASURES + NO_LABELS + HIDES + "evaluate.evaluators",
+    "prepare": PICTURES + "prepare.*",
+    "inspect": PICTURES + "inspect.* data.value_range data.seed data.crop_* data.flip "
+    "data.color_jitter data.augmentation data.rand_augment_* evaluate.shown_channels",
     "export": EVERY + NO_LABELS + NO_MIXING + NO_TRAINING + "-logging.* format encoder_only",
 }  # fmt: skip
 READS["ablate"] = READS["pretrain"] + " ablate.* shard"
@@ -96,9 +102,10 @@ MEASURES_INHERIT = ("pretrain", "classify")  # by the tasks that take a checkpoi
 
 # (setting, value) -> settings without effect at this value; refused on a command line.
 UNUSED_WITH = {
-    ("init_from", None): "assume.* classifier.random_encoder",
+    ("init_from", None): "assume.* classifier.random_encoder init_channels",
     ("data.name", "digits"): "data.path data.train_split data.eval_split",
     ("data.name", "synthetic"): "data.path data.train_split data.eval_split",
+    ("data.name", "prepared"): "data.train_split data.eval_split",
     ("data.augmentation", "none"): "data.rand_augment_*",
     ("optimizer.name", "adamw"): "optimizer.muon_momentum optimizer.momentum optimizer.trust_coefficient",
     ("optimizer.name", "muon"): "optimizer.momentum optimizer.trust_coefficient",
@@ -137,6 +144,13 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f"evaluate.mask_ratio={config.evaluate.mask_ratio} cannot be given with evaluate.mask="
             f"{config.evaluate.mask}, which decides what is hidden: leave one of them out"
+        )
+    value = config.init_channels
+    named = isinstance(value, list | tuple) and value and all(n is None or type(n) is int for n in value)
+    if value not in (None, "mean", "repeat") and not named:
+        raise UserError(
+            f"init_channels={value!r} must be mean, repeat, or for each channel its old one or None, for example "
+            "--config.init_channels='(2, 1, 0, None)'"
         )
     value = config.data.value_range
     finite = isinstance(value, list | tuple) and all(type(x) in (int, float) and abs(x) < FLOAT32_MAX for x in value)
@@ -185,13 +199,24 @@ def check_channels(data: ConfigDict, channels: int) -> None:
                 f"data.{key} has {len(data[key])} values for model.channels={channels}; "
                 f"give one value, or one for each channel, for example --config.data.{key}='(0.5,)'"
             )
+        if (data.value_range is not None or data.dtype == "uint8") and not all(0 <= x <= 1 for x in data[key]):
+            unit = "on [0, 1], from black to white of 8-bit pictures, or from low to high of data.value_range"
+            raise UserError(f"data.{key}={tuple(data[key])} must be {unit}")
     if not min(data.std) > 1e-6:
         raise UserError(f"data.std={tuple(data.std)} must be above 1e-6")
-    if data.augmentation == "rand_augment" and channels not in (1, 3):
+    bands = data.bands
+    whole = isinstance(bands, list | tuple) and all(type(band) is int and band >= 0 for band in bands)
+    if bands is not None and not (whole and len(bands) == channels):
         raise UserError(
-            f"data.augmentation=rand_augment takes pictures of 1 or 3 channels, not model.channels={channels}; "
-            "set data.augmentation=none"
+            f"data.bands={bands!r} must be model.channels={channels} channels of the pictures, counted from 0, for "
+            f"example --config.data.bands='{tuple(range(channels))}'"
         )
+    for key, off in (("augmentation", "none"), ("color_jitter", 0.0)):
+        if data[key] != off and (channels not in (1, 3) or data.dtype not in ("uint8", None)):
+            found = f"model.channels={channels}" if channels not in (1, 3) else f"data.dtype={data.dtype}"
+            raise UserError(
+                f"data.{key}={data[key]} takes 8-bit pictures of 1 or 3 channels, not {found}; set data.{key}={off}"
+            )
 
 
 def expand_paths(config: ConfigDict) -> None:

@@ -10,7 +10,8 @@ from mae_jax.settings.checks import check, check_read
 
 # Name -> module.
 TASKS = dict.fromkeys(OBJECTIVES, "train") | dict.fromkeys(("knn", "logistic_regression", "features"), "frozen")
-TASKS |= {"evaluate": "evaluate", "reconstruct": "evaluate", "export": "export", "ablate": "ablation.program"}
+TASKS |= {"evaluate": "evaluate", "reconstruct": "evaluate", "ablate": "ablation.program"}
+TASKS |= {name: name for name in ("export", "prepare", "inspect")}
 
 
 def trains(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""The tasks evaluate (an autoencoder's loss and pictures, or a classifier's accuracy) and reconstruct."""
+"""The tasks evaluate (an autoencoder's loss and pictures, or a classifier's scores) and reconstruct."""
 
 import csv
 import io
@@ -8,8 +8,9 @@ from ml_collections import ConfigDict
 
 from mae_jax.data.image_folder import PictureFiles
 from mae_jax.data.sources import Labelled, Source, count_images, match_classes
-from mae_jax.evaluation.classification import Accuracy, class_table, confusion_matrix, draw_confusion_matrix
+from mae_jax.evaluation.classification import Accuracy
 from mae_jax.evaluation.evaluator import EvaluationSuite
+from mae_jax.evaluation.scores import MAIN, TOLD, Report, tell
 from mae_jax.interop.workdirs import Weights
 from mae_jax.models.classifier import is_classifier
 from mae_jax.runtime.console import say
@@ -20,7 +21,7 @@ from mae_jax.tasks.measuring import find_sources, open_checkpoint, open_data, wr
 from mae_jax.workdir.reporting import provenance
 from mae_jax.workdir.writing import save_picture, write_atomically, write_json
 
-SHOWN_CLASSES = 20
+SHOWN_ROWS = 20
 
 
 def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
@@ -60,44 +61,49 @@ def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
     for name, picture in drawn.items():
         say(f"see {save_picture(workdir / name / f'{state.step}.png', picture)}")
     for name, value in numbers.items():
-        if name not in ("loss", "top1", "top5"):  # which are printed below
+        if name not in TOLD:  # those are printed below
             say(f"{name} {value:.4f}")
-    images = count_images(None, data.evaluation)
+    images, main = count_images(None, data.evaluation), MAIN[data.evaluation.label_kind]
     for evaluator in suite.evaluators:
-        if isinstance(evaluator, Accuracy) and "top1" in numbers:  # not if the loss is not finite
-            result["correct"] = int((evaluator.predictions.rank < 1).sum())
-            title = [f"{state.name}: top-1 {result['eval/top1']:.2%} of", images]
-            write_classes(workdir, evaluator, class_names, title)
-            say("top-1 {eval/top1:.2%}, top-5 {eval/top5:.2%}, loss {eval/loss:.4f} on ".format_map(result) + images)
-            say(f"see {workdir}/confusion_matrix.png and {workdir}/classes.csv")
-    if "loss" in numbers and "top1" not in numbers:
+        if isinstance(evaluator, Accuracy) and main in numbers:  # not if the loss is not finite
+            title = [f"{state.name}: {tell({main: numbers[main]})} on", images]
+            report = evaluator.predictions.report(class_names, title)
+            result |= report.details
+            write_report(workdir, report)
+            say(f"{tell(numbers)} on {images}", f"see {workdir}/{report.drawn} and {workdir}/{report.file}")
+    if "loss" in numbers and main not in numbers:
         what = "loss" if classifies else f"loss of {data.hidden_patches.counted} patches"
         say(f"{what}, mean over {images}: {numbers['loss']:.4f}")
     write_measurement(workdir, config, result)
 
 
-def write_classes(workdir: Path, accuracy: Accuracy, class_names: list[str], title: list[str]) -> None:
-    """Writes classes.csv and confusion_matrix.png, and prints the classes with the lowest recall."""
-    confusions = confusion_matrix(accuracy.predictions, len(class_names))
-    rows, text = class_table(confusions, class_names), io.StringIO()
+def write_report(workdir: Path, report: Report) -> None:
+    """Writes a report's table and picture, and prints the rows with the lowest scores."""
+    rows, text = report.rows, io.StringIO()
     writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_atomically(workdir / "classes.csv", text.getvalue())
-    save_picture(workdir / "confusion_matrix.png", draw_confusion_matrix(confusions, class_names, title))
-    say(f"{'class':<24}{'images':>8}{'recall':>9}{'precision':>11}  often taken for")
-    for row in sorted(rows, key=lambda row: (row["recall"] is None, row["recall"]))[:SHOWN_CLASSES]:
-        recall, precision = ("-" if row[n] is None else f"{row[n]:.1%}" for n in ("recall", "precision"))
-        name, other = escaped(row["class"])[:23], escaped(row["often_taken_for"] or "")
-        say(f"{name:<24}{row['images']:>8,}{recall:>9}{precision:>11}  {other}")
-    if len(rows) > SHOWN_CLASSES:
-        say(f"(the {SHOWN_CLASSES} of {len(rows):,} classes with the lowest recall; classes.csv has all)")
+    write_atomically(workdir / report.file, text.getvalue())
+    save_picture(workdir / report.drawn, report.picture)
+    headings = {key: heading for key, (heading, _, _) in report.columns.items()}
+    say("  ".join(f"{heading:{place}}" for heading, place, _ in report.columns.values()))
+    for row in sorted(rows, key=lambda row: (row[report.order] is None, row[report.order]))[:SHOWN_ROWS]:
+        cells = ((row[key], place, form) for key, (_, place, form) in report.columns.items())
+        texts = (("-" if value is None else format(value, form), place) for value, place, form in cells)
+        say("  ".join(f"{escaped(text):{place}}" for text, place in texts))
+    if len(rows) > SHOWN_ROWS:
+        say(f"(the {SHOWN_ROWS} of {len(rows):,} with the lowest {headings[report.order]}; {report.file} has all)")
 
 
 def match_to_classifier(source: Source, weights: Weights, config: ConfigDict) -> tuple[Source, list[str]]:
     """The source with the classifier's labels, by name or else by order, and a name for each of its classes."""
     num_classes, known, found = config.classifier.num_classes, weights.config.get("class_names"), source.class_names
-    foreign = weights.config["data"]["name"] is None
+    foreign, kind = weights.config["data"]["name"] is None, weights.config.get("label_kind", "class")
+    if source.label_kind != kind:
+        raise UserError(
+            f"{config.init_from} has learned labels of the kind {kind}, but data.name={config.data.name} has labels of "
+            f"the kind {source.label_kind}: choose data with labels of the kind {kind} (data.label_kind)"
+        )
     if known and found and not (foreign and set(known).isdisjoint(found)):
         source = match_classes(source, list(known), str(config.init_from))
     elif source.num_classes > num_classes or (foreign and known and found and source.num_classes < num_classes):

@@ -9,7 +9,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mae_jax.evaluation.evaluator import EvaluationData, Trained
-from mae_jax.evaluation.features import KNN, LinearProbe, rankme
+from mae_jax.evaluation.features import KNN, rankme
+from mae_jax.evaluation.linear_probe import METHODS, LinearProbe
+from mae_jax.evaluation.scores import MAIN, TOLD, tell
 from mae_jax.models.mae import init_params, make_bind
 from mae_jax.runtime.console import say
 from mae_jax.runtime.errors import escaped
@@ -49,49 +51,55 @@ def sweep_knn(data: EvaluationData, state: Trained, workdir: Path) -> tuple[dict
     ks = sorted({settings.knn_k, *settings.knn_sweep_k})
     temperatures = sorted({settings.knn_temperature, *settings.knn_sweep_temperature})
 
+    main = MAIN[data.evaluation.label_kind]
+
     def measure(data: EvaluationData, state: Trained) -> tuple[dict[str, float], list[dict]]:
         sweep = KNN(data.config, data).sweep(state, ks, temperatures)
-        top1 = {(row["k"], row["temperature"]): row["top1"] for row in sweep}
-        scores = {"knn/top1": top1[settings.knn_k, settings.knn_temperature]}
-        scores |= {f"knn/best_{name}": value for name, value in max(sweep, key=lambda row: row["top1"]).items()}
+        usual = next(r for r in sweep if (r["k"], r["temperature"]) == (settings.knn_k, settings.knn_temperature))
+        scores = {f"knn/{name}": usual[name] for name in TOLD if name in usual}
+        scores |= {f"knn/best_{name}": value for name, value in max(sweep, key=lambda row: row[main]).items()}
         return scores | {"rankme": rankme(data.features(state, "train")[0])}, sweep
 
     result, sweep = measure(data, state)
-    say("top-1, k     " + "".join(f"T {temperature:<8}" for temperature in temperatures))
+    title, form = TOLD[main]
+    say(f"{title + ', k':<13}" + "".join(f"T {temperature:<8}" for temperature in temperatures))
     for k in ks:
-        say(f"{k:>8}     " + "".join(f"{row['top1']:<10.2%}" for row in sweep if row["k"] == k))
-    say(f"k {settings.knn_k}, temperature {settings.knn_temperature}: top-1 {result['knn/top1']:.2%}")
-    best = "k {knn/best_k}, temperature {knn/best_temperature}: top-1 {knn/best_top1:.2%}".format_map(result)
+        say(f"{k:>8}     " + "".join(f"{format(row[main], form):<10}" for row in sweep if row["k"] == k))
+    say(f"k {settings.knn_k}, temperature {settings.knn_temperature}: {title} {result[f'knn/{main}']:{form}}")
+    best = f"k {result['knn/best_k']}, temperature {result['knn/best_temperature']}"
+    best += f": {title} {result[f'knn/best_{main}']:{form}}"
     say(f"best: {best} (chosen on the evaluation images themselves, so optimistic)")
     if settings.random_encoder:
         scores, _ = measure(*with_random_encoder(data))
         result |= {f"random_encoder/{name}": value for name, value in scores.items()}
-        say(f"an encoder with random weights: top-1 {scores['knn/top1']:.2%}")
+        say(f"an encoder with random weights: {title} {scores[f'knn/{main}']:{form}}")
     method = "k-NN: L2-normalised, cosine; best: the best pair on the evaluation images themselves"
     return result | {"sweep": sweep}, method
 
 
 def sweep_logistic_regression(data: EvaluationData, state: Trained, workdir: Path) -> tuple[dict[str, Any], str]:
-    """Logistic regression for each penalty strength; returns scores, and the method in words."""
-    settings, name = data.config.evaluate, "logistic_regression"
+    """Logistic regression for each penalty strength (ridge for numbers); returns scores, and the method in words."""
+    settings, name, kind = data.config.evaluate, "logistic_regression", data.evaluation.label_kind
+    main = MAIN[kind]
     sweep = LinearProbe(data.config, data).sweep(state, sorted({settings.probe_c, *settings.probe_sweep_c}))
     for row in sweep:
-        say("C {c:<8} top-1 {top1:.2%}  top-5 {top5:.2%}".format_map(row))
-    usual, best = next(row for row in sweep if row["c"] == settings.probe_c), max(sweep, key=lambda row: row["top1"])
-    say("best: C {c}: top-1 {top1:.2%} (chosen on the evaluation images themselves, so optimistic)".format_map(best))
-    result = {f"{name}/{key}": usual[key] for key in ("top1", "top5")}
-    result |= {f"{name}/best_top1": best["top1"], f"{name}/best_c": best["c"]}
+        say(f"C {row['c']:<8} {tell(row)}")
+    usual, best = next(row for row in sweep if row["c"] == settings.probe_c), max(sweep, key=lambda row: row[main])
+    told = f"C {best['c']}: {tell({main: best[main]})}"
+    say(f"best: {told} (chosen on the evaluation images themselves, so optimistic)")
+    result = {f"{name}/{key}": usual[key] for key in TOLD if key in usual}
+    result |= {f"{name}/best_{main}": best[main], f"{name}/best_c": best["c"]}
     if settings.random_encoder:
         other, random_state = with_random_encoder(data)
         (row,) = LinearProbe(data.config, other).sweep(random_state, [settings.probe_c])
-        result |= {f"random_encoder/{name}/{key}": row[key] for key in ("top1", "top5")}
-        say("an encoder with random weights, C {c}: top-1 {top1:.2%}  top-5 {top5:.2%}".format_map(row))
-    method = "multinomial logistic regression by L-BFGS; best: the best C on the evaluation images themselves"
-    return result | {"sweep": sweep}, method
+        result |= {f"random_encoder/{name}/{key}": row[key] for key in TOLD if key in row}
+        say(f"an encoder with random weights, C {row['c']}: {tell(row)}")
+    method = {"class": "multinomial logistic regression by L-BFGS"}.get(kind, METHODS[kind])
+    return result | {"sweep": sweep}, f"{method}; best: the best C on the evaluation images themselves"
 
 
 def write_features(data: EvaluationData, state: Trained, workdir: Path) -> tuple[dict[str, Any], str]:
-    """Writes {train,eval}_features.npy [N, D] float32 and {train,eval}_labels.npy [N] (-1: no label), all or none."""
+    """Writes {train,eval}_features.npy [N, D] float32 and {train,eval}_labels.npy (`Source.labels`), all or none."""
     result, written = {}, []
     with contextlib.ExitStack() as files:
         for split, source in (("train", data.train), ("eval", data.evaluation)):

@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mae_jax.data.depth import settle_depth
 from mae_jax.data.image_folder import NothingToTrainOn
 from mae_jax.data.sources import (
     Labelled,
@@ -15,6 +16,7 @@ from mae_jax.data.sources import (
     match_classes,
     stratified_subset,
 )
+from mae_jax.data.statistics import take_statistics
 from mae_jax.evaluation.evaluator import EvaluationData, Trained
 from mae_jax.evaluation.unseen import (
     HOLDING_OUT,
@@ -65,8 +67,8 @@ def open_checkpoint(
     path = interop.find_same_weights(config.init_from)
     weights, foreign = interop.read_weights(path, config.assume), is_foreign(path)
     changed = {group: _changed(config, group) for group in ("model", "data")}
-    # A checkpoint of 8-bit pictures has no range; other pictures may need one.
-    more = () if weights.config["data"].get("value_range") else ("value_range",)
+    # A checkpoint of 8-bit pictures has no range; deeper ones may need it.
+    more = ("bands",) if weights.config["data"].get("value_range") else ("bands", "value_range", "dtype")
     allowed = {"model": OWN_MODEL_SETTINGS, "data": changed["data"] if foreign else READING + PLACE + more}
     for group, settings in changed.items():
         for name, value in settings.items():
@@ -97,6 +99,8 @@ def open_checkpoint(
     if "seed" not in config.given and config.seed == defaults().seed:
         groups["seed"] = trained["seed"]
     config = ConfigDict(config.to_dict() | groups)
+    if foreign and config.data.statistics:
+        take_statistics(config)
     check_channels(config.data, config.model.channels)
     check_read(config)
     return weights, config
@@ -111,11 +115,12 @@ def _changed(config: ConfigDict, group: str) -> dict[str, Any]:
 def _data(config: ConfigDict, own: dict[str, Any]) -> dict[str, Any]:
     """The settings `data.*`: the checkpoint's `own`, except for those that the command decides."""
     asked, usual = config.data.to_dict(), defaults().data
-    place = PLACE if asked["name"] is not None else [name for name in PLACE[1:] if asked[name] != usual[name]]
+    place = list(PLACE) if asked["name"] is not None else [name for name in PLACE[1:] if asked[name] != usual[name]]
+    place += ["bands"] if asked["bands"] is not None else []
     if asked["name"] is None and "path" in place:
         check_has_path(asked["path"], own["name"])
-    value_range = own.get("value_range") or asked["value_range"]
-    return asked | own | {name: asked[name] for name in (*READING, *place)} | {"value_range": value_range}
+    deeper = ("value_range", "dtype") if asked["value_range"] and not own.get("value_range") else ()
+    return asked | own | {name: asked[name] for name in (*READING, *place, *deeper)}
 
 
 def find_sources(
@@ -150,6 +155,7 @@ def open_data(
     weights: Weights, config: ConfigDict, train: Source | None, evaluation: Source
 ) -> tuple[EvaluationData, Trained]:
     """The images to measure, and the checkpoint's weights on the mesh."""
+    settle_depth(config.data, (train, evaluation), config.model.channels)
     mesh = make_mesh(config.mesh)
     check_heads(mesh, MAEConfig(**config.model), decoder="decoder" in weights.params)
     data = EvaluationData(config, interop.make_bind_of(weights), mesh, train, evaluation)

@@ -18,14 +18,23 @@ from mae_jax.runtime.processes import from_main, is_main
 from mae_jax.workdir.metrics import METRICS, Writers, read_metrics
 from mae_jax.workdir.writing import save_picture
 
-WATCHED = ("knn/top1", "linear_probe/top1", "rankme", "top1")  # of the last evaluation, shown in the progress line
+# Of the last evaluation, shown in the progress line.
+WATCHED = ("knn/top1", "linear_probe/top1", "knn/mAP", "knn/r2", "rankme", "top1", "mAP", "r2")
 LONG = 12 * 3600  # seconds left on a CPU from which a line suggests the config for small models
 # Panels from left to right: title, and name in metrics.jsonl -> name in the legend.
 PANELS = {
     "loss": {"train/loss": "training", "eval/loss": "evaluation"},
     "learning rate": {"train/learning_rate": "learning rate"},
     "accuracy on evaluation images, %": {
-        "eval/top1": "top-1", "eval/top5": "top-5", "eval/linear_probe/top1": "linear probe", "eval/knn/top1": "k-NN"
+        "eval/top1": "top-1", "eval/top5": "top-5", "eval/linear_probe/top1": "linear probe", "eval/knn/top1": "k-NN",
+        "eval/balanced_accuracy": "balanced",
+    },
+    "mAP and F1 on evaluation images, %": {
+        "eval/mAP": "mAP", "eval/micro_f1": "micro F1", "eval/macro_f1": "macro F1",
+        "eval/linear_probe/mAP": "mAP, linear probe", "eval/knn/mAP": "mAP, k-NN",
+    },
+    "R2 on evaluation images": {
+        "eval/r2": "R2", "eval/linear_probe/r2": "linear probe", "eval/knn/r2": "k-NN",
     },
 }  # fmt: skip
 EARLY = 0.1  # share of the steps whose losses the axis ignores: they are high and would flatten the rest

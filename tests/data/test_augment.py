@@ -1,5 +1,7 @@
 """Normalising, flipping, colours and erasing on the device, against NumPy and Pillow."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ from mae_jax.data.augment import (
     normalize,
     random_erasing,
     random_flip,
+    valid_values,
 )
 
 erase = jax.jit(random_erasing)
@@ -36,24 +39,56 @@ def adjust_saturation(images, factors):
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 5, 6, 3), np.uint8)
 
 
+def settings(mean, std, dtype=None, value_range=None):
+    return types.SimpleNamespace(mean=mean, std=std, dtype=dtype, value_range=value_range)
+
+
 @pytest.mark.parametrize("mean, std", [((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), ((0.5,), (0.25,))])
 def test_normalising_subtracts_the_mean_and_divides_by_the_deviation_of_each_channel(mean, std):
     expected = (IMAGES.astype(np.float64) / 255 - np.asarray(mean)) / np.asarray(std)
-    normalized = normalize(jnp.asarray(IMAGES), mean, std)
+    normalized = normalize(jnp.asarray(IMAGES), settings(mean, std))
     assert normalized.dtype == jnp.float32
     np.testing.assert_allclose(normalized, expected, atol=1e-5)
 
 
 def test_normalising_takes_floats_on_the_same_scale():
-    floats = normalize(jnp.asarray(IMAGES, jnp.float32), (0.5,), (0.25,))
-    np.testing.assert_array_equal(floats, normalize(jnp.asarray(IMAGES), (0.5,), (0.25,)))
+    floats = normalize(jnp.asarray(IMAGES, jnp.float32), settings((0.5,), (0.25,)))
+    np.testing.assert_array_equal(floats, normalize(jnp.asarray(IMAGES), settings((0.5,), (0.25,))))
 
 
 def test_denormalising_brings_back_the_pixels_and_does_not_clip():
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    back = denormalize(normalize(jnp.asarray(IMAGES), mean, std), mean, std)
+    data = settings((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    back = denormalize(normalize(jnp.asarray(IMAGES), data), data)
     np.testing.assert_allclose(back, IMAGES / 255.0, atol=1e-6)
-    np.testing.assert_allclose(denormalize(jnp.full((1, 1, 1, 1), 10.0), (0.5,), (0.25,)), 3.0)
+    np.testing.assert_allclose(denormalize(jnp.full((1, 1, 1, 1), 10.0), settings((0.5,), (0.25,))), 3.0)
+
+
+DEEP = np.random.default_rng(0).integers(-3000, 5000, (2, 3, 4, 13))
+
+
+@pytest.mark.parametrize("value_range", [None, (0, 4095), (-1.5, 2e4)])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float16", "float32"])
+def test_pictures_of_every_type_are_scaled_by_their_range_or_if_they_are_of_8_bits_or_not_at_all(dtype, value_range):
+    pictures = DEEP.clip(*(np.iinfo(dtype).min, np.iinfo(dtype).max) if "int" in dtype else (-3000, 5000)).astype(dtype)
+    mean, std = tuple(np.linspace(0.2, 0.7, 13)), tuple(np.linspace(0.1, 0.4, 13))
+    data, exact = settings(mean, std, dtype, value_range), pictures.astype(np.float64)
+    low, high = value_range or ((0, 255) if dtype == "uint8" else (0, 1))
+    scaled = (exact.clip(low, high) if value_range else exact) / (high - low) - low / (high - low)
+    normalized = normalize(jnp.asarray(pictures), data)
+    assert normalized.dtype == jnp.float32
+    np.testing.assert_allclose(normalized, (scaled - mean) / std, rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(denormalize(normalized, data), scaled, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_values_without_data_become_0_and_are_known_and_whole_numbers_always_have_data(dtype):
+    pictures = np.arange(12, dtype=dtype).reshape(1, 2, 3, 2)
+    pictures[0, 1, 2, 0] = pictures[0, 0, 1, 1] = np.nan
+    for value_range in (None, (3, 9)):
+        normalized = np.asarray(normalize(jnp.asarray(pictures), settings((7.0,), (2.0,), dtype, value_range)))
+        assert np.isfinite(normalized).all() and (normalized[np.isnan(pictures)] == 0).all()
+    np.testing.assert_array_equal(valid_values(jnp.asarray(pictures)), ~np.isnan(pictures))
+    assert valid_values(jnp.zeros((1, 1, 1, 1), jnp.uint16)) is None
 
 
 def test_a_flip_mirrors_left_and_right_and_nothing_else():
@@ -185,7 +220,7 @@ def test_the_share_of_the_images_erased_is_the_probability(probability):
 
 def augment(keys, images):
     keys = jax.vmap(lambda key: jax.random.split(key, 2))(keys)
-    return random_erasing(keys[:, 0], normalize(color_jitter(keys[:, 1], images, 0.4), (0.5,), (0.25,)), 0.5)
+    return random_erasing(keys[:, 0], normalize(color_jitter(keys[:, 1], images, 0.4), settings((0.5,), (0.25,))), 0.5)
 
 
 def test_each_image_is_jittered_and_erased_by_its_own_key_alone_on_any_number_of_devices():

@@ -56,5 +56,7 @@ def test_neither_processes_nor_threads_nor_restarts_change_augmented_batches(bat
 
 def test_augmentation_of_channels_that_it_cannot_see_is_refused_at_once(make_config):
     config = make_config(name="synthetic", batch_size=12, augmentation="rand_augment", mean=(0.5,), std=(0.5,))
-    with pytest.raises(UserError, match="data.augmentation=rand_augment takes pictures of 1 or 3 channels, not model"):
+    with pytest.raises(
+        UserError, match="data.augmentation=rand_augment takes 8-bit pictures of 1 or 3 channels, not model"
+    ):
         check_channels(config, 4)

@@ -183,10 +183,10 @@ def test_evaluation_follows_the_same_policy(folder):
         list(make_eval_batches(source, config, 32, SIZE, 3))
 
 
-def test_a_wrong_number_of_channels_is_no_bad_picture_but_the_users_mistake(folder):
+def test_a_wrong_number_of_channels_of_all_pictures_is_the_users_mistake(folder):
     config, source = folder(200, {})
     iterator = make_train_batches(source, config, SIZE, 4)
-    with pytest.raises(UserError, match="00.*png: encoded pictures have 1 or 3 channels, but model.channels=4"):
+    with pytest.raises(UserError, match="00.*png and the 20 .* has 3 channels, but model.channels=4"):
         next(iterator)
 
 

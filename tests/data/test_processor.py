@@ -1,3 +1,5 @@
+import contextlib
+import dataclasses
 import io
 
 import jax.numpy as jnp
@@ -32,7 +34,7 @@ def test_a_picture_is_prepared_as_in_evaluation():
     batches = make_eval_batches(Source(), data, 1, (16, 24), 3)
     batch = next(batches)
     batches.close()
-    expected = normalize(jnp.asarray(batch["image"]), PROCESSOR.mean, PROCESSOR.std)
+    expected = normalize(jnp.asarray(batch["image"]), PROCESSOR)
     np.testing.assert_array_equal(PROCESSOR(PICTURE), expected)
 
 
@@ -95,7 +97,7 @@ def test_images_become_the_pictures_that_they_were_made_of():
         (np.zeros((5, 0), np.float32), "without pixels"),
         (np.uint8(3), r"array uint8\[\], not a picture"),
         (None, "array of object"),
-        (Image.fromarray(np.zeros((4, 4), np.uint16)), "16-bit grey with values from 0 to 0; .*data.value_range"),
+        (Image.fromarray(np.zeros((4, 4), np.uint16)), "uint16 among uint8 pictures"),
         ("no/such/file.png", "cannot be used"),
     ],
 )
@@ -115,21 +117,71 @@ def test_a_file_that_is_no_picture_is_refused_by_its_name(tmp_path):
 def test_a_value_range_scales_arrays_of_any_numbers_pil_images_and_files_alike(tmp_path, dtype):
     low, high = (-50, 100) if dtype in (np.int16, np.float32) else (20, 120)
     grey = RNG.integers(low - 20 if low < 0 else 0, high + 30, (40, 60)).astype(dtype)
-    processor = Processor((16, 24), 1, (0.5,), (0.5,), value_range=(low, high))
-    expected = np.round(np.clip((grey.astype(float) - low) / (high - low), 0, 1) * 255).astype(np.uint8)
-    images = Processor((16, 24), 1, (0.5,), (0.5,))(expected)
-    np.testing.assert_array_equal(processor(grey), images)
+    whole = Processor((40, 60), 1, (0.5,), (0.25,), eval_crop=1, value_range=(low, high))
+    scaled = (np.clip(grey.astype(float), low, high) - low) / (high - low)
+    np.testing.assert_allclose(whole(grey)[0, ..., 0], (scaled - 0.5) / 0.25, rtol=0, atol=1e-6)
+    pictures = whole.to_pictures(whole(grey))
+    assert pictures.dtype == np.uint8
+    np.testing.assert_allclose(pictures[0, ..., 0], scaled * 255, rtol=0, atol=0.501)
+
+    processor = dataclasses.replace(whole, image_size=(16, 24), eval_crop=0.875)
+    images = processor(grey)
     picture = Image.fromarray(grey.astype(np.int32) if dtype == np.int16 else grey)
-    np.testing.assert_array_equal(processor(picture), images)
+    # 32-bit pictures become floats, which are not rounded after resizing.
+    rounding = 0.5 / (high - low) / 0.25 if dtype == np.int16 else 0
+    np.testing.assert_allclose(processor(picture), images, rtol=0, atol=rounding + 1e-6)
     picture.save(tmp_path / "picture.tif")
-    np.testing.assert_array_equal(processor(tmp_path / "picture.tif"), images)
+    np.testing.assert_allclose(processor(tmp_path / "picture.tif"), images, rtol=0, atol=rounding + 1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int16", "float32"])
+@pytest.mark.parametrize("value_range", [None, (100, 3000)])
+def test_deep_pictures_of_many_channels_are_prepared_as_in_evaluation(make_config, dtype, value_range):
+    class Source:
+        num_classes, class_names, in_memory, picture_size = 0, None, False, None
+
+        def __len__(self):
+            return len(pictures)
+
+        def __getitem__(self, index):
+            return {"image": pictures[index], "label": -1}
+
+    pictures = RNG.integers(0, 4096, (3, 20, 30, 13)).astype(dtype)
+    if dtype == "float32":
+        pictures[1, :9, :9] = np.nan
+    unit = 1 if value_range else 4000
+    mean, std = tuple(unit * np.linspace(0.3, 0.6, 4)), (0.1 * unit,)
+    settings = dict(eval_crop=0.875, value_range=value_range, dtype=dtype, bands=(11, 3, 0, 3), mean=mean, std=std)
+    data = make_config(**settings)
+    with contextlib.closing(make_eval_batches(Source(), data, 3, (8, 12), 4)) as batches:
+        raw = next(batches)["image"]
+    processor = Processor((8, 12), 4, mean, std, 0.875, value_range, dtype, (11, 3, 0, 3))
+    images = processor(pictures)
+    np.testing.assert_array_equal(images, normalize(jnp.asarray(raw), data))
+    np.testing.assert_array_equal(processor.valid_values(pictures), ~np.isnan(raw))
+    assert np.isfinite(images).all() and raw.dtype == dtype
+    shown = np.asarray(processor.to_pictures(images))
+    if value_range:
+        assert shown.dtype == np.uint8
+    else:  # in the data's own units
+        np.testing.assert_allclose(shown, np.where(np.isnan(raw), mean, raw), rtol=1e-5)
+
+
+def test_numbers_that_the_training_type_lacks_are_taken_as_floats_with_their_no_data():
+    picture = np.full((4, 4), 300.25)
+    picture[0, 0] = np.nan
+    for value_range, mean, std, expected in (((200, 400), 0.5, 0.25, 0.005), (None, 300.0, 50.0, 0.005)):
+        images = np.asarray(Processor(4, 1, mean, std, 1.0, value_range, "uint16")(picture)).reshape(-1)
+        assert images[0] == 0
+        np.testing.assert_allclose(images[1:], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     "settings",
     [dict(value_range=(5, 5)), dict(value_range=(0, np.nan)), dict(value_range=3), dict(value_range=(1, 2, 3)),
      dict(std=0.0), dict(eval_crop=1e-9), dict(eval_crop=np.nan), dict(image_size=0), dict(image_size=10**8),
-     dict(image_size=(16,)), dict(image_size=16.0)],
+     dict(image_size=(16,)), dict(image_size=16.0), dict(dtype="int32"), dict(dtype=5), dict(bands=(0, 1)),
+     dict(bands=(0, 1, -1)), dict(bands=2)],
 )  # fmt: skip
 def test_settings_that_cannot_be_are_refused_by_their_name(settings):
     (name,) = settings

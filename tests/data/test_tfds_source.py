@@ -20,6 +20,10 @@ IMAGE = {
     "image": {"dtype": "uint8", "encodingFormat": "png", "shape": {"dimensions": ["-1", "-1", "3"]}},
 }
 LABEL = {"pythonClassName": FEATURES + "class_label_feature.ClassLabel", "classLabel": {"numClasses": "3"}}
+ARRAY = {
+    "pythonClassName": FEATURES + "tensor_feature.Tensor",
+    "tensor": {"shape": {"dimensions": ["4", "5", "13"]}, "dtype": "float32", "encoding": "none"},
+}
 TEXT = {"pythonClassName": FEATURES + "text_feature.Text", "text": {}}
 
 
@@ -35,6 +39,9 @@ def prepare(folder, features, splits, file_format="array_record", supervised=Non
                 value = example.features.feature[name]
                 if feature is IMAGE:
                     value.bytes_list.CopyFrom(tf_feature_pb2.BytesList(value=[picture_bytes(i)]))
+                elif feature is ARRAY:
+                    values = np.arange(i, i + 4 * 5 * 13, dtype=np.float32)
+                    value.float_list.CopyFrom(tf_feature_pb2.FloatList(value=values))
                 elif "classLabel" in feature:
                     value.int64_list.CopyFrom(tf_feature_pb2.Int64List(value=[i % 3]))
                 else:
@@ -96,6 +103,14 @@ def test_features_are_found_by_their_type_whatever_their_names(tmp_path, open_ti
     prepare(tmp_path, {"caption": TEXT, "photo": IMAGE, "species": LABEL}, {"train": 4})
     source = open_tiny()
     assert source[1] == {"image": picture_bytes(1), "label": 1}
+
+
+def test_arrays_of_bands_are_the_pictures_of_a_data_set_that_has_no_others(tmp_path, open_tiny):
+    prepare(tmp_path, {"sentinel2": ARRAY, "label": LABEL}, {"train": 4})
+    source = open_tiny()
+    assert (source.picture_size, source.num_classes, source[2]["label"]) == ((4, 5), 3, 2)
+    found = decode(source[2]["image"], 13, 10**6)
+    np.testing.assert_array_equal(found, np.arange(2, 262, dtype=np.float32).reshape(4, 5, 13))
 
 
 def test_a_data_set_without_labels_is_unlabelled(tmp_path, open_tiny):

@@ -118,7 +118,7 @@ def test_the_loss_is_that_of_each_images_own_mask_for_any_batch_size_and_number_
     data, masks = make_suite("loss", mask=str(numbered)).data, np.load(numbered)
     params = random_params(data.model)
     state, model = Trained(0, params, "step 0"), make_bind(data.model)(params)
-    images = normalize(pictures, data.config.data.mean, data.config.data.std)
+    images = normalize(pictures, data.config.data)
     losses = np.asarray(jax.jit(lambda x: model(x, mask=masks).example_loss)(images), np.float64)
     for devices, batch_size in ((1, 360), (8, 104)):
         suite = make_suite("loss", devices=devices, mask=str(numbered), batch_size=batch_size)
@@ -135,7 +135,7 @@ def test_the_pictures_drawn_are_hidden_by_the_masks_of_those_images(numbered, pi
     monkeypatch.setattr(autoencoder, "draw_reconstructions", lambda *x: drawn.append(x) or np.zeros((2, 2, 3)))
     suite = make_suite("reconstructions", mask=str(numbered), pictures=5)
     suite.run(Trained(0, random_params(suite.data.model), "step 0"))
-    ((images, found, caption),) = drawn
+    ((images, found, caption, _),) = drawn
     assert caption.startswith("step 0; 75% of the patches hidden, as given")
     hidden = np.load(numbered).repeat(2, axis=1).repeat(2, axis=2)
     for image, visible in zip(images, found.visible[..., 0], strict=True):

@@ -5,8 +5,8 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from mae_jax.evaluation import features as linear_probe
-from mae_jax.evaluation.features import fit_logistic_regression
+from mae_jax.evaluation import linear_probe
+from mae_jax.evaluation.linear_probe import fit_logistic_regression
 from tests.meshes import device_mesh
 
 ONE, FOUR = device_mesh(1), device_mesh(4)

@@ -132,7 +132,9 @@ def test_a_sweep_gives_what_each_pair_gives_alone():
     train, test = normal(3, 50, 4), normal(4, 30, 4)
     labels, test_labels = (np.random.default_rng(seed).integers(3, size=n) for seed, n in ((0, 50), (1, 30)))
     features = {"train": (train, labels), "evaluation": (test, test_labels)}
-    data = SimpleNamespace(features=lambda _, split: features[split], train=SimpleNamespace(num_classes=3), mesh=ONE)
+    data = SimpleNamespace(
+        features=lambda _, split: features[split], train=SimpleNamespace(label_kind="class", num_classes=3), mesh=ONE
+    )
     found = KNN(None, data).sweep(None, (1, 10, 200), (0.03, 0.5))
     pairs = [(k, temperature) for k in (1, 10, 200) for temperature in (0.03, 0.5)]
     assert [(entry["k"], entry["temperature"]) for entry in found] == pairs

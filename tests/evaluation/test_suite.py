@@ -39,7 +39,7 @@ def state():
 def test_the_loss_counts_every_image_once_for_any_batch_size_and_number_of_devices(state):
     suite = make_suite("loss", batch_size=360)
     source, data = suite.data.evaluation, suite.data.config.data
-    images = normalize(np.stack([source[i]["image"] for i in range(360)]), data.mean, data.std)
+    images = normalize(np.stack([source[i]["image"] for i in range(360)]), data)
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 2), i))(np.arange(360))
     expected = np.mean(np.asarray(suite.data.bind(state.values)(images, key=keys).example_loss, np.float64))
     # One float32 sum over at most 360 values apart from each other.
@@ -101,8 +101,8 @@ def test_separable_classes_are_told_apart_and_shuffled_labels_are_not():
     def measure(train_labels, **settings):
         known = {"train": (features[:200], train_labels), "evaluation": test}
         data = SimpleNamespace(
-            features=lambda _, split: known[split], labelled=True, train=SimpleNamespace(num_classes=4),
-            mesh=device_mesh(), forget=lambda: None,
+            features=lambda _, split: known[split], labelled=True, mesh=device_mesh(), forget=lambda: None,
+            train=SimpleNamespace(label_kind="class", num_classes=4),
         )  # fmt: skip
         settings = dict(knn_k=3, knn_temperature=0.07, linear_probe=True, probe_c=1.0) | settings
         return EvaluationSuite(ConfigDict({"evaluate": settings}), data, FEATURES).run(None)[0]

@@ -305,14 +305,28 @@ def test_what_timm_cannot_hold_is_changed_and_noted_and_what_was_given_stays_as_
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_value_range_comes_back_from_facebooks_format_and_others_say_that_it_is_left_out(tmp_path, format):
+@pytest.mark.parametrize(
+    "settings, step",
+    [
+        ({"value_range": (-9, 4095)}, "scaled to [0, 1] by data.value_range=(-9, 4095) and clipped; then mean and std"),
+        ({"dtype": "float32", "mean": (900.0, 80.0, -7.0), "std": (300.0,)}, "the float32 values as they are, not div"),
+        ({"bands": (8, 3, 1), "dtype": "uint8"}, "channels 8, 3, 1 of each file, counted from 0 (data.bands)"),
+    ],
+)
+def test_deep_pictures_and_bands_come_back_from_every_format_and_notes_say_what_others_must_do(
+    tmp_path, format, settings, step
+):
     weights = our_weights()
-    weights = weights._replace(config=weights.config | {"data": weights.config["data"] | {"value_range": (-9, 4095)}})
-    noted = [note for note in fit(weights, format, encoder_only=True).notes if "data.value_range=(-9, 4095)" in note]
+    weights = weights._replace(config=weights.config | {"data": weights.config["data"] | settings})
+    noted = [note for note in fit(weights, format, encoder_only=True).notes if step in note]
     assert len(noted) == (format != "facebook")
     read = written(weights, tmp_path, format, encoder_only=True)
-    assert read.config["data"].get("value_range") == (None if noted else (-9, 4095))
-    assert mae_jax.load(tmp_path).processor.value_range == (None if noted else (-9, 4095))
+    assert settings.items() <= read.config["data"].items()
+    processor = mae_jax.load(tmp_path).processor
+    assert {name: getattr(processor, name) for name in settings} == settings
+    if format == "huggingface":
+        preprocessor = json.loads((tmp_path / "preprocessor_config.json").read_text())
+        assert preprocessor["do_rescale"] == (settings.get("dtype") != "float32")
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -24,7 +24,7 @@ def leaves(workdir):
 
 def test_fine_tuning_trains_everything_and_reports_as_pre_training_does(finetuned, pretrained):
     result = read_json(finetuned / "result.json")
-    assert {"step", "eval/loss", "eval/top1", "eval/top5", "protocol"} == result.keys()
+    assert {"step", "eval/loss", "eval/top1", "eval/top5", "eval/balanced_accuracy", "protocol"} == result.keys()
     lines = [json.loads(line) for line in (finetuned / "metrics.jsonl").read_text().splitlines()]
     assert {"train/loss", "train/learning_rate", "train/grad_norm", "images_per_second", "data_wait_fraction"} < set(
         lines[0]
@@ -86,7 +86,7 @@ def test_the_probes_statistics_are_those_of_the_features_and_the_frozen_encoder_
 
 def training_digits():
     source, data = Digits("train"), digits.get_config().data
-    return normalize(np.stack([source[i]["image"] for i in range(len(source))]), data.mean, data.std)
+    return normalize(np.stack([source[i]["image"] for i in range(len(source))]), data)
 
 
 # Two optimizers, an average, running statistics, pictures and kept features.

@@ -24,7 +24,7 @@ def digits_split(split):
     """(normalised images, labels) of the digits."""
     source, data = Digits(split), digits.get_config().data
     images = np.stack([source[i]["image"] for i in range(len(source))])
-    return normalize(images, data.mean, data.std), source.labels()
+    return normalize(images, data), source.labels()
 
 
 @pytest.fixture(scope="module")

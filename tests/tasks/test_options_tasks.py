@@ -11,6 +11,7 @@ import pytest
 from sklearn.decomposition import PCA
 
 import mae_jax
+from configs import digits
 from mae_jax.data.augment import normalize
 from mae_jax.data.sources import Digits
 from mae_jax.interop.weights import read_weights
@@ -30,7 +31,8 @@ OPTIONS = {
 def images_of(split):
     """All images of a split of the digits as the runs here normalise them."""
     source = Digits(split)
-    return np.asarray(normalize(np.stack([source[i]["image"] for i in range(len(source))]), (0.305,), (0.376,)))
+    pictures = np.stack([source[i]["image"] for i in range(len(source))])
+    return np.asarray(normalize(pictures, digits.get_config().data))
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,8 @@ SHARED = (
     "data.path", "data.num_threads", "data.num_workers", "data.prefetch_batches", "data.on_bad_image",
     "mesh.data", "mesh.fsdp", "mesh.tensor",
 )  # fmt: skip
-PLACES = tuple(f"data.{name}" for name in (*PLACE, "value_range"))  # also taken, if the command sets data.name
+# Also taken, if the command sets data.name.
+PLACES = tuple(f"data.{name}" for name in (*PLACE, "bands", "dtype", "value_range"))
 LONGEST_NAME = 200  # of a folder; file systems allow 255 bytes
 # Scores by task; those of measuring tasks go under the protocol's name.
 PRETRAINED = ("knn/top1", "linear_probe/top1", "rankme")
