@@ -39,13 +39,11 @@ class Table(RowSource):
                 f"{path}: which of its columns ({first_few(names)}) has the files? None is one of "
                 f"{USUAL_COLUMNS['data.image_column']}: set data.image_column"
             )
-        others = [name for name in names if name != file_column]
-        by_setting = [find_column(others, data, f"data.{kind}_column", place) for kind in ("split", "group")]
+        by_setting = [find_column(names, data, f"data.{kind}_column", place) for kind in ("split", "group")]
         splits, groups = (None if name is None else column(name) for name in by_setting)
-        labels = {name: column(name) for name in find_label_columns(others, data, place)}
+        labels = {name: column(name) for name in find_label_columns(names, data, place)}
         root = os.path.abspath(data.root or os.path.dirname(path))
-        cells = column(file_column)
-        pictures = [str(cell).strip() if cell else "" for cell in cells]
+        pictures = [str(cell).strip() if cell else "" for cell in column(file_column)]
         if any("./" in name or "//" in name for name in pictures):  # of one file there must be one name
             pictures = [name and os.path.normpath(name) for name in pictures]
         files = TableFiles(root, pa.array(pictures, pa.large_string()), lines, str(path))
