@@ -9,6 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from configs.common import get_config
+from mae_jax.data.preparing import prepare
 from mae_jax.data.sources import Source
 
 SPLITS = ("train", "validation")
@@ -30,7 +32,12 @@ def write_kinds(out: Path, *sources: Source) -> dict[str, dict[str, str]]:
 
 def write_prepared(out: Path, table: dict[str, str], short_side: int | None) -> dict[str, str]:
     """What the task prepare makes of a table."""
-    raise NotImplementedError
+    config = get_config()
+    config.data.update(table)
+    config.prepare.short_side = short_side
+    out.mkdir()
+    prepare(config, out)
+    return {"name": "prepared", "path": str(out)}
 
 
 def write_table(out: Path, *sources: Source) -> dict[str, str]:

@@ -47,7 +47,9 @@ class WebDataset(RowSource):
         )
         if by_column and (data.split_column or not any(splits)):
             splits = columns[by_column]
-        labels = {name: columns[name] for name in find_label_columns(columns, data, place)}
+        by_convention = data.label_column is None and "cls" in columns
+        labelled = ["cls"] if by_convention else find_label_columns(columns, data, place)
+        labels = {name: columns[name] for name in labelled}
         names = [f"{Path(file).name}/{key}" for file, key in zip(reader.files_of_rows(), keys, strict=True)]
         if len({*names}) < len(names):  # shards of one name in several folders
             names = list(map(os.path.join, reader.files_of_rows(), keys))

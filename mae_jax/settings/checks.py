@@ -74,7 +74,8 @@ HIDES = "evaluate.mask evaluate.mask_ratio evaluate.pictures evaluate.shown_chan
 KNN = "evaluate.knn_k evaluate.knn_temperature "
 PROBE = "evaluate.probe_c "
 # Which pictures there are, and how they are read.
-PICTURES = "task given file model.image_size model.channels data.name data.path data.root data.*_split data.*_column "
+PICTURES = "task given file model.image_size model.channels data.name data.path data.root data.train_split "
+PICTURES += "data.eval_split data.image_column data.label_column data.split_column data.group_column "
 PICTURES += "data.eval_fraction data.stratify data.label_kind data.label_separator data.extensions data.num_* "
 PICTURES += "data.on_bad_image data.max_pixels data.dtype data.bands "
 

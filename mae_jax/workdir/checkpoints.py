@@ -29,7 +29,8 @@ LAYOUT = 2  # of the parameters; 1 (not recorded): kernels with queries, keys an
 # A run resumes only with these settings unchanged: they define the parameters, the objective, or the order of the data.
 FIXED = (
     "task", "seed", "model.", "classifier.", "data.name", "data.batch_size", "data.seed", "data.label_fraction",
-    "data.stratify", "data.value_range", "optimizer.name", "train.ema_decay", "class_names", "label_kind",
+    "data.stratify", "data.bands", "data.dtype", "data.value_range", "optimizer.name", "train.ema_decay", "class_names",
+    "label_kind",
 )  # fmt: skip
 FREE = ("model.dtype", "model.attention", "model.remat", "model.scan_unroll")  # exceptions, which may change
 State = Any  # a NamedTuple of pytrees, with the int32 scalars `step` and `skipped`
