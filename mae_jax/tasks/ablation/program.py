@@ -95,13 +95,13 @@ def check_same_settings(run: Run) -> None:
     """Raises UserError if the folder holds a run with other settings."""
     old = flatten(read_object(run.folder / "config.json") or {})
     new = flatten(json.loads(json.dumps(run.config.to_dict())))
-    given = given_settings(list(run.arguments))
+    given, data = given_settings(list(run.arguments)), run.config.data
     # Settings that the checkpoint or the data decide, unless the command does.
     theirs = PICTURES if run.config.init_from else ()
     theirs += THEIRS.get(run.config.task, ("model.", "data.", "classifier."))
     for key, value in new.items():
         settled = (value is None and key in SETTLED) or (run.after and key == "init_from")
-        settled |= key in MEASURED and bool(run.config.data.statistics or run.config.data.name == "prepared")
+        settled = settled or (key in MEASURED and (data.statistics or data.name == "prepared"))
         if old.get(key, value) == value or settled or key.startswith(FREE):
             continue
         if key in given or not key.startswith(theirs):
