@@ -1,6 +1,7 @@
 """Data that the task prepare has written, as a source: ArrayRecord shards and their description."""
 
 import errno
+import hashlib
 import io
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +40,8 @@ class Prepared(Source):
     Raises UserError for a folder that is not prepared, or not wholly, and for shards of another size than described.
     """
 
+    knows_labels = True
+
     def __init__(self, split: str, data: ConfigDict, image_size: Size, channels: int):
         folder, about = read_description(data.path)
         found = about["splits"][split]
@@ -54,6 +57,7 @@ class Prepared(Source):
 
         self._records = Records(ArrayRecordDataSource([shard for shard in shards if shard.take]))
         self._labels = folder / found["labels"]
+        self._digest = hashlib.sha256("".join(shard["sha256"] for shard in found["shards"]).encode()).hexdigest()
         self.label_kind, self.class_names = about["label_kind"], about["class_names"]
         self.picture_size = tuple(about["picture_size"]) if about["picture_size"] else None
         self.place = f"in {data.path} ({split})"
@@ -81,6 +85,9 @@ class Prepared(Source):
             return np.load(self._labels, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise UserError(f"{self._labels} cannot be read: {reason(error)}; prepare the data again") from error
+
+    def digest(self) -> str:
+        return self._digest
 
     def name_of(self, index: int) -> str:
         try:

@@ -9,13 +9,13 @@ from ml_collections import ConfigDict
 
 from mae_jax.data.files import first_few
 from mae_jax.data.image_folder import NothingToTrainOn
-from mae_jax.data.labels import Cell, Labels, encode_labels, text_of
+from mae_jax.data.labels import Cell, Labels, each, encode_labels, kind_of, text_of
 from mae_jax.data.sources import Source
-from mae_jax.data.splits import find_name, held_out
+from mae_jax.data.splits import TEST, VALIDATION, find_name, held_out
 from mae_jax.data.transforms import Size
 from mae_jax.runtime.errors import UserError
 
-# Names of columns that are found without a setting, ignoring case; the first that is there.
+# Names of columns that are found without a setting, ignoring case.
 USUAL_COLUMNS = {
     "data.image_column": "file filename file_name filepath file_path path image image_path image_file img jpg png",
     "data.label_column": "label labels class class_name category target cls",
@@ -50,12 +50,14 @@ class Rows(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-class Divided(NamedTuple):
-    """Rows and the indices of both splits, int [n], with their labels."""
+class Parts(NamedTuple):
+    """The rows for training and for evaluation, int64 [n] each, and their labels; None where there are no rows."""
 
     rows: Rows
-    train: tuple[np.ndarray, Labels]
-    eval: tuple[np.ndarray, Labels]
+    train: np.ndarray
+    evaluation: np.ndarray
+    train_labels: Labels | None
+    evaluation_labels: Labels
     notes: list[str]
 
 
@@ -66,26 +68,25 @@ class RowSource(Source):
     cannot be used; NothingToTrainOn if all are for evaluation.
     """
 
-    def __init__(self, split: str, data: ConfigDict, image_size: Size, channels: int, found: Divided | None = None):
-        found = found or divide(self.read_rows(data), data)
-        rows, (indices, labels) = found.rows, getattr(found, split)
-        if not len(indices):
-            kind, what = (NothingToTrainOn, "train") if split == "train" else (UserError, "evaluate")
-            remedy = "" if data.eval_fraction == 1 else "; data.train_split='' takes all that are not for evaluation"
-            raise kind(
-                f"no pictures to {what} on in {rows.place}: data.train_split={data.train_split!r}, data.eval_split="
-                f"{data.eval_split!r} and data.eval_fraction={data.eval_fraction} leave none{remedy}"
+    knows_labels = True
+
+    def __init__(self, split: str, data: ConfigDict, image_size: Size, channels: int, found: Parts | None = None):
+        parts = found or take_apart(self.read_rows(data), data)
+        if split == "train" and not len(parts.train):
+            raise NothingToTrainOn(
+                f"no training pictures in {parts.rows.place}: data.train_split={data.train_split!r}, data.eval_split="
+                f"{data.eval_split!r} and data.eval_fraction={data.eval_fraction} leave none"
             )
-        self._rows, self._reader, self._labels = indices, rows.reader, labels.values
-        self.label_kind, self.class_names = labels.kind, labels.class_names
-        self.place = f"in {rows.place}" + (f" {split}" if len(found.train[0]) and len(found.eval[0]) else "")
-        self.notes = [*rows.notes, *found.notes] if split == "eval" else []
-        self.fingerprint = _fingerprint([rows.names[row] for row in indices], labels)
+        is_train, self._reader, self._names = split == "train", parts.rows.reader, parts.rows.names
+        self._rows = parts.train if is_train else parts.evaluation
+        self.label_kind, self.class_names, self._labels = parts.train_labels if is_train else parts.evaluation_labels
+        self.place = f"in {parts.rows.place}" + (f" {split}" if len(parts.train) else "")
+        self.notes = [] if is_train else [*parts.rows.notes, *parts.notes]
 
     @classmethod
     def open_both(cls, data: ConfigDict, image_size: Size, channels: int) -> tuple[Source, Source]:
-        found = divide(cls.read_rows(data), data)
-        return tuple(cls(split, data, image_size, channels, found) for split in ("train", "eval"))
+        parts = take_apart(cls.read_rows(data), data)
+        return tuple(cls(split, data, image_size, channels, parts) for split in ("train", "eval"))
 
     @classmethod
     def read_rows(cls, data: ConfigDict) -> Rows:
@@ -104,20 +105,33 @@ class RowSource(Source):
     def name_of(self, index: int) -> str:
         return self._reader.name(int(self._rows[index]))
 
+    def places(self) -> list[str]:
+        """Where each picture is: the same for a picture that other data hold, too."""
+        return [self._reader.where(int(row)) for row in self._rows]
+
+    def digest(self) -> str:
+        names = "\0".join([self._names[row] for row in self._rows])
+        return hashlib.blake2b(names.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_names": None}  # reader processes need none
+
 
 def find_column(columns: Iterable[str], data: ConfigDict, setting: str, place: str) -> str | Sequence[str] | None:
     """The name of the column that a setting, or else one of its usual names, means; None if there is none.
 
-    An empty setting means no column.
+    UserError if a column that a setting names is not there, or if several have usual names.
     """
     columns, wanted = list(columns), data[setting.removeprefix("data.")]
     if wanted is not None:
         for name in [wanted] if isinstance(wanted, str) else wanted:
-            if name and name not in columns:
+            if name not in columns:
                 raise UserError(f"{setting}={name}: {place} has no such column; it has {first_few(columns)}")
-        return wanted or None
-    by_name = {name.lower(): name for name in reversed(columns)}
-    return next((by_name[name] for name in USUAL_COLUMNS[setting].split() if name in by_name), None)
+        return wanted
+    found = [name for name in columns if name.lower() in USUAL_COLUMNS[setting].split()]
+    if len(found) > 1:
+        raise UserError(f"{place} has the columns {' and '.join(found)}: which is meant? Set {setting}")
+    return found[0] if found else None
 
 
 def find_label_columns(columns: Iterable[str], data: ConfigDict, place: str) -> list[str]:
@@ -129,81 +143,94 @@ def find_label_columns(columns: Iterable[str], data: ConfigDict, place: str) -> 
     return [found] if isinstance(found, str) else list(found or ())
 
 
-def divide(rows: Rows, data: ConfigDict) -> Divided:
-    """Divides rows into both splits; UserError for labels or splits that cannot be used."""
-    labels = Labels("class", None, np.full(len(rows.names), -1))
-    if rows.labels:
-        labels = encode_labels(rows.labels, data, rows.reader.where, rows.schema)
-    train, evaluation, notes = split_rows(rows, data, labels.values if labels.kind == "class" else None)
-    known = labels.take(train)
-    return Divided(rows, (train, known), (evaluation, labels.take(evaluation, known.class_names or ())), notes)
+def take_apart(rows: Rows, data: ConfigDict) -> Parts:
+    """Divides rows between training and evaluation, and encodes their labels. Raises UserError."""
+    kind = kind_of(data, rows.labels) if rows.labels else "class"
+    train, evaluation, notes = split_rows(rows, data, kind)
+    learned = _encode(rows, kind, data, train) if len(train) else None
+    tested = _encode(rows, kind, data, evaluation, learned and learned.class_names)
+    for chosen, labels, purpose in ((train, learned, "learn from"), (evaluation, tested, "evaluate on")):
+        notes += _describe_labels(rows, chosen, labels, purpose) if rows.labels and labels else []
+    return Parts(rows, train, evaluation, learned, tested, notes)
 
 
-def split_rows(rows: Rows, data: ConfigDict, classes: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Rows for training and evaluation, int [n] each, and notes for users.
+def _encode(rows: Rows, kind: str, data: ConfigDict, chosen: np.ndarray, known: Sequence[str] | None = None) -> Labels:
+    """The labels of the chosen rows. Names of classes begin with the `known` ones."""
+    if not rows.labels:
+        return Labels("class", None, np.full(len(chosen), -1, np.int64))
+    columns = {name: [cells[row] for row in chosen] for name, cells in rows.labels.items()}
+    return encode_labels(columns, kind, data, lambda place: rows.reader.where(int(chosen[place])), rows.schema, known)
+
+
+def _describe_labels(rows: Rows, chosen: np.ndarray, labels: Labels, purpose: str) -> list[str]:
+    """Notes on pictures without a label, and on classes without a picture."""
+    values, names, notes = labels.values, labels.class_names or (), []
+    without = values < 0 if labels.kind == "class" else np.isnan(values).any(1)
+    if without.any():
+        first = rows.reader.where(int(chosen[np.argmax(without)]))
+        notes.append(f"pictures to {purpose} without a label: {without.sum():,}, the first in {first}")
+    there = {*np.unique(values)} if labels.kind == "class" else {*np.flatnonzero((values == 1).any(0))}
+    lacking = [name for number, name in enumerate(names) if number not in there]
+    if lacking and labels.kind != "number":
+        share = f"{len(lacking):,} of {len(names):,} classes"
+        notes.append(f"no pictures to {purpose} for {share}: {first_few(lacking)}")
+    return notes
+
+
+def split_rows(rows: Rows, data: ConfigDict, kind: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Rows for training and evaluation, int64 [n] each, and notes for users. `kind`: of the labels.
 
     By the names in `rows.splits`, in the spellings of `find_splits`; without evaluation rows a share of the training
-    rows is held out, of each of the `classes`, int [n]. UserError if a group would lie in both.
+    rows is held out. With data.train_split='' all rows are for training that are not for evaluation or named like it.
+    A picture without a group is a group by itself. UserError if a group would lie in both.
     """
-    train, evaluation, notes = _named_splits(rows, data)
-    groups = None
-    if rows.groups is not None:  # a row without one is a group of its own
-        groups = [text_of(group) or name for group, name in zip(rows.groups, rows.names, strict=True)]
+    train, evaluation, notes = np.arange(len(rows.names)), None, []
+    splits = each(rows.splits or [], text_of)
+    there = sorted({*splits} - {""})
+    if there and (data.train_split or data.eval_split):
+        train, evaluation, notes = _by_name(rows, data, splits, there)
+    groups = None if rows.groups is None else each(rows.groups, text_of)
     if evaluation is None:
-        names, classes, held_groups = (
-            None if column is None else [column[row] for row in train]
-            for column in (rows.names, classes.tolist() if data.stratify and classes is not None else None, groups)
+        by_class = data.stratify and rows.labels and kind == "class"
+        held = held_out(
+            [rows.names[row] for row in train],
+            data.eval_fraction,
+            rows.place,
+            each([next(iter(rows.labels.values()))[row] for row in train], text_of) if by_class else None,
+            groups and [groups[row] or rows.names[row] for row in train],
         )
-        held = held_out(names, data.eval_fraction, rows.place, classes, held_groups)
-        if groups is not None:
-            counts = [len({groups[row] for row in some}) for some in (train[held], train)]
-            notes.append("whole groups are held out: {:,} of {:,}".format(*counts))
         return train[~held], train[held], notes
-    if groups is not None:
-        places = {groups[row]: row for row in train}
+    if groups:
+        places = {groups[row]: row for row in train if groups[row]}
         for row in evaluation:
             if (other := places.get(groups[row])) is not None:
                 raise UserError(
                     f"the group {groups[row]} is for training in {rows.reader.where(int(other))} and for evaluation in "
-                    f"{rows.reader.where(int(row))}: put it into one split, or set data.group_column=''"
+                    f"{rows.reader.where(int(row))}: put it into one split, or change data.group_column"
                 )
     return train, evaluation, notes
 
 
-def _named_splits(rows: Rows, data: ConfigDict) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
-    """Rows of the splits that the settings name, and notes. Evaluation is None if none is for it."""
-    splits = [*map(text_of, rows.splits)] if rows.splits is not None else [""] * len(rows.names)
-    spelling: dict[str, str] = {}
-    for name in sorted({*splits} - {""}):
-        spelling.setdefault(name.lower(), name)
-    there = [*spelling.values()]
-    train, evaluation = (
-        find_name(there, setting, data[setting[5:]], rows.place, "split")
-        for setting in ("data.train_split", "data.eval_split")
-    )
-    if there and data.train_split and train == evaluation:
-        what = "none of these" if train is None else f"both {train}"
+def _by_name(
+    rows: Rows, data: ConfigDict, splits: list[str], there: list[str]
+) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
+    """`split_rows` by the names of splits that are `there`; None without rows for evaluation."""
+    train_name = find_name(there, "data.train_split", data.train_split, rows.place, "split")
+    eval_name = find_name(there, "data.eval_split", data.eval_split, rows.place, "split")
+    if data.train_split and train_name is None and eval_name is None:
         raise UserError(
-            f"{rows.place} has the splits {first_few(there)}; data.train_split={data.train_split} and data.eval_split="
-            f"{data.eval_split} are {what}: set them to two of these, or data.train_split='' for all others"
+            f"{rows.place}: its splits are {first_few(there)}: set data.train_split and data.eval_split to two of these"
         )
-    codes = {"": -1} | {name: place for place, name in enumerate(spelling)}
-    of_row = np.fromiter((codes[name.lower()] for name in splits), np.int64, len(splits))
-    in_train, in_evaluation = (of_row == (-2 if name is None else there.index(name)) for name in (train, evaluation))
-    notes = []
-    if not there or not data.train_split:
-        in_train = ~in_evaluation
-    else:
-        unused, empty = [name for name in there if name not in (train, evaluation)], np.flatnonzero(of_row == -1)
-        notes += [f"splits that are not used: {first_few(unused)}"] if unused else []
-        if len(empty):
-            first = rows.reader.where(int(empty[0]))
-            notes.append(f"pictures without a split, which are not used: {len(empty):,}, the first in {first}")
-    return np.flatnonzero(in_train), None if evaluation is None else np.flatnonzero(in_evaluation), notes
-
-
-def _fingerprint(names: Sequence[str], labels: Labels) -> str:
-    found = hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape"))
-    found.update(repr((labels.kind, labels.class_names)).encode("utf-8", "backslashreplace"))
-    found.update(labels.values.tobytes())
-    return found.hexdigest()
+    of_training = {train_name}
+    if not data.train_split:
+        of_training = {name for name in ("", *there) if name.lower() not in VALIDATION + TEST} - {eval_name}
+    train, evaluation = (
+        np.array([row for row, name in enumerate(splits) if name in names], np.int64)
+        for names in (of_training, {eval_name})
+    )
+    unused = [name for name in there if name not in of_training | {eval_name}]
+    notes = [f"splits that are not used: {first_few(unused)}"] if unused else []
+    if "" in splits and "" not in of_training:
+        first = rows.reader.where(splits.index(""))
+        notes.append(f"pictures without a split, which are not used: {splits.count(''):,}, the first in {first}")
+    return train, None if eval_name is None else evaluation, notes

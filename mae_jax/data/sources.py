@@ -31,6 +31,7 @@ class Source:
     class_names: Sequence[str] | None = None  # of the labels 0, 1, ..., or of the numbers; None: no labels
     picture_size: tuple[int, int] | None = None  # (height, width) in pixels, if all pictures have one size
     in_memory = False  # whether reading never waits
+    knows_labels = False  # whether `labels` reads no pictures
     place = ""  # where the pictures are: "in FOLDER/validation", "in cifar10 test"
     notes: Sequence[str] = ()  # lines for users; the evaluation split has those of both splits
 
@@ -59,6 +60,10 @@ class Source:
     def name_of(self, index: int) -> str:
         """The name of a picture, for messages."""
         return f"{self.place.removeprefix('in ')} #{index}".strip()
+
+    def digest(self) -> str | None:
+        """Of all pictures, or their names, in their order: a run resumes only with the same. None: not checked."""
+        return None
 
     @classmethod
     def open_both(cls, data: ConfigDict, image_size: tuple[int, int], channels: int) -> tuple["Source", "Source"]:
@@ -113,7 +118,8 @@ class Wrapper(Source):
     def __init__(self, source: Source, indices: np.ndarray | None = None):
         self._source = source
         self.indices = np.arange(len(source)) if indices is None else np.sort(indices)
-        for name in ("label_kind", "class_names", "num_classes", "picture_size", "in_memory", "place", "notes"):
+        for name in ("label_kind", "class_names", "num_classes", "picture_size", "in_memory", "knows_labels", "place",
+                     "notes"):  # fmt: skip
             setattr(self, name, getattr(source, name))
 
     def __len__(self) -> int:
@@ -127,6 +133,9 @@ class Wrapper(Source):
 
     def name_of(self, index: int) -> str:
         return self._source.name_of(int(self.indices[index]))
+
+    def digest(self) -> str | None:
+        return self._source.digest()
 
 
 def random_subset(source: Source, count: int) -> Wrapper:
@@ -201,8 +210,20 @@ class Labelled(Wrapper):
                 "choose labelled data, or put each class into a folder of its own (train/cat/1.jpg, ...)"
             )
         super().__init__(source)
-        with contextlib.suppress(OSError):  # the loader deals with bad pictures
-            self[0]  # a split may have no labels at all
+        if source.knows_labels:
+            self._check_all(source.labels())
+        else:
+            with contextlib.suppress(OSError):  # the loader deals with bad pictures
+                self[0]  # a split may have no labels at all
+
+    def _check_all(self, labels: np.ndarray) -> None:
+        """UserError, before any training, if a picture has no label."""
+        lacking = labels < 0 if self.label_kind == "class" else np.isnan(labels).any(1)
+        if lacking.any():
+            raise UserError(
+                f"{self.name_of(int(np.argmax(lacking)))} has no label; {lacking.sum():,} of {len(self):,} pictures "
+                "have none: choose a split whose pictures are all labelled, or remove the others"
+            )
 
     def __getitem__(self, index: int) -> dict:
         record = super().__getitem__(index)

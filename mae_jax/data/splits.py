@@ -1,4 +1,4 @@
-"""Splits pictures for training and evaluation: by names, as of sub-folders, or by holding some out."""
+"""Splits an image folder into training and evaluation pictures: by its sub-folders, or by holding some out."""
 
 import hashlib
 import itertools
@@ -107,8 +107,8 @@ def find_name(there: Sequence[str], setting: str, name: str, place: Path | str, 
     if not name:
         return None
     usual = name == USUAL[setting]
-    if not usual and (exact := name.removeprefix("./")) in there:
-        return exact
+    if name in there and (not usual or kind != "sub-folder"):
+        return name
     roles = [role for role in (TRAIN, VALIDATION, TEST) if name.lower() in role]
     spellings = roles + [TEST] * (roles == [VALIDATION]) if usual else [(name.lower(),), *roles]
     for names in spellings:
@@ -156,29 +156,28 @@ def held_out(
 ) -> np.ndarray:
     """Whether each of n differently named pictures is held out, bool [n]; see `hold_out`.
 
-    With `classes` class by class; with `groups` whole groups instead, whose names' hashes decide: as many as come near
-    the fraction of all pictures, and at least one on each side.
+    With `classes` class by class. With `groups` whole groups instead, at least one on each side: in the order of their
+    names' hashes those that bring the share of pictures nearer to the fraction; if all are too large, the smallest.
     """
     if fraction == 1:
         return np.ones(len(names), bool)
     if len(names) < 2:
-        count = f"{len(names)} picture{'s' * (not names)}"
-        raise UserError(f"{place} holds {count}: at least 2 are needed, one to train and one to evaluate")
+        raise UserError(f"{place} holds {len(names)} picture: at least 2 are needed, one to train and one to evaluate")
     held = np.zeros(len(names), bool)
     if groups is not None:
-        members, count = _members(groups), 0
+        members = _members(groups)
         if len(members) < 2:
             raise UserError(
-                f"{place}: all pictures are of one group ({groups[0]!r}), which cannot be on both sides: set "
-                "data.group_column='', or add pictures of other groups"
+                f"{place}: all pictures are of one group, {groups[0]}, which cannot be on both sides: unset "
+                "data.group_column, or add pictures of other groups"
             )
-        ordered = sorted(members, key=_hash)
-        for group in ordered[:-1]:
-            if count + len(members[group]) / 2 > fraction * len(names):
-                break
-            held[members[group]], count = True, count + len(members[group])
-        if not count:
-            held[members[min(ordered, key=lambda group: len(members[group]))]] = True
+        count, target, taken = 0, fraction * len(names), []
+        for group in sorted(members, key=_hash):
+            if count + len(members[group]) / 2 <= target and len(taken) < len(members) - 1:
+                taken.append(group)
+                count += len(members[group])
+        for group in taken or [min(members, key=lambda group: (len(members[group]), _hash(group)))]:
+            held[members[group]] = True
         return held
     by_class = _members(classes) if classes is not None else {}
     if not 1 < len(by_class) < len(names):

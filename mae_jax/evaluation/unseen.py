@@ -1,4 +1,4 @@
-"""Chooses the pictures of an image folder so that no model is evaluated on its own training pictures."""
+"""Chooses the pictures of a folder, or of rows, so that no model is evaluated on its own training pictures."""
 
 import os
 from pathlib import Path
@@ -10,13 +10,15 @@ from mae_jax.data.files import find_folder
 from mae_jax.data.image_folder import ImageFolder
 from mae_jax.data.sources import Source, is_labelled, make_source, match_classes, stratified_subset
 from mae_jax.data.splits import find_splits
+from mae_jax.evaluation.unseen_rows import SPLITTING, choose_rows
 from mae_jax.interop.workdirs import Weights
 from mae_jax.models.config import MAEConfig
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.processes import from_main
+from mae_jax.settings.checks import NAMES_OF
 from mae_jax.settings.fields import defaults
 
-SPLITTING = ("train_split", "eval_split", "eval_fraction", "stratify")
+HOLDING_OUT = NAMES_OF["data.eval_fraction"]  # data without splits, of which a share is held out
 # Settings that select pictures and their labels. What values mean (dtype, value_range, mean, std) is the model's.
 PLACE = (
     "name", "path", *SPLITTING, "num_examples", "root", "extensions", "image_column", "label_column", "split_column",
@@ -41,7 +43,7 @@ def take_pictures(config: ConfigDict, trained: dict[str, Any]) -> None:
     moved = "data.path" in config.given
     if moved:
         check_has_path(data.path, own["name"])
-    others = moved and own["name"] == "image_folder" and not _same_folder(own["path"], data.path)
+    others = moved and own["name"] in HOLDING_OUT and not _same_folder(own["path"], data.path)
     for name in (*PLACE, "bands", "eval_crop"):
         if f"data.{name}" not in config.given and name in own and not (others and name in SPLITTING):
             data[name] = own[name]
@@ -64,11 +66,11 @@ def keep_hold_out(config: ConfigDict, workdir: Path, trained: dict[str, Any] | N
     Raises UserError if a resumed run would be evaluated on pictures that it has learned from.
     """
     data, before = config.data, (trained or {}).get("data", {"name": None})
-    if not data.name == before["name"] == "image_folder":
+    if data.name != before["name"] or data.name not in HOLDING_OUT:
         return
     if resumed or from_main(_same_folder(before["path"], data.path)):  # data.path may differ between hosts
         data.stratify = data.stratify and before.get("stratify", False)
-    if not resumed:
+    if not resumed or data.name != "image_folder":  # of rows, `check_unchanged` sees it
         return
     splits = find_splits(find_folder(data.path), data.train_split, data.eval_split)
     if splits.evaluation:
@@ -85,11 +87,13 @@ def keep_hold_out(config: ConfigDict, workdir: Path, trained: dict[str, Any] | N
 
 
 def choose_pictures(data: dict[str, Any], trained: dict[str, Any], given: set[str]) -> tuple[dict[str, Any], str]:
-    """The `SPLITTING` settings for measuring a folder, where the command leaves them open; and a note, perhaps empty.
+    """The `SPLITTING` settings for measuring, where the command leaves them open; and a note, perhaps empty.
 
-    It measures the folder's evaluation pictures, or all if it has none; in the checkpoint's own training folder, the
+    A folder's evaluation pictures are measured, or all if it has none; in the checkpoint's own training folder, the
     held-out ones. `given` names the settings `data.*` on the command line.
     """
+    if data["name"] != "image_folder":
+        return choose_rows(data, trained, given)
     own, usual = trained["data"], defaults().data.to_dict() | {"eval_fraction": 1.0}
     is_own = own["name"] == "image_folder" and _is_own(data["path"], trained)
     chosen = {name: data[name] for name in SPLITTING}

@@ -17,6 +17,7 @@ from mae_jax.data.sources import Source, make_sources
 from mae_jax.data.statistics import take_statistics
 from mae_jax.evaluation.evaluator import EvaluationData, EvaluationSuite, State
 from mae_jax.evaluation.unseen import keep_hold_out
+from mae_jax.evaluation.unseen_rows import check_unchanged
 from mae_jax.interop.transfer import find_start, read_start
 from mae_jax.interop.workdirs import Weights
 from mae_jax.models.config import MAEConfig
@@ -82,6 +83,8 @@ class Objective(abc.ABC):
         self.model = check_model(config)
         check_heads(mesh, self.model, decoder=self.has_decoder)
         self.train_source, self.eval_source = self.open_sources()
+        if trained and self.weights is None:  # the run is resumed
+            check_unchanged(workdir, trained, self.train_source)
         settle_depth(config.data, (self.train_source, self.eval_source), self.model.channels)
         check_channels(config.data, self.model.channels)  # now that data.dtype is known
         self.num_train = len(self.train_source)

@@ -18,7 +18,14 @@ from mae_jax.data.sources import (
 )
 from mae_jax.data.statistics import take_statistics
 from mae_jax.evaluation.evaluator import EvaluationData, Trained
-from mae_jax.evaluation.unseen import NO_PICTURES, PLACE, check_has_path, choose_pictures, find_training_pictures
+from mae_jax.evaluation.unseen import (
+    HOLDING_OUT,
+    NO_PICTURES,
+    PLACE,
+    check_has_path,
+    choose_pictures,
+    find_training_pictures,
+)
 from mae_jax.interop import weights as interop
 from mae_jax.interop.foreign import is_foreign
 from mae_jax.interop.transfer import OWN_MODEL_SETTINGS
@@ -80,7 +87,7 @@ def open_checkpoint(
     data = _data(config, trained["data"]) | (changed["data"] if foreign else {})
     if needs_data and data["name"] is None:
         raise UserError(NO_PICTURES.format(config.init_from))
-    if needs_data and data["name"] == "image_folder":
+    if needs_data and data["name"] in HOLDING_OUT:
         # Process 0 decides, since data.path may differ between hosts.
         chosen, note = from_main(is_main() and choose_pictures(data, trained, set(changed["data"])))
         data |= chosen

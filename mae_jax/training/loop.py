@@ -177,7 +177,8 @@ def run_training(
     total_steps = plan.total_steps
 
     # Find out where the run stands.
-    described = config.to_dict() | {"num_train_examples": objective.num_train} | objective.facts
+    pictures = {"num_train_examples": objective.num_train, "train_pictures": objective.train_source.digest()}
+    described = config.to_dict() | pictures | objective.facts
     checkpoints = Checkpoints(workdir, config.checkpoint, described)
     saved_step = checkpoints.newest_whole()
     start_step = saved_step or 0

@@ -1,7 +1,13 @@
-"""Which folders are for training and for evaluation, as people name them."""
+"""Which folders are for training and for evaluation, as people name them; which pictures are held out."""
 
+import collections
+
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from mae_jax.data.splits import find_name, held_out
 from mae_jax.runtime.errors import UserError
 from tests.data.conftest import names
 
@@ -127,3 +133,77 @@ def test_no_picture_is_for_training_and_for_evaluation(parts, tmp_path, train, e
     (tmp_path / "link").symlink_to(tmp_path / "train")
     with pytest.raises(UserError, match="is for training and .* for evaluation, but they share pictures"):
         parts(*classes("train", "val"), "cat/deep", train_split=train, eval_split=evaluation)
+
+
+@pytest.mark.parametrize("there, train, evaluation", [
+    (["TRAIN", "VALIDATION", "TEST"], "TRAIN", "VALIDATION"), (["Training", "Test"], "Training", "Test"),
+    (["train", "Train", "val", "validation"], "train", "validation"), (["a", "b"], None, None),
+])  # fmt: skip
+def test_the_usual_names_are_found_among_the_values_of_a_column_too(there, train, evaluation):
+    assert find_name(there, "data.train_split", "train", "t.csv", "split") == train
+    assert find_name(there, "data.eval_split", "validation", "t.csv", "split") == evaluation
+
+
+def test_a_value_that_is_asked_for_and_not_there_is_an_error_that_lists_those_that_are():
+    with pytest.raises(UserError, match="data.eval_split=fold9: t.csv has no such split; there are fold1, fold2$"):
+        find_name(["fold1", "fold2"], "data.eval_split", "fold9", "t.csv", "split")
+    with pytest.raises(UserError, match="t.csv holds val and valid: which is meant. Set data.eval_split=val or data."):
+        find_name(["val", "valid"], "data.eval_split", "validation", "t.csv", "split")
+
+
+SIZES = st.lists(st.integers(1, 20), min_size=2, max_size=15)
+FRACTION = st.floats(0.01, 0.99)
+
+
+def grouped(sizes) -> tuple[list[str], list[str]]:
+    """Names of pictures, and the group of each."""
+    groups = [f"patient {number}" for number, size in enumerate(sizes) for _ in range(size)]
+    return [f"{place}.png" for place in range(len(groups))], groups
+
+
+@given(SIZES, FRACTION)
+def test_a_group_is_held_out_whole_or_not_at_all_and_some_are_on_each_side(sizes, fraction):
+    names, groups = grouped(sizes)
+    if len(names) > 2:
+        held = held_out(names, fraction, "t.csv", None, groups)
+        sides = {(group, bool(side)) for group, side in zip(groups, held, strict=True)}
+        assert len(sides) == len(sizes) and {side for _, side in sides} == {True, False}
+
+
+@given(SIZES, FRACTION)
+def test_held_out_groups_hold_the_fraction_of_all_pictures_to_within_the_largest_group(sizes, fraction):
+    names, groups = grouped(sizes)
+    assert abs(held_out(names, fraction, "t.csv", None, groups).sum() - fraction * len(names)) <= max(sizes)
+
+
+@given(SIZES, FRACTION, st.randoms(use_true_random=False))
+def test_the_order_of_rows_does_not_matter_to_what_is_held_out(sizes, fraction, random):
+    names, groups = grouped(sizes)
+    order = list(range(len(names)))
+    random.shuffle(order)
+    for by in ({"groups": groups}, {"classes": groups}):
+        ((key, values),) = by.items()
+        held = held_out(names, fraction, "t.csv", **by)
+        again = held_out([names[i] for i in order], fraction, "t.csv", **{key: [values[i] for i in order]})
+        np.testing.assert_array_equal(again, held[order])
+
+
+def test_one_large_group_is_not_held_out_for_the_first_hash_alone():
+    for number in range(20):
+        groups = [f"large {number}"] * 90 + [f"small {number}"] * 10
+        assert held_out([*map(str, range(100))], 0.1, "t.csv", None, groups).tolist() == [False] * 90 + [True] * 10
+
+
+def test_a_single_group_cannot_be_on_both_sides():
+    with pytest.raises(UserError, match="t.csv: all pictures are of one group, p1, which cannot be on both sides"):
+        held_out(["a", "b"], 0.5, "t.csv", None, ["p1", "p1"])
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=2, max_size=60), FRACTION)
+def test_of_each_class_the_rounded_fraction_is_held_out_but_never_all_and_of_two_at_least_one(classes, fraction):
+    held = held_out([str(place) for place in range(len(classes))], fraction, "t.csv", classes)
+    if len(set(classes)) == len(classes):  # pictures that are each a class of their own count as one class
+        classes = "a" * len(classes)
+    for name, count in collections.Counter(classes).items():
+        found = sum(side for one, side in zip(classes, held, strict=True) if one == name)
+        assert found == min(count - 1, max(1, round(fraction * count)))

@@ -13,7 +13,7 @@ from mae_jax.data.sources import Labelled, MatchedClasses, Source, make_source, 
 from mae_jax.runtime.errors import UserError
 
 
-class Pictures:
+class Pictures(Source):
     """Pictures in memory with the labels given; each shows its index."""
 
     label_kind, in_memory, class_names, picture_size = "class", True, ["cat", "ant"], (8, 8)
