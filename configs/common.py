@@ -97,14 +97,14 @@ def get_config() -> ConfigDict:
     data.eval_split = "validation"  # or the test pictures, if there are no others
     data.eval_fraction = 0.1  # data without a split for evaluation: share of pictures held out; 1: all
     data.stratify = True  # hold out this share of each class; False: of all pictures together
-    # Columns of table and parquet (webdataset: fields). None: one of the usual names: file, label, split, group.
+    # Columns of table and parquet (webdataset: fields). "": none; None: of the usual names file, label, split, group.
     data.image_column = placeholder(str)
     data.label_column = placeholder(object)  # a name, or several: one column for each label of multi, or each number
     data.split_column = placeholder(str)
     data.group_column = placeholder(str)  # all pictures of a group (a patient, a place) are in one split
     # class (one of several) | multi (any of several) | number (regression). None: class; multi if the data say so.
     data.label_kind = placeholder(str)
-    data.label_separator = placeholder(str)  # multi: between the labels in one cell
+    data.label_separator = placeholder(str)  # multi: between the labels in one cell; alone in a cell: none applies
     data.extensions = placeholder(object)  # image_folder: read only these files, as ('.tif',); None: all known ones
     data.num_examples = 1024  # synthetic only: size of the training split; the evaluation split has a quarter of it
     # Images a step, over all devices and parts. None: a power of two from 16 to 256, for at least 16 steps an epoch.

@@ -13,7 +13,7 @@ from mae_jax.runtime.errors import UserError
 T = TypeVar("T")
 Cell = Any  # text, a number, a list of these, or None
 Where = Callable[[int], str]  # the place of a row, for messages: "line 7 of labels.csv"
-FLAGS = {"": np.nan, "0": 0.0, "1": 1.0, "false": 0.0, "true": 1.0, "no": 0.0, "yes": 1.0}
+FLAGS = {"": np.nan, "0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0, "no": 0.0, "yes": 1.0}
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -70,6 +70,8 @@ def encode_labels(
 
 def each(cells: Sequence[Cell], value_of: Callable[[Cell], T]) -> list[T]:
     """The value of each cell, found once for those that are alike."""
+    if any(isinstance(cell, list | dict) for cell in cells):
+        return [*map(value_of, cells)]
     values = {cell: value_of(cell) for cell in set(cells)}
     return [values[cell] for cell in cells]
 
@@ -116,7 +118,7 @@ def _classes(cells: Sequence[Cell], where: Where, known: Sequence[str] | None, n
 
 
 def _several(cells: Sequence[Cell], separator: str | None, known: Sequence[str] | None) -> Labels:
-    """Any of several classes a picture: those in a list, or between separators."""
+    """Any of several classes a picture: those in a list, or between separators; none in [] or a separator alone."""
 
     def words_in(cell: Cell) -> list[str]:
         parts = cell if isinstance(cell, list | tuple) else [cell]
@@ -131,7 +133,9 @@ def _several(cells: Sequence[Cell], separator: str | None, known: Sequence[str] 
     counts = np.array([len(found) for found in words], np.int64)
     values = np.zeros((len(words), len(names)), np.float32)
     values[np.repeat(np.arange(len(words)), counts), [place[text] for found in words for text in found]] = 1
-    values[counts == 0] = np.nan
+    for row in np.flatnonzero(counts == 0):
+        if cells[row] != [] and not (separator and text_of(cells[row])):
+            values[row] = np.nan
     return Labels("multi", names, values)
 
 

@@ -75,7 +75,8 @@ class RowSource(Source):
         if split == "train" and not len(parts.train):
             raise NothingToTrainOn(
                 f"no training pictures in {parts.rows.place}: data.train_split={data.train_split!r}, data.eval_split="
-                f"{data.eval_split!r} and data.eval_fraction={data.eval_fraction} leave none"
+                f"{data.eval_split!r} and data.eval_fraction={data.eval_fraction} leave none; "
+                "if both splits are '' and the fraction is below 1, a share of all is held out"
             )
         is_train, self._reader, self._names = split == "train", parts.rows.reader, parts.rows.names
         self._rows = parts.train if is_train else parts.evaluation
@@ -118,16 +119,16 @@ class RowSource(Source):
 
 
 def find_column(columns: Iterable[str], data: ConfigDict, setting: str, place: str) -> str | Sequence[str] | None:
-    """The name of the column that a setting, or else one of its usual names, means; None if there is none.
+    """The name of the column that a setting, or else one of its usual names, means; None if there is none, or for "".
 
     UserError if a column that a setting names is not there, or if several have usual names.
     """
     columns, wanted = list(columns), data[setting.removeprefix("data.")]
     if wanted is not None:
         for name in [wanted] if isinstance(wanted, str) else wanted:
-            if name not in columns:
+            if wanted and name not in columns:
                 raise UserError(f"{setting}={name}: {place} has no such column; it has {first_few(columns)}")
-        return wanted
+        return wanted or None
     found = [name for name in columns if name.lower() in USUAL_COLUMNS[setting].split()]
     if len(found) > 1:
         raise UserError(f"{place} has the columns {' and '.join(found)}: which is meant? Set {setting}")
@@ -185,9 +186,9 @@ def split_rows(rows: Rows, data: ConfigDict, kind: str) -> tuple[np.ndarray, np.
     A picture without a group is a group by itself. UserError if a group would lie in both.
     """
     train, evaluation, notes = np.arange(len(rows.names)), None, []
-    splits = each(rows.splits or [], text_of)
+    splits = each(rows.splits, text_of) if rows.splits is not None else [""] * len(rows.names)
     there = sorted({*splits} - {""})
-    if there and (data.train_split or data.eval_split):
+    if data.train_split or data.eval_split:
         train, evaluation, notes = _by_name(rows, data, splits, there)
     groups = None if rows.groups is None else each(rows.groups, text_of)
     if evaluation is None:
@@ -206,7 +207,7 @@ def split_rows(rows: Rows, data: ConfigDict, kind: str) -> tuple[np.ndarray, np.
             if (other := places.get(groups[row])) is not None:
                 raise UserError(
                     f"the group {groups[row]} is for training in {rows.reader.where(int(other))} and for evaluation in "
-                    f"{rows.reader.where(int(row))}: put it into one split, or change data.group_column"
+                    f"{rows.reader.where(int(row))}: put it into one split, or set data.group_column=''"
                 )
     return train, evaluation, notes
 
@@ -217,9 +218,13 @@ def _by_name(
     """`split_rows` by the names of splits that are `there`; None without rows for evaluation."""
     train_name = find_name(there, "data.train_split", data.train_split, rows.place, "split")
     eval_name = find_name(there, "data.eval_split", data.eval_split, rows.place, "split")
-    if data.train_split and train_name is None and eval_name is None:
+    if not there:
+        return np.arange(len(splits)), None, []
+    if data.train_split and train_name == eval_name:
+        why = "" if train_name is None else f", and {train_name} cannot be both for training and for evaluation"
         raise UserError(
-            f"{rows.place}: its splits are {first_few(there)}: set data.train_split and data.eval_split to two of these"
+            f"{rows.place}: its splits are {first_few(there)}{why}: set data.train_split and data.eval_split to two of "
+            "these"
         )
     of_training = {train_name}
     if not data.train_split:

@@ -162,14 +162,15 @@ def held_out(
     if fraction == 1:
         return np.ones(len(names), bool)
     if len(names) < 2:
-        raise UserError(f"{place} holds {len(names)} picture: at least 2 are needed, one to train and one to evaluate")
+        count = f"{len(names)} picture{'s' * (not names)}"
+        raise UserError(f"{place} holds {count}: at least 2 are needed, one to train and one to evaluate")
     held = np.zeros(len(names), bool)
     if groups is not None:
         members = _members(groups)
         if len(members) < 2:
             raise UserError(
-                f"{place}: all pictures are of one group, {groups[0]}, which cannot be on both sides: unset "
-                "data.group_column, or add pictures of other groups"
+                f"{place}: all pictures are of one group, {groups[0]}, which cannot be on both sides: set "
+                "data.group_column='', or add pictures of other groups"
             )
         count, target, taken = 0, fraction * len(names), []
         for group in sorted(members, key=_hash):

@@ -96,7 +96,7 @@ def _read_columns(path: Path) -> tuple[list[str], Callable[[str], Sequence[Any]]
             file = pq.ParquetFile(path)
             if file.metadata.num_rows == 0:
                 raise UserError(f"{path} has no rows")
-            return file.schema_arrow.names, lambda name: file.read([name])[name].to_pylist(), None
+            return file.schema_arrow.names, lambda name: _read_column(file, name, path), None
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"data.path={path} cannot be read as parquet: {first_line(error)}") from error
     try:
@@ -105,6 +105,15 @@ def _read_columns(path: Path) -> tuple[list[str], Callable[[str], Sequence[Any]]
     except (UnicodeDecodeError, OSError) as error:
         raise UserError(f"data.path={path} cannot be read: {reason(error)}; save it as UTF-8 text") from error
     return names, lambda name: cells[names.index(name) :: len(names)], lines
+
+
+def _read_column(file: pq.ParquetFile, name: str, path: Path) -> list[Any]:
+    if "binary" in str(file.schema_arrow.field(name).type):  # or a struct of bytes and path
+        raise UserError(f"{path}: the column {name} holds bytes, not names: data.name=parquet reads pictures in a file")
+    try:
+        return file.read([name])[name].to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: the column {name} is damaged ({first_line(error)}): write it again") from error
 
 
 def _read_text(file: TextIO, path: Path) -> tuple[list[str], list[str], np.ndarray]:
@@ -116,7 +125,7 @@ def _read_text(file: TextIO, path: Path) -> tuple[list[str], list[str], np.ndarr
     cells, lines, line = [], [], 1
     try:
         names = [name.strip() for name in next(reader, [])]
-        if twice := [name for name, count in Counter(names).items() if count > 1]:
+        if twice := [name for name, count in Counter(names).items() if count > 1 and name]:
             raise UserError(f"{path} has several columns {twice[0]!r}: rename them")
         line = reader.line_num + 1
         for row in reader:

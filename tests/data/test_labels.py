@@ -52,7 +52,7 @@ def test_whole_numbers_are_classes_in_their_order_but_among_words_text(encode, c
 def test_a_cell_without_content_is_no_label_of_each_kind(encode):
     assert encode(["a", "", None, "  ", float("nan")]).values.tolist() == [0, -1, -1, -1, -1]
     np.testing.assert_array_equal(encode(["1.5", "", None], label_kind="number").values, [[1.5], [np.nan], [np.nan]])
-    for several in (encode(["b|a", "", "|"], label_separator="|"), encode([["a", "b"], [], None])):
+    for several in (encode(["b|a", "", None], label_separator="|"), encode([["a", "b"], [None], None])):
         np.testing.assert_array_equal(several.values, [[1, 1], [np.nan, np.nan], [np.nan, np.nan]])
     assert encode(["", ""]).class_names is None
 
@@ -67,12 +67,17 @@ def test_several_labels_between_separators_or_in_lists_are_flags_of_their_classe
         np.testing.assert_array_equal(values, flags)
 
 
+@pytest.mark.parametrize("cells, settings", [(["a|b", "|"], {"label_separator": "|"}), ([["a", "b"], []], {})])
+def test_an_empty_list_or_a_separator_alone_says_that_no_class_applies(encode, cells, settings):
+    assert encode(cells, **settings).values.tolist() == [[1, 1], [0, 0]]
+
+
 def test_one_label_a_picture_may_be_asked_for_as_one_of_several(encode):
     assert encode(["a", "b"], label_kind="multi").values.tolist() == [[1, 0], [0, 1]]
 
 
 def test_a_column_a_class_is_read_as_flags_in_the_usual_words(encode):
-    kind, names, values = encode({"wings": ["1", "no", "TRUE"], "horns": [0, 1, 1.0], "fur": [True, False, None]})
+    kind, names, values = encode({"wings": ["1", "no", "TRUE"], "horns": ["0.0", 1, 1.0], "fur": [True, False, None]})
     assert (kind, names) == ("multi", ["wings", "horns", "fur"])
     np.testing.assert_array_equal(values, [[1, 0, 1], [0, 1, 0], [1, 1, np.nan]])
     told = refused(encode, {"wings": ["1", "2"], "horns": ["0", "0"]})

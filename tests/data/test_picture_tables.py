@@ -188,6 +188,32 @@ def test_folds_are_splits_too_and_an_empty_train_split_means_all_others(table, o
     assert files_of(train) == ["a.jpg", "b.jpg"]  # never those for a later test
 
 
+def test_a_column_of_a_usual_name_is_left_alone_if_its_setting_is_empty(table, open_table):
+    names = [f"{number}.jpg" for number in range(20)]
+    lines = [f"{name},{'treated' if number < 10 else 'control'},x" for number, name in enumerate(names)]
+    path = table("file,group,split\n" + rows(*lines), *names)
+    train, evaluation = open_table(path, group_column="", split_column="")
+    assert (len(train), len(evaluation)) == (18, 2)  # not half of them
+
+
+def test_groups_in_lists_are_groups_too(table, open_table, tmp_path):
+    names = [f"{number}.jpg" for number in range(20)]
+    table("", *names)
+    groups = [[number // 2] for number in range(20)]
+    pq.write_table(pa.table({"file": names, "group": groups}), tmp_path / "t.parquet")
+    train, evaluation = open_table(str(tmp_path / "t.parquet"), eval_fraction=0.5)
+    sides = [{int(name[:-4]) // 2 for name in files_of(source)} for source in (train, evaluation)]
+    assert [len(side) for side in sides] == [5, 5] and not sides[0] & sides[1]
+
+
+def test_a_parquet_file_with_the_pictures_themselves_is_told_from_a_table(refused, tmp_path):
+    for name, cells in (("bytes", [b"1", b"2"]), ("structs", [{"bytes": b"1", "path": "a"}] * 2)):
+        pq.write_table(pa.table({"image": cells, "label": [0, 1]}), tmp_path / f"{name}.parquet")
+        assert "the column image holds bytes, not names: data.name=parquet reads" in refused(
+            str(tmp_path / f"{name}.parquet")
+        )
+
+
 def test_a_table_only_for_evaluation_can_be_measured(table, open_table, make_config):
     path = table(SPLIT.replace("train", "test").replace("val", "test"), *ABCD)
     with pytest.raises(NothingToTrainOn, match="no training pictures in labels.csv"):
@@ -237,6 +263,8 @@ def test_a_class_that_only_evaluation_has_is_refused(table, refused):
     ("file,split\na.jpg,train\nb.jpg,val\na.jpg,val\n", {}, "line 4 of TMP/labels.csv names the file a.jpg of line 2 "),
     ("file,split\na.jpg,one\nb.jpg,two\n", {}, "its splits are one, two: set data.train_split and data.eval_split"),
     ("file,split\na.jpg,train\nb.jpg,val\n", {"eval_split": "dev"}, "data.eval_split=dev: labels.csv has no such"),
+    ("file\na.jpg\nb.jpg\n", {"eval_split": "dev"}, "data.eval_split=dev: labels.csv has no such split; it has no spl"),
+    ("file,split\na.jpg,one\nb.jpg,two\n", {"train_split": "one", "eval_split": "one"}, "one cannot be both for train"),
     ("file,split\na.jpg,train\nb.jpg,val\nc.jpg,eval\n", {}, "holds eval and val: which is meant? Set data.eval_"),
 ])  # fmt: skip
 def test_a_table_that_cannot_be_used_is_refused_in_one_line(text, settings, told, table, refused, tmp_path):
