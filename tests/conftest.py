@@ -3,6 +3,7 @@
 import gc
 import importlib.metadata
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones do no
 FLAGS = f"--xla_force_host_platform_device_count=8 {COMPILE_QUICKLY}"
 os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# No test, nor a process that it starts, looks into its user's cache.
+CACHE = tempfile.TemporaryDirectory(prefix="cache_")
+os.environ["XDG_CACHE_HOME"] = CACHE.name
 
 from configs import common  # noqa: E402
 from mae_jax.settings.fields import use_defaults  # noqa: E402
