@@ -50,7 +50,7 @@ def adapt_channels(weights: Weights, channels: int, how: str | Sequence[int | No
         else:
             decoder.pop("predict")
             notes.append("the decoder's last layer starts from random weights, since its target is of other channels")
-    data = {name: value for name, value in weights.config["data"].items() if name not in VALUES}
+    data = {name: value for name, value in weights.config["data"].items() if name not in (*VALUES, "statistics")}
     config = weights.config | {"model": model | {"channels": channels}, "data": data}
     return weights._replace(config=config, params=params, notes=(*weights.notes, *notes))
 

@@ -39,8 +39,8 @@ def trained(request, tmp_path_factory):
 
 def outputs_of(path, source):
     """What the Python API gives for all pictures of a source."""
-    model, data = mae_jax.load(path), read_weights(path).config["data"]
-    images = normalize(np.stack([source[i]["image"] for i in range(len(source))]), data["mean"], data["std"])
+    model = mae_jax.load(path)
+    images = normalize(np.stack([source[i]["image"] for i in range(len(source))]), model.processor)
     return model, np.asarray(jax.jit(model.__call__)(images))
 
 

@@ -37,7 +37,9 @@ FREE = (
     "train.accumulate_steps", "model.remat", "model.scan_unroll", "evaluate.pictures", "evaluate.every_steps",
 )  # fmt: skip
 THEIRS = {"pretrain": (), "classify": ("model.", "classifier.num_classes")}
-SETTLED = ("model.dtype", "model.attention", "data.batch_size")  # if None, the run chooses them and records its choice
+# If None, the run chooses them and records its choice.
+SETTLED = ("model.dtype", "model.attention", "data.batch_size", "data.dtype")
+MEASURED = ("data.value_range", "data.mean", "data.std")  # data.statistics may decide them
 
 
 def lock_name(config: ConfigDict) -> str:
@@ -93,12 +95,13 @@ def check_same_settings(run: Run) -> None:
     """Raises UserError if the folder holds a run with other settings."""
     old = flatten(read_object(run.folder / "config.json") or {})
     new = flatten(json.loads(json.dumps(run.config.to_dict())))
-    given = given_settings(list(run.arguments))
+    given, data = given_settings(list(run.arguments)), run.config.data
     # Settings that the checkpoint or the data decide, unless the command does.
     theirs = PICTURES if run.config.init_from else ()
     theirs += THEIRS.get(run.config.task, ("model.", "data.", "classifier."))
     for key, value in new.items():
         settled = (value is None and key in SETTLED) or (run.after and key == "init_from")
+        settled = settled or (key in MEASURED and (data.statistics or data.name == "prepared"))
         if old.get(key, value) == value or settled or key.startswith(FREE):
             continue
         if key in given or not key.startswith(theirs):
