@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ import msgpack
 
 def cache_folder() -> Path:
     """`$XDG_CACHE_HOME/mae_jax`, or that in ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mae_jax"
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "mae_jax")
 
 
-def entry_of(kind: str, path: str | Path) -> Path:
-    """The cache's file for something about a path."""
-    name = hashlib.blake2b(os.fsencode(os.path.abspath(path)), digest_size=16).hexdigest()
-    return cache_folder() / f"{kind}-{name}"
+def entry_of(kind: str, path: str | Path, *more: str) -> Path:
+    """The cache's file for something about a path; `more` tells apart what there is of the same kind."""
+    name = "\0".join([os.path.abspath(path), *more])
+    return cache_folder() / f"{kind}-{hashlib.blake2b(os.fsencode(name), digest_size=16).hexdigest()}"
 
 
 def read_entry(entry: Path) -> Any:
@@ -30,12 +31,12 @@ def read_entry(entry: Path) -> Any:
 
 
 def write_entry(entry: Path, content: Any) -> None:
-    """Writes plain values, or nothing if the cache cannot be written."""
-    with contextlib.suppress(OSError):
-        write_bytes(entry, msgpack.packb(content, unicode_errors="surrogateescape"))
+    """Writes plain values, or nothing if they, or the cache, cannot be written."""
+    with contextlib.suppress(OSError, ValueError, OverflowError):  # text and integers that msgpack does not have
+        write_bytes(entry, [msgpack.packb(content, unicode_errors="surrogateescape")])
 
 
-def write_bytes(entry: Path, *parts: bytes) -> None:
+def write_bytes(entry: Path, parts: Iterable[bytes]) -> None:
     """Writes a file whole or not at all; several processes may write the same. Raises OSError."""
     entry.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=entry.parent, delete=False) as file:
@@ -43,6 +44,6 @@ def write_bytes(entry: Path, *parts: bytes) -> None:
             file.writelines(parts)
             file.close()
             os.replace(file.name, entry)
-        except OSError:
+        except BaseException:
             os.unlink(file.name)
             raise

@@ -52,8 +52,7 @@ def list_pictures(folder: Path, skip: Collection[str] = (), extensions: tuple[st
     A long listing is kept in the cache, for as long as no folder in it is changed. Raises UserError for unreadable
     folders and broken links, whose pictures would be missing silently.
     """
-    chosen = extensions if extensions != EXTENSIONS else ()
-    entry = entry_of("listing", os.path.join(folder, "\0".join(["", *sorted(skip), *chosen])))
+    entry = entry_of("listing", folder, *sorted(skip), "", *(extensions if extensions != EXTENSIONS else ()))
     known = [*extensions, *HIDDEN]
     kept = read_entry(entry)
     if kept and kept["known"] == known and all(_time_of(path) == changed for path, changed in kept["folders"].items()):

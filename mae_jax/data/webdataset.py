@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from ml_collections import ConfigDict
 
 from mae_jax.data.cache import entry_of, read_entry, write_entry
-from mae_jax.data.files import first_few, is_picture_name
-from mae_jax.data.rows import Rows, RowSource, find_column, find_label_columns
+from mae_jax.data.files import is_picture_name
+from mae_jax.data.rows import USUAL_COLUMNS, Rows, RowSource, find_column, find_label_columns
 from mae_jax.data.shards import find_shards
 from mae_jax.runtime.errors import UserError, first_line, reason
 
@@ -30,56 +31,51 @@ class WebDataset(RowSource):
 
     @classmethod
     def read_rows(cls, data: ConfigDict) -> Rows:
-        place, keys, members, splits, columns = str(data.path), [], [], [], {}
+        place, names, members, splits, columns = str(data.path), [], [], [], {}
         shards = find_shards(data.path, ".tar", "uncompressed tars")
-        for number, (file, split) in enumerate(shards):
-            index = _index_of(file)
+        indices = [_index_of(shard.file, data) for shard in shards]
+        there = dict.fromkeys(name for index in indices for name in index["fields"])
+        wanted = data.image_column and data.image_column.lstrip(".").lower()
+        labels = find_label_columns(there, data, place) if data.label_column or "cls" not in there else ["cls"]
+        split, group = (find_column(there, data, f"data.{what}_column", place) for what in ("split", "group"))
+        for number, (shard, index) in enumerate(zip(shards, indices, strict=True)):
             for key, pictures in zip(index["keys"], index["pictures"], strict=True):
-                members.append((number, *_choose(pictures, data.image_column, f"{file}: key {key}")))
-            for name in {*columns, *index["fields"]}:
-                column = columns.setdefault(name, [None] * len(keys))
-                column += index["fields"].get(name) or [None] * len(index["keys"])
-            keys += index["keys"]
-            splits += [split] * len(index["keys"])
-        reader = TarFiles([str(file) for file, _ in shards], np.array(members, np.int64).reshape(-1, 3), keys)
-        by_column, groups = (
-            find_column(columns, data, setting, place) for setting in ("data.split_column", "data.group_column")
-        )
-        if by_column and (data.split_column or not any(splits)):
-            splits = columns[by_column]
-        by_convention = data.label_column is None and "cls" in columns
-        labelled = ["cls"] if by_convention else find_label_columns(columns, data, place)
-        labels = {name: columns[name] for name in labelled}
-        names = [f"{Path(file).name}/{key}" for file, key in zip(reader.files_of_rows(), keys, strict=True)]
-        if len({*names}) < len(names):  # shards of one name in several folders
-            names = list(map(os.path.join, reader.files_of_rows(), keys))
-        return Rows(place, names, reader, labels, None, splits if any(splits) else None, columns.get(groups))
+                members.append((number, *_choose(pictures, wanted, f"{shard.file}: key {key}")))
+                names.append(f"{shard.name}/{key}")
+            splits += [shard.split] * len(index["keys"])
+            for name in {*labels, split, group} - {None}:
+                columns.setdefault(name, []).extend(index["fields"].get(name) or [None] * len(index["keys"]))
+        if split and (data.split_column or not any(splits)):
+            splits = columns[split]
+        tars = [(str(shard.file), len(shard.name) + 1) for shard in shards]
+        reader = TarFiles(tars, np.array(members), pa.array(names, pa.large_string()))
+        cells = {name: columns[name] for name in labels}
+        return Rows(place, names, reader, cells, None, splits if any(splits) else None, columns.get(group))
 
 
 class TarFiles:
     """Pictures in tars: the `Reader` of their rows."""
 
-    def __init__(self, tars: list[str], members: np.ndarray, keys: list[str]):
-        """`members` int64 [n, 3]: the tar, and the picture's offset and size in it, bytes."""
-        self._tars, self._members, self._keys = tars, members, keys
-
-    def files_of_rows(self) -> list[str]:
-        return [self._tars[number] for number in self._members[:, 0]]
+    def __init__(self, tars: list[tuple[str, int]], members: np.ndarray, names: pa.Array):
+        """`tars`: each with the place in its `names` where keys begin; `members` int64 [n, 3]: tar, offset, bytes."""
+        self._tars, self._members, self._names = tars, members, names
 
     def read(self, row: int) -> bytes:
         number, offset, size = map(int, self._members[row])
-        with open(self._tars[number], "rb") as file:
+        tar, _ = self._tars[number]
+        with open(tar, "rb") as file:
             file.seek(offset)
             found = file.read(size)
         if len(found) < size:
-            raise OSError(errno.EBADMSG, "the tar is shorter than when it was indexed", self._tars[number])
+            raise OSError(errno.EBADMSG, "the tar is shorter than when it was indexed", tar)
         return found
 
     def name(self, row: int) -> str:
         return self.where(row)
 
     def where(self, row: int) -> str:
-        return f"{self._tars[self._members[row, 0]]}: key {self._keys[row]}"
+        tar, begin = self._tars[self._members[row, 0]]
+        return f"{tar}: key {self._names[row].as_py()[begin:]}"
 
 
 def _choose(pictures: list[tuple], wanted: str | None, where: str) -> tuple[int, int]:
@@ -87,30 +83,41 @@ def _choose(pictures: list[tuple], wanted: str | None, where: str) -> tuple[int,
     found = [picture for picture in pictures if wanted in (None, picture[0])]
     if len(found) == 1:
         return tuple(found[0][1:])
-    has = first_few([f".{extension}" for extension, *_ in pictures]) or "none"
-    one = f"data.image_column={wanted}" if wanted else "one picture"
-    remedy = f"set data.image_column to one of them, as {pictures[0][0]}" if len(found) > 1 else "remove the key"
-    raise UserError(f"{where} should have {one}, but its pictures are {has}: {remedy}")
+    has = " and ".join(f".{extension}" for extension, *_ in pictures)
+    one = "one picture" if wanted is None else f"one .{wanted} (data.image_column)"
+    remedy = f"set data.image_column to one of them, as {pictures[0][0]}"
+    if len({extension for extension, *_ in found}) < len(found):
+        remedy = "make the tar again with other keys (a key is the name up to the first dot)"
+    raise UserError(f"{where} must have {one}, but it has {has}: {remedy}")
 
 
-def _index_of(tar: Path) -> dict[str, Any]:
-    """Keys of a tar, the pictures (extension, offset, size) of each, and fields: name -> a value for each key."""
+def _index_of(tar: Path, data: ConfigDict) -> dict[str, Any]:
+    """Keys of a tar, the pictures (extension, offset, size) of each, and fields: name -> a value for each key.
+
+    Fields that cannot be columns for labels, splits or groups have no values: captions would fill the memory.
+    """
     try:
         status = os.stat(tar)
     except OSError as error:
         raise UserError(f"{tar} cannot be read: {reason(error)}") from error
     entry, stamp = entry_of("tar", tar), [status.st_size, status.st_mtime_ns]
-    kept = read_entry(entry)
-    if kept and kept["stamp"] == stamp:
-        return kept
-    try:
-        index = _make_index(tar, status.st_size)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise UserError(
-            f"{tar} cannot be read as an uncompressed tar: {first_line(error)}; decompress it, or make it again"
-        ) from error
-    write_entry(entry, index | {"stamp": stamp})
-    return index
+    index = read_entry(entry)
+    if not index or index["stamp"] != stamp:
+        try:
+            index = _make_index(tar, status.st_size) | {"stamp": stamp}
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise UserError(
+                f"{tar} cannot be read as an uncompressed tar: {first_line(error)}; decompress it, or make it again"
+            ) from error
+        write_entry(entry, index)
+    fields = {name: cells if _may_be_column(name, data) else [] for name, cells in index["fields"].items()}
+    return index | {"fields": fields}
+
+
+def _may_be_column(name: str, data: ConfigDict) -> bool:
+    labels = [data.label_column] if isinstance(data.label_column, str) else data.label_column or ()
+    usual = " ".join(names for setting, names in USUAL_COLUMNS.items() if setting != "data.image_column")
+    return name.lower() in usual.split() or name in (*labels, data.split_column, data.group_column)
 
 
 def _make_index(tar: Path, size: int) -> dict[str, Any]:
@@ -124,12 +131,14 @@ def _make_index(tar: Path, size: int) -> dict[str, Any]:
                 break
             folder, base = os.path.split(member.name)
             stem, _, extension = base.partition(".")
-            if not member.isfile() or not stem:  # hidden files, such as macOS's
+            if not stem or member.isdir():  # hidden files, such as macOS's
                 continue
             key, extension = os.path.join(folder, stem), extension.lower()
             if is_picture_name(f".{extension}"):
+                if not member.isfile() or member.issparse():
+                    raise UserError(f"{tar}: {member.name} is a link or has holes: make the tar again with whole files")
                 pictures.setdefault(key, []).append((extension, member.offset_data, member.size))
-            elif extension in FIELDS and member.size <= LARGEST_FIELD:
+            elif extension in FIELDS and member.isfile() and member.size <= LARGEST_FIELD:
                 text = archive.extractfile(member).read().decode(errors="replace").strip()
                 facts.setdefault(key, {}).update(_fields(extension, text))
         # Two blocks of zeros end an archive.

@@ -13,7 +13,8 @@ from PIL import Image
 from configs.common import get_config
 from mae_jax.data.decoding import open_picture
 from mae_jax.data.loader import make_train_batches
-from mae_jax.data.sources import make_source
+from mae_jax.data.sources import make_source, make_sources
+from mae_jax.runtime.errors import UserError
 
 SIZE = (8, 8)  # of the synthetic pictures in batches
 
@@ -106,3 +107,33 @@ def open_folder(make_config):
 
 def names(source, below) -> list[str]:
     return [source.name_of(i).removeprefix(f"{below}/") for i in range(len(source))]
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch) -> Path:
+    """The cache of this test alone."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "mae_jax"
+
+
+@pytest.fixture
+def open_both(make_config):
+    """Returns a function (data.name, data.path, other settings) -> (training, evaluation) pictures."""
+
+    def both(name, path, **settings):
+        return make_sources(make_config(name=name, path=str(path), **settings), SIZE, 3)
+
+    return both
+
+
+@pytest.fixture
+def refusal(open_both):
+    """Returns a function: `open_both`'s arguments -> the one line that refuses them."""
+
+    def refuse(*arguments, **settings):
+        with pytest.raises(UserError) as error:
+            open_both(*arguments, **settings)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    return refuse

@@ -1,125 +1,37 @@
-"""Parquet and tars: the pictures, labels and splits that are in them, and the ones that are refused."""
+"""Tars of WebDataset: the pictures, labels and splits that are in them, and what is refused; which shards are found."""
 
+import gzip
 import io
-import json
 import pickle
 import tarfile
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
-from configs import common
-from mae_jax.data import parquet
-from mae_jax.data.sources import make_sources
-from mae_jax.runtime.errors import UserError
+from mae_jax.data.shards import find_shards
+from tests.data.conftest import picture_bytes
 
 NAMES = ("ant", "bee", "cat")
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def cache(own_cache):
+    return own_cache
 
 
 def png(index: int) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(np.full((4, 5, 3), index, np.uint8)).save(file, "PNG")
-    return file.getvalue()
+    return picture_bytes(index, 4, 5)
 
 
-def open_both(name, path, **settings):
-    data = common.get_config().data
-    data.update(name=name, path=str(path), **settings)
-    return make_sources(data, (4, 4), 3)
-
-
-def refusal(name, path, **settings) -> str:
-    with pytest.raises(UserError) as error:
-        open_both(name, path, **settings)
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
-def write_parquet(path, labels, metadata=None, rows=3, **columns):
-    images = [{"bytes": png(index), "path": None} for index in range(len(labels))]
-    struct = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    table = pa.table({"image": pa.array(images, struct), "label": labels, **columns})
-    if metadata:
-        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": metadata}})})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path, row_group_size=rows)
-
-
-def write_tar(path, *members: tuple[str, bytes]):
+def write_tar(path, *members: tuple[str, bytes], kind=tarfile.REGTYPE):
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for name, content in members:
             member = tarfile.TarInfo(name)
-            member.size = len(content)
+            member.size, member.type = len(content), kind
             tar.addfile(member, io.BytesIO(content))
 
 
-def test_parquet_has_the_schemas_class_names_the_splits_of_its_files_and_each_rows_own_bytes(tmp_path):
-    labels = [2, 0, 1, 2, 0, 1, 1]
-    feature = {"label": {"_type": "ClassLabel", "names": NAMES}}
-    write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", labels, feature)
-    write_parquet(tmp_path / "data" / "test-00000-of-00001.parquet", [1, 1], feature)
-    train, test = open_both("parquet", tmp_path)
-    assert (train.class_names, train.labels().tolist(), test.labels().tolist()) == (list(NAMES), labels, [1, 1])
-    order = np.random.default_rng(0).permutation(7).tolist() * 2
-    for source in (train, pickle.loads(pickle.dumps(train))):
-        assert [source[index]["image"] for index in order] == [png(index) for index in order]
-
-
-def test_a_row_group_is_unpacked_once_and_again_after_the_cache_is_emptied(tmp_path, monkeypatch):
-    write_parquet(tmp_path / "train" / "0.parquet", [0, 1] * 4)
-    write_parquet(tmp_path / "validation" / "0.parquet", [0, 1])
-    train, _ = open_both("parquet", tmp_path)
-    unpacked = []
-    write = parquet.write_bytes
-    monkeypatch.setattr(parquet, "write_bytes", lambda *parts: (unpacked.append(parts[0]), write(*parts)))
-    for _ in range(2):
-        assert [train[index]["image"] for index in range(8)] == [png(index) for index in range(8)]
-    assert len(unpacked) == 3  # of 3 rows each
-    for file in unpacked:
-        file.unlink()
-    with pytest.raises(FileNotFoundError):  # the loader tries again
-        train[7]
-    assert train[7]["image"] == png(7)
-
-
-def test_a_list_of_class_labels_is_several_labels_and_a_float_column_a_number(tmp_path):
-    feature = {"label": [{"_type": "ClassLabel", "names": NAMES}]}
-    write_parquet(tmp_path / "train.parquet", [[0, 2], [1], [0]] * 2, feature, age=[0.5, 1, 2] * 2)
-    write_parquet(tmp_path / "val.parquet", [[2]], feature, age=[3.0])
-    train, val = open_both("parquet", tmp_path)
-    assert train.label_kind == "multi" and train.class_names == list(NAMES)
-    assert train.labels()[:3].tolist() == [[1, 0, 1], [0, 1, 0], [1, 0, 0]] and val.labels().tolist() == [[0, 0, 1]]
-    train, val = open_both("parquet", tmp_path, label_column="age", label_kind="number")
-    assert train.labels().tolist() == [[0.5], [1], [2]] * 2 and val.labels().tolist() == [[3]]
-
-
-def test_parquet_without_pictures_with_paths_only_or_cut_short_is_refused_in_one_line(tmp_path):
-    (tmp_path / "numbers").mkdir()
-    pq.write_table(pa.table({"label": [1, 2]}), tmp_path / "numbers" / "train.parquet")
-    assert "no column has pictures as bytes" in refusal("parquet", tmp_path / "numbers")
-    (tmp_path / "paths").mkdir()
-    struct = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    images = pa.array([{"bytes": None, "path": "a.jpg"}] * 3, struct)
-    pq.write_table(pa.table({"image": images}), tmp_path / "paths" / "train.parquet")
-    assert "no bytes, only paths" in refusal("parquet", tmp_path / "paths")
-    write_parquet(tmp_path / "cut" / "train.parquet", [0, 1] * 9)
-    whole = (tmp_path / "cut" / "train.parquet").read_bytes()
-    (tmp_path / "cut" / "train.parquet").write_bytes(whole[: len(whole) // 2])
-    assert "cut/train.parquet cannot be read as parquet" in refusal("parquet", tmp_path / "cut")
-    (tmp_path / "empty").mkdir()
-    assert "holds no file ending in .parquet, but nothing" in refusal("parquet", tmp_path / "empty")
-
-
-def test_tars_have_the_pictures_and_labels_of_their_keys_wherever_their_members_stand(tmp_path):
+def test_tars_have_the_pictures_and_labels_of_their_keys_wherever_their_members_stand(tmp_path, open_both):
     members = [(f"{index}.png", png(index)) for index in range(6)]
     classes = [(f"{index}.cls", NAMES[index % 3].encode()) for index in range(6)]
     write_tar(tmp_path / "train-000.tar", *members[:3], *classes[:3])
@@ -139,7 +51,7 @@ def test_tars_have_the_pictures_and_labels_of_their_keys_wherever_their_members_
     assert other[4]["image"] == png(4)
 
 
-def test_the_index_of_a_tar_is_made_once_and_anew_when_the_tar_has_changed(tmp_path, monkeypatch):
+def test_the_index_of_a_tar_is_made_once_and_anew_when_the_tar_has_changed(tmp_path, open_both, monkeypatch):
     tar = tmp_path / "train.tar"
     write_tar(tar, *[(f"{index}.png", png(index)) for index in range(4)])
     assert len(open_both("webdataset", tar, eval_fraction=0.5)[0]) == 2
@@ -151,31 +63,91 @@ def test_the_index_of_a_tar_is_made_once_and_anew_when_the_tar_has_changed(tmp_p
 
 
 @pytest.mark.parametrize("members, words", [
-    ([("a.png", b"1"), ("a.jpg", b"2")], ("key a should have one picture, but its pictures are .png, .jpg",)),
+    ([("a.png", b"1"), ("a.jpg", b"2")], ("key a must have one picture, but it has .png and .jpg: set",)),
+    ([("a.png", b"1"), ("b.png", b"1"), ("a.png", b"2")], ("key a must", "has .png and .png: make the tar again",)),
     ([("a.png", b"1"), ("b.cls", b"2")], ("key b has no picture",)),
     ([("a.cls", b"1")], ("has no picture",)),
     ([("a.mp3", b"1")], ("holds no picture",)),
 ])  # fmt: skip
-def test_keys_that_do_not_have_one_picture_are_refused_with_the_shard_and_the_key(tmp_path, members, words):
+def test_keys_that_do_not_have_one_picture_are_refused_with_the_shard_and_the_key(tmp_path, refusal, members, words):
     write_tar(tmp_path / "train.tar", *members)
     text = refusal("webdataset", tmp_path)
     assert str(tmp_path / "train.tar") in text and all(word in text for word in words)
 
 
-def test_one_of_two_pictures_of_a_key_can_be_chosen(tmp_path):
+def test_one_of_two_pictures_of_a_key_can_be_chosen(tmp_path, open_both):
     write_tar(tmp_path / "train.tar", *[(f"{i}.{e}", f"{i}{e}".encode()) for i in range(3) for e in ("png", "jpg")])
-    train, _ = open_both("webdataset", tmp_path, image_column="jpg")
+    train, _ = open_both("webdataset", tmp_path, image_column=".JPG")
     assert train[0]["image"].endswith(b"jpg")
 
 
 @pytest.mark.parametrize("size", [700, 1400, 2048])
-def test_a_tar_that_is_cut_short_or_compressed_is_refused(tmp_path, size):
+def test_a_tar_that_is_cut_short_or_compressed_is_refused(tmp_path, refusal, size):
     tar = tmp_path / "train.tar"
     write_tar(tar, *[(f"{index}.png", bytes(600)) for index in range(2)])
     content = tar.read_bytes()
     tar.write_bytes(content[:size])
     assert f"{tar} cannot be read as an uncompressed tar" in refusal("webdataset", tmp_path)
-    import gzip
-
     tar.write_bytes(gzip.compress(content))
     assert "decompress it" in refusal("webdataset", tmp_path)
+
+
+def test_labels_splits_and_groups_may_be_fields_of_json_and_other_fields_are_not_kept_in_memory(tmp_path, open_both):
+    facts = [b'{"species": "%s", "split": "%s", "caption": "long"}' % pair for pair in
+             [(b"elk", b"train"), (b"ant", b"train"), (b"elk", b"val")]]  # fmt: skip
+    write_tar(tmp_path / "a.tar", *[(f"{i}.json", fact) for i, fact in enumerate(facts)],
+              *[(f"{i}.png", png(i)) for i in range(3)])  # fmt: skip
+    train, val = open_both("webdataset", tmp_path / "a.tar", label_column="species")
+    assert (train.class_names, train.labels().tolist(), val.labels().tolist()) == (["ant", "elk"], [1, 0], [1])
+    assert train.name_of(1) == f"{tmp_path}/a.tar: key 1"
+    assert b"long" not in pickle.dumps(vars(train))
+
+
+def test_pictures_are_held_out_by_shard_and_key_wherever_the_tars_lie(tmp_path, open_both):
+    held = []
+    for folder in ("here", "there"):
+        for shard in range(2):  # keys may begin anew in each shard, and shards in each folder
+            members = [(f"{i}.png", png(10 * shard + i)) for i in range(10)]
+            write_tar(tmp_path / folder / str(shard) / "0.tar", *members)
+        sources = open_both("webdataset", tmp_path / folder, eval_fraction=0.2)
+        held += [{source[index]["image"] for index in range(len(source))} for source in sources]
+    assert [len(some) for some in held] == [16, 4, 16, 4] and held[:2] == held[2:] and not held[0] & held[1]
+
+
+def test_a_picture_that_is_a_link_in_a_tar_is_refused(tmp_path, refusal):
+    write_tar(tmp_path / "train.tar", ("a.png", b""), kind=tarfile.LNKTYPE)
+    assert "a.png is a link or has holes" in refusal("webdataset", tmp_path)
+
+
+def test_a_tar_that_is_cut_short_after_it_was_opened_has_bad_pictures(tmp_path, open_both):
+    write_tar(tmp_path / "train.tar", *[(f"{i}.png", png(i)) for i in range(4)])
+    train, _ = open_both("webdataset", tmp_path, eval_fraction=0.25)
+    with open(tmp_path / "train.tar", "r+b") as file:
+        file.truncate(600)
+    with pytest.raises(OSError, match="shorter than when it was indexed"):
+        train[2]
+
+
+def test_without_a_cache_tars_are_indexed_each_time(tmp_path, open_both, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    write_tar(tmp_path / "train.tar", *[(f"{i}.png", png(i)) for i in range(4)])
+    assert len(open_both("webdataset", tmp_path / "train.tar", eval_fraction=0.5)[0]) == 2
+
+
+def test_the_split_of_a_shard_is_in_its_name_or_else_in_the_name_of_a_folder(tmp_path):
+    names = {
+        "data/train-00000-of-00002.parquet": "train", "imagenet1k-validation-07.parquet": "validation",
+        "val/000.parquet": "val", "en/Test/0.parquet": "Test", "val2017.parquet": "val",
+        "train/dev-0.parquet": "train", "trainings-0.parquet": None, "train/test.parquet": "test",
+    }  # fmt: skip
+    for name in (*names, ".hidden.parquet", "train/.cache/0.parquet", "README.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert {shard.name: shard.split for shard in find_shards(tmp_path, ".parquet", "files")} == names
+
+
+def test_packed_shards_are_not_left_out_without_a_word(tmp_path, refusal):
+    write_tar(tmp_path / "train-0.tar", ("a.png", png(0)))
+    (tmp_path / "train-1.tar.gz").touch()
+    assert "must hold uncompressed tars: unpack train-1.tar.gz" in refusal("webdataset", tmp_path)
