@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from mae_jax.data.files import first_few
 from mae_jax.data.hub import HUB, rows_of_hub
-from mae_jax.data.row_groups import RowGroups
+from mae_jax.data.row_groups import Footer, RowGroups
 from mae_jax.data.rows import Rows, RowSource, find_column, find_label_columns
 from mae_jax.data.shards import find_shards
 from mae_jax.runtime.errors import UserError, first_line
@@ -29,44 +29,46 @@ class Parquet(RowSource):
         if str(data.path).startswith(HUB):
             return rows_of_hub(data)
         place = str(data.path)
-        shards = find_shards(data.path, ".parquet", "parquet files")
-        opened = {str(shard.file): _open(shard.file) for shard in shards}
-        first, schema = next((file, one.schema_arrow) for file, one in opened.items())
+        shards = find_shards(data, ".parquet", "parquet files")
+        footers = {str(shard.file): _read_footer(shard.file) for shard in shards}
+        first, schema = next((file, footer.schema) for file, footer in footers.items())
         columns = schema.names
         image = _image_column(schema, data, place)
-        _check_bytes(opened, image)
+        _check_bytes(footers, image)
         labels = find_label_columns([name for name in columns if name != image], data, place)
         classes = _class_names(schema, labels)
-        for file, one in opened.items():
-            if one.schema_arrow.names != columns:
-                raise UserError(f"{file} has the columns {first_few(one.schema_arrow.names)}, but {first} has "
+        for file, (other, _) in footers.items():
+            if other.names != columns:
+                raise UserError(f"{file} has the columns {first_few(other.names)}, but {first} has "
                                 f"{first_few(columns)}: name a folder of files that are alike")  # fmt: skip
-            if _class_names(one.schema_arrow, labels) != classes:
+            if _class_names(other, labels) != classes:
                 raise UserError(f"{file} has other classes than {first}: name a folder of files that are alike")
         by_column, group = (find_column(columns, data, f"data.{name}_column", place) for name in ("split", "group"))
-        counts = [one.metadata.num_rows for one in opened.values()]
+        counts = [footer.metadata.num_rows for footer in footers.values()]
         splits = [shard.split for shard, count in zip(shards, counts, strict=True) for _ in range(count)]
         if by_column and (data.split_column or not any(splits)):
-            splits = _column(opened, by_column)
+            splits = _column(footers, by_column)
         names = [f"{shard.name}/{row}" for shard, count in zip(shards, counts, strict=True) for row in range(count)]
-        reader = RowGroups(opened, image)
-        cells, groups = {name: _column(opened, name) for name in labels}, group and _column(opened, group)
-        notes = reader.check_room(opened)
+        reader = RowGroups(footers, image)
+        cells, groups = {name: _column(footers, name) for name in labels}, group and _column(footers, group)
+        notes = reader.check_room(footers)
         return Rows(place, names, reader, cells, classes, splits if any(splits) else None, groups, tuple(notes))
 
 
-def _open(file: Path) -> pq.ParquetFile:
+def _read_footer(file: Path) -> Footer:
     try:
-        return pq.ParquetFile(file)
+        with pq.ParquetFile(file) as opened:
+            return Footer(opened.schema_arrow, opened.metadata)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{file} cannot be read as parquet ({first_line(error)}): make or download it again") from error
 
 
-def _column(opened: dict[str, pq.ParquetFile], name: str) -> list[Any]:
+def _column(footers: dict[str, Footer], name: str) -> list[Any]:
     cells = []
-    for file, one in opened.items():
+    for file, footer in footers.items():
         try:
-            cells += one.read([name])[name].to_pylist()
+            with pq.ParquetFile(file, metadata=footer.metadata) as opened:
+                cells += opened.read([name])[name].to_pylist()
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{file}: the column {name} is damaged ({first_line(error)}): download it again") from error
     return cells
@@ -94,10 +96,10 @@ def _image_column(schema: pa.Schema, data: ConfigDict, place: str) -> str:
     return name or found[0]
 
 
-def _check_bytes(opened: dict[str, pq.ParquetFile], column: str) -> None:
+def _check_bytes(footers: dict[str, Footer], column: str) -> None:
     """Raises UserError if the statistics of a first row group say that structs hold only paths."""
-    for file, one in opened.items():
-        group = one.metadata.row_group(0) if one.num_row_groups else None
+    for file, (_, metadata) in footers.items():
+        group = metadata.row_group(0) if metadata.num_row_groups else None
         for number in range(group.num_columns if group else 0):
             facts = group.column(number)
             empty = facts.statistics and facts.statistics.null_count == group.num_rows

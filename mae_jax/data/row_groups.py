@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,13 @@ BATCH = 64  # pictures in memory at once
 CACHE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
+class Footer(NamedTuple):
+    """What a parquet file tells of itself. The file is closed: a process may only have so many open."""
+
+    schema: pa.Schema
+    metadata: pq.FileMetaData
+
+
 class RowGroups:
     """Pictures in a column of parquet files: the `Reader` of their rows.
 
@@ -28,12 +36,12 @@ class RowGroups:
     otherwise the pictures are unpacked into the cache. From then on each is one read by offset.
     """
 
-    def __init__(self, opened: dict[str, pq.ParquetFile], column: str):
-        """`opened`: by path; the column holds bytes, or structs with `bytes`."""
-        self._files, self._column = list(opened), column
-        is_struct = pa.types.is_struct(next(iter(opened.values())).schema_arrow.field(column).type)
+    def __init__(self, footers: dict[str, Footer], column: str):
+        """`footers`: by path; the column holds bytes, or structs with `bytes`."""
+        self._files, self._column = list(footers), column
+        is_struct = pa.types.is_struct(next(iter(footers.values())).schema.field(column).type)
         self._leaf = f"{column}.bytes" if is_struct else column
-        metadata = [file.metadata for file in opened.values()]
+        metadata = [file.metadata for file in footers.values()]
         groups = [(number, group) for number, facts in enumerate(metadata) for group in range(facts.num_row_groups)]
         self._groups = np.array(groups, np.int64).reshape(-1, 2)  # file, group in it
         self._starts = np.cumsum([0, *(metadata[number].row_group(group).num_rows for number, group in groups)])
@@ -86,11 +94,11 @@ class RowGroups:
         first = self._starts[np.searchsorted(self._groups[:, 0], number)]
         return f"row {row - first + 1} of {self._files[number]}"
 
-    def check_room(self, opened: dict[str, pq.ParquetFile]) -> list[str]:
+    def check_room(self, footers: dict[str, Footer]) -> list[str]:
         """A note on the pictures that must be unpacked, if any; UserError if they do not fit into the cache."""
         place, size = cache_folder(), 0
         for group, (number, place_in_file) in enumerate(self._groups):
-            facts = _chunk(opened[self._files[number]].metadata.row_group(int(place_in_file)), self._leaf)
+            facts = _chunk(footers[self._files[number]].metadata.row_group(int(place_in_file)), self._leaf)
             if facts.compression != "UNCOMPRESSED" and not self._unpacked(group).exists():
                 size += facts.total_uncompressed_size
         if not size:

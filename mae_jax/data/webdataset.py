@@ -32,11 +32,12 @@ class WebDataset(RowSource):
     @classmethod
     def read_rows(cls, data: ConfigDict) -> Rows:
         place, names, members, splits, columns = str(data.path), [], [], [], {}
-        shards = find_shards(data.path, ".tar", "uncompressed tars")
+        shards = find_shards(data, ".tar", "uncompressed tars")
         indices = [_index_of(shard.file, data) for shard in shards]
         there = dict.fromkeys(name for index in indices for name in index["fields"])
         wanted = data.image_column and data.image_column.lstrip(".").lower()
-        labels = find_label_columns(there, data, place) if data.label_column or "cls" not in there else ["cls"]
+        by_custom = data.label_column is None and "cls" in there
+        labels = ["cls"] if by_custom else find_label_columns(there, data, place)
         split, group = (find_column(there, data, f"data.{what}_column", place) for what in ("split", "group"))
         for number, (shard, index) in enumerate(zip(shards, indices, strict=True)):
             for key, pictures in zip(index["keys"], index["pictures"], strict=True):
@@ -48,7 +49,7 @@ class WebDataset(RowSource):
         if split and (data.split_column or not any(splits)):
             splits = columns[split]
         tars = [(str(shard.file), len(shard.name) + 1) for shard in shards]
-        reader = TarFiles(tars, np.array(members), pa.array(names, pa.large_string()))
+        reader = TarFiles(tars, np.array(members), pa.array(map(os.fsencode, names), pa.large_binary()))
         cells = {name: columns[name] for name in labels}
         return Rows(place, names, reader, cells, None, splits if any(splits) else None, columns.get(group))
 
@@ -75,7 +76,7 @@ class TarFiles:
 
     def where(self, row: int) -> str:
         tar, begin = self._tars[self._members[row, 0]]
-        return f"{tar}: key {self._names[row].as_py()[begin:]}"
+        return f"{tar}: key {os.fsdecode(self._names[row].as_py())[begin:]}"
 
 
 def _choose(pictures: list[tuple], wanted: str | None, where: str) -> tuple[int, int]:
@@ -129,7 +130,7 @@ def _make_index(tar: Path, size: int) -> dict[str, Any]:
             end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
             if end > size:
                 break
-            folder, base = os.path.split(member.name)
+            folder, base = os.path.split(member.name.removeprefix("./"))
             stem, _, extension = base.partition(".")
             if not stem or member.isdir():  # hidden files, such as macOS's
                 continue

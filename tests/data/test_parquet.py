@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import resource
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -223,3 +224,15 @@ def test_a_data_set_of_the_hub_needs_a_name_and_the_package_datasets(refusal, mo
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert refusal("parquet", "hf://owner/name") == ("data.path=hf://owner/name needs a package: pip install datasets")
     assert "is no name of the hub" in refusal("parquet", "hf://a/b/c/d")
+
+
+def test_there_may_be_more_files_than_a_process_can_have_open(tmp_path, open_both):
+    for number in range(40):
+        write(tmp_path / f"train-{number:03d}.parquet", [0, 1])
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, hard))
+    try:
+        train, _ = open_both("parquet", tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(train) == 72

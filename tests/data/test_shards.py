@@ -114,6 +114,19 @@ def test_pictures_are_held_out_by_shard_and_key_wherever_the_tars_lie(tmp_path, 
     assert [len(some) for some in held] == [16, 4, 16, 4] and held[:2] == held[2:] and not held[0] & held[1]
 
 
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_names_and_names_in_other_encodings_are_keys_too(tmp_path, open_both, form):
+    keys = ["x" * 150 + str(number) for number in range(3)] + ["caf\udce9"]
+    with tarfile.open(tmp_path / "train.tar", "w", format=form) as tar:
+        for number, key in enumerate(keys):
+            member = tarfile.TarInfo(f"./deep/{key}.png")
+            member.size = len(png(number))
+            tar.addfile(member, io.BytesIO(png(number)))
+    sources = open_both("webdataset", tmp_path, eval_fraction=0.5)
+    found = {source.name_of(index): source[index]["image"] for source in sources for index in range(len(source))}
+    assert found == {f"{tmp_path}/train.tar: key deep/{key}": png(number) for number, key in enumerate(keys)}
+
+
 def test_a_picture_that_is_a_link_in_a_tar_is_refused(tmp_path, refusal):
     write_tar(tmp_path / "train.tar", ("a.png", b""), kind=tarfile.LNKTYPE)
     assert "a.png is a link or has holes" in refusal("webdataset", tmp_path)
@@ -135,7 +148,7 @@ def test_without_a_cache_tars_are_indexed_each_time(tmp_path, open_both, monkeyp
     assert len(open_both("webdataset", tmp_path / "train.tar", eval_fraction=0.5)[0]) == 2
 
 
-def test_the_split_of_a_shard_is_in_its_name_or_else_in_the_name_of_a_folder(tmp_path):
+def test_the_split_of_a_shard_is_in_its_name_or_else_in_the_name_of_a_folder(tmp_path, make_config):
     names = {
         "data/train-00000-of-00002.parquet": "train", "imagenet1k-validation-07.parquet": "validation",
         "val/000.parquet": "val", "en/Test/0.parquet": "Test", "val2017.parquet": "val",
@@ -144,7 +157,20 @@ def test_the_split_of_a_shard_is_in_its_name_or_else_in_the_name_of_a_folder(tmp
     for name in (*names, ".hidden.parquet", "train/.cache/0.parquet", "README.md"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert {shard.name: shard.split for shard in find_shards(tmp_path, ".parquet", "files")} == names
+    data = make_config(path=str(tmp_path))
+    assert {shard.name: shard.split for shard in find_shards(data, ".parquet", "files")} == names
+
+
+def test_the_words_that_settings_name_are_splits_of_shards_too_but_not_inside_other_words(tmp_path, open_both):
+    for number, name in enumerate(("photos2019-0", "fold1/2019_1", "photos-20190-2", "a2020", "2020/3", "my-train")):
+        write_tar(tmp_path / f"{name}.tar", (f"{name[0]}.png", png(number)))
+    train, evaluation = open_both("webdataset", tmp_path, train_split="2019", eval_split="2020")
+    assert [source[index]["image"] for source in (train, evaluation) for index in range(2)] == [
+        png(1), png(0), png(4), png(3)
+    ]  # fmt: skip
+    assert (len(train), len(evaluation)) == (2, 2) and "splits that are not used: train" in evaluation.notes
+    train, evaluation = open_both("webdataset", tmp_path, train_split="", eval_split="FOLD1")
+    assert (len(train), len(evaluation)) == (5, 1)
 
 
 def test_packed_shards_are_not_left_out_without_a_word(tmp_path, refusal):
