@@ -105,6 +105,15 @@ def test_a_kind_is_trained_on_measured_fine_tuned_and_exported(kind, trained, tm
     np.testing.assert_allclose(mae_jax.load(export)(images), mae_jax.load(tuned)(images), atol=1e-5)
 
 
+def test_the_pictures_of_another_table_are_reconstructed(trained, data_of, tmp_path):
+    (tmp_path / "other.csv").write_text("file\n" + "".join(f"{index:03d}.jpg\n" for index in (35, 38, 41)))
+    folder = f"{data_of['folder'][0]['path']}/validation/plain"
+    with compiling_once(), one_device():
+        run_task("reconstruct", tmp_path / "run", init_from=str(trained("table")), data__name="table",
+                 data__path=str(tmp_path / "other.csv"), data__root=folder)  # fmt: skip
+    assert read_json(tmp_path / "run" / "result.json")["images"] == 3
+
+
 def train(kind, data_of, workdir, writers=""):
     """The exit code, and what was printed, of a run of 8 steps."""
     settings = [f"--config.{key}={value}" for key, value in settings_of(kind, data_of).items()]

@@ -93,7 +93,10 @@ class PictureFiles(_Pictures):
             _check_pictures(path, found)
             check_one_kind(path, found.files)
         elif not self._files:
-            raise UserError(f"data.path={path} is not a picture; files of pictures end in {' '.join(EXTENSIONS)}")
+            raise UserError(
+                f"data.path={path} is not a picture, whose file would end in one of {' '.join(EXTENSIONS)}; of a table "
+                "or of shards, give data.name too"
+            )
 
 
 class ImageFolder(_Pictures):

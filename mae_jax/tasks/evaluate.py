@@ -25,9 +25,9 @@ SHOWN_ROWS = 20
 
 
 def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
-    """Measures `init_from` on each evaluation image, or reconstruct on those in `data.path`; writes result.json."""
+    """Measures `init_from` on each evaluation image, or reconstruct on the files in `data.path`; writes result.json."""
     pictures = None
-    if config.task == "reconstruct":
+    if config.task == "reconstruct" and config.data.name in (None, "image_folder"):
         pictures, config.data.path = config.data.path, None
     weights, config = open_checkpoint(config, workdir, needs_data=not pictures)
     if pictures:
