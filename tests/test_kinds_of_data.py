@@ -14,10 +14,10 @@ from tests import kinds
 from tests.runs import TINY, compiling_once, one_device, read_checkpoint, read_json, run, run_task
 
 pytestmark = pytest.mark.slow
-FORMS = ("folder", "table", "parquet", "webdataset")
+FORMS = ("folder", "table", "parquet", "webdataset", "prepared")
 DEEP = {"bands": (kinds.write_bands, 13), "grey12": (kinds.write_grey12, 1), "gaps": (kinds.write_gaps, 2)}
 LABELS = ("multi", "number")
-KINDS = (*FORMS, *DEEP, *LABELS)
+KINDS = (*FORMS, *DEEP, "prepared_bands", *LABELS)
 MODEL = {"image_size": 16, "patch_size": 4}
 USUAL = {"mean": (0.5,), "std": (0.25,), "batch_size": 16}
 SCORE = {"multi": "mAP", "number": "r2"}  # else top1
@@ -28,12 +28,22 @@ def data_of(tmp_path_factory):
     """Kind -> (settings `data.*`, channels)."""
     root = tmp_path_factory.mktemp("kinds")
     found = {name: (settings, 3) for name, settings in kinds.write_others(root).items()}
+    with one_device():
+        prepared = {f"data__{name}": value for name, value in found["table"][0].items()}
+        run_task("prepare", root / "prepared", **prepared)
+    found["prepared"] = {"name": "prepared", "path": str(root / "prepared")}, 3
     for name, (write, channels) in DEEP.items():
         found[name] = write(root / name), channels
     for name in LABELS:
         (root / name).mkdir()
         found[name] = kinds.write_labels(root / name, name), 3
-    return {name: (USUAL | settings, channels) for name, (settings, channels) in found.items()}
+    bands, channels = found["bands"]
+    with one_device():
+        options = {f"data__{name}": value for name, value in bands.items() if name != "value_range"}
+        run_task("prepare", root / "prepared_bands", model__channels=channels, **options)
+    found["prepared_bands"] = {"name": "prepared", "path": str(root / "prepared_bands")}, channels
+    usual = {name: USUAL for name in found} | {"prepared_bands": {"batch_size": 16}}  # its description has the values
+    return {name: (usual[name] | settings, channels) for name, (settings, channels) in found.items()}
 
 
 def settings_of(kind, data_of) -> dict:
@@ -47,7 +57,7 @@ def settings_of(kind, data_of) -> dict:
 def batches_of(data, channels, steps, share=(0, 1), start=0):
     config = common.get_config().data
     config.update(data, crop_scale=(0.5, 1.0))
-    config.dtype = config.dtype or {"bands": "uint16"}.get("", "uint8")
+    config.dtype = "uint8"
     source = make_source(config, "train", (16, 16), channels)
     batches = make_train_batches(source, config, (16, 16), channels, start, share)
     found = [next(batches) for _ in range(steps)]

@@ -19,6 +19,7 @@ REDUCED, MASK = 1, 4  # bits of a TIFF page's type (TIFF 6.0, NewSubfileType)
 # Colour samples a pixel of photometric interpretations (TIFF 6.0, PhotometricInterpretation).
 COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}
 WHITE_IS_ZERO = 0
+VALUE_BYTES = 64  # a pixel: 16 channels of 32 bits
 ALPHA = (1, 2, 999)  # values of the tag ExtraSamples: 999 is Corel Draw's
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601-2, as in Pillow's greys
 ORIENTATION, NO_DATA = 274, 42113  # tags of a TIFF; the second is GDAL's
@@ -66,7 +67,7 @@ def read_array(
     if data.startswith(NUMPY):
         array = channels_last(np.load(io.BytesIO(data), allow_pickle=False))
     elif data.startswith(ZIP):
-        array = channels_last(_read_npz(data))
+        array = channels_last(_read_npz(data, max_pixels))
     elif data.startswith(TIFFS):
         array = _read_tiff(data, max_pixels, channels, raw, no_data)
     elif data.startswith(PNG) and data[24:25] == b"\x10":
@@ -89,11 +90,19 @@ def channels_last(array: np.ndarray) -> np.ndarray:
     return array[:, :, None] if array.ndim == 2 else array
 
 
-def _read_npz(data: bytes) -> np.ndarray:
+def _check_size(size: int, max_pixels: int) -> None:
+    """Raises BadImage for a small file that would fill the memory."""
+    if size > VALUE_BYTES * max_pixels:
+        raise BadImage(f"{size:,} bytes of values, more than {VALUE_BYTES} x data.max_pixels={max_pixels}")
+
+
+def _read_npz(data: bytes, max_pixels: int) -> np.ndarray:
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         if len(arrays.files) != 1 and "image" not in arrays.files:
             raise BadImage(f"an archive of {', '.join(arrays.files) or 'nothing'}: name the picture's array image")
-        return arrays[arrays.files[0] if len(arrays.files) == 1 else "image"]
+        name = arrays.files[0] if len(arrays.files) == 1 else "image"
+        _check_size(arrays.zip.getinfo(f"{name}.npy").file_size, max_pixels)
+        return arrays[name]
 
 
 def _read_tiff(data: bytes, max_pixels: int, channels: int | None, raw: bool, no_data: bool) -> np.ndarray | None:
@@ -109,13 +118,14 @@ def _read_tiff(data: bytes, max_pixels: int, channels: int | None, raw: bool, no
         if len({(stack.shape, stack.axes, stack.dtype) for stack in stacks}) > 1:
             raise BadImage(f"a TIFF of {pages} pages that differ in size or type: save each as a file")
         check_pixels(page.imagelength, page.imagewidth, max_pixels)
+        _check_size(sum(stack.nbytes for stack in stacks), max_pixels)
         planes = []
         for stack in stacks:
             found, axes = stack.asarray(maxworkers=1), stack.axes
             found = np.moveaxis(found, (axes.index("Y"), axes.index("X")), (0, 1))
             planes.append(found.reshape(*found.shape[:2], -1))
         array = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
-        if pages > 1 and channels not in (None, array.shape[2]):
+        if pages > 1 and channels is not None and (channels in (1, 3) or channels != array.shape[2]):
             raise Misfit(f"a TIFF of {pages} pages: save each as a file, or choose some as channels by data.bands")
         if page.photometric == WHITE_IS_ZERO:
             array = _inverted(array, 0, 2**page.bitspersample - 1)
@@ -165,8 +175,10 @@ def _read_dicom(data: bytes, max_pixels: int) -> np.ndarray:
     colours = record.PhotometricInterpretation
     if colours == "PALETTE COLOR":
         raise BadImage("a DICOM picture with a palette, which is not read: save its colours")
+    frames = int(record.get("NumberOfFrames", 1) or 1)
+    _check_size(frames * record.Rows * record.Columns * record.SamplesPerPixel * record.BitsAllocated // 8, max_pixels)
     array = pixel_array(record)
-    if int(record.get("NumberOfFrames", 1) or 1) > 1:  # as channels, like the pages of a TIFF
+    if frames > 1:  # as channels, like the pages of a TIFF
         array = np.moveaxis(array, 0, 2).reshape(record.Rows, record.Columns, -1)
     if colours == "MONOCHROME1":
         bits, signed = record.BitsStored, record.PixelRepresentation

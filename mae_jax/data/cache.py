@@ -10,10 +10,14 @@ from typing import Any
 
 import msgpack
 
+VERSION = 1  # of the contents' layout
+
 
 def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/mae_jax`, or that in ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "mae_jax")
+    """`$XDG_CACHE_HOME/mae_jax`, or that in ~/.cache; without a home a place where nothing can be written."""
+    home = os.path.expanduser("~")
+    usual = os.devnull if home == "~" else os.path.join(home, ".cache")
+    return Path(os.environ.get("XDG_CACHE_HOME") or usual, "mae_jax")
 
 
 def entry_of(kind: str, path: str | Path, *more: str) -> Path:
@@ -23,17 +27,19 @@ def entry_of(kind: str, path: str | Path, *more: str) -> Path:
 
 
 def read_entry(entry: Path) -> Any:
-    """What `write_entry` has written; None if there is nothing, or nothing whole."""
+    """What `write_entry` has written; None if there is nothing, nothing whole, or what another version wrote."""
     try:
-        return msgpack.unpackb(entry.read_bytes(), strict_map_key=False, unicode_errors="surrogateescape")
-    except (OSError, ValueError, msgpack.UnpackException):
+        found = msgpack.unpackb(entry.read_bytes(), strict_map_key=False, unicode_errors="surrogateescape")
+        return found["content"] if found["version"] == VERSION else None
+    except (OSError, ValueError, TypeError, KeyError, msgpack.UnpackException):
         return None
 
 
 def write_entry(entry: Path, content: Any) -> None:
     """Writes plain values, or nothing if they, or the cache, cannot be written."""
     with contextlib.suppress(OSError, ValueError, OverflowError):  # text and integers that msgpack does not have
-        write_bytes(entry, [msgpack.packb(content, unicode_errors="surrogateescape")])
+        whole = {"version": VERSION, "content": content}
+        write_bytes(entry, [msgpack.packb(whole, unicode_errors="surrogateescape")])
 
 
 def write_bytes(entry: Path, parts: Iterable[bytes]) -> None:

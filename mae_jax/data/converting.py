@@ -19,6 +19,7 @@ from mae_jax.runtime.errors import UserError, escaped, reason, with_patience
 from mae_jax.workdir.writing import finite_or_null
 
 Kind = tuple[str, int]  # type and channels of a picture
+GREY, COLOUR = ("uint8", 1), ("uint8", 3)
 
 
 @dataclasses.dataclass
@@ -123,10 +124,10 @@ def merge_statistics(into: dict[Kind, BandStatistics], more: dict[Kind, BandStat
 
 def merge_greys(pictures: Counter[Kind], statistics: dict[Kind, BandStatistics]) -> None:
     """Counts 8-bit grey pictures among colours as colours, which models take them for."""
-    grey, colour = ("uint8", 1), ("uint8", 3)
-    if grey in pictures and colour in pictures:
-        pictures[colour] += pictures.pop(grey)
-        merge_statistics(statistics, {colour: statistics.pop(grey).repeated(3)})
+    if GREY in pictures and COLOUR in pictures:
+        pictures[COLOUR] += pictures.pop(GREY)
+        if GREY in statistics:
+            merge_statistics(statistics, {COLOUR: statistics.pop(GREY).repeated(3)})
 
 
 def most_frequent(pictures: Counter[Kind]) -> Kind:

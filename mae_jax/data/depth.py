@@ -65,8 +65,9 @@ def _look(data: ConfigDict, sources: Sequence[Source | None], channels: int) -> 
                 raise UserError(f"{name}: {error}") from error
             except BadImage:
                 continue
-            encoded = isinstance(picture, Encoded | PlainJpeg)
-            yield _Look(name, str(picture.dtype), None if encoded else _measure(picture.whole()))
+            # 8-bit files need no decoding: their values are 0 to 255.
+            measured = picture.dtype != np.uint8 or not isinstance(picture, Encoded | PlainJpeg)
+            yield _Look(name, str(picture.dtype), _measure(picture.whole()) if measured else None)
 
 
 def _measure(picture: np.ndarray) -> tuple[float, float, np.ma.MaskedArray] | None:

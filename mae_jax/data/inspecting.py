@@ -1,6 +1,7 @@
 """Looks at all pictures of a source before anything is trained: their kinds, sizes and values, the slow and the bad."""
 
 import contextlib
+import copy
 import dataclasses
 import sys
 import time
@@ -13,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mae_jax.data.arrays import BadImage
-from mae_jax.data.converting import Kind, merge_greys, merge_statistics, most_frequent
+from mae_jax.data.converting import COLOUR, GREY, Kind, merge_greys, merge_statistics, most_frequent
 from mae_jax.data.sources import Source
 from mae_jax.data.statistics import BandStatistics
 from mae_jax.data.stored import as_stored
@@ -22,7 +23,6 @@ from mae_jax.runtime.errors import UserError, escaped, reason, with_patience
 
 PIECE = 16  # pictures that a thread looks at before handing over what it found
 LISTED = 20  # of the slowest and of the largest pictures
-GREY, COLOUR = ("uint8", 1), ("uint8", 3)
 
 
 class Look(NamedTuple):
@@ -63,7 +63,7 @@ class Findings:
     def main_kind(self) -> Kind | None:
         """The type and channels of most pictures, among which greys may be colours; None if all are bad."""
         kinds = self.kinds()
-        merge_greys(kinds, {GREY: self.statistics.get(GREY), COLOUR: self.statistics.get(COLOUR)}.copy())
+        merge_greys(kinds, {})
         return most_frequent(kinds) if kinds else None
 
     def usable(self, split: str) -> list[int]:
@@ -96,7 +96,7 @@ class Looker:
     def _look(self, split: str, index: int, found: Findings) -> Look:
         source, start = self.sources[split], time.thread_time()
         image = with_patience(lambda: source[index])["image"]
-        picture = as_stored(image, self.data, self.channels)
+        picture = as_stored(image, self.data, self.channels, self.data.dtype)
         seconds = time.thread_time() - start
         kind = picture.dtype.name, picture.shape[2]
         look = Look(split, index, 1000 * seconds, len(image) if isinstance(image, bytes) else image.nbytes,
@@ -140,7 +140,7 @@ def inspect(sources: dict[str, Source], data: ConfigDict, channels: int) -> Find
 
 def describe_statistics(found: Findings, data: ConfigDict) -> dict[str, Any]:
     """The content of statistics.json: of the training pictures of the main kind."""
-    kinds, statistics = found.kinds(), dict(found.statistics)
+    kinds, statistics = found.kinds(), copy.deepcopy(found.statistics)
     merge_greys(kinds, statistics)
     kind = found.main_kind()
     if kind not in statistics:

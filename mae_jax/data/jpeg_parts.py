@@ -45,6 +45,7 @@ def read_header(data: bytes) -> Header | None:
             elif kind not in _TABLES:  # EXIF, profiles, several pictures
                 return None
             place += 2 + length
+        whole = found is not None and data[place + 4] == len(found[4])  # all components in one scan
     except (struct.error, IndexError):
         return None
     if not found or found[1] != 8 or len(found[4]) not in (1, 3) or not found[2] or not found[3]:
@@ -52,7 +53,6 @@ def read_header(data: bytes) -> Header | None:
     frame, _, height, width, factors = found
     rows, columns = max(f & 15 for f in factors), max(f >> 4 for f in factors)
     unit = (8, 8) if len(factors) == 1 else (8 * rows, 8 * columns)  # a single component is not interleaved
-    whole = data[place + 4] == len(factors)  # all components in one scan
     return Header(height, width, unit, frame, place + 2 + length, baseline and restarts == 1 and whole)
 
 

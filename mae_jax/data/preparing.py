@@ -82,6 +82,7 @@ def _settings(config: ConfigDict) -> dict[str, Any]:
     for key in ("data.path", "data.root"):
         chosen[key] = chosen[key] and os.path.abspath(chosen[key]) if "://" not in str(chosen[key]) else chosen[key]
     chosen |= {f"prepare.{name}": value for name, value in config.prepare.items()}
+    chosen["model.channels"] = config.model.channels  # of files with transparency it decides what is kept
     if config.prepare.short_side is None:
         del chosen["prepare.quality"]
     return {key: list(value) if isinstance(value, tuple) else value for key, value in chosen.items()}
@@ -93,7 +94,8 @@ def _describe(source: Source) -> dict[str, Any]:
     names = source.class_names and list(source.class_names)
     return {
         "examples": len(source), "label_kind": source.label_kind, "class_names": names,
-        "names": [escaped(source.name_of(index)) for index in some],
+        "names": [escaped(source.name_of(index)) for index in some], "digest": source.digest(),
+        "labels": hashlib.sha256(source.labels().tobytes()).hexdigest() if source.knows_labels else None,
     }  # fmt: skip
 
 

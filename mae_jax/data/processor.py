@@ -90,7 +90,8 @@ class Processor:
         arrays = [self._prepare(picture) for picture in (pictures if several else [pictures])]
         if not arrays:
             raise UserError("no pictures: give a PIL image, an array, the path of a file, or a list of them")
-        return np.stack(arrays)
+        stacked = np.stack(arrays)
+        return stacked.astype(batch_dtype(stacked.dtype), copy=False)
 
     def _prepare(self, picture: Any) -> np.ndarray:
         """[H, W, C] of one picture."""

@@ -118,14 +118,15 @@ def _finite(values: np.ndarray) -> list[float | None]:
 def take_statistics(config: ConfigDict, trained: dict[str, Any] | None = None) -> list[str]:
     """Sets data.value_range, mean and std, but for those on the command line, as `data.statistics` says.
 
-    A checkpoint's config (`trained`) that has the same `data.statistics` already knows the values. Without a checkpoint
-    data.name=prepared other than of 8-bit grey or RGB pictures tell their own, if mean and std are at their defaults.
+    data.name=prepared other than of 8-bit grey or RGB pictures tell their own, unless the command line does. A
+    checkpoint's config (`trained`) that has the same `data.statistics`, or the same kind of data, knows the values.
     Returns notes for users; UserError for a file that is missing, foreign, or of other bands or channels.
     """
     data, channels = config.data, config.model.channels
     wanted = [name for name in SETTINGS if f"data.{name}" not in config.given]
-    if trained and data.statistics and trained["data"].get("statistics") == data.statistics:
-        data.update({name: trained["data"][name] for name in wanted})
+    own, knows = trained["data"] if trained else {}, trained is not None and "mean" in trained["data"]
+    if knows and data.statistics and own.get("statistics") == data.statistics:
+        data.update({name: own[name] for name in wanted})
         return []
     if data.statistics:
         found = from_main(is_main() and find_statistics(data, channels))
@@ -136,7 +137,11 @@ def take_statistics(config: ConfigDict, trained: dict[str, Any] | None = None) -
             )
         data.update({name: _value(found[name]) for name in wanted})
         return []
-    if trained or data.name != "prepared" or len(wanted) < len(SETTINGS) or data.value_range is not None:
+    if data.name != "prepared" or len(wanted) < len(SETTINGS) or data.value_range is not None:
+        return []
+    if knows:
+        deep = own.get("dtype") not in ("uint8", None) or channels not in (1, 3)
+        data.update({name: own[name] for name in wanted if deep and own.get("name") == "prepared"})
         return []
     path = Path(data.path or "") / DESCRIPTION
     found = from_main(is_main() and read_object(path))  # if there is none, the source says so

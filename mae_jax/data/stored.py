@@ -11,8 +11,8 @@ from mae_jax.data.decoding import Encoded, open_picture
 from mae_jax.data.files import FORMATS
 
 
-def as_stored(image: bytes | np.ndarray, data: ConfigDict, channels: int) -> np.ndarray:
-    """A source's "image", upright, [h, w, c] of its own `batch_dtype`; raises BadImage.
+def as_stored(image: bytes | np.ndarray, data: ConfigDict, channels: int, dtype: str | None = None) -> np.ndarray:
+    """A source's "image", upright, [h, w, c] of `dtype` (None: its own `batch_dtype`); raises BadImage.
 
     8-bit files become grey or RGB, without transparency, unless `data.bands` or a model of other than 1 or 3 channels
     ask for every channel.
@@ -30,4 +30,4 @@ def as_stored(image: bytes | np.ndarray, data: ConfigDict, channels: int) -> np.
         array = open_picture(image, 3, data.max_pixels).whole()
         if all(np.array_equal(array[..., 0], array[..., band]) for band in (1, 2)):
             array = array[..., :1]
-    return fitted(array, array.shape[2])
+    return fitted(array, array.shape[2], dtype)

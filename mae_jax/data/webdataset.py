@@ -12,7 +12,7 @@ import pyarrow as pa
 from ml_collections import ConfigDict
 
 from mae_jax.data.cache import entry_of, read_entry, write_entry
-from mae_jax.data.files import is_picture_name
+from mae_jax.data.files import EXTENSIONS, is_picture_name
 from mae_jax.data.rows import USUAL_COLUMNS, Rows, RowSource, find_column, find_label_columns
 from mae_jax.data.shards import find_shards
 from mae_jax.runtime.errors import UserError, first_line, reason
@@ -101,7 +101,7 @@ def _index_of(tar: Path, data: ConfigDict) -> dict[str, Any]:
         status = os.stat(tar)
     except OSError as error:
         raise UserError(f"{tar} cannot be read: {reason(error)}") from error
-    entry, stamp = entry_of("tar", tar), [status.st_size, status.st_mtime_ns]
+    entry, stamp = entry_of("tar", tar), [status.st_size, status.st_mtime_ns, *EXTENSIONS]
     index = read_entry(entry)
     if not index or index["stamp"] != stamp:
         try:
@@ -141,7 +141,8 @@ def _make_index(tar: Path, size: int) -> dict[str, Any]:
                 pictures.setdefault(key, []).append((extension, member.offset_data, member.size))
             elif extension in FIELDS and member.isfile() and member.size <= LARGEST_FIELD:
                 text = archive.extractfile(member).read().decode(errors="replace").strip()
-                facts.setdefault(key, {}).update(_fields(extension, text))
+                known, more = facts.setdefault(key, {}), _fields(extension, text)
+                facts[key] = more | known if extension == "json" else known | more  # a member .cls is the label
         # Two blocks of zeros end an archive.
         archive.fileobj.seek(end)
         if end > size or archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):

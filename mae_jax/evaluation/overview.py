@@ -28,7 +28,7 @@ def take_crops(source: Source, data: ConfigDict, count: int, size: Size, channel
         batch = next(batches)
     keys = jax.random.split(make_key(data.seed, "train"), count)
     images = random_flip(keys, batch["image"]) if data.flip else batch["image"]
-    if data.color_jitter and channels == 3:
+    if data.color_jitter:
         images = color_jitter(jax.vmap(jax.random.fold_in, (0, None))(keys, 1), images, data.color_jitter)
     return batch | {"image": np.asarray(images)}
 

@@ -83,7 +83,7 @@ def _unusual_steps(data: dict[str, Any]) -> list[str]:
     bands, dtype, value_range = (data.get(name) for name in ("bands", "dtype", "value_range"))
     steps = [f"channels {', '.join(map(str, bands))} of each file, counted from 0 (data.bands)"] if bands else []
     if value_range:
-        steps.append(f"values scaled to [0, 1] by data.value_range={value_range} and clipped")
+        steps.append(f"values scaled to [0, 255] by data.value_range={value_range} and clipped; it divides them by 255")
     elif dtype not in ("uint8", None):
         steps.append(f"the {dtype} values as they are, not divided by 255")
     return steps

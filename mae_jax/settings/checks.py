@@ -54,7 +54,7 @@ CHOICES = {
     "evaluate.token": ("mean", "class"),
 }
 PATHS = ("init_from", "data.path", "data.root", "data.statistics", "evaluate.mask")
-LOCAL = (*PATHS[1:4], "data.num_threads", "data.num_workers", "data.prefetch_batches", "given")  # of each process
+LOCAL = (*PATHS[1:3], "data.num_threads", "data.num_workers", "data.prefetch_batches", "given")  # of each process
 SEEN_SECONDS = 10  # for a file to appear on other hosts: network file systems cache
 
 # Which settings each task reads. The rest must keep their defaults, so no setting is silently ignored.
@@ -212,6 +212,11 @@ def check_channels(data: ConfigDict, channels: int) -> None:
             f"data.bands={bands!r} must be model.channels={channels} channels of the pictures, counted from 0, for "
             f"example --config.data.bands='{tuple(range(channels))}'"
         )
+    check_colours(data, channels)
+
+
+def check_colours(data: ConfigDict, channels: int) -> None:
+    """Raises UserError if colours are changed of pictures that have none."""
     for key, off in (("augmentation", "none"), ("color_jitter", 0.0)):
         if data[key] != off and (channels not in (1, 3) or data.dtype not in ("uint8", None)):
             found = f"model.channels={channels}" if channels not in (1, 3) else f"data.dtype={data.dtype}"
@@ -255,7 +260,8 @@ def check_read(config: ConfigDict, row: str | None = None) -> None:
 def unused_with(config: ConfigDict, key: str) -> str | None:
     """The setting, such as "data.name=digits", that makes another one useless; None if there is none."""
     name = config.data.name
-    if key in NAMES_OF and name is not None and ":" not in name and name not in NAMES_OF[key]:
+    own = name is None or name.partition(":")[2].isidentifier()  # module:Class, but not a TFDS set's version
+    if key in NAMES_OF and not own and name not in NAMES_OF[key]:
         return f"data.name={name}"
     for (other, value), patterns in UNUSED_WITH.items():
         if get(config, other) == value and any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns.split()):

@@ -21,6 +21,7 @@ from mae_jax.runtime.console import say
 from mae_jax.runtime.errors import UserError, escaped
 from mae_jax.runtime.processes import is_main
 from mae_jax.runtime.signals import StopSignal
+from mae_jax.settings.checks import check_colours
 from mae_jax.workdir.reporting import provenance
 from mae_jax.workdir.writing import finite_or_null, save_picture, write_atomically, write_json
 
@@ -56,7 +57,8 @@ def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
     draw_overview(config, workdir, found, sources)
     say_files(found, sources)
     write_json(workdir / "result.json", finite_or_null(result | {"statistics": statistics}))
-    say(f"see {workdir}/overview.png, {STATISTICS}, classes.csv and files.csv")
+    names = [name for name in ("overview.png", STATISTICS, "classes.csv", "files.csv") if (workdir / name).exists()]
+    say(f"see {workdir}: {', '.join(names)}")
 
 
 def write_classes(workdir: Path, sources: dict[str, Source]) -> int:
@@ -140,6 +142,7 @@ def draw_overview(config: ConfigDict, workdir: Path, found: Findings, sources: d
     elif not {channels, kind[1]} <= {1, 3}:
         channels = kind[1]
     data.dtype = data.dtype or kind[0]
+    check_colours(data, channels)
     source = Wrapper(sources[split], np.asarray(usable))
     size, count = MAEConfig(**config.model).image_size, min(config.inspect.crops, len(usable))
     crops = take_crops(source, data, count, size, channels)

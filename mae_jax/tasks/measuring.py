@@ -68,7 +68,7 @@ def open_checkpoint(
     weights, foreign = interop.read_weights(path, config.assume), is_foreign(path)
     changed = {group: _changed(config, group) for group in ("model", "data")}
     # A checkpoint of 8-bit pictures has no range; deeper ones may need it.
-    more = ("bands",) if weights.config["data"].get("value_range") else ("bands", "value_range", "dtype")
+    more = ("bands", "dtype") if weights.config["data"].get("value_range") else ("bands", "dtype", "value_range")
     allowed = {"model": OWN_MODEL_SETTINGS, "data": changed["data"] if foreign else READING + PLACE + more}
     for group, settings in changed.items():
         for name, value in settings.items():
@@ -116,7 +116,7 @@ def _data(config: ConfigDict, own: dict[str, Any]) -> dict[str, Any]:
     """The settings `data.*`: the checkpoint's `own`, except for those that the command decides."""
     asked, usual = config.data.to_dict(), defaults().data
     place = list(PLACE) if asked["name"] is not None else [name for name in PLACE[1:] if asked[name] != usual[name]]
-    place += ["bands"] if asked["bands"] is not None else []
+    place += [name for name in ("bands", "dtype") if asked[name] is not None]
     if asked["name"] is None and "path" in place:
         check_has_path(asked["path"], own["name"])
     deeper = ("value_range", "dtype") if asked["value_range"] and not own.get("value_range") else ()

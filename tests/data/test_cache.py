@@ -101,3 +101,16 @@ def test_values_that_cannot_be_written_are_not_kept(tmp_path):
         assert read_entry(entry) is None and not list(entry.parent.glob("*"))
     write_entry(entry, {1: "caf\udce9"})
     assert read_entry(entry) == {1: "caf\udce9"}
+
+
+def test_what_another_version_kept_is_not_used(monkeypatch):
+    write_entry(entry_of("kind", "/there"), {"files": []})
+    assert read_entry(entry_of("kind", "/there")) == {"files": []}
+    monkeypatch.setattr("mae_jax.data.cache.VERSION", 99)
+    assert read_entry(entry_of("kind", "/there")) is None
+
+
+def test_without_a_home_nothing_is_kept_and_nothing_fails(folder, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert [is_anew(folder) for _ in range(2)] == [True, True] and not os.path.exists("~")

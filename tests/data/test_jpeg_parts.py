@@ -51,6 +51,12 @@ def test_a_jpeg_that_was_cut_short_stays_whole():
     assert part_of(data, read_header(data), box) == (data, box)
 
 
+def test_a_jpeg_that_ends_in_its_header_has_none():
+    data = jpeg()
+    for size in range(data.index(b"\xff\xda") + 1, data.index(b"\xff\xda") + 5):
+        assert read_header(data[:size]) is None
+
+
 def test_what_needs_pillow_has_no_header():
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -71,6 +71,14 @@ def test_13_bands_of_every_layout_are_the_same_picture(name):
     np.testing.assert_array_equal(decode(LAYOUTS[name], 3, LIMIT, None, (12, 0, 7)), STACK[..., [12, 0, 7]])
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_three_grey_pages_are_no_colours_unless_bands_are_chosen(channels):
+    scan = pages(*(STACK[..., page].astype(np.uint8) for page in range(3)))
+    with pytest.raises(BadImage, match="a TIFF of 3 pages: save each as a file, or choose some as channels"):
+        decode(scan, channels, LIMIT)
+    assert decode(scan, 3, LIMIT, None, (2, 0, 1)).shape == (*STACK.shape[:2], 3)
+
+
 def test_smaller_copies_in_a_tiff_are_no_bands():
     stream = io.BytesIO()
     with tifffile.TiffWriter(stream) as file:
@@ -101,6 +109,10 @@ BAD = {
     "pages": (pages(STACK[..., 0], STACK[::2, ::2, 0]), "a TIFF of 2 pages that differ in size or type: save each"),
     "large": (npy(np.zeros((1001, 1000))), "1000 x 1001 pixels are more than data.max_pixels=1000000"),
     "large TIFF": (tiff(np.zeros((1001, 1000), np.uint16)), "1000 x 1001 pixels are more than data.max_pixels=1000000"),
+    "an archive that fills the memory": (
+        npz(image=np.zeros((1, 1, 65 * LIMIT), np.uint8)),
+        "65,000,128 bytes of values, more than 64 x data.max_pixels",
+    ),
     "no TIFF": (b"II*\0" + b"\xff" * 40, "damaged"),
     "no archive": (b"PK\x03\x04" + b"\0" * 40, "damaged"),
 }

@@ -102,6 +102,12 @@ def test_deep_values_need_a_range_or_a_mean_and_std_of_their_own(make_config, dt
         assert settled(make_config(**enough), *images) == dtype
 
 
+def test_8_bit_files_that_are_to_be_deep_need_a_range_too(make_config):
+    with pytest.raises(UserError, match="float32 pictures with values from .*, and nothing says"):
+        settled(make_config(dtype="float32"), picture_bytes(0, file_format="JPEG"))
+    assert settled(make_config(dtype="float32", value_range=(0, 255)), picture_bytes(0)) == "float32"
+
+
 def test_pictures_without_any_data_say_nothing_of_their_values(make_config):
     empty = np.full((6, 9, 3), np.nan, np.float32)
     assert settled(make_config(), empty, empty) == "float32"

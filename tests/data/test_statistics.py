@@ -127,6 +127,14 @@ def test_a_checkpoint_knows_its_statistics_without_the_file(config):
     assert (config.data.mean, config.data.std) == ((7.0,), (2.0,))
 
 
+@pytest.mark.parametrize("dtype, kept", [("uint16", True), ("uint8", False)])
+def test_a_run_on_deep_prepared_pictures_that_goes_on_keeps_its_values(config, dtype, kept):
+    config.data.update(name="prepared", mean=(0.5,), std=(0.25,))
+    known = {"name": "prepared", "statistics": None, "dtype": dtype, "value_range": None, "mean": (7.0,), "std": (2.0,)}
+    take_statistics(config, {"data": known})
+    assert (config.data.mean, config.data.std) == (((7.0,), (2.0,)) if kept else ((0.5,), (0.25,)))
+
+
 @pytest.mark.parametrize(
     "changed, settings, message",
     [

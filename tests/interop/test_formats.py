@@ -308,7 +308,10 @@ def test_what_timm_cannot_hold_is_changed_and_noted_and_what_was_given_stays_as_
 @pytest.mark.parametrize(
     "settings, step",
     [
-        ({"value_range": (-9, 4095)}, "scaled to [0, 1] by data.value_range=(-9, 4095) and clipped; then mean and std"),
+        (
+            {"value_range": (-9, 4095)},
+            "scaled to [0, 255] by data.value_range=(-9, 4095) and clipped; it divides them by 255",
+        ),
         ({"dtype": "float32", "mean": (900.0, 80.0, -7.0), "std": (300.0,)}, "the float32 values as they are, not div"),
         ({"bands": (8, 3, 1), "dtype": "uint8"}, "channels 8, 3, 1 of each file, counted from 0 (data.bands)"),
     ],

@@ -126,3 +126,10 @@ def test_an_objective_of_ones_own_may_use_what_both_of_ours_use_and_no_more():
     for key in ("model.mask_ratio", "classifier.pool", "train.steps"):
         assert reads("mine:Objective", key)
     assert not reads("mine:Objective", "format")
+
+
+def test_a_version_of_a_tfds_data_set_is_no_class_of_ones_own():
+    asked = ("data.label_column=age", "data.eval_fraction=0.2")
+    for setting in asked:
+        assert "is not used with data.name=mnist:3.0.1" in refusal("digits", "data.name=mnist:3.0.1", setting)
+    resolve(["--config=configs/digits.py", "--config.data.name=tests.label_sources:Numbers", f"--config.{asked[1]}"])

@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs.common import get_config
+from mae_jax.data.inspecting import Findings, Look, describe_statistics
+from mae_jax.data.statistics import BandStatistics
 from mae_jax.evaluation.overview import draw_crops, to_display
 from tests.runs import mistake, read_json, run_task
 
@@ -110,3 +113,15 @@ def test_pictures_of_8_bits_are_drawn_as_they_are_with_their_names():
 def test_json_files_hold_no_nan(inspected):
     for name in ("statistics.json", "result.json"):
         json.loads((inspected / name).read_text(), parse_constant=pytest.fail)
+
+
+def test_greys_among_colours_count_once_however_often_one_asks():
+    found = Findings()
+    for value, kind in ((0, ("uint8", 1)), (255, ("uint8", 3))):
+        found.looks.append(Look("train", len(found.looks), kind=kind))
+        found.statistics[kind] = BandStatistics.of(np.full((4, 4, kind[1]), value, np.uint8))
+    for _ in range(3):
+        assert describe_statistics(found, get_config().data)["mean"] == [0.5, 0.5, 0.5]
+        assert found.main_kind() == ("uint8", 3) and found.usable("train") == [0, 1]
+    del found.statistics["uint8", 1]  # the greys are for evaluation
+    assert describe_statistics(found, get_config().data)["mean"] == [1, 1, 1]
