@@ -9,18 +9,17 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image, ImageDraw, ImageFont
 
-from mae_jax.data.augment import denormalize, dtype_of, unit_range, valid_values
+from mae_jax.data.augment import denormalize, unit_range, valid_values
 from mae_jax.data.loader import make_eval_batches
 from mae_jax.data.sources import random_subset
+from mae_jax.evaluation.drawing import NO_DATA, drawn_channels, find_stretch
 from mae_jax.evaluation.evaluator import EvaluationData, Evaluator, State, one_ahead
 from mae_jax.models.targets import TARGETS, Reconstructions, reconstruct
-from mae_jax.runtime.errors import UserError, escaped
+from mae_jax.runtime.errors import escaped
 from mae_jax.runtime.mesh import put, replicated
 from mae_jax.runtime.sharding import on_rows
 
 GREY = 0.5  # colour of hidden patches, on [0, 1]
-NO_DATA = 0.85  # colour of pixels without data
-STRETCH = (2, 98)  # percentiles of the originals that are drawn black and white, where pictures are not 8-bit colours
 HEADINGS = ("original", "masked", "prediction", "prediction + visible")
 TRUE_STATISTICS = "each predicted patch is drawn with the true patch's mean and variance (normalised targets)"
 UNTRAINED = "visible patches of a prediction are noise: the loss covers the hidden patches only"
@@ -70,7 +69,9 @@ class ReconstructionSheet(Evaluator):
         caption += [TRUE_STATISTICS] if self._normalized else []
         caption += [UNTRAINED] if model.loss_patches == "hidden" else []
         if self._channels:
-            *found, words = stretched(*found, valid, self._channels, unit_range(self.config.data))
+            stretch, words = find_stretch(found[0], valid, self._channels, unit_range(self.config.data))
+            shown = {name: stretch(getattr(found[1], name)) for name in ("prediction", "pasted")}
+            found = [stretch(found[0]), found[1]._replace(**shown)]
             caption.append(words)
             valid = None if valid is None else valid[..., self._channels].all(axis=-1, keepdims=True)
         yield "reconstructions", draw_reconstructions(*found, "; ".join(caption), valid)
@@ -85,53 +86,6 @@ class ReconstructionSheet(Evaluator):
         found = reconstruct(images, output.prediction, output.mask, patch_size, self._normalized, valid)
         shown = (denormalize(x, data) for x in (found.prediction, found.pasted))
         return denormalize(images, data), Reconstructions(*shown, found.visible), valid
-
-
-def drawn_channels(config: ConfigDict, channels: int) -> list[int] | None:
-    """The channels to stretch and draw, three or one; None: grey or RGB pictures of 8 bits are drawn as they are.
-
-    UserError for a wrong `evaluate.shown_channels`.
-    """
-    data, given = config.data, config.evaluate.shown_channels
-    if given is None:
-        plain = channels in (1, 3) and dtype_of(data) == np.uint8 and data.value_range is None
-        return None if plain else [0, 1, 2] if channels >= 3 else [0]
-    listed = [given] if isinstance(given, int) else list(given) if isinstance(given, list | tuple) else []
-    if len(listed) not in (1, 3) or not all(type(n) is int and 0 <= n < channels for n in listed):
-        raise UserError(
-            f"evaluate.shown_channels={given!r} must be three channels, for red, green and blue, or one, from 0 to "
-            f"{channels - 1}"
-        )
-    return listed
-
-
-def stretched(
-    images: np.ndarray,
-    found: Reconstructions,
-    valid: np.ndarray | None,
-    channels: list[int],
-    units: tuple[float, float],
-) -> tuple[np.ndarray, Reconstructions, str]:
-    """Some channels of images [B, H, W, C] and their reconstructions, stretched alike to [0, 1], and how, in words.
-
-    0 and 1 are percentiles of the images' valid values, which in the data's own units are 0 and 1 at the ends of
-    `units`.
-    """
-    ends = []
-    for n in channels:
-        values = images[..., n] if valid is None else images[..., n][valid[..., n]]
-        ends.append(np.percentile(values, STRETCH) if values.size else (0.0, 1.0))
-    low, high = np.asarray(ends, np.float32).T
-
-    def stretch(x: np.ndarray) -> np.ndarray:
-        return (x[..., channels] - low) / np.where(high > low, high - low, 1)
-
-    own = [[units[0] + end * (units[1] - units[0]) for end in pair] for pair in ends]
-    limits = ", ".join(f"{first:.5g} to {last:.5g}" for first, last in own)
-    kind, each, names = ("s", "each ", "red, green, blue") if len(channels) == 3 else ("", "", "grey")
-    words = f"channel{kind} {', '.join(map(str, channels))} as {names}, {each}from its 2nd to its 98th percentile"
-    found = found._replace(prediction=stretch(found.prediction), pasted=stretch(found.pasted))
-    return stretch(images), found, f"{words} ({limits})"
 
 
 def draw_reconstructions(

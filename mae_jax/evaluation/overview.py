@@ -13,7 +13,7 @@ from mae_jax.data.augment import augmentations, color_jitter, random_flip
 from mae_jax.data.loader import Arrays, make_train_batches
 from mae_jax.data.sources import Source
 from mae_jax.data.transforms import Size
-from mae_jax.evaluation.autoencoder import NO_DATA, STRETCH
+from mae_jax.evaluation.drawing import NO_DATA, find_stretch
 from mae_jax.runtime.errors import escaped
 from mae_jax.runtime.seeds import make_key
 
@@ -33,7 +33,7 @@ def take_crops(source: Source, data: ConfigDict, count: int, size: Size, channel
     return batch | {"image": np.asarray(images)}
 
 
-def to_display(images: np.ndarray, shown: Sequence[int] | None) -> tuple[np.ndarray, str]:
+def to_display(images: np.ndarray, shown: list[int] | None) -> tuple[np.ndarray, str]:
     """Images [b, h, w, c] as the model gets them, as uint8 [b, h, w, 3]; and how they are drawn, in words.
 
     The channels `shown` (three, or one as grey; see `drawn_channels`) are stretched to the percentiles STRETCH of all
@@ -42,21 +42,12 @@ def to_display(images: np.ndarray, shown: Sequence[int] | None) -> tuple[np.ndar
     if shown is None:
         images, how = images / 255, ""
     else:
-        images = images[..., shown].astype(np.float32)
+        images = images.astype(np.float32)
         valid = np.isfinite(images)
-        limits = [_percentiles(images[..., place][valid[..., place]]) for place in range(len(shown))]
-        low, high = np.asarray(limits, np.float32).T
-        images = np.where(valid, (images - low) / np.where(high > low, high - low, 1), NO_DATA)
-        kind = "as red, green and blue, each" if len(shown) == 3 else "as grey,"
-        numbers = f"channel{'s' * (len(shown) > 1)} {', '.join(map(str, shown))}"
-        ranges = ", ".join(f"{one:.5g} to {other:.5g}" for one, other in limits)
-        how = f"{numbers} {kind} from percentile {STRETCH[0]} to {STRETCH[1]} of these crops ({ranges})"
+        stretch, how = find_stretch(images, valid, shown)
+        images = np.where(valid[..., shown], stretch(images), NO_DATA)
     images = np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
     return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images, how
-
-
-def _percentiles(values: np.ndarray) -> tuple[float, float]:
-    return tuple(np.percentile(values, STRETCH).tolist()) if values.size else (0.0, 1.0)
 
 
 def describe_crops(data: ConfigDict) -> str:

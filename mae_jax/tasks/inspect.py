@@ -14,7 +14,7 @@ from mae_jax.data.loader import too_many_bad
 from mae_jax.data.preparing import open_to_prepare
 from mae_jax.data.sources import Source, Wrapper, describe_sources, random_subset
 from mae_jax.data.statistics import STATISTICS
-from mae_jax.evaluation.autoencoder import drawn_channels
+from mae_jax.evaluation.drawing import drawn_channels
 from mae_jax.evaluation.overview import describe_crops, draw_crops, take_crops, to_display
 from mae_jax.models.config import MAEConfig
 from mae_jax.runtime.console import say
