@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -66,50 +66,46 @@ def _draws_of_run(seed: int, run: int) -> np.ndarray:
 def sample_crops(
     heights: np.ndarray, widths: np.ndarray, draws: np.ndarray, scale: Range, ratio: Range, rule: str = "retry"
 ) -> np.ndarray:
-    """Boxes int64 [n, 4] (top, left, height, width) of random resized crops, inside pictures of these sides, int [n].
+    """Boxes int64 [n, 4] of `sample_crop` for pictures of these sides, int [n]; draws [n, CROP_TRIES, 4]."""
+    sides = zip(heights.tolist(), widths.tolist(), draws.tolist(), strict=True)
+    return np.array([sample_crop(*each, scale, ratio, rule) for each in sides], np.int64).reshape(-1, 4)
+
+
+def sample_crop(
+    height: int, width: int, draws: Sequence[Sequence[float]], scale: Range, ratio: Range, rule: str = "retry"
+) -> Box:
+    """The box of a random resized crop, inside a picture of these sides.
 
     The share of a picture's area is uniform in `scale` (Szegedy et al. 2015, arXiv 1409.4842, section 6), width /
     height log-uniform in `ratio`; for `draws` see `crop_draws`. The rule "retry" takes the first try that fits, else
     the largest central box with an allowed ratio; "clip" takes the first try, its sides clipped to the picture's, as in
     the linear probe of MAE's authors.
     """
-    heights, widths = heights[:, None], widths[:, None]
-    areas = heights * widths * (scale[0] + (scale[1] - scale[0]) * draws[..., 0])
     low, high = math.log(ratio[0]), math.log(ratio[1])
-    aspects = np.exp(low + (high - low) * draws[..., 1])
-    box_heights, box_widths = np.rint(np.sqrt(areas / aspects)), np.rint(np.sqrt(areas * aspects))
-    if rule == "clip":
-        box_heights, box_widths = np.clip(box_heights, 1, heights), np.clip(box_widths, 1, widths)
-    fits = (box_heights > 0) & (box_widths > 0) & (box_heights <= heights) & (box_widths <= widths)
-    chosen = np.arange(len(draws)), fits.argmax(1)  # 0 where none fits
-    tops = draws[..., 2] * (heights - box_heights + 1)
-    lefts = draws[..., 3] * (widths - box_widths + 1)
-    boxes = np.stack([tops[chosen], lefts[chosen], box_heights[chosen], box_widths[chosen]], 1).astype(np.int64)
-    if not fits[chosen].all():
-        boxes = np.where(fits[chosen][:, None], boxes, _central_boxes(heights[:, 0], widths[:, 0], ratio))
-    return boxes
-
-
-def _central_boxes(heights: np.ndarray, widths: np.ndarray, ratio: Range) -> np.ndarray:
-    """The largest central boxes with an allowed ratio."""
-    aspects = np.clip(widths / heights, *ratio)
-    box_heights = np.minimum(heights, np.maximum(1, np.rint(widths / aspects)))
-    box_widths = np.minimum(widths, np.maximum(1, np.rint(heights * aspects)))
-    boxes = [(heights - box_heights) // 2, (widths - box_widths) // 2, box_heights, box_widths]
-    return np.stack(boxes, axis=1).astype(np.int64)
+    for share, shape, down, right in draws:
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * share)
+        aspect = float(np.exp(low + (high - low) * shape))
+        box_height, box_width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+        if rule == "clip":
+            box_height, box_width = min(max(box_height, 1), height), min(max(box_width, 1), width)
+        if 0 < box_height <= height and 0 < box_width <= width:
+            return int(down * (height - box_height + 1)), int(right * (width - box_width + 1)), box_height, box_width
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    box_height = min(height, max(1, round(width / aspect)))
+    box_width = min(width, max(1, round(height * aspect)))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
 def random_crop(
     picture: Picture, place: int, size: Size, *, seed: int, scale: Range, ratio: Range, rule: str = "retry"
 ) -> np.ndarray:
-    """The transform of training: the box of `sample_crops`, which depends only on seed and place, resized."""
+    """The transform of training: the box of `sample_crop`, which depends only on seed and place, resized."""
     height, width = picture.height, picture.width
     if scale[0] == scale[1] == 1 and ratio[0] == ratio[1] == 1 and (height, width) == tuple(size) and height == width:
         return picture.whole()  # the only possible box
     run, place_in_run = divmod(place, DRAWS_AT_ONCE)
-    draws = _draws_of_run(seed, run)[place_in_run]
-    (box,) = sample_crops(np.asarray([height]), np.asarray([width]), draws[None], scale, ratio, rule)
-    return picture.part(tuple(box.tolist()), size, exact=False)
+    draws = _draws_of_run(seed, run)[place_in_run].tolist()
+    return picture.part(sample_crop(height, width, draws, scale, ratio, rule), size, exact=False)
 
 
 def centre_crop(picture: Picture, place: int | None, size: Size, *, eval_crop: float) -> np.ndarray:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from mae_jax.data import fast_jpeg
 from mae_jax.data.decoding import BadImage, open_picture
+from mae_jax.data.fast_jpeg import plain_jpeg_size
 from mae_jax.data.transforms import LARGEST_SIDE, random_crop
 from tests.data.test_parts import LIMIT, PHOTOGRAPHS, cut, decibels, encode, noise, smooth, turned
 
@@ -120,3 +121,27 @@ def test_crops_are_the_same_in_many_threads_at_once():
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(take, range(24)))
     np.testing.assert_array_equal(together, [take(place) for place in range(24)])
+
+
+def jpeg_of(mode="RGB", **options) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (150, 140), "olive").convert(mode).save(stream, "JPEG", **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"subsampling": "4:2:0"}])
+def test_the_header_of_a_plain_jpeg_tells_its_size(mode, options):
+    assert plain_jpeg_size(jpeg_of(mode, **options)) == (140, 150)
+
+
+def test_what_needs_pillow_or_is_cut_short_has_no_plain_header():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain, png = jpeg_of(), b"\x89PNG\r\n\x1a\n" + bytes(99)
+    scan = plain.index(b"\xff\xda")
+    for data in (jpeg_of(exif=exif.tobytes()), jpeg_of("CMYK"), png, *(plain[:size] for size in range(scan + 2))):
+        assert plain_jpeg_size(data) is None
+    for size in range(scan + 2, scan + 9):
+        with pytest.raises(BadImage):
+            open_picture(plain[:size], 3, 10**6).whole()
