@@ -19,7 +19,7 @@ REDUCED, MASK = 1, 4  # bits of a TIFF page's type (TIFF 6.0, NewSubfileType)
 # Colour samples a pixel of photometric interpretations (TIFF 6.0, PhotometricInterpretation).
 COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}
 WHITE_IS_ZERO = 0
-VALUE_BYTES = 64  # a pixel: 16 channels of 32 bits
+MAX_VALUE_BYTES = 2**32  # of a picture: a small file may hold more than the memory
 ALPHA = (1, 2, 999)  # values of the tag ExtraSamples: 999 is Corel Draw's
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601-2, as in Pillow's greys
 ORIENTATION, NO_DATA = 274, 42113  # tags of a TIFF; the second is GDAL's
@@ -55,29 +55,39 @@ def check_pixels(height: int, width: int, max_pixels: int) -> None:
 
 @naming_the_damage()
 def read_array(
-    data: bytes, max_pixels: int, *, channels: int | None = None, raw: bool = False, no_data: bool = False
+    data: bytes,
+    max_pixels: int,
+    *,
+    channels: int | None = None,
+    bands: Sequence[int] | None = None,
+    raw: bool = False,
+    no_data: bool = False,
 ) -> np.ndarray | None:
     """The values [h, w, c] of an encoded picture in their own type, upright, all channels; None: Pillow reads it.
 
     Pillow reads 8-bit grey and colours, with or without transparency, and formats that are not here. Pages of a TIFF
-    are channels: `channels`, if given, is how many they must be. `raw`: TIFFs of 8-bit colours too. `no_data`: GDAL's
-    no-data value of whole numbers becomes NaN, as that of floats always does. Raises BadImage, and UserError if a
-    package is missing.
+    and frames of DICOM are channels: `channels`, if given, is how many they must be, and three are no colours, unless
+    `bands` are chosen. `raw`: TIFFs of 8-bit colours too. `no_data`: GDAL's no-data value of whole numbers becomes NaN,
+    as that of floats always does. Raises BadImage, and UserError if a package is missing.
     """
+    pages = 1
     if data.startswith(NUMPY):
         array = channels_last(np.load(io.BytesIO(data), allow_pickle=False))
     elif data.startswith(ZIP):
-        array = channels_last(_read_npz(data, max_pixels))
+        array = channels_last(_read_npz(data))
     elif data.startswith(TIFFS):
-        array = _read_tiff(data, max_pixels, channels, raw, no_data)
+        array, pages = _read_tiff(data, max_pixels, raw, no_data)
     elif data.startswith(PNG) and data[24:25] == b"\x10":
         array = _read_png(data, max_pixels)
     elif data[128:132] == b"DICM":
-        array = _read_dicom(data, max_pixels)
+        array, pages = _read_dicom(data, max_pixels)
     else:
         return None
-    if array is not None:
-        check_pixels(*array.shape[:2], max_pixels)
+    if array is None:
+        return None
+    if pages > 1 and bands is None and (array.shape[2] == 3 or channels not in (None, array.shape[2])):
+        raise Misfit(f"a file of {pages} pages: save each as a file, or choose some as channels by data.bands")
+    check_pixels(*array.shape[:2], max_pixels)
     return array
 
 
@@ -90,22 +100,22 @@ def channels_last(array: np.ndarray) -> np.ndarray:
     return array[:, :, None] if array.ndim == 2 else array
 
 
-def _check_size(size: int, max_pixels: int) -> None:
-    """Raises BadImage for a small file that would fill the memory."""
-    if size > VALUE_BYTES * max_pixels:
-        raise BadImage(f"{size:,} bytes of values, more than {VALUE_BYTES} x data.max_pixels={max_pixels}")
+def _check_size(size: int) -> None:
+    if size > MAX_VALUE_BYTES:
+        raise BadImage(f"{size:,} bytes of values, more than {MAX_VALUE_BYTES:,}: cut it into smaller pictures")
 
 
-def _read_npz(data: bytes, max_pixels: int) -> np.ndarray:
+def _read_npz(data: bytes) -> np.ndarray:
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         if len(arrays.files) != 1 and "image" not in arrays.files:
             raise BadImage(f"an archive of {', '.join(arrays.files) or 'nothing'}: name the picture's array image")
         name = arrays.files[0] if len(arrays.files) == 1 else "image"
-        _check_size(arrays.zip.getinfo(f"{name}.npy").file_size, max_pixels)
-        return arrays[name]
+        _check_size(sum(member.file_size for member in arrays.zip.infolist()))
+        return np.asarray(arrays[name])
 
 
-def _read_tiff(data: bytes, max_pixels: int, channels: int | None, raw: bool, no_data: bool) -> np.ndarray | None:
+def _read_tiff(data: bytes, max_pixels: int, raw: bool, no_data: bool) -> tuple[np.ndarray | None, int]:
+    """The values, None if Pillow reads them, and the number of pages."""
     import tifffile  # imported here: it takes a quarter of a second
 
     with tifffile.TiffFile(io.BytesIO(data), is_ome=False) as file:  # OME names further files
@@ -114,25 +124,23 @@ def _read_tiff(data: bytes, max_pixels: int, channels: int | None, raw: bool, no
         pages = sum(math.prod(n for n, axis in zip(s.shape, s.axes, strict=True) if axis not in "YXS") for s in stacks)
         tag = page.tags.get(NO_DATA)
         if pages == 1 and not raw and not (tag and no_data) and _is_plain(page):
-            return None
+            return None, pages
         if len({(stack.shape, stack.axes, stack.dtype) for stack in stacks}) > 1:
             raise BadImage(f"a TIFF of {pages} pages that differ in size or type: save each as a file")
         check_pixels(page.imagelength, page.imagewidth, max_pixels)
-        _check_size(sum(stack.nbytes for stack in stacks), max_pixels)
+        _check_size(sum(stack.nbytes for stack in stacks))
         planes = []
         for stack in stacks:
             found, axes = stack.asarray(maxworkers=1), stack.axes
             found = np.moveaxis(found, (axes.index("Y"), axes.index("X")), (0, 1))
             planes.append(found.reshape(*found.shape[:2], -1))
         array = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
-        if pages > 1 and channels is not None and (channels in (1, 3) or channels != array.shape[2]):
-            raise Misfit(f"a TIFF of {pages} pages: save each as a file, or choose some as channels by data.bands")
         if page.photometric == WHITE_IS_ZERO:
             array = _inverted(array, 0, 2**page.bitspersample - 1)
         if tag and (array.dtype.kind == "f" or no_data):
             array = array.astype(np.result_type(array, np.float32))
             array[array == array.dtype.type(float(str(tag.value).strip("\0 ")))] = np.nan
-        return turned(array, page.tags.valueof(ORIENTATION, 1))
+        return turned(array, page.tags.valueof(ORIENTATION, 1)), pages
 
 
 def _is_plain(page: Any) -> bool:
@@ -161,7 +169,8 @@ def _read_png(data: bytes, max_pixels: int) -> np.ndarray:
     return turned(array, orientation)
 
 
-def _read_dicom(data: bytes, max_pixels: int) -> np.ndarray:
+def _read_dicom(data: bytes, max_pixels: int) -> tuple[np.ndarray, int]:
+    """The values and the number of frames."""
     try:
         import pydicom
         from pydicom.pixels import apply_rescale, pixel_array
@@ -176,9 +185,9 @@ def _read_dicom(data: bytes, max_pixels: int) -> np.ndarray:
     if colours == "PALETTE COLOR":
         raise BadImage("a DICOM picture with a palette, which is not read: save its colours")
     frames = int(record.get("NumberOfFrames", 1) or 1)
-    _check_size(frames * record.Rows * record.Columns * record.SamplesPerPixel * record.BitsAllocated // 8, max_pixels)
+    _check_size(frames * record.Rows * record.Columns * record.SamplesPerPixel * record.BitsAllocated // 8)
     array = pixel_array(record)
-    if frames > 1:  # as channels, like the pages of a TIFF
+    if frames > 1:
         array = np.moveaxis(array, 0, 2).reshape(record.Rows, record.Columns, -1)
     if colours == "MONOCHROME1":
         bits, signed = record.BitsStored, record.PixelRepresentation
@@ -186,7 +195,7 @@ def _read_dicom(data: bytes, max_pixels: int) -> np.ndarray:
         array = _inverted(array, low, low + 2**bits - 1)
     if (record.get("RescaleSlope", 1), record.get("RescaleIntercept", 0)) != (1, 0):
         array = apply_rescale(array, record)
-    return channels_last(array)
+    return channels_last(array), frames
 
 
 def turned(array: np.ndarray, orientation: int) -> np.ndarray:

@@ -19,7 +19,6 @@ from mae_jax.runtime.errors import UserError, escaped, reason, with_patience
 from mae_jax.workdir.writing import finite_or_null
 
 Kind = tuple[str, int]  # type and channels of a picture
-GREY, COLOUR = ("uint8", 1), ("uint8", 3)
 
 
 @dataclasses.dataclass
@@ -120,11 +119,17 @@ def merge_statistics(into: dict[Kind, BandStatistics], more: dict[Kind, BandStat
 
 
 def merge_greys(pictures: Counter[Kind], statistics: dict[Kind, BandStatistics]) -> None:
-    """Counts 8-bit grey pictures among colours as colours, which models take them for."""
-    if GREY in pictures and COLOUR in pictures:
-        pictures[COLOUR] += pictures.pop(GREY)
-        if GREY in statistics:
-            merge_statistics(statistics, {COLOUR: statistics.pop(GREY).repeated(3)})
+    """Counts grey pictures among colours of their type as colours, which models take them for."""
+    for grey in [kind for kind in pictures if kind[1] == 1]:
+        colour = grey[0], 3
+        if colour in pictures:
+            pictures[colour] += pictures.pop(grey)
+            if grey in statistics:
+                merged = statistics.pop(grey)
+                if colour in statistics:  # of one band, if the model sees greys
+                    merged = merged.repeated(len(statistics[colour].mean))
+                    merged.merge(statistics[colour])
+                statistics[colour] = merged
 
 
 def most_frequent(pictures: Counter[Kind]) -> Kind:

@@ -58,8 +58,9 @@ def _open_fully(
     if isinstance(data, bytes):
         if not data:
             raise BadImage("the file is empty")
-        no_data, pages = dtype is not None and np.dtype(dtype) == np.float32, None if bands else channels
-        if (array := read_array(data, max_pixels, channels=pages, raw=raw, no_data=no_data)) is not None:
+        no_data = dtype is not None and np.dtype(dtype) == np.float32
+        array = read_array(data, max_pixels, channels=channels, bands=bands, raw=raw, no_data=no_data)
+        if array is not None:
             return Picture(fitted(array, channels, dtype, bands))
         with naming_the_damage():
             picture = Image.open(io.BytesIO(data), formats=FORMATS)

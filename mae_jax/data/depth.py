@@ -61,13 +61,14 @@ def _look(data: ConfigDict, sources: Sequence[Source | None], channels: int) -> 
             name = source.name_of(index)
             try:
                 picture = open_picture(image, channels, data.max_pixels, data.dtype, data.bands)
+                # 8-bit files need no decoding: their values are 0 to 255.
+                measured = picture.dtype != np.uint8 or not isinstance(picture, Encoded | PlainJpeg)
+                values = _measure(picture.whole()) if measured else None
             except (Misfit, UserError) as error:
                 raise UserError(f"{name}: {error}") from error
             except BadImage:
                 continue
-            # 8-bit files need no decoding: their values are 0 to 255.
-            measured = picture.dtype != np.uint8 or not isinstance(picture, Encoded | PlainJpeg)
-            yield _Look(name, str(picture.dtype), _measure(picture.whole()) if measured else None)
+            yield _Look(name, str(picture.dtype), values)
 
 
 def _measure(picture: np.ndarray) -> tuple[float, float, np.ma.MaskedArray] | None:

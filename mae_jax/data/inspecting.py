@@ -1,7 +1,6 @@
 """Looks at all pictures of a source before anything is trained: their kinds, sizes and values, the slow and the bad."""
 
 import contextlib
-import copy
 import dataclasses
 import sys
 import time
@@ -10,11 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
 from tqdm import tqdm
 
-from mae_jax.data.arrays import BadImage
-from mae_jax.data.converting import COLOUR, GREY, Kind, merge_greys, merge_statistics, most_frequent
+from mae_jax.data.arrays import BadImage, fitted
+from mae_jax.data.converting import Kind, merge_greys, merge_statistics, most_frequent
 from mae_jax.data.sources import Source
 from mae_jax.data.statistics import BandStatistics
 from mae_jax.data.stored import as_stored
@@ -68,8 +66,8 @@ class Findings:
 
     def usable(self, split: str) -> list[int]:
         """Indices of the pictures of the main kind, greys among colours included."""
-        wanted = {self.main_kind()}
-        wanted |= {GREY} if COLOUR in wanted else set()
+        kind = self.main_kind()
+        wanted = {kind, (kind[0], 1)} if kind and kind[1] == 3 else {kind} - {None}
         return [look.index for look in self.looks if look.split == split and look.kind in wanted]
 
 
@@ -108,13 +106,8 @@ class Looker:
 
     def _seen(self, picture: np.ndarray) -> np.ndarray:
         """The channels that the model sees."""
-        if self.data.bands is not None:
-            bands = list(self.data.bands)
-            if max(bands) >= picture.shape[2]:
-                raise BadImage(f"{picture.shape[2]} channels, too few for data.bands={tuple(bands)}")
-            return picture[..., bands]
-        if self.channels == 1 and picture.shape[2] == 3 and picture.dtype == np.uint8:
-            return np.asarray(Image.fromarray(picture).convert("L"))[..., None]
+        if self.data.bands is not None or (self.channels, picture.shape[2]) == (1, 3):
+            return fitted(picture, self.channels, picture.dtype, self.data.bands)
         return picture
 
 
@@ -140,7 +133,7 @@ def inspect(sources: dict[str, Source], data: ConfigDict, channels: int) -> Find
 
 def describe_statistics(found: Findings, data: ConfigDict) -> dict[str, Any]:
     """The content of statistics.json: of the training pictures of the main kind."""
-    kinds, statistics = found.kinds(), copy.deepcopy(found.statistics)
+    kinds, statistics = found.kinds(), dict(found.statistics)
     merge_greys(kinds, statistics)
     kind = found.main_kind()
     if kind not in statistics:

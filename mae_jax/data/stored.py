@@ -22,7 +22,7 @@ def as_stored(image: bytes | np.ndarray, data: ConfigDict, channels: int, dtype:
     if array is None:
         if not image:
             raise BadImage("the file is empty")
-        array = read_array(image, data.max_pixels, raw=raw, no_data=data.dtype == "float32")
+        array = read_array(image, data.max_pixels, bands=data.bands, raw=raw, no_data=data.dtype == "float32")
     if array is None and raw:
         with naming_the_damage():
             array = channels_last(Encoded(Image.open(io.BytesIO(image), formats=FORMATS), channels).stored())

@@ -67,5 +67,5 @@ def _digest(data: dict[str, Any]) -> str:
     return source.digest() if source else ""
 
 
-def _same_place(one: str, other: str) -> bool:
-    return one == other or os.path.realpath(one) == os.path.realpath(other)
+def _same_place(one: str, other: str | None) -> bool:
+    return one == other or other is not None and os.path.realpath(one) == os.path.realpath(other)

@@ -19,7 +19,7 @@ OUTPUTS = {"class": "classes", "multi": "classes, of which any apply", "number":
 def fit_to_kind(config: ConfigDict, train: Source) -> list[str]:
     """Raises UserError for settings `classifier.*` that have no meaning for the training labels' kind.
 
-    Label smoothing that the command line does not ask for is turned off: the configs for fine-tuning have it. Returns
+    Label smoothing that the command line does not ask for has no effect: the configs for fine-tuning have it. Returns
     a line if so.
     """
     classifier, kind, changed = config.classifier, train.label_kind, []
@@ -31,8 +31,7 @@ def fit_to_kind(config: ConfigDict, train: Source) -> list[str]:
                 f"classifier.label_smoothing={smoothing} is for one class a picture, but the labels are of the kind "
                 f"{kind}: leave it out"
             )
-        classifier.label_smoothing = 0.0
-        changed.append(f"classifier.label_smoothing is 0, not {smoothing}, which is for one class a picture")
+        changed.append(f"classifier.label_smoothing={smoothing} has no effect: it is for one class a picture")
     if kind == "number" and classifier.class_weights:
         raise UserError(
             f"classifier.class_weights={classifier.class_weights} is for classes, not for numbers: leave it out"

@@ -24,7 +24,7 @@ from mae_jax.models.config import MAEConfig
 from mae_jax.runtime.console import say
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import batch_parts, check_heads, fit_to_chip
-from mae_jax.settings.checks import check_channels
+from mae_jax.settings.checks import check_channels, check_colours
 from mae_jax.settings.registry import Registry
 from mae_jax.workdir.reporting import Reporter
 
@@ -87,6 +87,7 @@ class Objective(abc.ABC):
             check_unchanged(workdir, trained, self.train_source)
         settle_depth(config.data, (self.train_source, self.eval_source), self.model.channels)
         check_channels(config.data, self.model.channels)  # now that data.dtype is known
+        check_colours(config.data, self.model.channels)
         self.num_train = len(self.train_source)
         settle_batch_size(config, self.num_train, mesh, self.mixes_pairs)
         data = EvaluationData(config, self.make_bind(), mesh, self.train_source, self.eval_source)
@@ -156,6 +157,7 @@ def check_model(config: ConfigDict, *, opened: bool = True) -> MAEConfig:
     model = MAEConfig(**config.model)
     if opened or not (config.data.statistics or config.data.name == "prepared"):
         check_channels(config.data, model.channels)
+    check_colours(config.data, model.channels)
     check_resolutions(config.train.resolutions, model)
     return model
 

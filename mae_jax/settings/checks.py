@@ -153,6 +153,13 @@ def check(config: ConfigDict) -> None:
             f"init_channels={value!r} must be mean, repeat, or for each channel its old one or None, for example "
             "--config.init_channels='(2, 1, 0, None)'"
         )
+    value = config.data.bands
+    whole = isinstance(value, list | tuple) and value and all(type(n) is int and n >= 0 for n in value)
+    if value is not None and not whole:
+        raise UserError(
+            f"data.bands={value!r} must be channels of the pictures, counted from 0, for example "
+            "--config.data.bands='(3, 2, 1)'"
+        )
     value = config.data.value_range
     finite = isinstance(value, list | tuple) and all(type(x) in (int, float) and abs(x) < FLOAT32_MAX for x in value)
     if value is not None and not (finite and len(value) == 2 and value[0] < value[1]):
@@ -205,14 +212,11 @@ def check_channels(data: ConfigDict, channels: int) -> None:
             raise UserError(f"data.{key}={tuple(data[key])} must be {unit}")
     if not min(data.std) > 1e-6:
         raise UserError(f"data.std={tuple(data.std)} must be above 1e-6")
-    bands = data.bands
-    whole = isinstance(bands, list | tuple) and all(type(band) is int and band >= 0 for band in bands)
-    if bands is not None and not (whole and len(bands) == channels):
+    if data.bands is not None and len(data.bands) != channels:
         raise UserError(
-            f"data.bands={bands!r} must be model.channels={channels} channels of the pictures, counted from 0, for "
-            f"example --config.data.bands='{tuple(range(channels))}'"
+            f"data.bands={tuple(data.bands)} must be model.channels={channels} channels of the pictures, for example "
+            f"--config.data.bands='{tuple(range(channels))}'"
         )
-    check_colours(data, channels)
 
 
 def check_colours(data: ConfigDict, channels: int) -> None:

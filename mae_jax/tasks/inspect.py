@@ -25,6 +25,7 @@ from mae_jax.settings.checks import check_colours
 from mae_jax.workdir.reporting import provenance
 from mae_jax.workdir.writing import finite_or_null, save_picture, write_atomically, write_json
 
+FILES = OVERVIEW, STATISTICS, CLASSES, LISTS = "overview.png", STATISTICS, "classes.csv", "files.csv"
 SHOWN = 3  # slow and bad files that are printed
 SHOWN_BANDS = 16
 
@@ -37,6 +38,8 @@ def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
         return
     whole = open_to_prepare(config)
     say(*describe_sources(config.data.name, whole.get("train"), whole["eval"]))
+    for name in (*FILES, "result.json"):  # of other data, perhaps
+        (workdir / name).unlink(missing_ok=True)
     write_json(workdir / "config.json", config.to_dict() | provenance())
     classes = write_classes(workdir, whole)
     count = config.inspect.max_examples
@@ -57,8 +60,7 @@ def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
     draw_overview(config, workdir, found, sources)
     say_files(found, sources)
     write_json(workdir / "result.json", finite_or_null(result | {"statistics": statistics}))
-    names = [name for name in ("overview.png", STATISTICS, "classes.csv", "files.csv") if (workdir / name).exists()]
-    say(f"see {workdir}: {', '.join(names)}")
+    say(f"see {workdir}: {', '.join(name for name in FILES if (workdir / name).exists())}")
 
 
 def write_classes(workdir: Path, sources: dict[str, Source]) -> int:
@@ -68,7 +70,7 @@ def write_classes(workdir: Path, sources: dict[str, Source]) -> int:
     counts = {split: _count(sources[split], len(names)) for split in sources} if names else {}
     rows = [[escaped(name), *(int(counts[split][place]) if split in counts else 0 for split in ("train", "eval"))]
             for place, name in enumerate(names)]  # fmt: skip
-    _write_csv(workdir / "classes.csv", ("class", "training", "evaluation"), rows)
+    _write_csv(workdir / CLASSES, ("class", "training", "evaluation"), rows)
     if source.label_kind == "number" and source.num_classes:
         labels = source.labels()
         for place, name in enumerate(source.class_names):
@@ -142,13 +144,23 @@ def draw_overview(config: ConfigDict, workdir: Path, found: Findings, sources: d
     elif not {channels, kind[1]} <= {1, 3}:
         channels = kind[1]
     data.dtype = data.dtype or kind[0]
-    check_colours(data, channels)
+    try:
+        check_colours(data, channels)
+    except UserError as error:
+        say(f"note: {error}; {OVERVIEW} has the pictures' own")
+        data.update(augmentation="none", color_jitter=0.0)
+    try:
+        shown = drawn_channels(config, channels)
+    except UserError as error:
+        say(f"note: {error}")
+        config.evaluate.shown_channels = None
+        shown = drawn_channels(config, channels)
     source = Wrapper(sources[split], np.asarray(usable))
     size, count = MAEConfig(**config.model).image_size, min(config.inspect.crops, len(usable))
     crops = take_crops(source, data, count, size, channels)
-    pictures, how = to_display(crops["image"], drawn_channels(config, channels))
+    pictures, how = to_display(crops["image"], shown)
     names = [_label(source, label) for label in crops["label"]]
-    save_picture(workdir / "overview.png", draw_crops(pictures, names, [describe_crops(data), how]))
+    save_picture(workdir / OVERVIEW, draw_crops(pictures, names, [describe_crops(data), how]))
 
 
 def _label(source: Source, label: np.ndarray) -> str:
@@ -170,7 +182,7 @@ def write_files(workdir: Path, found: Findings, sources: dict[str, Source]) -> N
         for why, looks in (("slow", found.slowest()), ("large", found.largest()), ("bad", found.bad()))
         for look in looks
     ]  # fmt: skip
-    _write_csv(workdir / "files.csv", ("list", "file", "split", "ms", "bytes", "height", "width", "reason"), rows)
+    _write_csv(workdir / LISTS, ("list", "file", "split", "ms", "bytes", "height", "width", "reason"), rows)
 
 
 def say_files(found: Findings, sources: dict[str, Source]) -> None:

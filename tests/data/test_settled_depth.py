@@ -61,6 +61,11 @@ def test_the_first_readable_picture_decides_the_type(make_config, own, dtype):
     assert settled(data, None, broken, *pictures(own, high=100)) == dtype
 
 
+def test_a_damaged_photograph_is_left_to_the_loader_whatever_the_type(make_config):
+    whole = picture_bytes(0, 200, 240, "JPEG")
+    assert settled(make_config(dtype="float32", value_range=(0, 255)), whole[: len(whole) // 2], whole) == "float32"
+
+
 def test_a_type_that_is_given_is_kept_if_it_holds_the_pictures(make_config):
     for own in ("uint8", "uint16", "float64"):
         assert settled(make_config(dtype="float32", value_range=(0, 1)), *pictures(own)) == "float32"

@@ -191,7 +191,7 @@ def test_pages_of_a_tiff_are_channels_only_where_there_are_as_many_or_bands_are_
     np.testing.assert_array_equal(decode(data, 3, LIMIT, None, (0, 1, 2)), expected(values, 3))
     np.testing.assert_array_equal(decode(data, 1, LIMIT, None, (2,))[..., 0], values)
     for channels in (1, 3, 5):  # three pages are not red, green and blue unless someone says so
-        with pytest.raises(BadImage, match="a TIFF of 3 pages: save each as a file, or .* data.bands"):
+        with pytest.raises(BadImage, match="a file of 3 pages: save each as a file, or .* data.bands"):
             decode(data, channels, LIMIT)
 
 

@@ -57,6 +57,8 @@ def test_another_table_is_measured_whole_if_it_has_no_splits_and_else_in_its_eva
     assert measured(data_of(other, eval_fraction=0.2), trained, "eval_fraction") == (2, "")
     assert measured(data_of(other), {"data": {"name": None}}) == (10, "")  # a file of others
     assert measured(data_of(table("split.csv", *in_splits(12, 5, 3))), trained)[0] == 5
+    with pytest.raises(UserError, match="data.path is not set"):
+        measured(data_of(None), trained)
 
 
 def test_of_the_table_that_it_was_trained_on_what_was_held_out_is_measured(table, tmp_path):

@@ -74,7 +74,7 @@ BAD_VALUES = {
     "model.image_size ": 10**8, "model.width": 10**9, "model.depth ": 10**6, "model.mlp_ratio": 1e9,
     "model.scan_unroll": 10**9, "model.registers": 10**6, "data.num_workers ": 100_000, "data.prefetch_batches": 10**6,
     "data.num_examples": 10**21, "data.max_pixels": 10**12, "data.eval_crop ": 1e-9, "data.rand_augment_ops": 10**9,
-    "data.mean ": ("a",), "data.std  ": (-58.4,), "data.bands": (0, 1), "data.bands ": (-1,), "data.mixup": 1e30,
+    "data.mean ": ("a",), "data.std  ": (-58.4,), "data.bands": (0, 1), "data.bands ": (-1,), "data.bands  ": 2, "data.bands   ": ("a", "b", "c"), "data.mixup": 1e30,
     "classifier.num_classes": 10**9,
     "train.steps ": 10**20, "train.epochs  ": 1e300, "train.accumulate_steps": 65, "train.skip_nonfinite": 10**20,
     "train.profile_steps": 10**6, "optimizer.weight_decay": 1e39, "checkpoint.keep ": 10**20,

@@ -87,6 +87,67 @@ def test_the_line_that_is_printed_makes_a_run(folder, tmp_path, capsys, inspecte
     assert read_json(tmp_path / "few/result.json")["looked_at"] == 9
 
 
+def test_settings_that_do_not_fit_the_pictures_stop_nothing_and_are_told(folder, tmp_path, capsys):
+    (tmp_path / "statistics.json").write_text("{}")
+    odd = {"data__color_jitter": 0.4, "evaluate__shown_channels": 9, "inspect__crops": 2, "model__image_size": 16}
+    run_task("inspect", tmp_path, data__name="image_folder", data__path=str(folder), model__patch_size=4, **odd)
+    told = capsys.readouterr().out
+    assert "note: data.color_jitter=0.4 takes 8-bit" in told and "note: evaluate.shown_channels=9 must be" in told
+    assert (tmp_path / "overview.png").exists() and read_json(tmp_path / "statistics.json")["channels"] == 4
+
+
+def test_pictures_that_are_all_bad_are_told_and_no_file_of_an_earlier_look_is_left(tmp_path, capsys):
+    (tmp_path / "pictures").mkdir()
+    for n in range(3):
+        (tmp_path / f"pictures/{n}.jpg").write_text("version https://git-lfs.github.com/spec/v1")
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    (workdir / "statistics.json").write_text("{}")
+    run_task("inspect", workdir, data__name="image_folder", data__path=str(tmp_path / "pictures"))
+    told = capsys.readouterr().out
+    assert "no picture can be drawn" in told and "3 of 3 pictures are bad" in told
+    assert read_json(workdir / "result.json")["bad"] == 3 and not (workdir / "statistics.json").exists()
+
+
+@pytest.mark.parametrize("task", ["inspect", "prepare"])
+def test_pages_are_no_colours(task, tmp_path, capsys):
+    import tifffile
+
+    (tmp_path / "scans").mkdir()
+    for n in range(20):
+        values = np.random.default_rng(n).integers(0, 256, (3 if n < 10 else 1, 40, 40)).astype(np.uint8)
+        tifffile.imwrite(tmp_path / f"scans/{n:02}.tif", values, photometric="minisblack")
+    settings = dict(data__name="image_folder", data__path=str(tmp_path / "scans"))
+    settings |= dict(model__image_size=16, model__patch_size=4)
+    if task == "prepare":
+        told = mistake(task, tmp_path / "run", **settings, prepare__short_side=20)
+    else:
+        run_task(task, tmp_path / "run", **settings)
+        told = capsys.readouterr().out
+    assert "a file of 3 pages: save each as a file" in told
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [None, "float32"])
+def test_greys_and_colours_are_measured_as_the_model_sees_them(channels, dtype, tmp_path):
+    rng, wanted = np.random.default_rng(0), []
+    for split, n in ((split, n) for split in ("train", "val") for n in range(6)):
+        pixels = rng.integers(0, 256, (20, 20, 3) if n % 3 else (20, 20)).astype(np.uint8)
+        file = tmp_path / "pictures" / split / f"{n}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(file)
+        if split == "train":
+            seen = Image.fromarray(pixels).convert("L" if channels == 1 else "RGB")
+            wanted.append(np.asarray(seen).reshape(-1, channels) / 255)
+    settings = dict(model__image_size=16, model__patch_size=4, model__channels=channels, inspect__crops=6)
+    run_task("inspect", tmp_path / "run", data__name="image_folder", data__path=str(tmp_path / "pictures"),
+             data__dtype=dtype, data__value_range=(0, 255), **settings)  # fmt: skip
+    found = read_json(tmp_path / "run/statistics.json")
+    tolerance = 1e-9 if dtype is None else 0.6 / 255  # of pictures of floats, luminance is not rounded
+    np.testing.assert_allclose(found["mean"], np.concatenate(wanted).mean(0), atol=tolerance)
+    assert found["channels"] == channels and Image.open(tmp_path / "run/overview.png").width > 50
+
+
 def test_without_a_name_of_data_there_is_nothing_to_inspect(tmp_path):
     assert "data.name is not set" in mistake("inspect", tmp_path / "run", data__name=None)
 

@@ -36,7 +36,7 @@ FREE = (
     "data.prefetch_batches", "data.path", "data.max_pixels", "train.log_every_steps", "train.profile_steps",
     "train.accumulate_steps", "model.remat", "model.scan_unroll", "evaluate.pictures", "evaluate.every_steps",
 )  # fmt: skip
-THEIRS = {"pretrain": (), "classify": ("model.", "classifier.num_classes", "classifier.label_smoothing")}
+THEIRS = {"pretrain": (), "classify": ("model.", "classifier.num_classes")}
 # If None, the run chooses them and records its choice.
 SETTLED = ("model.dtype", "model.attention", "data.batch_size", "data.dtype")
 MEASURED = ("data.value_range", "data.mean", "data.std")  # data.statistics may decide them
