@@ -219,6 +219,10 @@ def get_config() -> ConfigDict:
     # Channels drawn as red, green and blue, or one as grey, of other than 1 or 3; None: the first three.
     evaluate.shown_channels = placeholder(object)
 
+    config.predict = ConfigDict()  # the task predict
+    config.predict.top = 5  # classes listed for each picture, where one of several applies
+    config.predict.pictures = 40  # at most, on the sheet of wrong and unsure ones
+
     prepare = config.prepare = ConfigDict()  # the task prepare: data as shards that are read quickly, in the workdir
     prepare.short_side = placeholder(int)  # pixels of the shorter side at most; None: pictures stay as they are
     prepare.quality = 95  # of the JPEGs that are written then

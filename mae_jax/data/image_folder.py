@@ -2,6 +2,7 @@
 
 import bisect
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,9 +80,12 @@ class _Pictures(Source):
 
 
 class PictureFiles(_Pictures):
-    """One picture file, or all below a folder in the order of their names, unlabelled; UserError if there is none."""
+    """One picture file, or all below a folder in the order of their names; UserError if there is none.
 
-    def __init__(self, path: str | Path):
+    Those in a folder with one of the `class_names` have it as their label.
+    """
+
+    def __init__(self, path: str | Path, class_names: Sequence[str] = ()):
         check_exists(str(path))
         self._folder, name = os.path.split(path)
         self._files = [name] if os.path.isfile(path) and is_picture_name(name) else []
@@ -97,6 +101,12 @@ class PictureFiles(_Pictures):
                 f"data.path={path} is not a picture, whose file would end in one of {' '.join(EXTENSIONS)}; of a table "
                 "or of shards, give data.name too"
             )
+        self._places = {name: place for place, name in enumerate(class_names)}
+        if any(self._label(file) >= 0 for file in self._files):
+            self.class_names = list(class_names)
+
+    def _label(self, file: str) -> int:
+        return next((self._places[part] for part in file.split(os.sep)[:-1] if part in self._places), -1)
 
 
 class ImageFolder(_Pictures):

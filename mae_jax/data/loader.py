@@ -81,6 +81,7 @@ class PictureReader:
     source: Source
     data: ConfigDict
     channels: int
+    replaces: bool = True  # whether a bad picture's row shows another picture; else it stays black
 
     def read(self, index: int, take: Callable[[Picture], np.ndarray]) -> tuple[np.ndarray, int]:
         """(take(picture), its label). Raises BadImage; on a failing disk, only after two seconds of retries."""
@@ -100,7 +101,10 @@ class PictureReader:
     def read_or_replace(
         self, index: int, take: Callable[[Picture], np.ndarray]
     ) -> tuple[np.ndarray, int, int, dict[int, str]]:
-        """(take(picture), label, index of the picture read, {index: reason} of bad ones before it)."""
+        """(take(picture), label, index of the picture read, {index: reason} of bad ones before it).
+
+        Without replacement, a bad picture's own index, and None for what it lacks.
+        """
         bad: dict[int, str] = {}
         candidate, rng = index, None
         for _ in range(1 + REPLACEMENT_TRIES):
@@ -113,6 +117,8 @@ class PictureReader:
                         "or set data.on_bad_image=replace"
                     ) from error
                 bad[candidate] = str(error)
+                if not self.replaces:
+                    return None, None, candidate, bad
             rng = rng or np.random.default_rng((index, len(self.source)))
             candidate = int(rng.integers(len(self.source)))
         raise UserError(
@@ -142,7 +148,9 @@ class PictureReader:
         for row, place in enumerate(places[part * rows : (part + 1) * rows]):
             if (asked := index_at(place, len(self.source), seed)) >= 0:
                 take = functools.partial(transform, place=place, size=size)
-                images[row], labels[row], indices[row], bad = self.read_or_replace(asked, take)
+                image, label, indices[row], bad = self.read_or_replace(asked, take)
+                if image is not None:
+                    images[row], labels[row] = image, label
                 all_bad |= bad
         return {"image": images, "label": labels, "index": indices, "bad": all_bad}
 
@@ -150,7 +158,7 @@ class PictureReader:
 class Batches(Iterator[Arrays]):
     """Batches of a source. Close them if you stop early, or the program waits for what is read ahead.
 
-    `bad_images`: index in the source -> name, for the bad pictures that this process has found so far.
+    `bad_images`: index in the source -> name, for the bad pictures that this process has found so far; `reasons`: why.
     """
 
     def __init__(
@@ -171,6 +179,8 @@ class Batches(Iterator[Arrays]):
             )
         source, data = reader.source, reader.data
         self.bad_images: dict[int, str] = {}
+        self.reasons: dict[int, str] = {}
+        self._replaces = reader.replaces
         self._source, self._weighted, self._reads = source, steps is not None, 0
         rows = batch_size // share[1]
         self._per_batch = rows // max(size for size in range(1, min(rows, MAX_PIECE) + 1) if rows % size == 0)
@@ -195,15 +205,22 @@ class Batches(Iterator[Arrays]):
         for index, why in itertools.chain.from_iterable(piece["bad"].items() for piece in pieces):
             if index not in self.bad_images:
                 name = self.bad_images[index] = self._source.name_of(index)
-                _logger.warning("bad picture %s (%s): it is replaced by another", escaped(name), escaped(why))
+                self.reasons[index] = why
+                becomes = "it is replaced by another" if self._replaces else "it is left out"
+                _logger.warning("bad picture %s (%s): %s", escaped(name), escaped(why), becomes)
         total, bad = len(self._source), list(self.bad_images.values())
-        if too_many_bad(len(bad), self._reads, total):
+        if self._replaces and too_many_bad(len(bad), self._reads, total):
             self.close()
             raise UserError(
                 f"{len(bad)} of the first {self._reads} pictures read, of {total}, cannot be used: {first_few(bad)} "
                 f"(the last: {why}); up to 1 % are replaced by others: remove or fix such files"
             )
-        return batch | ({"weight": np.float32(batch["index"] >= 0)} if self._weighted else {})
+        if not self._weighted:
+            return batch
+        shown = batch["index"] >= 0
+        if not self._replaces:
+            shown &= ~np.isin(batch["index"], list(self.reasons))
+        return batch | {"weight": np.float32(shown)}
 
     def close(self) -> None:
         self._pieces.close()
@@ -240,13 +257,21 @@ def make_train_batches(
 
 
 def make_eval_batches(
-    source: Source, data: ConfigDict, batch_size: int, image_size: Size, channels: int, share: Share = (0, 1)
+    source: Source,
+    data: ConfigDict,
+    batch_size: int,
+    image_size: Size,
+    channels: int,
+    share: Share = (0, 1),
+    *,
+    replaces: bool = True,
 ) -> Batches:
     """Every picture exactly once, in order, centre-cropped; `batch_size` counts over all processes.
 
     The batches are those of `make_train_batches`, and "weight": float32 [b], 0 for the padding (black, label and index
-    -1) of the last one, else 1. All processes get the same number of batches.
+    -1) of the last one, else 1. All processes get the same number of batches. Without `replaces`, any number of bad
+    pictures are rows of weight 0 with their index and no label.
     """
     transform = functools.partial(centre_crop, eval_crop=data.eval_crop)
-    reader, steps = PictureReader(source, data, channels), -(-len(source) // max(batch_size, 1))
+    reader, steps = PictureReader(source, data, channels, replaces), -(-len(source) // max(batch_size, 1))
     return Batches(reader, transform, image_size, batch_size, steps, share)

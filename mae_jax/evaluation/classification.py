@@ -1,7 +1,7 @@
 """A classifier's scores, exact over a data set; of one class a picture: a table by class, the confusion matrix."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -49,19 +49,17 @@ class Accuracy(Evaluator):
 
     def __init__(self, config: ConfigDict, data: EvaluationData):
         super().__init__(config, data)
-        self._outputs_of = on_rows(self._outputs, data.mesh)
+        self.outputs_of = on_rows(self._outputs, data.mesh)  # (variables, batch) -> outputs [B, K]
 
     def run(self, state: State) -> Iterator[tuple[str, float]]:
         data, variables = self.data, state.variables()
         batches = data.kept_batches() if data.kept_batches else data.batches(data.evaluation)
-        outputs_of, kind = functools.partial(self._outputs_of, variables), data.evaluation.label_kind
+        outputs_of, kind = functools.partial(self.outputs_of, variables), data.evaluation.label_kind
         if kind == "class":
             self.predictions = predict(outputs_of, batches)
         else:
             outputs, labels = extract_features(outputs_of, batches, len(data.evaluation))
-            self.predictions = MultiLabelPredictions(labels, outputs)
-            if kind == "number":
-                self.predictions = NumberPredictions(labels, outputs, data.bind(variables).config.number_std or 1.0)
+            self.predictions = predictions_of(kind, outputs, labels, data.bind(variables).config.number_std)
         yield from self.predictions.scores().items()
 
     def _outputs(self, variables: dict, batch: dict) -> jax.Array:
@@ -70,9 +68,16 @@ class Accuracy(Evaluator):
         return model.classify(x)[0]
 
 
+def predictions_of(
+    kind: str, outputs: np.ndarray, labels: np.ndarray, std: Sequence[float]
+) -> MultiLabelPredictions | NumberPredictions:
+    """Of outputs and labels [N, K] of the kind multi or number."""
+    return MultiLabelPredictions(labels, outputs) if kind == "multi" else NumberPredictions(labels, outputs, std or 1.0)
+
+
 def predict(logits_fn: Callable[[dict], jax.Array], batches: Iterator[dict]) -> Predictions:
     """Applies logits_fn (device batch -> logits [B, K]) to every batch; rows of weight 0 are padding and dropped."""
-    judged = one_ahead(whole((batch["weight"], *_judge(logits_fn(batch), batch["label"]))) for batch in batches)
+    judged = one_ahead(whole((batch["weight"], *judge(logits_fn(batch), batch["label"]))) for batch in batches)
     found = [jax.device_get(parts) for parts in judged]
     weight, label, predicted, rank, loss = (np.concatenate(part) for part in zip(*found, strict=True))
     real = weight > 0
@@ -80,7 +85,8 @@ def predict(logits_fn: Callable[[dict], jax.Array], batches: Iterator[dict]) -> 
 
 
 @jax.jit
-def _judge(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, ...]:
+def judge(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, ...]:
+    """The parts [B] of `Predictions` of logits [B, K] for labels [B]."""
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
     return label, jnp.argmax(logits, axis=1), rank_of_label(logits, label), loss
 

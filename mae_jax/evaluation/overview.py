@@ -10,10 +10,11 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageDraw, ImageFont
 
 from mae_jax.data.augment import augmentations, color_jitter, random_flip
-from mae_jax.data.loader import Arrays, make_train_batches
-from mae_jax.data.sources import Source
+from mae_jax.data.loader import Arrays, make_eval_batches, make_train_batches
+from mae_jax.data.sources import Source, Wrapper
 from mae_jax.data.transforms import Size
-from mae_jax.evaluation.drawing import NO_DATA, find_stretch
+from mae_jax.evaluation.drawing import NO_DATA, drawn_channels, find_stretch
+from mae_jax.models.config import MAEConfig
 from mae_jax.runtime.errors import escaped
 from mae_jax.runtime.seeds import make_key
 
@@ -48,6 +49,18 @@ def to_display(images: np.ndarray, shown: list[int] | None) -> tuple[np.ndarray,
         images = np.where(valid[..., shown], stretch(images), NO_DATA)
     images = np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
     return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images, how
+
+
+def draw_pictures(
+    config: ConfigDict, source: Source, indices: np.ndarray, names: Sequence[str], caption: Sequence[str]
+) -> np.ndarray:
+    """`draw_crops` of pictures of a source, in the order of the indices [n], cut as for evaluation."""
+    model, chosen = MAEConfig(**config.model), Wrapper(source, indices)
+    batches = make_eval_batches(chosen, config.data, len(chosen), model.image_size, model.channels, replaces=False)
+    with contextlib.closing(batches):
+        images = next(batches)["image"][np.argsort(np.argsort(indices))]
+    pictures, how = to_display(images, drawn_channels(config, model.channels))
+    return draw_crops(pictures, names, [*caption, how])
 
 
 def describe_crops(data: ConfigDict) -> str:

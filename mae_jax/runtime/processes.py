@@ -175,12 +175,17 @@ def is_main() -> bool:
 
 
 def from_main(value: Any) -> Any:
-    """Process 0's value, which must fit into JSON, in all processes. All must call it, as the next two."""
+    """Process 0's value, which must fit into JSON, in all processes. All must call it, as the next three."""
     return value if process_count() == 1 else json.loads(_exchange(json.dumps(value) if is_main() else "")[0])
 
 
 def sum_of_all(number: int) -> int:
-    return number if process_count() == 1 else sum(map(int, _exchange(str(number))))
+    return sum(from_all(number))
+
+
+def from_all(value: Any) -> list[Any]:
+    """Each process's value, which must fit into JSON, in all of them."""
+    return [value] if process_count() == 1 else [json.loads(text) for text in _exchange(json.dumps(value))]
 
 
 def wait_for_all() -> None:

@@ -91,6 +91,7 @@ READS = {
     "evaluate": MEASURES + NO_LABELS + HIDES + "evaluate.evaluators",
     "evaluate a classifier": MEASURES + NO_LABELS + "evaluate.evaluators",
     "reconstruct": MEASURES + NO_LABELS + HIDES + "evaluate.evaluators",
+    "predict": MEASURES + NO_LABELS + "predict.* evaluate.shown_channels",
     "prepare": PICTURES + "prepare.*",
     "inspect": PICTURES + "inspect.* data.value_range data.seed data.crop_* data.flip "
     "data.color_jitter data.augmentation data.rand_augment_* evaluate.shown_channels",

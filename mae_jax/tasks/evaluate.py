@@ -7,17 +7,22 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mae_jax.data.image_folder import PictureFiles
-from mae_jax.data.sources import Labelled, Source, count_images, match_classes
+from mae_jax.data.sources import Labelled, count_images
 from mae_jax.evaluation.classification import Accuracy
 from mae_jax.evaluation.evaluator import EvaluationSuite
 from mae_jax.evaluation.scores import MAIN, TOLD, Report, tell
-from mae_jax.interop.workdirs import Weights
 from mae_jax.models.classifier import is_classifier
 from mae_jax.runtime.console import say
 from mae_jax.runtime.errors import UserError, escaped
 from mae_jax.runtime.signals import StopSignal
 from mae_jax.settings.checks import check_read
-from mae_jax.tasks.measuring import find_sources, open_checkpoint, open_data, write_measurement
+from mae_jax.tasks.measuring import (
+    find_sources,
+    match_to_classifier,
+    open_checkpoint,
+    open_data,
+    write_measurement,
+)
 from mae_jax.workdir.reporting import provenance
 from mae_jax.workdir.writing import save_picture, write_atomically, write_json
 
@@ -93,27 +98,3 @@ def write_report(workdir: Path, report: Report) -> None:
         say("  ".join(f"{escaped(text):{place}}" for text, place in texts))
     if len(rows) > SHOWN_ROWS:
         say(f"(the {SHOWN_ROWS} of {len(rows):,} with the lowest {headings[report.order]}; {report.file} has all)")
-
-
-def match_to_classifier(source: Source, weights: Weights, config: ConfigDict) -> tuple[Source, list[str]]:
-    """The source with the classifier's labels, by name or else by order, and a name for each of its classes."""
-    num_classes, known, found = config.classifier.num_classes, weights.config.get("class_names"), source.class_names
-    foreign, kind = weights.config["data"]["name"] is None, weights.config.get("label_kind", "class")
-    if source.label_kind != kind:
-        raise UserError(
-            f"{config.init_from} has learned labels of the kind {kind}, but data.name={config.data.name} has labels of "
-            f"the kind {source.label_kind}: choose data with labels of the kind {kind} (data.label_kind)"
-        )
-    if known and found and not (foreign and set(known).isdisjoint(found)):
-        source = match_classes(source, list(known), str(config.init_from))
-    elif source.num_classes > num_classes or (foreign and known and found and source.num_classes < num_classes):
-        raise UserError(
-            f"{config.init_from} has {num_classes} classes, but data.name={config.data.name} has "
-            f"{source.num_classes}; choose data with the same classes"
-        )
-    elif foreign and found:
-        if known or source.num_classes < num_classes:
-            say(f"note: the classes of the data ({found[0]}, ...) are matched by their order to {config.init_from}'s")
-        known = None
-    names = [escaped(name) for name in known or found or ()]
-    return source, names + [f"class {label}" for label in range(len(names), num_classes)]

@@ -33,7 +33,7 @@ from mae_jax.interop.workdirs import Weights
 from mae_jax.models.classifier import is_classifier
 from mae_jax.models.config import MAEConfig
 from mae_jax.runtime.console import say
-from mae_jax.runtime.errors import UserError
+from mae_jax.runtime.errors import UserError, escaped
 from mae_jax.runtime.mesh import all_devices, check_heads, fit_to_chip, make_mesh, parameter_shardings, put
 from mae_jax.runtime.processes import from_main, is_main
 from mae_jax.settings.checks import check_channels, check_read
@@ -149,6 +149,30 @@ def find_sources(
     if data.label_fraction is not None:
         train = stratified_subset(train, data.label_fraction, data.seed)
     return train, evaluation
+
+
+def match_to_classifier(source: Source, weights: Weights, config: ConfigDict) -> tuple[Source, list[str]]:
+    """The source with the classifier's labels, by name or else by order, and a name for each of its classes."""
+    num_classes, known, found = config.classifier.num_classes, weights.config.get("class_names"), source.class_names
+    foreign, kind = weights.config["data"]["name"] is None, weights.config.get("label_kind", "class")
+    if source.num_classes and source.label_kind != kind:
+        raise UserError(
+            f"{config.init_from} has learned labels of the kind {kind}, but data.name={config.data.name} has labels of "
+            f"the kind {source.label_kind}: choose data with labels of the kind {kind} (data.label_kind)"
+        )
+    if known and found and not (foreign and set(known).isdisjoint(found)):
+        source = match_classes(source, list(known), str(config.init_from))
+    elif source.num_classes > num_classes or (foreign and known and found and source.num_classes < num_classes):
+        raise UserError(
+            f"{config.init_from} has {num_classes} classes, but data.name={config.data.name} has "
+            f"{source.num_classes}; choose data with the same classes"
+        )
+    elif foreign and found:
+        if known or source.num_classes < num_classes:
+            say(f"note: the classes of the data ({found[0]}, ...) are matched by their order to {config.init_from}'s")
+        known = None
+    names = [escaped(name) for name in known or found or ()]
+    return source, names + [f"class {label}" for label in range(len(names), num_classes)]
 
 
 def open_data(

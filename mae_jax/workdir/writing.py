@@ -1,12 +1,13 @@
 """Reading and writing single files: atomically, and never through a link."""
 
 import contextlib
+import csv
 import io
 import itertools
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,19 @@ def write_atomically(path: Path, data: str | bytes) -> None:
     if is_main():
         with replacing(path) as temporary:
             temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@contextlib.contextmanager
+def writing_table(path: Path, header: Sequence[str]) -> Iterator[Callable[[Sequence], None]]:
+    """A context that yields a function which adds a row to a CSV file; whole or not there, in process 0 only."""
+    if not is_main():
+        yield lambda row: None
+        return
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        yield writer.writerow
+        file.flush()
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
