@@ -16,7 +16,7 @@ from mae_jax.runtime.processes import from_all
 class EachPicture:
     """Iterates once over the pictures of a source, in order: a batch's (indices [n], outputs) at a time.
 
-    `function`: device batch (see `EvaluationData.batches`) -> a sequence of arrays [B, ...]. The outputs are the rows of
+    `function`: device batch (see `EvaluationData.batches`) -> a sequence of arrays [B, ...]. Outputs are the rows of
     the n usable pictures, in NumPy. At the end, `bad` has the reason for each index that is missing, of all processes.
     """
 

@@ -18,7 +18,8 @@ pytestmark = pytest.mark.slow
 
 
 SMALL = dict(
-    model__depth=1, data__batch_size=32, classifier__pool="class", optimizer__name="adamw", optimizer__warmup_epochs=0.0,
+    model__depth=1, data__batch_size=32, classifier__pool="class", optimizer__name="adamw",
+    optimizer__warmup_epochs=0.0,
 )  # fmt: skip
 
 
