@@ -149,7 +149,8 @@ def get_config() -> ConfigDict:
     classifier.num_classes = placeholder(int)  # None: the data's
     classifier.random_encoder = False  # random weights, in an encoder of the size of the one in init_from
     # What the head sees: mean_norm (the norm of the patch tokens' mean) | mean (of the normed patch tokens) |
-    # class (the normed class token) | attentive (a learned query attends to the normed patch tokens).
+    # class (the normed class token) | attentive (a learned query attends to the normed patch tokens) | abmilp (a small
+    # network weights the normed patch tokens: arXiv 2412.03215).
     classifier.pool = "mean_norm"
     # Last blocks that train, with norm and head: 0 (the head), 0.5 (the last block's MLP), 1, ...; None: everything.
     classifier.trained_blocks = placeholder(float)
