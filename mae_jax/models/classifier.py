@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -177,9 +177,19 @@ class Classifier(nnx.Module):
         return self.classify(self.represent(images))[0]
 
     def encode(
-        self, images: jax.Array, *, output_hidden_states: bool = False, output_attentions: bool = False
-    ) -> jax.Array | EncoderOutput:
-        """Tokens [B, 1 + L, D] after the final norm, class token first; with any `output_...`, an EncoderOutput."""
+        self,
+        images: jax.Array,
+        *,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        layers: Sequence[int] | None = None,
+    ) -> jax.Array | EncoderOutput | tuple[jax.Array, ...]:
+        """Tokens [B, 1 + L, D] after the final norm, class token first; with any `output_...`, an EncoderOutput.
+
+        With `layers` alone, a tuple of the tokens after each of these blocks (`Encoder.at_layers`).
+        """
+        if layers is not None:
+            return self.encoder.at_layers(*patches_of(images, self.config.encoder), layers)
         record = (output_hidden_states, output_attentions)
         features, recorded = self.encoder(*patches_of(images, self.config.encoder), record=record)
         return EncoderOutput(features, *recorded) if any(record) else features

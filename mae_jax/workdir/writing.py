@@ -1,12 +1,13 @@
 """Reading and writing single files: atomically, and never through a link."""
 
 import contextlib
+import csv
 import io
 import itertools
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,15 @@ def write_atomically(path: Path, data: str | bytes) -> None:
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Writes indented JSON atomically. ValueError for NaN and infinity; see `finite_or_null`."""
     write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes rows of the same keys atomically, below a line of these; None is an empty cell."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())
 
 
 def save_picture(path: Path, picture: np.ndarray) -> Path:
