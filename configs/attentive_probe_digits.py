@@ -1,6 +1,8 @@
 """Attentive probe of the quickstart's encoder on the digits' labels: a learned query pools the frozen patch tokens.
 
-python main.py --config=configs/attentive_probe_digits.py --config.init_from=runs/digits"""
+python main.py --config=configs/attentive_probe_digits.py --config.init_from=runs/digits
+
+`--config.classifier.pool=abmilp`: a small network weights them instead (AbMILP, arXiv 2412.03215)."""
 
 from configs import linear_probe_digits
 

@@ -13,7 +13,8 @@ from mae_jax.models.config import SIZES
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
-    # pretrain | classify | knn | logistic_regression | features | evaluate | reconstruct | export | ablate
+    # pretrain | classify | knn | logistic_regression | few_shot | probe_sweep | features | evaluate | reconstruct |
+    # export | ablate
     config.task = "pretrain"
     config.seed = 0  # of the initial weights, and of masks, mixing and drop path
     # A workdir, one checkpoint step, the authors' .pth, a Hugging Face or timm folder or file, hf://owner/name.
@@ -149,7 +150,8 @@ def get_config() -> ConfigDict:
     classifier.num_classes = placeholder(int)  # None: the data's
     classifier.random_encoder = False  # random weights, in an encoder of the size of the one in init_from
     # What the head sees: mean_norm (the norm of the patch tokens' mean) | mean (of the normed patch tokens) |
-    # class (the normed class token) | attentive (a learned query attends to the normed patch tokens).
+    # class (the normed class token) | attentive (a learned query attends to the normed patch tokens) | abmilp (a small
+    # network weights the normed patch tokens: arXiv 2412.03215).
     classifier.pool = "mean_norm"
     # Last blocks that train, with norm and head: 0 (the head), 0.5 (the last block's MLP), 1, ...; None: everything.
     classifier.trained_blocks = placeholder(float)
@@ -197,7 +199,7 @@ def get_config() -> ConfigDict:
 
     evaluate = config.evaluate = ConfigDict()
     evaluate.every_steps = placeholder(int)  # None: at the end only
-    # loss | reconstructions | knn | linear_probe | rankme | accuracy | module:class; (): the objective's.
+    # loss | reconstructions | knn | linear_probe | few_shot | rankme | accuracy | module:class; (): the objective's.
     evaluate.evaluators = ()
     evaluate.mask_ratio = placeholder(float)  # for the evaluation's losses and pictures; None: the model's
     # Your own masks (README): FILE.npy, [pictures, rows, columns], or FILE.py:FUNCTION; None: masks are drawn.
@@ -215,6 +217,16 @@ def get_config() -> ConfigDict:
     evaluate.linear_probe = True  # during and after pre-training: a logistic regression on the frozen features
     evaluate.probe_c = 1.0  # inverse strength of the logistic regression's L2 penalty
     evaluate.probe_sweep_c = (0.01, 0.1, 1.0, 10.0)  # the task logistic_regression measures all of these
+    evaluate.shots = (5, 10)  # few_shot: training images of each class
+    evaluate.shot_draws = 5  # few_shot: random choices of these images, over which is averaged
+    # few_shot: L2 penalties (scikit-learn's alpha) to choose from by leave-one-out; big_vision has 1024.
+    evaluate.shot_penalties = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0)
+    # probe_sweep: groups of blocks, from 1 to the last, -1; those of a group are concatenated, as ((6,), (-2, -1)).
+    evaluate.layers = placeholder(object)  # None: the last block, and the last four
+    evaluate.probe_sweep_rates = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)  # of SGD, at batch 256
+    evaluate.probe_sweep_epochs = 100.0
+    evaluate.probe_sweep_batch_size = 256  # features, over all devices
+    evaluate.probe_sweep_held_out = 0.1  # share of each class's training images that choose the best probe
     evaluate.pictures = 8  # reconstructions to draw
     # Channels drawn as red, green and blue, or one as grey, of other than 1 or 3; None: the first three.
     evaluate.shown_channels = placeholder(object)

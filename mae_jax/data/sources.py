@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -153,9 +153,13 @@ def stratified_subset(source: Source, fraction: float, seed: int = 0) -> Wrapper
     rng = np.random.default_rng(seed)
     if source.label_kind != "class":
         return Wrapper(source, rng.permutation(len(source))[: max(1, round(fraction * len(source)))])
-    labels = source.labels()
+    return Wrapper(source, some_of_each_class(source.labels(), lambda count: max(1, round(fraction * count)), rng))
+
+
+def some_of_each_class(labels: np.ndarray, how_many: Callable[[int], int], rng: np.random.Generator) -> np.ndarray:
+    """Random places of the labels [n]: of each class, `how_many` of its number of examples, or all if that is more."""
     members = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
-    return Wrapper(source, np.concatenate([m[: max(1, round(fraction * len(m)))] for m in members]))
+    return np.concatenate([m[: how_many(len(m))] for m in members])
 
 
 class MatchedClasses(Wrapper):

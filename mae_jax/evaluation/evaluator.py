@@ -27,6 +27,7 @@ from mae_jax.settings.registry import Registry
 
 EVALUATORS: Registry[type["Evaluator"]] = Registry("evaluate.evaluators")
 EVALUATORS["accuracy"] = "mae_jax.evaluation.classification:Accuracy"
+EVALUATORS["few_shot"] = "mae_jax.evaluation.few_shot:FewShot"
 EVALUATORS["knn"] = "mae_jax.evaluation.features:KNN"
 EVALUATORS["linear_probe"] = "mae_jax.evaluation.linear_probe:LinearProbe"
 EVALUATORS["loss"] = "mae_jax.evaluation.autoencoder:MaskedLoss"
@@ -142,7 +143,12 @@ class EvaluationData:
     def description(self) -> str:
         """The features and the images, in words."""
         token = "the class token" if self.config.evaluate.token == "class" else "mean of the patch tokens"
-        return f"features: {token} after the final norm, {count_images(self.train, self.evaluation)}, centre crops"
+        return f"features: {token} after the final norm, {self.images}"
+
+    @property
+    def images(self) -> str:
+        """The images, in words."""
+        return f"{count_images(self.train, self.evaluation)}, centre crops"
 
     def batches(self, source: Source) -> Iterator[dict]:
         """Device batches {"image" of `data.dtype`, "label", "index", "weight"}; rows of weight 0 are padding."""
@@ -163,9 +169,18 @@ class EvaluationData:
             self._features[split] = self.extract(state, getattr(self, split))
         return self._features[split]
 
-    def extract(self, state: State, source: Source, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Features and labels of any source, not cached; see `extract_features`."""
-        feature_fn = functools.partial(self._encode_rows, state.variables())
+    def extract(
+        self,
+        state: State,
+        source: Source,
+        out: np.ndarray | None = None,
+        encode_rows: Callable[[dict, dict], jax.Array] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Features and labels of any source, not cached; see `extract_features`.
+
+        `encode_rows`: (variables, batch) -> replicated rows (`on_rows`), instead of the features of `evaluate.token`.
+        """
+        feature_fn = functools.partial(encode_rows or self._encode_rows, state.variables())
         return extract_features(feature_fn, self.batches(source), len(source), out)
 
     def forget(self) -> None:

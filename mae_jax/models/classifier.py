@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,9 @@ POOLS = {  # what the head sees
     "mean": "mean of the normed patch tokens",
     "class": "the normed class token (the mean of several)",
     "attentive": "attention of a learned query to the normed patch tokens",
+    "abmilp": "normed patch tokens, weighted by a small network (AbMILP)",
 }
+LEARNED_POOLS = ("attentive", "abmilp")  # parts of the head, which then sees the patch tokens
 BATCH_NORM_EPSILON = 1e-6  # as in the paper's linear probe
 # What the training labels decide: beside the settings in a checkpoint's config. An earlier version's has none of them.
 LABEL_FACTS = ("label_kind", "number_mean", "number_std")
@@ -124,13 +126,30 @@ class AttentivePool(nnx.Module):
         return rearrange(jax.nn.dot_product_attention(q, k, v), "b 1 h d -> b (h d)").astype(jnp.float32)
 
 
+class AbMILP(nnx.Module):
+    """Multiple-instance pooling (arXiv 1802.04712, eq. 7-8; of MAE's patches 2412.03215): the tokens' weighted mean.
+
+    A token h has the weight softmax(w tanh(V h + b)) over the tokens; w is `query`, V and b are `key`.
+    """
+
+    def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.query = nnx.Param(0.02 * jax.random.normal(rngs.params(), (width,)))
+        self.key = Linear(width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:  # [b, n, d] -> [b, d]
+        weights = jax.nn.softmax(jnp.tanh(self.key(tokens).astype(jnp.float32)) @ self.query[...], axis=1)
+        return jnp.einsum("bn,bnd->bd", weights, tokens.astype(jnp.float32))
+
+
 class Head(nnx.Module):
     """The learned pool (if any), BatchNorm (if any), and the linear layer."""
 
     def __init__(self, config: ClassifierConfig, *, rngs: nnx.Rngs):
         encoder, dtype = config.encoder, jnp.dtype(config.encoder.blocks.dtype)
         pool = AttentivePool(encoder.width, encoder.num_heads, dtype=dtype, rngs=rngs)
-        self.pool = pool if config.pool == "attentive" else None
+        if config.pool == "abmilp":
+            pool = AbMILP(encoder.width, dtype=dtype, rngs=rngs)
+        self.pool = pool if config.pool in LEARNED_POOLS else None
         self.batch_norm = BatchNorm(encoder.width) if config.batch_norm else None
         self.linear = Linear(encoder.width, config.num_classes, dtype=jnp.dtype("float32"), rngs=rngs)
         self.linear.kernel[...] = config.head_std * jax.random.normal(rngs.params(), self.linear.kernel.shape)
@@ -158,22 +177,32 @@ class Classifier(nnx.Module):
         return self.classify(self.represent(images))[0]
 
     def encode(
-        self, images: jax.Array, *, output_hidden_states: bool = False, output_attentions: bool = False
-    ) -> jax.Array | EncoderOutput:
-        """Tokens [B, 1 + L, D] after the final norm, class token first; with any `output_...`, an EncoderOutput."""
+        self,
+        images: jax.Array,
+        *,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        layers: Sequence[int] | None = None,
+    ) -> jax.Array | EncoderOutput | tuple[jax.Array, ...]:
+        """Tokens [B, 1 + L, D] after the final norm, class token first; with any `output_...`, an EncoderOutput.
+
+        With `layers` alone, a tuple of the tokens after each of these blocks (`Encoder.at_layers`).
+        """
+        if layers is not None:
+            return self.encoder.at_layers(*patches_of(images, self.config.encoder), layers)
         record = (output_hidden_states, output_attentions)
         features, recorded = self.encoder(*patches_of(images, self.config.encoder), record=record)
         return EncoderOutput(features, *recorded) if any(record) else features
 
     def represent(self, images: jax.Array, keys: jax.Array | None = None) -> jax.Array:
-        """[B, H, W, C] -> [B, D], or patch tokens [B, L, D] for the attentive pool. Keys [B] turn on drop path."""
+        """[B, H, W, C] -> [B, D], or patch tokens [B, L, D] for a learned pool. Keys [B] turn on drop path."""
         # Nothing here trains if the encoder is frozen, so a probe runs it once; `classify` is the rest.
         tokens, _ = self.encoder(*patches_of(images, self.config.encoder), keys=keys, norm=False)
         classes, patches = jnp.split(tokens, [self.config.encoder.class_tokens], axis=1)
         if self.config.pool == "mean_norm":
             return jnp.mean(patches, axis=1, dtype=jnp.float32)
         tokens = self.encoder.norm(classes if self.config.pool == "class" else patches)
-        return tokens if self.config.pool == "attentive" else jnp.mean(tokens, axis=1)
+        return tokens if self.config.pool in LEARNED_POOLS else jnp.mean(tokens, axis=1)
 
     def classify(self, x: jax.Array, *, training: bool = False) -> tuple[jax.Array, dict]:
         """Outputs [B, K] of `represent`'s result, and in training the batch's statistics as a nested dict."""

@@ -1,5 +1,6 @@
 """The encoder: a Vision Transformer on the visible patches."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from mae_jax.models.layers import LayerNorm, Linear
 from mae_jax.models.masking import take_patches
 from mae_jax.models.patches import grid_size, patchify
 from mae_jax.models.positions import resize_positions, sincos_table
-from mae_jax.models.transformer import Recorded, create_blocks, drop_path_scales, scan_blocks
+from mae_jax.models.transformer import Recorded, create_blocks, drop_path_scales, scan_blocks, scan_to
 from mae_jax.runtime.errors import UserError
 
 
@@ -70,6 +71,27 @@ class Encoder(nnx.Module):
         instead, masks [B * M, L] (1 = hidden) and a mask token [1, 1, D], the token replaces hidden patches (paper,
         Table 1c): [B * M, C + L, D]. Patches are embedded once for all M masks. Keys [B] turn on drop path.
         """
+        x = self._tokens(patches, grid, ids_keep, hidden)
+        drops = keys is not None and self.drop_path is not None
+        scales = drop_path_scales(keys, np.asarray(self.drop_path)) if drops else None
+        x, recorded = scan_blocks(self.blocks, x, branch_scales=scales, frozen=self.frozen_blocks, record=record)
+        x = self._without_registers(x)
+        return self.norm(x) if norm else x, recorded
+
+    def at_layers(self, patches: jax.Array, grid: tuple[int, int], layers: Sequence[int]) -> tuple[jax.Array, ...]:
+        """Tokens [B, C + L, D] after each of these blocks, through the final norm. The first is 1, the last also -1."""
+        places = tuple(find_layer(layer, self.config.depth) for layer in layers)
+        reached = scan_to(self.blocks, self._tokens(patches, grid), places)
+        return tuple(self.norm(self._without_registers(reached[place])) for place in places)
+
+    def _tokens(
+        self,
+        patches: jax.Array,
+        grid: tuple[int, int],
+        ids_keep: jax.Array | None = None,
+        hidden: tuple[jax.Array, jax.Array] | None = None,
+    ) -> jax.Array:
+        """The first block's input: class tokens, registers and patches."""
         config = self.config
         table = position_table(self.positions, config.grid, grid, config.width)
         x = self._embed(patches, table[1:], ids_keep, hidden)
@@ -77,14 +99,11 @@ class Encoder(nnx.Module):
         if self.positions is not None:  # the formula's row for the class token is zero
             class_token = class_token + table[0]
         first = [class_token, self.registers[...]] if config.registers else [class_token]
-        x = jnp.concatenate([*(jnp.broadcast_to(token, (len(x), *token.shape[1:])) for token in first), x], axis=1)
-        drops = keys is not None and self.drop_path is not None
-        scales = drop_path_scales(keys, np.asarray(self.drop_path)) if drops else None
-        x, recorded = scan_blocks(self.blocks, x, branch_scales=scales, frozen=self.frozen_blocks, record=record)
-        if config.registers:  # drop them
-            classes = config.class_tokens
-            x = jnp.concatenate([x[:, :classes], x[:, classes + config.registers :]], axis=1)
-        return self.norm(x) if norm else x, recorded
+        return jnp.concatenate([*(jnp.broadcast_to(token, (len(x), *token.shape[1:])) for token in first), x], axis=1)
+
+    def _without_registers(self, x: jax.Array) -> jax.Array:
+        classes, registers = self.config.class_tokens, self.config.registers
+        return jnp.concatenate([x[:, :classes], x[:, classes + registers :]], axis=1) if registers else x
 
     def _embed(
         self, patches: jax.Array, positions: jax.Array, ids_keep: jax.Array | None, hidden: tuple | None
@@ -100,6 +119,13 @@ class Encoder(nnx.Module):
             return self.patch_embed(patches) + positions
         x = take_patches(self.patch_embed(patches) + positions, ids_keep.reshape(len(patches), -1))
         return x.reshape(*ids_keep.shape, -1)
+
+
+def find_layer(layer: int, depth: int, setting: str = "") -> int:
+    """A block's number, from 1 to `depth`; -1 stands for the last one. UserError if there is no such block."""
+    if not 1 <= abs(layer) <= depth:
+        raise UserError(f"{setting}layer {layer}: the encoder has the blocks 1 to {depth}, or -{depth} to -1")
+    return layer if layer > 0 else depth + 1 + layer
 
 
 def position_table(

@@ -3,6 +3,8 @@
 from mae_jax.models.classifier import ClassifierConfig
 from mae_jax.models.config import MAEConfig
 
+POOL_KERNELS = {"attentive": 2, "abmilp": 1}  # kernels [D, D] that a learned pool applies to each patch token
+
 
 def block_flops(
     tokens: int, width: int, mlp_width: int, memory: int | None = None, memory_width: int | None = None
@@ -66,7 +68,8 @@ def _encoder_flops(encoder: MAEConfig) -> tuple[int, int, int]:
 def classify_flops(config: ClassifierConfig) -> int:
     """One representation's forward pass through the classifier's head."""
     encoder = config.encoder
-    pool = 2 * encoder.num_patches * encoder.width * (2 * encoder.width + 2) if config.pool == "attentive" else 0
+    kernels = POOL_KERNELS.get(config.pool, 0)
+    pool = 2 * encoder.num_patches * encoder.width * (kernels * encoder.width + 2) if kernels else 0
     return pool + 2 * encoder.width * config.num_classes
 
 
@@ -74,9 +77,9 @@ def classify_train_flops(config: ClassifierConfig) -> int:
     """As `classify_flops`, plus the backward pass; into the representation only if something below it trains."""
     if config.trained_blocks != 0 or config.pool == "mean_norm":
         return 3 * classify_flops(config)
-    width, attentive = config.encoder.width, config.pool == "attentive"
-    from_input = 2 * config.encoder.num_patches * width * 2 * width if attentive else 2 * width * config.num_classes
-    return 3 * classify_flops(config) - from_input
+    width, kernels = config.encoder.width, POOL_KERNELS.get(config.pool, 0)
+    of_pool = 2 * config.encoder.num_patches * width * kernels * width
+    return 3 * classify_flops(config) - (of_pool or 2 * width * config.num_classes)
 
 
 def classifier_train_flops(config: ClassifierConfig) -> int:

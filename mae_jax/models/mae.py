@@ -1,7 +1,7 @@
 """The masked autoencoder (He et al. 2021, arXiv 2111.06377, section 3); details as in the released weights."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -176,13 +176,18 @@ class MaskedAutoencoder(nnx.Module):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         output_masks: bool = False,
-    ) -> jax.Array | EncoderOutput:
+        layers: Sequence[int] | None = None,
+    ) -> jax.Array | EncoderOutput | tuple[jax.Array, ...]:
         """Features [B, 1 + L, D] of images [B, H, W, C] after the final norm, class token(s) first.
 
         With a key, noise or mask (see `__call__`), those [B, 1 + K, D] of the K visible patches in the mask's shuffled
         order, even if the encoder was trained with mask tokens. With any `output_...`, returns an EncoderOutput.
+
+        With `layers` alone, a tuple of the features after each of these blocks (`Encoder.at_layers`), as (6, -1).
         """
         patches, grid = patches_of(images, self.config)
+        if layers is not None:
+            return self.encoder.at_layers(patches, grid, layers)
         masked = output_masks or any(given is not None for given in (key, noise, mask, mask_ratio))
         masks = self._masks(patches, grid, key, noise, mask, mask_ratio) if masked else None
         record = (output_hidden_states, output_attentions)

@@ -1,5 +1,7 @@
 """Pre-norm Transformer blocks, stacked along depth and scanned."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,6 +81,17 @@ def scan_blocks(
         recorded = jax.tree.map(lambda *parts: jnp.concatenate(parts), recorded, rest)
     states, attentions = recorded
     return result, (states if states is None else jnp.concatenate([x[None], states]).astype(jnp.float32), attentions)
+
+
+def scan_to(blocks: Block, x: jax.Array, layers: tuple[int, ...]) -> dict[int, jax.Array]:
+    """x after each of these numbers of stacked blocks (at least 1); those after the last are not run."""
+    graphdef, stacked = nnx.split(blocks)
+    reached = {}
+    for first, last in itertools.pairwise([0, *sorted(set(layers))]):
+        part = nnx.merge(graphdef, jax.tree.map(lambda leaf, rows=slice(first, last): leaf[rows], stacked))
+        x, _ = scan_blocks(part, x)
+        reached[last] = x
+    return reached
 
 
 def drop_path_scales(keys: jax.Array, rates: np.ndarray) -> jax.Array:

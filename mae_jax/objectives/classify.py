@@ -1,4 +1,4 @@
-"""Classification, from a checkpoint's encoder or from scratch: fine-tuning, and linear, partial or attentive probes.
+"""Classification, from a checkpoint's encoder or from scratch: fine-tuning; linear, partial and pooling probes.
 
 The settings decide which: `classifier.trained_blocks`, `.pool` and `.batch_norm`, the optimizer, and augmentation.
 """

@@ -13,36 +13,42 @@ from ml_collections import ConfigDict, FieldReference
 
 from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.processes import from_main, is_main, process_count, wait_for_all
-from mae_jax.settings.fields import INT32_MAX, defaults, flatten, get
+from mae_jax.settings.fields import FLOAT32_MAX, INT32_MAX, defaults, flatten, get
 from mae_jax.settings.registry import nearest
+from mae_jax.settings.shapes import check_shapes
 
-FLOAT32_MAX = 3.4e38  # runs compute in float32
 # Interval -> settings whose number, or each of whose numbers, must lie in it; None is not checked. Beyond the upper
 # limits a run would not start, or would never end.
 RANGES = {
     "[1, inf)": "data.batch_size data.num_threads train.steps train.log_every_steps train.accumulate_steps "
     "checkpoint.every_steps checkpoint.keep checkpoint.keep_every_steps evaluate.every_steps evaluate.batch_size "
-    "evaluate.max_train_examples evaluate.max_examples prepare.short_side inspect.max_examples",
+    "evaluate.max_train_examples evaluate.max_examples prepare.short_side inspect.max_examples "
+    "evaluate.probe_sweep_batch_size",
     "(-inf, inf)": "data.mean",
     "[0, inf)": "data.std data.rand_augment_magnitude_std train.skip_nonfinite optimizer.base_learning_rate "
     "optimizer.min_learning_rate optimizer.warmup_epochs optimizer.weight_decay",
-    "(0, inf)": "data.crop_ratio train.epochs optimizer.epsilon optimizer.trust_coefficient optimizer.clip_norm",
+    "(0, inf)": "data.crop_ratio train.epochs optimizer.epsilon optimizer.trust_coefficient optimizer.clip_norm "
+    "evaluate.probe_sweep_epochs",
     "[0, 1]": "data.color_jitter data.erasing data.mix_probability data.mix_switch_probability optimizer.layer_decay",
     "(0, 1]": "data.crop_scale data.label_fraction data.eval_fraction optimizer.decay_fraction",
     "[0, 1)": "classifier.drop_path classifier.label_smoothing optimizer.b1 optimizer.b2 optimizer.momentum "
     "optimizer.muon_momentum train.ema_decay",
+    "[0.001, 0.5]": "evaluate.probe_sweep_held_out",
     "[0.01, 1]": "data.eval_crop",
     "[0, 10]": "data.rand_augment_magnitude",
     "[0, 1000]": "data.num_workers data.mixup data.cutmix classifier.head_std train.profile_steps",
-    "[1, 1000]": "data.rand_augment_ops data.prefetch_batches evaluate.pictures inspect.crops",
+    "[1, 1000]": "data.rand_augment_ops data.prefetch_batches evaluate.shots evaluate.shot_draws evaluate.pictures "
+    "inspect.crops",
     "[1, 100]": "prepare.quality",
     "[1, 1000000]": "classifier.num_classes prepare.shard_examples",
     "[1, 10000]": "evaluate.knn_k evaluate.knn_sweep_k",
     "[4, 10000000]": "data.num_examples",
     "[1, 178956970]": "data.max_pixels",
-    "[1e-10, 1e10]": "evaluate.knn_temperature evaluate.knn_sweep_temperature evaluate.probe_c evaluate.probe_sweep_c",
+    "[1e-10, 1e10]": "evaluate.knn_temperature evaluate.knn_sweep_temperature evaluate.probe_c evaluate.probe_sweep_c "
+    "evaluate.shot_penalties evaluate.probe_sweep_rates",
     "[0, 4294967295]": "seed data.seed",
 }
+WHOLE = ("evaluate.knn_sweep_k", "evaluate.shots")  # lists of whole numbers
 INTERVALS = {key: interval for interval, keys in RANGES.items() for key in keys.split()}
 CHOICES = {
     "data.augmentation": ("none", "rand_augment"),
@@ -73,6 +79,7 @@ FEATURES = "evaluate.token evaluate.max_train_examples "
 HIDES = "evaluate.mask evaluate.mask_ratio evaluate.pictures evaluate.shown_channels "
 KNN = "evaluate.knn_k evaluate.knn_temperature "
 PROBE = "evaluate.probe_c "
+SHOTS = "evaluate.shots evaluate.shot_* "
 # Which pictures there are, and how they are read.
 PICTURES = "task given file model.image_size model.channels data.name data.path data.root data.train_split "
 PICTURES += "data.eval_split data.image_column data.label_column data.split_column data.group_column "
@@ -80,16 +87,19 @@ PICTURES += "data.eval_fraction data.stratify data.label_kind data.label_separat
 PICTURES += "data.on_bad_image data.max_pixels data.dtype data.bands "
 
 READS = {
-    "pretrain": TRAINS + NO_LABELS + NO_MIXING + FEATURES + HIDES + KNN + PROBE
+    "pretrain": TRAINS + NO_LABELS + NO_MIXING + FEATURES + HIDES + KNN + PROBE + SHOTS
     + "evaluate.random_encoder evaluate.linear_probe",
     "classify": TRAINS + "classifier.* -model.decoder_* -model.mask_* -model.encoder_mask_tokens -model.loss_patches "
     "-model.pca_targets -model.target -model.prediction_ratio -model.masks_per_image -model.uniformity "
     "-model.normalize_targets -model.positions",
     "knn": MEASURES + FEATURES + KNN + "evaluate.knn_sweep_* evaluate.random_encoder",
     "logistic_regression": MEASURES + FEATURES + PROBE + "evaluate.probe_sweep_c evaluate.random_encoder",
+    "few_shot": MEASURES + FEATURES + SHOTS + "evaluate.random_encoder",
+    "probe_sweep": MEASURES + "evaluate.max_train_examples evaluate.layers evaluate.probe_sweep_rates "
+    "evaluate.probe_sweep_epochs evaluate.probe_sweep_batch_size evaluate.probe_sweep_held_out evaluate.random_encoder",
     "features": MEASURES + FEATURES,
-    "evaluate": MEASURES + NO_LABELS + HIDES + "evaluate.evaluators",
-    "evaluate a classifier": MEASURES + NO_LABELS + "evaluate.evaluators",
+    "evaluate": MEASURES + NO_LABELS + HIDES + SHOTS + "evaluate.evaluators",
+    "evaluate a classifier": MEASURES + NO_LABELS + SHOTS + "evaluate.evaluators",
     "reconstruct": MEASURES + NO_LABELS + HIDES + "evaluate.evaluators",
     "predict": MEASURES + NO_LABELS + "predict.* evaluate.shown_channels",
     "prepare": PICTURES + "prepare.*",
@@ -147,27 +157,7 @@ def check(config: ConfigDict) -> None:
             f"evaluate.mask_ratio={config.evaluate.mask_ratio} cannot be given with evaluate.mask="
             f"{config.evaluate.mask}, which decides what is hidden: leave one of them out"
         )
-    value = config.init_channels
-    named = isinstance(value, list | tuple) and value and all(n is None or type(n) is int for n in value)
-    if value not in (None, "mean", "repeat") and not named:
-        raise UserError(
-            f"init_channels={value!r} must be mean, repeat, or for each channel its old one or None, for example "
-            "--config.init_channels='(2, 1, 0, None)'"
-        )
-    value = config.data.bands
-    whole = isinstance(value, list | tuple) and value and all(type(n) is int and n >= 0 for n in value)
-    if value is not None and not whole:
-        raise UserError(
-            f"data.bands={value!r} must be channels of the pictures, counted from 0, for example "
-            "--config.data.bands='(3, 2, 1)'"
-        )
-    value = config.data.value_range
-    finite = isinstance(value, list | tuple) and all(type(x) in (int, float) and abs(x) < FLOAT32_MAX for x in value)
-    if value is not None and not (finite and len(value) == 2 and value[0] < value[1]):
-        raise UserError(
-            f"data.value_range={value!r} must be two numbers, (low, high) with low < high, for example "
-            "--config.data.value_range='(0, 4095)'"
-        )
+    check_shapes(config)
 
 
 @functools.cache
@@ -179,7 +169,7 @@ def _may_be_none() -> set[str]:
 
 def _check_numbers(key: str, value: Any) -> None:
     """Raises UserError unless a number, or each of a list, is in the setting's interval and fits into 32 bits."""
-    interval, kinds = INTERVALS.get(key, "(-inf, inf)"), int if key == "evaluate.knn_sweep_k" else int | float
+    interval, kinds = INTERVALS.get(key, "(-inf, inf)"), int if key in WHOLE else int | float
     numbers = value if isinstance(value, list) else [value]
     if key not in INTERVALS:
         numbers = [number for number in numbers if isinstance(number, kinds)]

@@ -7,6 +7,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 INT32_MAX = 2**31 - 1
+FLOAT32_MAX = 3.4e38  # runs compute in float32
 
 _make_defaults: Callable[[], ConfigDict] | None = None
 

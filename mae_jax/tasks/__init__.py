@@ -9,7 +9,9 @@ from mae_jax.objectives.objective import OBJECTIVES
 from mae_jax.settings.checks import check, check_read
 
 # Name -> module.
-TASKS = dict.fromkeys(OBJECTIVES, "train") | dict.fromkeys(("knn", "logistic_regression", "features"), "frozen")
+TASKS = dict.fromkeys(OBJECTIVES, "train") | dict.fromkeys(
+    ("knn", "logistic_regression", "few_shot", "probe_sweep", "features"), "frozen"
+)
 TASKS |= {"evaluate": "evaluate", "reconstruct": "evaluate", "ablate": "ablation.program"}
 TASKS |= {name: name for name in ("export", "prepare", "inspect", "predict")}
 

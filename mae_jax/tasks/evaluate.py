@@ -1,7 +1,5 @@
 """The tasks evaluate (an autoencoder's loss and pictures, or a classifier's scores) and reconstruct."""
 
-import csv
-import io
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -24,7 +22,7 @@ from mae_jax.tasks.measuring import (
     write_measurement,
 )
 from mae_jax.workdir.reporting import provenance
-from mae_jax.workdir.writing import save_picture, write_atomically, write_json
+from mae_jax.workdir.writing import save_picture, write_csv, write_json
 
 SHOWN_ROWS = 20
 
@@ -84,11 +82,8 @@ def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
 
 def write_report(workdir: Path, report: Report) -> None:
     """Writes a report's table and picture, and prints the rows with the lowest scores."""
-    rows, text = report.rows, io.StringIO()
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(workdir / report.file, text.getvalue())
+    rows = report.rows
+    write_csv(workdir / report.file, rows)
     save_picture(workdir / report.drawn, report.picture)
     headings = {key: heading for key, (heading, _, _) in report.columns.items()}
     say("  ".join(f"{heading:{place}}" for heading, place, _ in report.columns.values()))

@@ -1,4 +1,4 @@
-"""The tasks knn, logistic_regression and features: scores of a frozen encoder, or its features on disk."""
+"""The tasks knn, logistic_regression, few_shot, probe_sweep and features: scores of a frozen encoder, or features."""
 
 import contextlib
 import functools
@@ -10,29 +10,35 @@ from ml_collections import ConfigDict
 
 from mae_jax.evaluation.evaluator import EvaluationData, Trained
 from mae_jax.evaluation.features import KNN, rankme
+from mae_jax.evaluation.few_shot import FewShot
 from mae_jax.evaluation.linear_probe import METHODS, LinearProbe
+from mae_jax.evaluation.probe_sweep import ProbeSweep
 from mae_jax.evaluation.scores import MAIN, TOLD, tell
 from mae_jax.models.mae import init_params, make_bind
 from mae_jax.runtime.console import say
-from mae_jax.runtime.errors import escaped
+from mae_jax.runtime.errors import UserError, escaped
 from mae_jax.runtime.mesh import create
 from mae_jax.runtime.processes import is_main
 from mae_jax.runtime.seeds import make_key
 from mae_jax.runtime.signals import StopSignal
 from mae_jax.tasks.measuring import find_sources, open_checkpoint, open_data, write_measurement
 from mae_jax.workdir.reporting import provenance
-from mae_jax.workdir.writing import replacing, write_json
+from mae_jax.workdir.writing import finite_or_null, replacing, write_csv, write_json
 
 
 def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
     """Prints what the task measures, and writes result.json."""
-    measure = {"knn": sweep_knn, "logistic_regression": sweep_logistic_regression, "features": write_features}
+    measure = {
+        "knn": sweep_knn, "logistic_regression": sweep_logistic_regression, "few_shot": sweep_few_shot,
+        "probe_sweep": sweep_probes, "features": write_features,
+    }  # fmt: skip
     weights, config = open_checkpoint(config, workdir)
     sources = find_sources(weights, config, labelled=config.task != "features")
     data, state = open_data(weights, config, *sources)
     write_json(workdir / "config.json", config.to_dict() | provenance())
     result, method = measure[config.task](data, state, workdir)
-    protocol = "; ".join(filter(None, [data.description, method]))
+    seen = data.images if config.task == "probe_sweep" else data.description
+    protocol = "; ".join(filter(None, [seen, method]))
     write_measurement(workdir, data.config, {"step": state.step} | result | {"protocol": protocol})
     say(protocol, f"see {workdir}/result.json")
 
@@ -96,6 +102,69 @@ def sweep_logistic_regression(data: EvaluationData, state: Trained, workdir: Pat
         say(f"an encoder with random weights, C {row['c']}: {tell(row)}")
     method = {"class": "multinomial logistic regression by L-BFGS"}.get(kind, METHODS[kind])
     return result | {"sweep": sweep}, f"{method}; best: the best C on the evaluation images themselves"
+
+
+def sweep_few_shot(data: EvaluationData, state: Trained, workdir: Path) -> tuple[dict[str, Any], str]:
+    """Least squares on a few images of each class, for each penalty; returns scores, and the method in words."""
+    settings, few_shot, result = data.config.evaluate, FewShot(data.config, data), {}
+    check_classes(data)
+    sweep = few_shot.sweep(state)
+    penalties = "".join(f"L2 {penalty:<7g}" for penalty in sorted(settings.shot_penalties))
+    say(f"{'top-1, shots':<14}{'by leave-one-out':<18}{penalties}")
+    for shots in settings.shots:
+        chosen, *others = (row for row in sweep if row["shots"] == shots)
+        told = f"{chosen['top1']:.2%} ± {chosen['top1_std']:.2%}"
+        say(f"{shots:>8}      {told:<18}" + "".join(f"{row['top1']:<10.2%}" for row in others))
+        result |= {f"{shots}_shot/{name}": chosen[name] for name in ("top1", "top1_std")}
+    if settings.random_encoder:
+        other, random_state = with_random_encoder(data)
+        for name, value in FewShot(data.config, other).run(random_state):
+            result[f"random_encoder/{name}"] = value
+        told = ", ".join(f"{shots} shots {result[f'random_encoder/{shots}_shot/top1']:.2%}" for shots in settings.shots)
+        say(f"an encoder with random weights: {told}")
+    return result | {"sweep": sweep}, few_shot.protocol
+
+
+def sweep_probes(data: EvaluationData, state: Trained, workdir: Path) -> tuple[dict[str, Any], str]:
+    """Linear probes of layers, tokens and rates, in sweep.csv too; returns scores, and the method in words."""
+    settings, result = data.config.evaluate, {}
+    check_classes(data)
+
+    def measure(prefix: str, data: EvaluationData, state: Trained) -> list[dict[str, Any]]:
+        sweep = ProbeSweep(data.config, data)
+        if not prefix:
+            say(f"trains {sweep.size}")
+        rows = sweep.run(state)
+        result.update({f"{prefix}probe_sweep/{name}": value for name, value in rows[0].items()})
+        return rows
+
+    rows = measure("", data, state)
+    best, rates = rows[0], sorted(settings.probe_sweep_rates)
+    write_csv(workdir / "sweep.csv", finite_or_null(rows))
+    say(f"{'layers':<16}{'token':<12}{'best rate':<11}{'held-out top-1':<16}top-1")
+    for one in sorted({(row["layers"], row["token"]): row for row in reversed(rows)}.values(), key=rows.index):
+        scores = f"{one['held_out_top1']:<16.2%}{one['top1']:.2%}"
+        say(f"{one['layers']:<16}{one['token']:<12}{one['learning_rate']:<11g}{scores}")
+    say(f"the first is chosen, on the held-out training images: {tell(best)} on the evaluation images")
+    if best["learning_rate"] in (rates[0], rates[-1]) and len(rates) > 1:
+        say("note: its rate is at the end of evaluate.probe_sweep_rates: a wider range may find a better one")
+    if settings.random_encoder:
+        say(f"an encoder with random weights: {tell(measure('random_encoder/', *with_random_encoder(data))[0])}")
+    method = (
+        f"linear probes by SGD on standardised features of the named blocks, after the final norm, "
+        f"{settings.probe_sweep_epochs:g} epochs, batch {settings.probe_sweep_batch_size}; the best on "
+        f"{settings.probe_sweep_held_out:.0%} of each class's training images, on which it has not learned"
+    )
+    return result | {"sweep": rows}, method
+
+
+def check_classes(data: EvaluationData) -> None:
+    """Raises UserError if the labels are not one class of several."""
+    task, kind = data.config.task, data.evaluation.label_kind
+    if kind != "class":
+        raise UserError(
+            f"the task {task} takes labels of the kind class, not {kind}: use configs/logistic_regression.py"
+        )
 
 
 def write_features(data: EvaluationData, state: Trained, workdir: Path) -> tuple[dict[str, Any], str]:

@@ -58,6 +58,13 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes rows of the same keys atomically, below a line of these; None is an empty cell."""
+    with writing_table(path, list(rows[0])) as write_row:
+        for row in rows:
+            write_row(list(row.values()))
+
+
 def save_picture(path: Path, picture: np.ndarray) -> Path:
     """Writes a picture [H, W, 3] uint8 as PNG, atomically; makes its folder, returns its path."""
     from PIL import Image

@@ -267,6 +267,7 @@ def test_an_export_of_an_autoencoder_has_the_files_of_the_hub(tmp_path):
         (lambda: our_classifier("attentive"), "huggingface", "classifier.pool=attentive"),
         (lambda: our_classifier("attentive"), "facebook", "classifier.pool=attentive"),
         (lambda: our_classifier("attentive"), "timm", "classifier.pool=attentive"),
+        (lambda: our_classifier("abmilp"), "timm", "classifier.pool=abmilp"),
         (lambda: our_classifier("mean"), "huggingface", "export format=timm"),
         (lambda: our_classifier("mean_norm", image_size=(10, 40)), "huggingface", "square images only, not 10 x 40"),
         (lambda: our_classifier("mean"), "facebook", "export format=timm"),

@@ -83,7 +83,7 @@ def test_without_a_checkpoint_there_is_nothing_to_go_on_from(tmp_path):
     assert find_start(small(), tmp_path) == (None, None)
 
 
-@pytest.mark.parametrize("pool", ["class", "mean", "attentive", "mean_norm"])
+@pytest.mark.parametrize("pool", ["class", "mean", "attentive", "abmilp", "mean_norm"])
 def test_a_classifier_takes_the_encoder_of_an_autoencoder_and_its_table_of_positions(autoencoder, tmp_path, pool):
     config = small(pool=pool)
     model, weights = begin(config, autoencoder[0], tmp_path)

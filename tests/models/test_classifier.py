@@ -80,6 +80,9 @@ def torch_pool(pool: str, tokens, norm, head: dict):
             return norm(tokens[:, 1:].mean(1))
     patches = norm(tokens)[:, 1:]
     p = jax.tree.map(torch.tensor, head["pool"])
+    if pool == "abmilp":
+        scores = torch.tanh(linear(patches, p["key"]["kernel"].T, p["key"]["bias"])) @ p["query"]
+        return (torch.softmax(scores, dim=1)[:, :, None] * patches).sum(1)
     key, value = (linear(patches, p[name]["kernel"].T, p[name]["bias"]) for name in ("key", "value"))
     query = p["query"].expand(len(patches), 1, -1)
     q, k, v = (x.reshape(*x.shape[:2], ENCODER.num_heads, -1).transpose(1, 2) for x in (query, key, value))

@@ -71,7 +71,7 @@ def xla_classifier_flops(config: ClassifierConfig, transform, batch: int = 8) ->
 WIDE = MAEConfig(112, 16, 3, 384, 3, 6, scan_unroll=3)
 
 
-@pytest.mark.parametrize("pool", ["mean_norm", "attentive"])
+@pytest.mark.parametrize("pool", ["mean_norm", "attentive", "abmilp"])
 def test_a_classifiers_forward_pass_takes_the_operations_that_xla_counts(pool):
     config = ClassifierConfig(WIDE, 100, pool=pool)
     expected = xla_classifier_flops(config, lambda loss: loss)
@@ -84,13 +84,13 @@ def test_a_classifiers_training_step_takes_the_operations_that_xla_counts(traine
     assert classifier_train_flops(config) == pytest.approx(xla_classifier_flops(config, jax.grad), rel=0.02)
 
 
-@pytest.mark.parametrize("pool", ["class", "attentive"])
+@pytest.mark.parametrize("pool", ["class", "attentive", "abmilp"])
 def test_a_probes_training_step_takes_the_operations_that_xla_counts(pool):
     config = ClassifierConfig(WIDE, 1000, pool=pool, trained_blocks=0)
     assert classifier_train_flops(config) == pytest.approx(xla_classifier_flops(config, jax.grad), rel=0.02)
 
 
-@pytest.mark.parametrize("pool", ["mean_norm", "attentive"])
+@pytest.mark.parametrize("pool", ["mean_norm", "attentive", "abmilp"])
 def test_a_probes_step_on_kept_features_takes_the_operations_that_xla_counts(pool):
     config = ClassifierConfig(WIDE, 5000, pool=pool, trained_blocks=0)
 

@@ -99,7 +99,7 @@ def test_a_class_feature_is_the_mean_of_the_class_tokens_and_a_mean_feature_that
     np.testing.assert_allclose(pool(tokens, "mean", 3), tokens[:, 3:].mean(1), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["class", "mean", "mean_norm", "attentive"])
+@pytest.mark.parametrize("name", ["class", "mean", "mean_norm", "attentive", "abmilp"])
 def test_a_classifiers_pools_tell_class_tokens_from_patches_and_see_no_registers(name):
     config = ClassifierConfig(config_of(class_tokens=3, registers=2), 4, pool=name)
     params = random_like(jax.eval_shape(lambda: init_classifier(config, jax.random.key(0))[0]))
@@ -109,7 +109,7 @@ def test_a_classifiers_pools_tell_class_tokens_from_patches_and_see_no_registers
     normed, width = np.asarray(model.encoder.norm(tokens)), np.asarray(tokens)
     expected = {
         "class": normed[:, :3].mean(1), "mean": normed[:, 3:].mean(1), "mean_norm": width[:, 3:].mean(1),
-        "attentive": normed[:, 3:],
+        "attentive": normed[:, 3:], "abmilp": normed[:, 3:],
     }  # fmt: skip
     np.testing.assert_allclose(found, expected[name], rtol=0, atol=1e-5)
     assert model(images()).shape == (2, 4)
