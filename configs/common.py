@@ -205,7 +205,9 @@ def get_config() -> ConfigDict:
     # Your own masks (README): FILE.npy, [pictures, rows, columns], or FILE.py:FUNCTION; None: masks are drawn.
     evaluate.mask = placeholder(str)
     evaluate.batch_size = 256  # images at most, over all devices
-    evaluate.token = "mean"  # features: mean (of the patch tokens) | class (the class token), after the final norm
+    # Features, after the final norm: mean (of the patch tokens) | class (the class token) | patches (task features).
+    evaluate.token = "mean"
+    evaluate.layer = placeholder(int)  # the block whose tokens are taken, from 1 to the last, -1; None: the last
     # Training images (a fixed random subset) for k-NN and the probe while pre-training; None: all.
     evaluate.max_train_examples = FieldReference(50_000, field_type=int)
     evaluate.max_examples = placeholder(int)  # evaluation images used (a fixed random subset); None: all
@@ -230,6 +232,10 @@ def get_config() -> ConfigDict:
     evaluate.pictures = 8  # reconstructions to draw
     # Channels drawn as red, green and blue, or one as grey, of other than 1 or 3; None: the first three.
     evaluate.shown_channels = placeholder(object)
+
+    features = config.features = ConfigDict()  # the task features
+    features.format = "parquet"  # parquet: one table | npy: arrays of features and labels
+    features.image_sizes = ()  # one file for each of these sizes, as (160, 224); (): the model's
 
     config.predict = ConfigDict()  # the task predict
     config.predict.top = 5  # classes listed for each picture, where one of several applies

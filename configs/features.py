@@ -1,4 +1,4 @@
-"""Writes a checkpoint's frozen features: {train,eval}_features.npy, float32 [images, width], {train,eval}_labels.npy.
+"""Writes a checkpoint's frozen features, with names and labels of the pictures, to features.parquet (or .npy arrays).
 
 python main.py --config=configs/features.py --config.init_from=runs/digits [--config.evaluate.token=class]"""
 

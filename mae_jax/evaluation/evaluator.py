@@ -35,6 +35,9 @@ EVALUATORS["rankme"] = "mae_jax.evaluation.features:RankMe"
 EVALUATORS["reconstructions"] = "mae_jax.evaluation.autoencoder:ReconstructionSheet"
 
 
+TOKENS = {"mean": "mean of the patch tokens", "class": "the class token", "patches": "the patch tokens"}
+
+
 class State(Protocol):
     """A model to evaluate: the state of a training run, or a `Trained`."""
 
@@ -124,7 +127,7 @@ class EvaluationData:
         settings = config.evaluate
         self.train = train and random_subset(train, settings.max_train_examples or len(train))
         self.evaluation = random_subset(evaluation, settings.max_examples or len(evaluation))
-        self._encode_rows = on_rows(self._encode, mesh)
+        self.encode_rows = on_rows(self._encode, mesh)  # (variables, batch) -> features [B, D]
         self.forget()
 
     @functools.cached_property
@@ -142,8 +145,9 @@ class EvaluationData:
     @property
     def description(self) -> str:
         """The features and the images, in words."""
-        token = "the class token" if self.config.evaluate.token == "class" else "mean of the patch tokens"
-        return f"features: {token} after the final norm, {self.images}"
+        token, layer = TOKENS[self.config.evaluate.token], self.config.evaluate.layer
+        where = "" if layer is None else f" of block {layer}"
+        return f"features: {token}{where} after the final norm, {self.images}"
 
     @property
     def images(self) -> str:
@@ -180,7 +184,7 @@ class EvaluationData:
 
         `encode_rows`: (variables, batch) -> replicated rows (`on_rows`), instead of the features of `evaluate.token`.
         """
-        feature_fn = functools.partial(encode_rows or self._encode_rows, state.variables())
+        feature_fn = functools.partial(encode_rows or self.encode_rows, state.variables())
         return extract_features(feature_fn, self.batches(source), len(source), out)
 
     def forget(self) -> None:
@@ -188,7 +192,9 @@ class EvaluationData:
         self._state, self._features = None, {}
 
     def _encode(self, variables: dict, batch: dict) -> jax.Array:
-        tokens = self.bind(variables).encode(self.normalize(batch["image"]))
+        layer, encode = self.config.evaluate.layer, self.bind(variables).encode
+        images = self.normalize(batch["image"])
+        tokens = encode(images) if layer is None else encode(images, layers=(layer,))[0]
         return pool(tokens, self.config.evaluate.token, self.model.class_tokens)
 
 
@@ -242,7 +248,12 @@ class EvaluationSuite:
 
 
 def pool(tokens: jax.Array, token: str, class_tokens: int = 1) -> jax.Array:
-    """Features [B, D] from tokens [B, C + L, D]: the mean of the C class tokens (token="class") or of the L patches."""
+    """Features [B, D] from tokens [B, C + L, D]: the mean of the C class tokens (token="class") or of the L patches.
+
+    token="patches": the patch tokens themselves, [B, L, D].
+    """
+    if token == "patches":
+        return tokens[:, class_tokens:]
     return jnp.mean(tokens[:, :class_tokens] if token == "class" else tokens[:, class_tokens:], axis=1)
 
 

@@ -36,9 +36,9 @@ RANGES = {
     "[0.001, 0.5]": "evaluate.probe_sweep_held_out",
     "[0.01, 1]": "data.eval_crop",
     "[0, 10]": "data.rand_augment_magnitude",
-    "[0, 1000]": "data.num_workers data.mixup data.cutmix classifier.head_std train.profile_steps",
+    "[0, 1000]": "predict.pictures data.num_workers data.mixup data.cutmix classifier.head_std train.profile_steps",
     "[1, 1000]": "data.rand_augment_ops data.prefetch_batches evaluate.shots evaluate.shot_draws evaluate.pictures "
-    "inspect.crops",
+    "predict.top inspect.crops",
     "[1, 100]": "prepare.quality",
     "[1, 1000000]": "classifier.num_classes prepare.shard_examples",
     "[1, 10000]": "evaluate.knn_k evaluate.knn_sweep_k",
@@ -57,7 +57,8 @@ CHOICES = {
     "data.label_kind": ("class", "multi", "number", None),
     "data.dtype": ("uint8", "uint16", "int16", "float16", "float32", None),
     "classifier.class_weights": ("balanced", None),
-    "evaluate.token": ("mean", "class"),
+    "evaluate.token": ("mean", "class", "patches"),
+    "features.format": ("parquet", "npy"),
 }
 PATHS = ("init_from", "data.path", "data.root", "data.statistics", "evaluate.mask")
 LOCAL = (*PATHS[1:3], "data.num_threads", "data.num_workers", "data.prefetch_batches", "given")  # of each process
@@ -75,7 +76,7 @@ TRAINS = EVERY + "init_channels seed mesh.* train.* optimizer.* checkpoint.* eva
 TRAINS += "evaluate.max_examples evaluate.evaluators "
 # Model and pictures are the checkpoint's; the tasks compare them with these settings.
 MEASURES = EVERY + NO_MIXING + NO_TRAINING + "seed mesh.* evaluate.batch_size evaluate.max_examples "
-FEATURES = "evaluate.token evaluate.max_train_examples "
+FEATURES = "evaluate.token evaluate.layer evaluate.max_train_examples "
 HIDES = "evaluate.mask evaluate.mask_ratio evaluate.pictures evaluate.shown_channels "
 KNN = "evaluate.knn_k evaluate.knn_temperature "
 PROBE = "evaluate.probe_c "
@@ -97,7 +98,7 @@ READS = {
     "few_shot": MEASURES + FEATURES + SHOTS + "evaluate.random_encoder",
     "probe_sweep": MEASURES + "evaluate.max_train_examples evaluate.layers evaluate.probe_sweep_rates "
     "evaluate.probe_sweep_epochs evaluate.probe_sweep_batch_size evaluate.probe_sweep_held_out evaluate.random_encoder",
-    "features": MEASURES + FEATURES,
+    "features": MEASURES + FEATURES + "features.*",
     "evaluate": MEASURES + NO_LABELS + HIDES + SHOTS + "evaluate.evaluators",
     "evaluate a classifier": MEASURES + NO_LABELS + SHOTS + "evaluate.evaluators",
     "reconstruct": MEASURES + NO_LABELS + HIDES + "evaluate.evaluators",
@@ -157,6 +158,8 @@ def check(config: ConfigDict) -> None:
             f"evaluate.mask_ratio={config.evaluate.mask_ratio} cannot be given with evaluate.mask="
             f"{config.evaluate.mask}, which decides what is hidden: leave one of them out"
         )
+    if config.evaluate.token == "patches" and config.task != "features":
+        raise UserError("evaluate.token=patches is for the task features alone: choose mean or class")
     check_shapes(config)
 
 

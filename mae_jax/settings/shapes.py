@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from mae_jax.runtime.errors import UserError
@@ -11,6 +12,10 @@ from mae_jax.settings.fields import FLOAT32_MAX, get
 
 def _all(value: Any, fits: Callable[[Any], bool]) -> bool:
     return isinstance(value, list | tuple) and bool(value) and all(map(fits, value))
+
+
+def _is_side(side: Any) -> bool:
+    return type(side) is int and side > 0
 
 
 # Setting -> whether a value fits, what it must be, an example.
@@ -27,6 +32,10 @@ SHAPES = {
         lambda value: _all(value, lambda end: type(end) in (int, float) and abs(end) < FLOAT32_MAX)
         and len(value) == 2 and value[0] < value[1],
         "two numbers, (low, high) with low < high", "(0, 4095)",
+    ),
+    "features.image_sizes": (
+        lambda value: value == () or value == [] or _all(value, lambda size: _all(np.ravel(size).tolist(), _is_side)),
+        "sizes, each one number or (height, width)", "(160, 224)",
     ),
     "evaluate.layers": (
         lambda value: _all(value, lambda group: _all(group, lambda layer: type(layer) is int)),

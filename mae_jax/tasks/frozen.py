@@ -1,11 +1,9 @@
-"""The tasks knn, logistic_regression, few_shot, probe_sweep and features: scores of a frozen encoder, or features."""
+"""The tasks knn, logistic_regression, few_shot and probe_sweep: scores of a frozen encoder."""
 
-import contextlib
 import functools
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from mae_jax.evaluation.evaluator import EvaluationData, Trained
@@ -16,24 +14,23 @@ from mae_jax.evaluation.probe_sweep import ProbeSweep
 from mae_jax.evaluation.scores import MAIN, TOLD, tell
 from mae_jax.models.mae import init_params, make_bind
 from mae_jax.runtime.console import say
-from mae_jax.runtime.errors import UserError, escaped
+from mae_jax.runtime.errors import UserError
 from mae_jax.runtime.mesh import create
-from mae_jax.runtime.processes import is_main
 from mae_jax.runtime.seeds import make_key
 from mae_jax.runtime.signals import StopSignal
 from mae_jax.tasks.measuring import find_sources, open_checkpoint, open_data, write_measurement
 from mae_jax.workdir.reporting import provenance
-from mae_jax.workdir.writing import finite_or_null, replacing, write_csv, write_json
+from mae_jax.workdir.writing import finite_or_null, write_csv, write_json
 
 
 def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
     """Prints what the task measures, and writes result.json."""
     measure = {
         "knn": sweep_knn, "logistic_regression": sweep_logistic_regression, "few_shot": sweep_few_shot,
-        "probe_sweep": sweep_probes, "features": write_features,
+        "probe_sweep": sweep_probes,
     }  # fmt: skip
     weights, config = open_checkpoint(config, workdir)
-    sources = find_sources(weights, config, labelled=config.task != "features")
+    sources = find_sources(weights, config, labelled=True)
     data, state = open_data(weights, config, *sources)
     write_json(workdir / "config.json", config.to_dict() | provenance())
     result, method = measure[config.task](data, state, workdir)
@@ -165,29 +162,3 @@ def check_classes(data: EvaluationData) -> None:
         raise UserError(
             f"the task {task} takes labels of the kind class, not {kind}: use configs/logistic_regression.py"
         )
-
-
-def write_features(data: EvaluationData, state: Trained, workdir: Path) -> tuple[dict[str, Any], str]:
-    """Writes {train,eval}_features.npy [N, D] float32 and {train,eval}_labels.npy (`Source.labels`), all or none."""
-    result, written = {}, []
-    with contextlib.ExitStack() as files:
-        for split, source in (("train", data.train), ("eval", data.evaluation)):
-            if source is None:
-                continue
-            shape, out = (len(source), data.model.width), None
-            if is_main():
-                features = files.enter_context(replacing(workdir / f"{split}_features.npy"))
-                out = np.lib.format.open_memmap(features, mode="w+", dtype=np.float32, shape=shape)
-            _, labels = data.extract(state, source, out)
-            if is_main():
-                out.flush()
-                with files.enter_context(replacing(workdir / f"{split}_labels.npy")).open("wb") as file:
-                    np.save(file, labels)
-            result[f"{split}_features"] = list(shape)
-            written += [f"wrote {workdir}/{split}_{kind}.npy" for kind in ("features", "labels")]
-        if data.train is None and is_main():
-            for kind in ("features", "labels"):
-                (workdir / f"train_{kind}.npy").unlink(missing_ok=True)
-    say(*written)
-    names = data.evaluation.class_names
-    return result | {"class_names": names and [escaped(name) for name in names]}, ""

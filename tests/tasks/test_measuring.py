@@ -36,7 +36,9 @@ def frozen(pretrained):
 
 @pytest.fixture(scope="module")
 def features(pretrained, tmp_path_factory):
-    return run_task("features", tmp_path_factory.mktemp("runs") / "features", init_from=str(pretrained))
+    return run_task(
+        "features", tmp_path_factory.mktemp("runs") / "features", features__format="npy", init_from=str(pretrained)
+    )
 
 
 def test_features_on_disk_are_the_encoders(features, frozen):
@@ -81,7 +83,7 @@ def test_logistic_regression_is_scikit_learns(pretrained, frozen, tmp_path, caps
 
 def test_an_earlier_measurement_is_kept_and_says_what_was_measured(pretrained, tmp_path):
     for token in ("mean", "mean", "class"):
-        run_task("features", tmp_path, init_from=str(pretrained), evaluate__token=token)
+        run_task("features", tmp_path, features__format="npy", init_from=str(pretrained), evaluate__token=token)
     first, last = (read_json(tmp_path / name) for name in ("result.1.json", "result.json"))
     assert "mean of" in first["protocol"] and "class token" in last["protocol"]
     assert first["measured"]["init_from"] == str(pretrained) and first["measured"]["data.name"] == "digits"
@@ -142,7 +144,7 @@ def test_a_classifiers_class_table_and_picture_are_written(evaluated):
 
 
 def test_features_of_a_classifier_are_those_of_its_encoder(finetuned, tmp_path):
-    workdir = run_task("features", tmp_path, init_from=str(finetuned))
+    workdir = run_task("features", tmp_path, features__format="npy", init_from=str(finetuned))
     images, _ = digits_split("eval")
     model = mae_jax.load(finetuned)
     expected = jax.jit(lambda images: model.encode(images)[:, 1:].mean(axis=1))(images)
@@ -204,7 +206,7 @@ def test_a_class_folder_that_is_named_is_counted_whole_its_classes_matched_by_na
     rows = list(csv.DictReader((workdir / "classes.csv").open()))
     assert [row["class"] for row in rows if int(row["images"])] == ["3", "7", "9"]
     place = {name: value for name, value in settings.items() if name.startswith("data")}
-    workdir = run_task("features", tmp_path / "features", init_from=str(finetuned), **place)
+    workdir = run_task("features", tmp_path / "features", features__format="npy", init_from=str(finetuned), **place)
     assert set(np.load(workdir / "eval_labels.npy")) == {3, 7, 9}
     workdir = run_task("knn", tmp_path / "knn", init_from=str(pretrained), **settings)
     images = f"1,437 training images in digits train, {count} evaluation images in {tmp_path}/pictures (all of it)"
@@ -251,7 +253,7 @@ def test_features_need_no_labels(pretrained, tmp_path):
     for number in range(20):
         Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(tmp_path / "pictures" / f"{number}.png")
     settings = dict(data__name="image_folder", data__path=str(tmp_path / "pictures"))
-    workdir = run_task("features", tmp_path / "run", init_from=str(pretrained), **settings)
+    workdir = run_task("features", tmp_path / "run", features__format="npy", init_from=str(pretrained), **settings)
     assert np.load(workdir / "eval_features.npy").shape == (20, 16) and not (workdir / "train_features.npy").exists()
     np.testing.assert_array_equal(np.load(workdir / "eval_labels.npy"), [-1] * 20)
     message = mistake("features", tmp_path / "share", init_from=str(pretrained), data__label_fraction=0.5, **settings)
@@ -289,7 +291,7 @@ def test_what_was_trained_with_a_value_range_is_measured_with_it(pretrained, tmp
     about["config"]["data"]["value_range"] = (0, 128)
     (step / "about" / "metadata").write_text(json.dumps(about))
     (step / "SHA256SUMS").unlink()
-    measured = run_task("features", tmp_path / "features", init_from=str(workdir))
+    measured = run_task("features", tmp_path / "features", features__format="npy", init_from=str(workdir))
     model, source = mae_jax.load(workdir), Digits("eval")
     images = model.processor([source[i]["image"] for i in range(8)])
     expected = model.encode(images)[:, 1:].mean(axis=1)
@@ -305,7 +307,9 @@ def test_a_checkpoint_of_8_bit_pictures_is_measured_on_others_with_the_range_tha
         Image.fromarray(np.asarray(Digits("eval")[i]["image"][..., 0], np.uint16) * 16).save(folder / f"{i}.png")
     settings = dict(init_from=str(pretrained), data__name="image_folder", data__path=str(folder))
     assert "data.value_range=(low, high)" in mistake("features", tmp_path / "refused", **settings)
-    measured = run_task("features", tmp_path / "taken", data__value_range=(0, 16 * 255), **settings)
+    measured = run_task(
+        "features", tmp_path / "taken", features__format="npy", data__value_range=(0, 16 * 255), **settings
+    )
     model = mae_jax.load(pretrained)
     expected = model.encode(model.processor([Digits("eval")[i]["image"] for i in range(4)]))[:, 1:].mean(axis=1)
     found = np.concatenate([np.load(file) for file in sorted(measured.glob("*_features.npy"))])
