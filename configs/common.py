@@ -237,6 +237,10 @@ def get_config() -> ConfigDict:
     features.format = "parquet"  # parquet: one table | npy: arrays of features and labels
     features.image_sizes = ()  # one file for each of these sizes, as (160, 224); (): the model's
 
+    config.reconstruct = ConfigDict()  # the task reconstruct
+    config.reconstruct.masks = 8  # masks of each picture, over which its error is averaged
+    config.reconstruct.outliers = ()  # classes that the errors are to tell from the others, as ('odd',)
+
     config.predict = ConfigDict()  # the task predict
     config.predict.top = 5  # classes listed for each picture, where one of several applies
     config.predict.pictures = 40  # at most, on the sheet of wrong and unsure ones

@@ -38,7 +38,7 @@ RANGES = {
     "[0, 10]": "data.rand_augment_magnitude",
     "[0, 1000]": "predict.pictures data.num_workers data.mixup data.cutmix classifier.head_std train.profile_steps",
     "[1, 1000]": "data.rand_augment_ops data.prefetch_batches evaluate.shots evaluate.shot_draws evaluate.pictures "
-    "predict.top inspect.crops",
+    "predict.top inspect.crops reconstruct.masks",
     "[1, 100]": "prepare.quality",
     "[1, 1000000]": "classifier.num_classes prepare.shard_examples",
     "[1, 10000]": "evaluate.knn_k evaluate.knn_sweep_k",
@@ -101,7 +101,7 @@ READS = {
     "features": MEASURES + FEATURES + "features.*",
     "evaluate": MEASURES + NO_LABELS + HIDES + SHOTS + "evaluate.evaluators",
     "evaluate a classifier": MEASURES + NO_LABELS + SHOTS + "evaluate.evaluators",
-    "reconstruct": MEASURES + NO_LABELS + HIDES + "evaluate.evaluators",
+    "reconstruct": MEASURES + NO_LABELS + HIDES + "evaluate.evaluators reconstruct.*",
     "predict": MEASURES + NO_LABELS + "predict.* evaluate.shown_channels",
     "prepare": PICTURES + "prepare.*",
     "inspect": PICTURES + "inspect.* data.value_range data.seed data.crop_* data.flip "
