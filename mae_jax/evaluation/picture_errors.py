@@ -57,7 +57,7 @@ def find_outliers(source: Source, names: Sequence[str]) -> np.ndarray:
 
 
 def outlier_auroc(errors: np.ndarray, outlier: np.ndarray) -> float | None:
-    """The chance that an outlier has a larger error than another picture (area under the ROC curve); None without both."""
+    """The chance that an outlier has a larger error than another picture (area under the ROC curve), or None."""
     from sklearn.metrics import roc_auc_score  # slow to import: a second
 
     return float(roc_auc_score(outlier, errors)) if outlier.any() and not outlier.all() else None
