@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mae_jax.interop.formats import FORMATS, export, fit
+from mae_jax.interop.formats import FILES, FORMATS, export, fit
 from mae_jax.models.parameters import count_parameters
 from mae_jax.runtime.console import say
 from mae_jax.runtime.errors import UserError
@@ -30,7 +30,7 @@ def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
     for note in weights.notes:
         say(f"note: {note}")
     # result.json means that all files are complete, and no earlier weights may stand beside this export's settings.
-    for earlier in ("result.json", "model.safetensors", "model.pth"):
+    for earlier in ("result.json", *FILES):
         (workdir / earlier).unlink(missing_ok=True)
     source = {"format": config.format, "init_from": config.init_from}
     write_json(workdir / NOTE, source)
