@@ -141,9 +141,7 @@ def export(weights: Weights, folder: Path, format: str, *, encoder_only: bool = 
     if format == "timm":
         files = {"config.json": timm.make_config(model, classifier, data, names)}
     else:
-        architecture = "ViTMAEForPreTraining" if "decoder" in params else "ViTModel"
-        if classifier:
-            architecture = huggingface.BEIT if classifier.pool == "mean_norm" else "ViTForImageClassification"
+        architecture = huggingface.architecture_of(weights)
         state = huggingface.from_state(state, architecture)
         files = {
             "config.json": huggingface.make_config(model, architecture, names, classifier) | {"step": step},
