@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     config.init_from = placeholder(str)
     # A 3-channel model in init_from starts one of N channels: mean | repeat | for each channel its old one or None.
     config.init_channels = placeholder(object)
-    config.format = placeholder(str)  # export: huggingface | facebook | timm
+    config.format = placeholder(str)  # export: huggingface | facebook | timm | stablehlo | onnx
     config.encoder_only = False  # export: leave out the decoder or the head
 
     config.given = ()  # set by main.py: keys of the settings on the command line

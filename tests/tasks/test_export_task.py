@@ -107,7 +107,7 @@ def test_an_export_of_an_export_is_the_export(pretrained, exported, tmp_path):
 @pytest.mark.parametrize(
     "settings, text",
     [
-        (dict(format="hugingface"), "format='hugingface' is not one of huggingface, facebook, timm"),
+        (dict(format="hugingface"), "format='hugingface' is not one of huggingface, facebook, timm, stablehlo, onnx"),
         (dict(init_from="/nowhere"), "/nowhere does not exist"),
         (dict(init_from=None), "init_from is not set"),
     ],
