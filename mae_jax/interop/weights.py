@@ -133,10 +133,15 @@ def load(path: str | Path, **settings) -> MaskedAutoencoder | Classifier:
     for note in weights.notes:
         warnings.warn(escaped(f"{path}: {note}"), stacklevel=2)
     model = make_bind_of(weights)(jax.device_put(weights.params))
-    config, data = MAEConfig(**weights.config["model"]), weights.config["data"]
-    pictures = (data.get(name) for name in ("mean", "std", "eval_crop", "value_range", "dtype", "bands"))
-    model.processor = Processor(config.image_size, config.channels, *pictures)
+    model.processor = make_processor(weights.config)
     return model
+
+
+def make_processor(config: Mapping) -> Processor:
+    """Prepares pictures as the settings `model` and `data` of a run's resolved config say."""
+    model, data = MAEConfig(**config["model"]), config["data"]
+    pictures = (data.get(name) for name in ("mean", "std", "eval_crop", "value_range", "dtype", "bands"))
+    return Processor(model.image_size, model.channels, *pictures)
 
 
 def choose(weights: Weights, settings: dict[str, Any]) -> Weights:

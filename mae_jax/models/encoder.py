@@ -59,6 +59,7 @@ class Encoder(nnx.Module):
         grid: tuple[int, int],
         ids_keep: jax.Array | None = None,
         *,
+        count: jax.Array | None = None,
         hidden: tuple[jax.Array, jax.Array] | None = None,
         keys: jax.Array | None = None,
         record: tuple[bool, bool] = (False, False),
@@ -68,7 +69,8 @@ class Encoder(nnx.Module):
 
         With ids_keep [B * M, K], M masks of each image, encodes only those patches: [B * M, C + K, D]. With `hidden`
         instead, masks [B * M, L] (1 = hidden) and a mask token [1, 1, D], the token replaces hidden patches (paper,
-        Table 1c): [B * M, C + L, D]. Patches are embedded once for all M masks. Keys [B] turn on drop path.
+        Table 1c): [B * M, C + L, D]. Patches are embedded once for all M masks. With `count` [B], only the first so
+        many of ids_keep are attended to; what is returned for the others means nothing. Keys [B] turn on drop path.
         """
         config = self.config
         table = position_table(self.positions, config.grid, grid, config.width)
@@ -80,7 +82,10 @@ class Encoder(nnx.Module):
         x = jnp.concatenate([*(jnp.broadcast_to(token, (len(x), *token.shape[1:])) for token in first), x], axis=1)
         drops = keys is not None and self.drop_path is not None
         scales = drop_path_scales(keys, np.asarray(self.drop_path)) if drops else None
-        x, recorded = scan_blocks(self.blocks, x, branch_scales=scales, frozen=self.frozen_blocks, record=record)
+        if count is not None:
+            count = count + config.class_tokens + config.registers
+        options = dict(branch_scales=scales, count=count, frozen=self.frozen_blocks, record=record)
+        x, recorded = scan_blocks(self.blocks, x, **options)
         if config.registers:  # drop them
             classes = config.class_tokens
             x = jnp.concatenate([x[:, :classes], x[:, classes + config.registers :]], axis=1)

@@ -42,6 +42,7 @@ RANGES = {
     "[1, 178956970]": "data.max_pixels",
     "[1e-10, 1e10]": "evaluate.knn_temperature evaluate.knn_sweep_temperature evaluate.probe_c evaluate.probe_sweep_c",
     "[0, 4294967295]": "seed data.seed",
+    "[0, 65535]": "demo.port",
 }
 INTERVALS = {key: interval for interval, keys in RANGES.items() for key in keys.split()}
 CHOICES = {
@@ -53,7 +54,7 @@ CHOICES = {
     "classifier.class_weights": ("balanced", None),
     "evaluate.token": ("mean", "class"),
 }
-PATHS = ("init_from", "data.path", "data.root", "data.statistics", "evaluate.mask")
+PATHS = ("init_from", "data.path", "data.root", "data.statistics", "evaluate.mask", "demo.index")
 LOCAL = (*PATHS[1:3], "data.num_threads", "data.num_workers", "data.prefetch_batches", "given")  # of each process
 SEEN_SECONDS = 10  # for a file to appear on other hosts: network file systems cache
 
@@ -91,6 +92,8 @@ READS = {
     "evaluate": MEASURES + NO_LABELS + HIDES + "evaluate.evaluators",
     "evaluate a classifier": MEASURES + NO_LABELS + "evaluate.evaluators",
     "reconstruct": MEASURES + NO_LABELS + HIDES + "evaluate.evaluators",
+    "demo": MEASURES + NO_LABELS + "-mesh.* -logging.* -evaluate.batch_size -evaluate.max_examples demo.* "
+    "evaluate.token evaluate.mask_ratio evaluate.pictures evaluate.shown_channels",
     "prepare": PICTURES + "prepare.*",
     "inspect": PICTURES + "inspect.* data.value_range data.seed data.crop_* data.flip "
     "data.color_jitter data.augmentation data.rand_augment_* evaluate.shown_channels",

@@ -11,7 +11,7 @@ from mae_jax.settings.checks import check, check_read
 # Name -> module.
 TASKS = dict.fromkeys(OBJECTIVES, "train") | dict.fromkeys(("knn", "logistic_regression", "features"), "frozen")
 TASKS |= {"evaluate": "evaluate", "reconstruct": "evaluate", "ablate": "ablation.program"}
-TASKS |= {name: name for name in ("export", "prepare", "inspect")}
+TASKS |= {"demo": "demo.program"} | {name: name for name in ("export", "prepare", "inspect")}
 
 
 def trains(name: str) -> bool:
