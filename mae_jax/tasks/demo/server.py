@@ -4,6 +4,7 @@ Other pages in that browser are kept out: a request must name this host (DNS reb
 """
 
 import errno
+import inspect
 import json
 import re
 import threading
@@ -19,6 +20,7 @@ from mae_jax.tasks.demo.viewer import Viewer
 PAGE = Path(__file__).parent / "page.html"
 MAX_UPLOAD = 64 * 2**20  # bytes
 MAX_QUESTION = 2**20  # bytes of JSON
+POLL_SECONDS = 0.1  # between looks for the end
 OWN_HOST = re.compile(r"(localhost|127\.0\.0\.1)(:\d{1,5})?")  # any port: a tunnel may have another one
 HEADERS = {
     # The page's own script and style, its pictures as data, its questions to this server; nothing else, from nowhere.
@@ -58,7 +60,7 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def start(self) -> None:
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(POLL_SECONDS,), daemon=True).start()
 
     def stop(self) -> None:
         """Ends the serving, after the answer that is being computed."""
@@ -133,12 +135,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def _ask(self, question: Callable[..., dict]) -> dict:
         """A question's answer; its arguments are the body's members."""
-        names = question.__code__.co_varnames[1 : question.__code__.co_argcount]
+        names = inspect.signature(question).parameters
         try:
             arguments = json.loads(self._body(MAX_QUESTION))
         except (ValueError, RecursionError) as error:
             raise Refused(HTTPStatus.BAD_REQUEST, f"the body is no JSON: {first_line(error)}") from error
-        if not isinstance(arguments, dict) or arguments.keys() != set(names):
+        if not isinstance(arguments, dict) or arguments.keys() != names.keys():
             raise Refused(HTTPStatus.BAD_REQUEST, f"the body must be a JSON object of {' and '.join(names)}")
         return question(**arguments)
 
