@@ -13,8 +13,8 @@ from mae_jax.models.config import SIZES
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
-    # pretrain | classify | knn | logistic_regression | few_shot | probe_sweep | features | evaluate | reconstruct |
-    # export | ablate
+    # pretrain | classify | knn | logistic_regression | few_shot | probe_sweep | features | retrieve | evaluate |
+    # predict | reconstruct | export | demo | prepare | inspect | ablate
     config.task = "pretrain"
     config.seed = 0  # of the initial weights, and of masks, mixing and drop path
     # A workdir, one checkpoint step, the authors' .pth, a Hugging Face or timm folder or file, hf://owner/name.
@@ -253,6 +253,11 @@ def get_config() -> ConfigDict:
     config.inspect = ConfigDict()  # the task inspect
     config.inspect.max_examples = placeholder(int)  # training pictures measured (a fixed random subset); None: all
     config.inspect.crops = 64  # training crops drawn
+
+    demo = config.demo = ConfigDict()  # the task demo: a page to look at, served to this machine only
+    demo.port = 7860  # of http://127.0.0.1; 0: a free one
+    demo.open = False  # open the page in a browser
+    demo.index = placeholder(str)  # a folder with features.parquet of the same encoder: also shows nearest neighbours
 
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # devices along each axis; -1: all that remain
     config.mesh.cpu_devices = 1  # devices that a process makes of its CPU's cores

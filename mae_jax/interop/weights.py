@@ -141,7 +141,7 @@ def load(path: str | Path, **settings) -> MaskedAutoencoder | Classifier:
 
 
 def make_processor(config: Mapping) -> Processor:
-    """What makes the images of a model, by its resolved config."""
+    """Prepares pictures as the settings `model` and `data` of a run's resolved config say."""
     model, data = MAEConfig(**config["model"]), config["data"]
     pictures = (data.get(name) for name in ("mean", "std", "eval_crop", "value_range", "dtype", "bands"))
     return Processor(model.image_size, model.channels, *pictures)

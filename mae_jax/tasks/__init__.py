@@ -12,7 +12,7 @@ from mae_jax.settings.checks import check, check_read
 TASKS = dict.fromkeys(OBJECTIVES, "train") | dict.fromkeys(
     ("knn", "logistic_regression", "few_shot", "probe_sweep"), "frozen"
 )
-TASKS |= {"ablate": "ablation.program"}
+TASKS |= {"ablate": "ablation.program", "demo": "demo.program"}
 TASKS |= {name: name for name in ("evaluate", "reconstruct", "export", "prepare", "inspect", "predict", "features")}
 
 
