@@ -26,7 +26,8 @@ MOST_BYTES = 2**31 - 2**20  # of weights in a file: protobuf and flatbuffers hol
 RESIZING = (
     "Resize with an antialiasing bicubic filter (Pillow's), keeping the aspect, so that the picture just covers "
     "resize_to_cover; round the longer side down. Cut out the centre: the first row and column are half of what is "
-    "left over, .5 rounded to even. The program normalises: give it the values as they are."
+    "left over, .5 rounded to even. (Of a picture more than 8 times as long as the crop's aspect, resize only the "
+    "middle.) The program normalises: give it the values as they are."
 )
 OUTPUTS = {  # of a classifier, by label_kind
     "class": ("logits", "[batch, classes]; their softmax gives the classes' probabilities"),
