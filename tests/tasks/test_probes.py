@@ -13,8 +13,9 @@ QUICK = dict(evaluate__probe_sweep_epochs=4.0, evaluate__probe_sweep_rates=(0.01
 
 @pytest.fixture(scope="module")
 def swept(pretrained, tmp_path_factory):
-    """The workdir of a sweep on eight devices."""
-    return run_task("probe_sweep", tmp_path_factory.mktemp("runs") / "swept", init_from=str(pretrained), **QUICK)
+    """The workdir of a sweep on eight devices, which share the rows, the parameters and the heads."""
+    workdir = tmp_path_factory.mktemp("runs") / "swept"
+    return run_on((2, 2, 2), "probe_sweep", workdir, init_from=str(pretrained), **QUICK)
 
 
 def test_a_sweep_writes_a_row_for_every_head_and_its_best_beside_the_random_encoders(swept):
