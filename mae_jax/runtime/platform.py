@@ -172,10 +172,10 @@ def attention_weights(q: jax.Array, k: jax.Array, count: jax.Array | None = None
     `count` [b]: of the first so many keys only; the others get 0.
     """
     logits = jnp.einsum("xqd,xkd->xqk", _by_head(q), _by_head(k), preferred_element_type=jnp.float32)
-    logits = rearrange(logits, "(b h) n m -> b h n m", b=len(q))
     if count is not None:
-        logits = jnp.where(jnp.arange(k.shape[1]) < count[:, None, None, None], logits, -jnp.inf)
-    return jax.nn.softmax(logits, axis=-1)
+        counts = jnp.repeat(count, q.shape[2])[:, None, None]
+        logits = jnp.where(jnp.arange(k.shape[1]) < counts, logits, -jnp.inf)
+    return rearrange(jax.nn.softmax(logits, axis=-1), "(b h) n m -> b h n m", b=len(q))
 
 
 def _on_platform(fn, q, k, *others):

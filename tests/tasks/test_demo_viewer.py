@@ -197,3 +197,21 @@ def test_what_cannot_be_shown_is_told_in_one_line(question, arguments, text):
     with pytest.raises(UserError, match=text) as error:
         getattr(autoencoder()[0], question)(*arguments)
     assert "\n" not in str(error.value)
+
+
+def test_bands_of_any_values_are_stretched_and_pixels_without_data_have_one_colour():
+    config = make_config(channels=5)
+    config.data.update(dtype="float32", mean=(100.0,), std=(50.0,))
+    weights = Weights(config.to_dict(), random_params(MAEConfig(**config.model)), 5, "step 5")
+    viewer = Viewer(CompiledModel(weights, config), weights, config, {}, None)
+    picture, file = np.random.default_rng(5).uniform(0, 200, (8, 8, 5)).astype(np.float32), io.BytesIO()
+    picture[:2, :2] = np.nan
+    np.save(file, picture)
+    opened = viewer.upload(file.getvalue())
+    found = viewer.reconstruct(opened["picture"], [15])
+    assert viewer.about()["pictures"] == [] and opened["note"].startswith("channels 0, 1, 2 as red, green, blue")
+    low, high = np.nanpercentile(picture[..., :3], (2, 98), axis=(0, 1))
+    expected = np.round(255 * np.clip((picture[..., :3] - low) / (high - low), 0, 1))
+    expected[:2, :2] = round(255 * 0.85)
+    assert np.abs(pixels(opened["image"]) - expected).max() <= 1
+    assert np.abs(pixels(found["pasted"])[:6] - expected[:6]).max() <= 1

@@ -78,6 +78,7 @@ class Viewer:
             "name": escaped(f"{self._config.init_from}, {weights.origin}"),
             "model": f"{model.depth} blocks x {model.width}, {model.num_heads} heads; {width} x {height} pixels in "
             f"patches of {model.patch_size}",
+            "others": "the class token" if model.class_tokens + model.registers == 1 else "class tokens and registers",
             "grid": model.grid, "size": model.image_size, "mask_ratio": self._ratio,
             "reconstructs": self._compiled.reconstructs, "true_statistics": self._compiled.normalized,
             "untrained_visible": model.loss_patches == "hidden",
