@@ -13,7 +13,7 @@ TASKS = dict.fromkeys(OBJECTIVES, "train") | dict.fromkeys(
     ("knn", "logistic_regression", "few_shot", "probe_sweep"), "frozen"
 )
 TASKS |= {"evaluate": "evaluate", "reconstruct": "evaluate", "ablate": "ablation.program"}
-TASKS |= {name: name for name in ("export", "prepare", "inspect", "predict", "features")}
+TASKS |= {name: name for name in ("export", "prepare", "inspect", "predict", "features", "retrieve")}
 
 
 def trains(name: str) -> bool:
