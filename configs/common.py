@@ -245,6 +245,14 @@ def get_config() -> ConfigDict:
     config.predict.top = 5  # classes listed for each picture, where one of several applies
     config.predict.pictures = 40  # at most, on the sheet of wrong and unsure ones
 
+    retrieve = config.retrieve = ConfigDict()  # the task retrieve
+    # Where neighbours are searched, and of what: a picture, a folder of pictures, or features.parquet (or a folder with
+    # one). None: the data's training pictures, and its evaluation pictures.
+    retrieve.index = placeholder(str)
+    retrieve.queries = placeholder(str)
+    retrieve.k = 10  # neighbours of each query
+    retrieve.pictures = 100  # queries on the page to look through; 0: no page
+
     prepare = config.prepare = ConfigDict()  # the task prepare: data as shards that are read quickly, in the workdir
     prepare.short_side = placeholder(int)  # pixels of the shorter side at most; None: pictures stay as they are
     prepare.quality = 95  # of the JPEGs that are written then

@@ -169,14 +169,14 @@ def find_folder(path: str | None) -> Path:
     return Path(path)
 
 
-def check_exists(path: str) -> None:
-    """Raises UserError, with the cause, if the file or folder `data.path` is missing or unreadable."""
+def check_exists(path: str, setting: str = "data.path") -> None:
+    """Raises UserError, with the cause, if the file or folder of a setting is missing or unreadable."""
     try:
         os.stat(path)
     except OSError as error:
         target = f", a link to {os.readlink(path)}," if os.path.islink(path) else ""
-        remedy = "set data.path to the folder of your pictures (patterns are not expanded)"
-        raise UserError(f"data.path={path}{target} cannot be read: {reason(error)}; {remedy}") from error
+        remedy = f"set {setting} to the folder of your pictures (patterns are not expanded)"
+        raise UserError(f"{setting}={path}{target} cannot be read: {reason(error)}; {remedy}") from error
 
 
 def read_picture_file(path: str | Path) -> bytes:

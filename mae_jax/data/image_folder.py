@@ -19,6 +19,7 @@ from mae_jax.data.files import (
     find_folder,
     first_few,
     folder_of,
+    folders_of,
     is_picture_name,
     list_pictures,
     read_picture_file,
@@ -82,11 +83,12 @@ class _Pictures(Source):
 class PictureFiles(_Pictures):
     """One picture file, or all below a folder in the order of their names; UserError if there is none.
 
-    Those in a folder with one of the `class_names` have it as their label.
+    Those in a folder with one of the `class_names` have it as their label; None: the first folders' names are used.
+    `setting` is what names the path, for messages.
     """
 
-    def __init__(self, path: str | Path, class_names: Sequence[str] = ()):
-        check_exists(str(path))
+    def __init__(self, path: str | Path, class_names: Sequence[str] | None = (), setting: str = "data.path"):
+        check_exists(str(path), setting)
         self._folder, name = os.path.split(path)
         self._files = [name] if os.path.isfile(path) and is_picture_name(name) else []
         self.place = f"in {path}"
@@ -98,9 +100,10 @@ class PictureFiles(_Pictures):
             check_one_kind(path, found.files)
         elif not self._files:
             raise UserError(
-                f"data.path={path} is not a picture, whose file would end in one of {' '.join(EXTENSIONS)}; of a table "
+                f"{setting}={path} is not a picture, whose file would end in one of {' '.join(EXTENSIONS)}; of a table "
                 "or of shards, give data.name too"
             )
+        class_names = folders_of(self._files) if class_names is None else class_names
         self._places = {name: place for place, name in enumerate(class_names)}
         if any(self._label(file) >= 0 for file in self._files):
             self.class_names = list(class_names)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,8 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from ml_collections import ConfigDict
 
 from mae_jax.data.sources import Source
+from mae_jax.models.config import MAEConfig
 from mae_jax.runtime.errors import UserError, escaped, reason
 from mae_jax.runtime.processes import is_main
 from mae_jax.workdir.writing import replacing
@@ -29,6 +32,38 @@ class FeatureTable(NamedTuple):
     index: np.ndarray  # int64 [n]: place in the split's source
     vectors: np.ndarray  # float32 [n, D]; of patch tokens D = L * width
     about: dict[str, Any]  # label_kind, class_names (None: no labels), shape of a vector, and how features were made
+
+
+def describe_encoder(config: ConfigDict, step: int) -> dict[str, Any]:
+    """What features depend on, for `FeatureTable.about`."""
+    size = list(MAEConfig(**config.model).image_size)
+    chosen = {"token": config.evaluate.token, "layer": config.evaluate.layer, "image_size": size}
+    return {"init_from": config.init_from, "step": step} | chosen
+
+
+def check_encoder(table: FeatureTable, about: dict[str, Any], where: str) -> None:
+    """Raises UserError unless the features of a table, `where` it is, are those of the encoder `about` describes."""
+    for name, expected in about.items():
+        found = table.about.get(name)
+        same = _same_place(found, expected) if name == "init_from" else found == expected
+        if not same:
+            raise UserError(
+                f"{where} has features of another encoder ({name}={found}, here {expected}): write it by "
+                "configs/features.py with the settings used here, or give the pictures"
+            )
+
+
+def _same_place(one: Any, other: Any) -> bool:
+    """Whether two settings `init_from` name the same weights, if their steps are the same."""
+    if not isinstance(one, str) or not isinstance(other, str):
+        return False
+    return one == other or _without_step(one) == _without_step(other)
+
+
+def _without_step(path: str) -> str:
+    real = os.path.realpath(path)
+    folder, step = os.path.split(real)
+    return os.path.dirname(folder) if step.isdigit() and os.path.basename(folder) == "checkpoints" else real
 
 
 WriteRows = Callable[[str, Source, np.ndarray, np.ndarray, np.ndarray], None]

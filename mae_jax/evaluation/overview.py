@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -40,15 +40,27 @@ def to_display(images: np.ndarray, shown: list[int] | None) -> tuple[np.ndarray,
     The channels `shown` (three, or one as grey; see `drawn_channels`) are stretched to the percentiles STRETCH of all
     that is drawn, and no data is grey. None: 8-bit grey and colours as they are.
     """
-    if shown is None:
-        images, how = images / 255, ""
-    else:
+    display, how = make_display(images, shown)
+    return display(images), how
+
+
+def make_display(images: np.ndarray, shown: list[int] | None) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
+    """The function that `to_display` applies, for other images too, stretched alike; and how it draws, in words."""
+    stretch, how = None, ""
+    if shown is not None:
         images = images.astype(np.float32)
-        valid = np.isfinite(images)
-        stretch, how = find_stretch(images, valid, shown)
-        images = np.where(valid[..., shown], stretch(images), NO_DATA)
-    images = np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
-    return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images, how
+        stretch, how = find_stretch(images, np.isfinite(images), shown)
+
+    def display(images: np.ndarray) -> np.ndarray:
+        if stretch is None:
+            images = images / 255
+        else:
+            images = images.astype(np.float32)
+            images = np.where(np.isfinite(images)[..., shown], stretch(images), NO_DATA)
+        images = np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
+        return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
+
+    return display, how
 
 
 def draw_pictures(
@@ -76,7 +88,7 @@ def draw_crops(pictures: np.ndarray, names: Sequence[str], caption: Sequence[str
     text = 18 if any(names) else 0
     columns = min(count, max(1, round(math.sqrt(count * (height + text) / width))))
     rows = -(-count // columns)
-    lines = [line for part in caption if part for line in _wrapped(part, font, columns * (width + gap) - gap)]
+    lines = [line for part in caption if part for line in wrapped(part, font, columns * (width + gap) - gap)]
     head = gap + 18 * len(lines)
     grid = Image.new("RGB", (gap + columns * (width + gap), head + gap + rows * (height + text + gap)), "white")
     draw = ImageDraw.Draw(grid)
@@ -86,11 +98,12 @@ def draw_crops(pictures: np.ndarray, names: Sequence[str], caption: Sequence[str
         row, column = divmod(place, columns)
         x, y = gap + column * (width + gap), head + gap + row * (height + text + gap)
         grid.paste(Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST), (x, y))
-        draw.text((x, y + height + 1), _shortened(escaped(name), font, width), fill="black", font=font)
+        draw.text((x, y + height + 1), shortened(escaped(name), font, width), fill="black", font=font)
     return np.asarray(grid)
 
 
-def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The text, with its end cut off if it is wider than so many pixels."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:
@@ -98,7 +111,8 @@ def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     return text + "…"
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+def wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """The text in lines of at most so many pixels, or of one word."""
     lines = [""]
     for word in escaped(text).split():
         longer = f"{lines[-1]} {word}".strip()

@@ -36,9 +36,10 @@ RANGES = {
     "[0.001, 0.5]": "evaluate.probe_sweep_held_out",
     "[0.01, 1]": "data.eval_crop",
     "[0, 10]": "data.rand_augment_magnitude",
-    "[0, 1000]": "predict.pictures data.num_workers data.mixup data.cutmix classifier.head_std train.profile_steps",
+    "[0, 1000]": "predict.pictures retrieve.pictures data.num_workers data.mixup data.cutmix classifier.head_std "
+    "train.profile_steps",
     "[1, 1000]": "data.rand_augment_ops data.prefetch_batches evaluate.shots evaluate.shot_draws evaluate.pictures "
-    "predict.top inspect.crops reconstruct.masks",
+    "predict.top inspect.crops reconstruct.masks retrieve.k",
     "[1, 100]": "prepare.quality",
     "[1, 1000000]": "classifier.num_classes prepare.shard_examples",
     "[1, 10000]": "evaluate.knn_k evaluate.knn_sweep_k",
@@ -61,7 +62,9 @@ CHOICES = {
     "evaluate.token": ("mean", "class", "patches"),
     "features.format": ("parquet", "npy"),
 }
-PATHS = ("init_from", "data.path", "data.root", "data.statistics", "evaluate.mask", "demo.index")
+PATHS = (
+    "init_from data.path data.root data.statistics evaluate.mask demo.index retrieve.index retrieve.queries"
+).split()
 LOCAL = (*PATHS[1:3], "data.num_threads", "data.num_workers", "data.prefetch_batches", "given")  # of each process
 SEEN_SECONDS = 10  # for a file to appear on other hosts: network file systems cache
 
@@ -100,6 +103,7 @@ READS = {
     "probe_sweep": MEASURES + "evaluate.max_train_examples evaluate.layers evaluate.probe_sweep_rates "
     "evaluate.probe_sweep_epochs evaluate.probe_sweep_batch_size evaluate.probe_sweep_held_out evaluate.random_encoder",
     "features": MEASURES + FEATURES + "features.*",
+    "retrieve": MEASURES + FEATURES + "retrieve.* evaluate.shown_channels",
     "evaluate": MEASURES + NO_LABELS + HIDES + SHOTS + "evaluate.evaluators",
     "evaluate a classifier": MEASURES + NO_LABELS + SHOTS + "evaluate.evaluators",
     "reconstruct": MEASURES + NO_LABELS + HIDES + "evaluate.evaluators reconstruct.*",

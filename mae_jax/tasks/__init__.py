@@ -13,7 +13,10 @@ TASKS = dict.fromkeys(OBJECTIVES, "train") | dict.fromkeys(
     ("knn", "logistic_regression", "few_shot", "probe_sweep"), "frozen"
 )
 TASKS |= {"ablate": "ablation.program", "demo": "demo.program"}
-TASKS |= {name: name for name in ("evaluate", "reconstruct", "export", "prepare", "inspect", "predict", "features")}
+TASKS |= {
+    name: name
+    for name in ("evaluate", "reconstruct", "export", "prepare", "inspect", "predict", "features", "retrieve")
+}
 
 
 def trains(name: str) -> bool:

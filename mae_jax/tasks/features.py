@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from mae_jax.evaluation.each_picture import EachPicture
 from mae_jax.evaluation.evaluator import EvaluationData, Trained
-from mae_jax.evaluation.feature_table import TABLE, writing_features
+from mae_jax.evaluation.feature_table import TABLE, describe_encoder, writing_features
 from mae_jax.interop.weights import choose
 from mae_jax.models.encoder import find_layer
 from mae_jax.runtime.console import say
@@ -53,10 +53,7 @@ def write_table(data: EvaluationData, state: Trained, workdir: Path, ending: str
     """Writes features{ending}.parquet while pictures are read; bad ones are left out and told."""
     name, settings, variables = TABLE.replace(".", ending + "."), data.config, state.variables()
     patches = (data.model.num_patches,) if settings.evaluate.token == "patches" else ()
-    about = {
-        "init_from": settings.init_from, "step": state.step, "token": settings.evaluate.token,
-        "layer": settings.evaluate.layer, "image_size": list(data.model.image_size),
-    }  # fmt: skip
+    about = describe_encoder(settings, state.step)
     counts, left_out = {}, []
     with writing_features(workdir / name, data.evaluation, (*patches, data.model.width), about) as write_rows:
         for split, source in splits_of(data):

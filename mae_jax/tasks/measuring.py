@@ -1,5 +1,6 @@
 """Shared by the tasks that measure a checkpoint: opening it, choosing the pictures, writing results."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -185,14 +186,21 @@ def match_to_classifier(source: Source, weights: Weights, config: ConfigDict) ->
 
 
 def open_data(
-    weights: Weights, config: ConfigDict, train: Source | None, evaluation: Source
+    weights: Weights,
+    config: ConfigDict,
+    train: Source | None,
+    evaluation: Source,
+    lines: Sequence[str] | None = None,
 ) -> tuple[EvaluationData, Trained]:
-    """The images to measure, and the checkpoint's weights on the mesh."""
+    """The images to measure, and the checkpoint's weights on the mesh.
+
+    `lines` tell users which images these are; None: so many for training and for evaluation.
+    """
     settle_depth(config.data, (train, evaluation), config.model.channels)
     mesh = make_mesh(config.mesh)
     check_heads(mesh, MAEConfig(**config.model), decoder="decoder" in weights.params)
     data = EvaluationData(config, interop.make_bind_of(weights), mesh, train, evaluation)
-    say(*describe_sources(config.data.name or config.data.path, data.train, data.evaluation))
+    say(*lines or describe_sources(config.data.name or config.data.path, data.train, data.evaluation))
     values = put(weights.params, parameter_shardings(mesh, weights.params))
     return data, Trained(weights.step, values, f"{config.init_from}, {weights.origin}")
 
