@@ -52,11 +52,12 @@ class Files(Source):
         return self._files[index]
 
 
-def of_table(table: FeatureTable, files: Files) -> Gallery:
-    """The pictures of a table, of all its splits."""
-    names = table.about["class_names"]
-    labels = _names_of(table.labels, names if table.about["label_kind"] == "class" else None)
-    return Gallery(table.files, labels, table.vectors, files, np.arange(len(files)))
+def of_table(table: FeatureTable, part: Wrapper) -> Gallery:
+    """The pictures of a table, of all its splits, or a `part` of them: of its `Files`."""
+    rows, names = part.indices, table.about["class_names"]
+    labels = _names_of(table.labels[rows], names if table.about["label_kind"] == "class" else None)
+    vectors = table.vectors if len(rows) == len(table.files) else table.vectors[rows]
+    return Gallery([table.files[row] for row in rows.tolist()], labels, vectors, part, np.arange(len(rows)))
 
 
 def of_pictures(source: Source, data: EvaluationData, state: Trained) -> tuple[Gallery, dict[str, str]]:

@@ -39,7 +39,7 @@ main > section { overflow: auto; padding: 16px 20px; }
 .tools input[type=search] { flex: 1; min-width: 130px; padding: 6px 10px; border: 1px solid var(--line);
   border-radius: 6px; background: var(--back); color: inherit; font: inherit; }
 #grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(92px, 1fr)); gap: 8px; }
-#near { display: grid; grid-template-columns: repeat(auto-fill, minmax(136px, 1fr)); gap: 14px; }
+#near { display: grid; grid-template-columns: repeat(auto-fill, minmax(118px, 1fr)); gap: 14px; }
 button.tile { padding: 3px; border: 0; border-radius: 8px; background: none; color: inherit; font: inherit;
   text-align: left; cursor: pointer; min-width: 0; }
 button.tile:hover { background: var(--line); }

@@ -14,7 +14,7 @@ from mae_jax.evaluation.overview import make_display, shortened, wrapped
 from mae_jax.evaluation.retrieval import Neighbours
 
 SIDE = 128  # pixels of a thumbnail's longer side; smaller pictures are enlarged without smoothing
-SHEET_QUERIES, SHEET_NEIGHBOURS = 12, 10
+SHEET_QUERIES, SHEET_NEIGHBOURS = 8, 10
 RIGHT, WRONG, PLAIN = "#1a7f37", "#cf222e", "#8c959f"  # frames: the query's label, another one, not known
 FRAME, GAP, LINE = 4, 6, 16  # pixels
 
@@ -84,28 +84,29 @@ def draw_sheet(
         caption = [*caption, "green frames: the query's label; red: another one; grey: not known"]
     lines = [line for part in [*caption, shown.how] if part for line in wrapped(part, font, total - 2 * GAP)]
     head = 2 * GAP + LINE * len(lines)
-    sheet = Image.new("RGB", (total, head + down * len(shown.queries)), "white")
+    sheet = Image.new("RGB", (total, head + down * len(shown.queries) + GAP), "white")
     draw = ImageDraw.Draw(sheet)
     for number, line in enumerate(lines):
         draw.text((GAP, GAP + LINE * number), line, fill="black", font=font)
 
-    def tile(x: int, y: int, picture: np.ndarray | None, colour: str, words: Sequence[str]) -> None:
+    def tile(x: int, y: int, picture: np.ndarray | None, colour: str, label: str, cosine: str, name: str) -> None:
         draw.rectangle((x, y, x + wide - 1, y + high - 1), outline=colour, width=FRAME)
         if picture is not None:
             left, top = (wide - picture.shape[1]) // 2, (high - picture.shape[0]) // 2
             sheet.paste(Image.fromarray(picture), (x + left, y + top))
-        for number, line in enumerate(words):
-            text = shortened(line, font, wide)
-            draw.text((x, y + high + 1 + LINE * number), text, fill="black", font=font)
+        room = wide - font.getlength(cosine)
+        draw.text((x + room, y + high + 1), cosine, fill="black", font=font)
+        draw.text((x, y + high + 1), shortened(label, font, room - GAP), fill=colour, font=font)
+        draw.text((x, y + high + 1 + LINE), shortened(name, font, wide), fill="black", font=font)
 
     for number, query in enumerate(shown.queries):
         y, label = head + down * number, queries.labels[query]
         name = os.path.basename(queries.names[query])
-        tile(GAP, y, shown.query_pictures.get(query), "#0969da", [label or "query", name])
+        tile(GAP, y, shown.query_pictures.get(query), "#0969da", label or "query", "", name)
         near = zip(neighbours.rows[query, :columns].tolist(), neighbours.cosine[query].tolist(), strict=False)
         for column, (row, cosine) in enumerate(near):
             if row >= 0:
-                words = f"{cosine:.3f} {index.labels[row] or ''}", os.path.basename(index.names[row])
-                x = GAP + step + after_query + column * step
-                tile(x, y, shown.index_pictures.get(row), frame_of(index.labels[row], label), words)
+                x, found, name = GAP + step + after_query + column * step, index.labels[row], index.names[row]
+                words = found or "", f"{cosine:.3f}", os.path.basename(name)
+                tile(x, y, shown.index_pictures.get(row), frame_of(found, label), *words)
     return np.asarray(sheet)

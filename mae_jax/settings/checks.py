@@ -103,7 +103,7 @@ READS = {
     "probe_sweep": MEASURES + "evaluate.max_train_examples evaluate.layers evaluate.probe_sweep_rates "
     "evaluate.probe_sweep_epochs evaluate.probe_sweep_batch_size evaluate.probe_sweep_held_out evaluate.random_encoder",
     "features": MEASURES + FEATURES + "features.*",
-    "retrieve": MEASURES + FEATURES + "retrieve.* evaluate.shown_channels",
+    "retrieve": MEASURES + NO_LABELS + FEATURES + "retrieve.* evaluate.shown_channels",
     "evaluate": MEASURES + NO_LABELS + HIDES + SHOTS + "evaluate.evaluators",
     "evaluate a classifier": MEASURES + NO_LABELS + SHOTS + "evaluate.evaluators",
     "reconstruct": MEASURES + NO_LABELS + HIDES + "evaluate.evaluators reconstruct.*",

@@ -1,6 +1,7 @@
 """Shared by the tasks that measure a checkpoint: opening it, choosing the pictures, writing results."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -190,17 +191,19 @@ def open_data(
     config: ConfigDict,
     train: Source | None,
     evaluation: Source,
-    lines: Sequence[str] | None = None,
+    describe: Callable[[Source, Source], Sequence[str]] | None = None,
 ) -> tuple[EvaluationData, Trained]:
     """The images to measure, and the checkpoint's weights on the mesh.
 
-    `lines` tell users which images these are; None: so many for training and for evaluation.
+    `describe` makes lines for users of both sources; None: so many images for training and for evaluation.
     """
     settle_depth(config.data, (train, evaluation), config.model.channels)
     mesh = make_mesh(config.mesh)
     check_heads(mesh, MAEConfig(**config.model), decoder="decoder" in weights.params)
     data = EvaluationData(config, interop.make_bind_of(weights), mesh, train, evaluation)
-    say(*lines or describe_sources(config.data.name or config.data.path, data.train, data.evaluation))
+    if describe is None:
+        describe = functools.partial(describe_sources, config.data.name or config.data.path)
+    say(*describe(data.train, data.evaluation))
     values = put(weights.params, parameter_shardings(mesh, weights.params))
     return data, Trained(weights.step, values, f"{config.init_from}, {weights.origin}")
 

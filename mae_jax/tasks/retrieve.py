@@ -40,14 +40,18 @@ def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
     for side, table in tables.items():
         check_encoder(table, describe_encoder(config, weights.step), f"retrieve.{side}={given[side]}")
     sources = open_sources(weights, config, tables)
-    data, state = open_data(weights, config, *sources.values(), describe(sources))
+    data, state = open_data(weights, config, sources["index"], sources["queries"], describe)
     write_json(workdir / "config.json", config.to_dict() | provenance())
     index, queries, left_out = open_galleries(data, state, sources, tables)
     own = find_own(index.keys, queries.keys)
     neighbours = find_others(index.vectors, queries.vectors, own, max(config.retrieve.k, *RECALL_AT), data.mesh)
     scores, scored = measure(index, queries, own, neighbours)
     layer = "" if config.evaluate.layer is None else f" of block {config.evaluate.layer}"
-    caption = [f"{state.name}: {TOKENS[config.evaluate.token]}{layer}", *describe(sources), *tell(scores, scored)]
+    caption = [
+        f"{state.name}: {TOKENS[config.evaluate.token]}{layer}",
+        *describe(data.train, data.evaluation),
+        *tell(scores, scored),
+    ]
     files = write_files(config, workdir, index, queries, neighbours, caption)
     result = {"step": weights.step, "index_images": len(index.names), "query_images": len(queries.names)}
     result |= {"scored_queries": scored} | {f"retrieve/{name}": value for name, value in scores.items()}
@@ -81,14 +85,13 @@ def open_sources(weights: Weights, config: ConfigDict, tables: dict[str, Feature
     return {side: found[side] for side in SIDES}
 
 
-def describe(sources: dict[str, Source]) -> list[str]:
+def describe(index: Source, queries: Source) -> list[str]:
     """Lines for users: the pictures of both sides, and notes."""
-    lines = [f"{side}: {len(source):,} picture{'s' * (len(source) != 1)} {source.place}".rstrip()
-             for side, source in sources.items()]  # fmt: skip
-    return [
-        escaped(line)
-        for line in ["; ".join(lines), *dict.fromkeys([*sources["index"].notes, *sources["queries"].notes])]
+    sides = [
+        f"{side}: {len(source):,} picture{'s' * (len(source) != 1)} {source.place}".rstrip()
+        for side, source in (("index", index), ("queries", queries))
     ]
+    return [escaped(line) for line in ("; ".join(sides), *dict.fromkeys([*index.notes, *queries.notes]))]
 
 
 def open_galleries(
@@ -98,7 +101,7 @@ def open_galleries(
     found, left_out = {}, []
     for side, source in (("queries", data.evaluation), ("index", data.train)):
         if side in tables:
-            found[side] = of_table(tables[side], sources[side])
+            found[side] = of_table(tables[side], source)
         elif side == "index" and sources["index"] is sources["queries"] and len(source) == len(data.evaluation):
             found[side] = found["queries"]
         else:
@@ -109,7 +112,7 @@ def open_galleries(
     for bad in left_out[:SHOWN_BAD]:
         say(f"bad: {bad['file']}: {bad['error']}")
     if left_out:
-        say(f"{len(left_out):,} bad pictures are left out; result.json names them")
+        say(f"bad pictures that are left out: {len(left_out):,}; result.json names them")
     return found["index"], found["queries"], left_out
 
 
