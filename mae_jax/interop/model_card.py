@@ -21,7 +21,7 @@ TRAINING = {
     "optimizer.layer_decay": "layer decay", "train.ema_decay": "average of the weights", "seed": "seed",
     "init_from": "started from",
 }  # fmt: skip
-PATHS = ("data.path", "init_from")  # only their last part is told
+PATHS = ("data.path", "init_from")  # only their last part is told: the rest is the user's own
 KINDS = {"class": "one of several classes", "multi": "any of several labels", "number": "numbers"}
 
 
@@ -83,7 +83,7 @@ def _settings(trained: Weights) -> dict[str, Any]:
         group, _, name = key.rpartition(".")
         value = (trained.config.get(group) or {}).get(name) if group else trained.config.get(name)
         if value is not None:
-            rows[title] = Path(value).name if key in PATHS else value
+            rows[title] = Path(value).name if key in PATHS and not value.startswith("hf:") else value
     if "steps" in rows:  # they replace epochs
         rows.pop("epochs", None)
     return {"task": trained.config["task"], "updates": f"{trained.step:,}" if trained.step else "unknown"} | rows

@@ -17,7 +17,7 @@ from mae_jax.interop.onnx_layers import (
     run_blocks,
     take_patches,
 )
-from mae_jax.interop.programs import Program, picture_processor
+from mae_jax.interop.programs import Program, picture_processor, visible_by_noise
 from mae_jax.interop.workdirs import Weights
 from mae_jax.models.classifier import BATCH_NORM_EPSILON
 from mae_jax.models.config import MAEConfig
@@ -80,7 +80,7 @@ class Vit:
         self._batch = None
 
     def patches_of(self, images: str) -> str:
-        """[b, h, w, c] -> [b, L, p*p*c]; of `masks`, too, this is where the number of pictures comes from."""
+        """[b, h, w, c] -> [b, L, p*p*c]; call it first, since the others need its number of pictures."""
         (rows, columns), p, c = self.model.grid, self.model.patch_size, self.model.channels
         self._batch = self.graph("Shape", images, start=0, end=1)
         split = self.graph("Reshape", images, integers(0, rows, p, columns, p * c))
@@ -139,7 +139,7 @@ class Vit:
     def reconstruct(self, patches: str, noise: str) -> tuple[str, str]:
         """Prediction [b, L, p*p*C] and mask [b, L] by noise [b, L]."""
         graph, model, params = self.graph, self.model, self.params["decoder"]
-        visible, classes = model.num_visible(), model.class_tokens
+        visible, classes = visible_by_noise(model), model.class_tokens
         order = self._order(noise)
         restore = self._order(order)
         mask = graph("Cast", graph("GreaterOrEqual", restore, integers(visible)), to=graph.onnx.TensorProto.FLOAT)
@@ -178,7 +178,6 @@ class Vit:
 
     def _split(self, x: str, first: int) -> tuple[str, str]:
         """The first places of axis 1, and the others."""
-        graph = self.graph
-        end = integers(np.iinfo(np.int64).max)
-        before = graph("Slice", x, integers(0), integers(first), integers(1))
-        return before, graph("Slice", x, integers(first), end, integers(1))
+        end, axis = integers(np.iinfo(np.int64).max), integers(1)
+        before = self.graph("Slice", x, integers(0), integers(first), axis)
+        return before, self.graph("Slice", x, integers(first), end, axis)

@@ -17,6 +17,7 @@ from mae_jax.interop.weights import make_bind_of, make_processor
 from mae_jax.interop.workdirs import Weights
 from mae_jax.models.classifier import is_classifier
 from mae_jax.models.config import MAEConfig
+from mae_jax.models.masking import count_visible
 from mae_jax.models.parameters import count_parameters
 from mae_jax.runtime.errors import UserError
 
@@ -56,13 +57,18 @@ def programs_of(weights: Weights) -> list[Program]:
         name, meaning = OUTPUTS[weights.config.get("label_kind", "class")]
         found.append(Program("classifier", inputs, {name: meaning}, lambda model, images: model(images)))
     elif "decoder" in weights.params:
-        visible = f"the {model.num_visible()} patches with the smallest values stay visible"
+        visible = f"the {visible_by_noise(model)} patches with the smallest values stay visible"
         scale = "by mean and std" if model.target_name != "normalized_pixels" else "by each patch's own mean and std"
         values = f"[batch, {patches}, {model.patch_dim}], pixels normalised {scale}, in the order row, column, channel"
         outputs = {"prediction": values, "mask": f"[batch, {patches}]; 1 = hidden"}
         inputs = inputs | {"noise": f"float32 [batch, {patches}], random; {visible}"}
         found.append(Program("reconstruction", inputs, outputs, _reconstruct))
     return found
+
+
+def visible_by_noise(model: MAEConfig) -> int:
+    """The number of patches that noise leaves visible, whatever masks the model was trained with."""
+    return count_visible((1, model.num_patches), model.mask_ratio)
 
 
 def _reconstruct(model, images, noise):
@@ -93,11 +99,12 @@ def make_call(weights: Weights, program: Program) -> Callable:
 
 def check_size(weights: Weights, format: str, program: Program) -> None:
     """Raises UserError if a program's weights do not fit into a file."""
-    parts = weights.params if program.name != "encoder" else {"encoder": weights.params["encoder"]}
-    size = 4 * count_parameters(parts)
-    if size > MOST_BYTES:
+    model, encoder = MAEConfig(**weights.config["model"]), weights.params["encoder"]
+    tables = 4 * (1 + model.num_patches) * (model.width + model.decoder_width)
+    of_encoder, of_all = (4 * count_parameters(parts) + tables for parts in (encoder, weights.params))
+    if (size := of_encoder if program.name == "encoder" else of_all) > MOST_BYTES:
         remedy = "export format=huggingface"
-        if program.name != "encoder" and 4 * count_parameters(weights.params["encoder"]) <= MOST_BYTES:
+        if of_encoder <= MOST_BYTES:
             remedy = "export the encoder: --config.encoder_only=True"
         raise UserError(f"format={format} holds 2 GiB in a file, but the {program.name} has {size:,} bytes: {remedy}")
 

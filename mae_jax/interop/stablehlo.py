@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 
 from mae_jax.interop.programs import Program, make_call, picture_processor
