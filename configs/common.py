@@ -14,14 +14,14 @@ from mae_jax.models.config import SIZES
 def get_config() -> ConfigDict:
     config = ConfigDict()
     # pretrain | classify | knn | logistic_regression | few_shot | probe_sweep | features | retrieve | evaluate |
-    # reconstruct | export | ablate
+    # predict | reconstruct | export | demo | prepare | inspect | ablate
     config.task = "pretrain"
     config.seed = 0  # of the initial weights, and of masks, mixing and drop path
     # A workdir, one checkpoint step, the authors' .pth, a Hugging Face or timm folder or file, hf://owner/name.
     config.init_from = placeholder(str)
     # A 3-channel model in init_from starts one of N channels: mean | repeat | for each channel its old one or None.
     config.init_channels = placeholder(object)
-    config.format = placeholder(str)  # export: huggingface | facebook | timm
+    config.format = placeholder(str)  # export: huggingface | facebook | timm | stablehlo | onnx
     config.encoder_only = False  # export: leave out the decoder or the head
 
     config.given = ()  # set by main.py: keys of the settings on the command line
@@ -237,6 +237,10 @@ def get_config() -> ConfigDict:
     features.format = "parquet"  # parquet: one table | npy: arrays of features and labels
     features.image_sizes = ()  # one file for each of these sizes, as (160, 224); (): the model's
 
+    config.reconstruct = ConfigDict()  # the task reconstruct
+    config.reconstruct.masks = 8  # masks of each picture, over which its error is averaged
+    config.reconstruct.outliers = ()  # classes that the errors are to tell from the others, as ('odd',)
+
     config.predict = ConfigDict()  # the task predict
     config.predict.top = 5  # classes listed for each picture, where one of several applies
     config.predict.pictures = 40  # at most, on the sheet of wrong and unsure ones
@@ -257,6 +261,11 @@ def get_config() -> ConfigDict:
     config.inspect = ConfigDict()  # the task inspect
     config.inspect.max_examples = placeholder(int)  # training pictures measured (a fixed random subset); None: all
     config.inspect.crops = 64  # training crops drawn
+
+    demo = config.demo = ConfigDict()  # the task demo: a page to look at, served to this machine only
+    demo.port = 7860  # of http://127.0.0.1; 0: a free one
+    demo.open = False  # open the page in a browser
+    demo.index = placeholder(str)  # a folder with features.parquet of the same encoder: also shows nearest neighbours
 
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # devices along each axis; -1: all that remain
     config.mesh.cpu_devices = 1  # devices that a process makes of its CPU's cores

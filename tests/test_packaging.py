@@ -24,7 +24,8 @@ def test_the_version_stands_in_the_package_alone():
 
 def test_the_package_is_typed_and_brings_no_configs_or_tests():
     setuptools = PROJECT["tool"]["setuptools"]
-    assert setuptools["package-data"] == {"mae_jax": ["py.typed"]} and (ROOT / "mae_jax" / "py.typed").exists()
+    assert setuptools["package-data"] == {"mae_jax": ["py.typed", "tasks/demo/page.html"]}
+    assert all((ROOT / "mae_jax" / name).exists() for name in setuptools["package-data"]["mae_jax"])
     assert setuptools["packages"]["find"]["include"] == ["mae_jax*"]
     folders = {path.parent for path in (ROOT / "mae_jax").rglob("*.py")}
     assert all((folder / "__init__.py").exists() for folder in folders), "setuptools finds regular packages"

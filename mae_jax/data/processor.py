@@ -61,9 +61,9 @@ class Processor:
     def __call__(self, pictures: Any) -> jax.Array:
         """Normalised float32 images [B, H, W, C] of one picture or several.
 
-        A picture is a PIL image, the path of a file, or an array [h, w] or [h, w, c]: uint8, or float on [0, 1], or any
-        numbers if there is a `value_range` or another `dtype`. Several are a list, or one array [b, h, w, c]. Raises
-        UserError for anything else, and for another number of channels.
+        A picture is a PIL image, the path or the bytes of a file, or an array [h, w] or [h, w, c]: uint8, or float on
+        [0, 1], or any numbers if there is a `value_range` or another `dtype`. Several are a list, or one array
+        [b, h, w, c]. Raises UserError for anything else, and for another number of channels.
         """
         arrays = self._arrays(pictures)
         own = self if arrays.dtype == np.uint8 else dataclasses.replace(self, dtype=str(arrays.dtype))
@@ -96,10 +96,11 @@ class Processor:
     def _prepare(self, picture: Any) -> np.ndarray:
         """[H, W, C] of one picture."""
         name, dtype = getattr(picture, "filename", None) or picture, self.dtype
+        name = "the file" if isinstance(picture, bytes) else name
         try:
             if isinstance(picture, str | Path):
                 picture = read_picture_file(Path(picture).expanduser())
-            elif not isinstance(picture, Image.Image):
+            elif not isinstance(picture, Image.Image | bytes):
                 picture = np.asarray(picture)
                 name = f"an array {picture.dtype}{list(picture.shape)}"
                 picture = self._values(picture)

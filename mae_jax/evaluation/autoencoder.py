@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mae_jax.data.augment import denormalize, unit_range, valid_values
 from mae_jax.data.loader import make_eval_batches
-from mae_jax.data.sources import random_subset
+from mae_jax.data.sources import Wrapper, random_subset
 from mae_jax.evaluation.drawing import NO_DATA, drawn_channels, find_stretch
 from mae_jax.evaluation.evaluator import EvaluationData, Evaluator, State, one_ahead
 from mae_jax.models.targets import TARGETS, Reconstructions, reconstruct
@@ -54,15 +54,17 @@ class ReconstructionSheet(Evaluator):
         self._hidden = data.hidden_patches
         self._normalized = TARGETS.find(data.model.target_name).normalized
         self._channels = drawn_channels(config, data.model.channels)
+        self.usable: np.ndarray | None = None  # indices of the pictures to choose from; None: all
         self._reconstruct_all = jax.jit(self._reconstruct, out_shardings=replicated(data.mesh))  # too few to split
 
     def run(self, state: State) -> Iterator[tuple[str, np.ndarray]]:
         data, model = self.data, self.data.model
-        shown = random_subset(data.evaluation, self.config.evaluate.pictures)
+        shown = random_subset(Wrapper(data.evaluation, self.usable), self.config.evaluate.pictures)
+        numbers = np.arange(len(data.evaluation)) if self.usable is None else np.sort(self.usable)
         batches = make_eval_batches(shown, self.config.data, len(shown), model.image_size, model.channels)
         with contextlib.closing(batches):
             batch = next(batches)
-        rows = [batch["image"], batch["index"], shown.indices[batch["index"]]]
+        rows = [batch["image"], batch["index"], numbers[shown.indices[batch["index"]]]]
         found = self._reconstruct_all(state.variables(), *put(rows, replicated(data.mesh)))
         *found, valid = jax.device_get(found)
         caption = [getattr(state, "name", f"step {int(state.step):,}"), self._hidden.description]

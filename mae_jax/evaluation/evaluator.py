@@ -36,6 +36,7 @@ EVALUATORS["reconstructions"] = "mae_jax.evaluation.autoencoder:ReconstructionSh
 
 
 TOKENS = {"mean": "mean of the patch tokens", "class": "the class token", "patches": "the patch tokens"}
+FURTHER_DRAWS = 2**31  # beyond the indices of pictures
 
 
 class State(Protocol):
@@ -71,15 +72,22 @@ class HiddenPatches:
             self._visible = model.num_visible(self._ratio, name="evaluate.mask_ratio")
 
     def apply(
-        self, model, images: jax.Array, index: jax.Array, number: jax.Array, valid: jax.Array | None = None
+        self,
+        model,
+        images: jax.Array,
+        index: jax.Array,
+        number: jax.Array,
+        valid: jax.Array | None = None,
+        draw: int = 0,
     ) -> MAEOutput:
         """Output for images [B, H, W, C], `valid` where they have data.
 
-        Index [B] seeds random masks, number [B] picks given ones.
+        Index [B] seeds random masks, of which each `draw` gives others; number [B] picks given ones.
         """
         if self._given is not None:
             return model(images, mask=given_masks(jnp.asarray(self._given)[number], self._visible), valid=valid)
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(self._key, index)
+        key = jax.random.fold_in(self._key, FURTHER_DRAWS + draw) if draw else self._key
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
         return model(images, key=keys, mask_ratio=self._ratio, valid=valid)
 
     @property

@@ -1,4 +1,4 @@
-"""Writes trained models as files of other programs: facebookresearch/mae, Hugging Face and timm."""
+"""Writes trained models as files of other programs (facebookresearch/mae, Hugging Face, timm), or as programs."""
 
 import dataclasses
 import json
@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from mae_jax.interop import huggingface, timm
+from mae_jax.interop import huggingface, onnx_vit, stablehlo, timm
 from mae_jax.interop.channels import VALUES
+from mae_jax.interop.programs import ABOUT, NAMES, check_size, describe, programs_of
 from mae_jax.interop.tensors import write_safetensors, write_torch
 from mae_jax.interop.torch_layout import write_state
 from mae_jax.interop.transfer import in_other_units
@@ -17,9 +18,13 @@ from mae_jax.models.classifier import BATCH_NORM_EPSILON, LABEL_FACTS, is_classi
 from mae_jax.models.config import MAEConfig
 from mae_jax.models.positions import sincos_table
 from mae_jax.runtime.errors import UserError
-from mae_jax.workdir.writing import write_json
+from mae_jax.workdir.writing import write_atomically, write_json
 
-FORMATS = ("huggingface", "facebook", "timm")
+WEIGHTS = ("huggingface", "facebook", "timm")  # these can be read again
+PROGRAMS = {"stablehlo": stablehlo, "onnx": onnx_vit}
+FORMATS = (*WEIGHTS, *PROGRAMS)
+# All that hold weights.
+FILES = ("model.safetensors", "model.pth", *(f"{name}.{format}" for name in NAMES for format in PROGRAMS))
 # Model settings for which no other program has values but the defaults.
 OURS_ALONE = ("class_tokens", "registers", "qk_norm")
 DECODERS_OURS_ALONE = ("decoder_attention", "encoder_mask_tokens", "pca_targets", "target")
@@ -38,6 +43,8 @@ def fit(weights: Weights, format: str, *, encoder_only: bool = False) -> Weights
         if "positions" in weights.params["encoder"]:
             config["model"] = config["model"] | {"positions": "learned"}
         weights = weights._replace(config=config, params={"encoder": weights.params["encoder"]})
+    if format in PROGRAMS:
+        return _fit_programs(weights, format)
     model, has_decoder = MAEConfig(**config["model"]), "decoder" in weights.params
     pool = config["classifier"]["pool"] if is_classifier(config) else None
     if pool not in (None, "class", "mean_norm") and (format, pool) != ("timm", "mean"):
@@ -78,6 +85,13 @@ def fit(weights: Weights, format: str, *, encoder_only: bool = False) -> Weights
     return weights._replace(notes=tuple(notes))
 
 
+def _fit_programs(weights: Weights, format: str) -> Weights:
+    for program in programs_of(weights):
+        check_size(weights, format, program)
+    PROGRAMS[format].check(weights)
+    return weights
+
+
 def _unusual_steps(data: dict[str, Any]) -> list[str]:
     """What is done to pictures before mean and std, in words; empty for 8-bit pictures, which are divided by 255."""
     bands, dtype, value_range = (data.get(name) for name in ("bands", "dtype", "value_range"))
@@ -104,6 +118,8 @@ def export(weights: Weights, folder: Path, format: str, *, encoder_only: bool = 
     `encoder_only` leaves out decoder and head. Raises UserError, before writing, if the format cannot hold the model.
     """
     weights = fit(weights, format, encoder_only=encoder_only)
+    if format in PROGRAMS:
+        return _write_programs(weights, folder, format)
     config, step = weights.config, weights.step
     model, names = MAEConfig(**config["model"]), config.get("class_names")
     classifier = None
@@ -125,9 +141,7 @@ def export(weights: Weights, folder: Path, format: str, *, encoder_only: bool = 
     if format == "timm":
         files = {"config.json": timm.make_config(model, classifier, data, names)}
     else:
-        architecture = "ViTMAEForPreTraining" if "decoder" in params else "ViTModel"
-        if classifier:
-            architecture = huggingface.BEIT if classifier.pool == "mean_norm" else "ViTForImageClassification"
+        architecture = huggingface.architecture_of(weights)
         state = huggingface.from_state(state, architecture)
         files = {
             "config.json": huggingface.make_config(model, architecture, names, classifier) | {"step": step},
@@ -139,3 +153,14 @@ def export(weights: Weights, folder: Path, format: str, *, encoder_only: bool = 
         write_json(folder / name, content)
     write_safetensors(folder / "model.safetensors", state)
     return [folder / name for name in (*files, "model.safetensors")]
+
+
+def _write_programs(weights: Weights, folder: Path, format: str) -> list[Path]:
+    programs = programs_of(weights)
+    about, files = describe(weights, format, programs), []
+    folder.mkdir(parents=True, exist_ok=True)
+    for program in programs:
+        files.append(folder / about["programs"][program.name]["file"])
+        write_atomically(files[-1], PROGRAMS[format].serialize(weights, program, about))
+    write_json(folder / ABOUT, about)
+    return [*files, folder / ABOUT]

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from mae_jax.interop.tensors import Tensor
-from mae_jax.models.classifier import ClassifierConfig
+from mae_jax.interop.workdirs import Weights
+from mae_jax.models.classifier import ClassifierConfig, is_classifier
 from mae_jax.models.config import MAEConfig
 from mae_jax.runtime.errors import UserError
 
@@ -76,6 +77,14 @@ PROBLEMS = {  # label_kind -> problem_type
 }  # fmt: skip
 DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 BICUBIC = 3  # Pillow's number for the filter
+
+
+def architecture_of(weights: Weights) -> str:
+    """The class of transformers that holds a model."""
+    if is_classifier(weights.config):
+        pool = weights.config["classifier"]["pool"]
+        return BEIT if pool == "mean_norm" else "ViTForImageClassification"
+    return "ViTMAEForPreTraining" if "decoder" in weights.params else "ViTModel"
 
 
 def to_state(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

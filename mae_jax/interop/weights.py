@@ -121,7 +121,8 @@ def load(path: str | Path, **settings) -> MaskedAutoencoder | Classifier:
     Returns:
       An autoencoder: `model(images, key=key)` reconstructs; or a classifier: `model(images)` gives [B, K] outputs, by
       `model.label_kind` logits of a softmax (class), logits of one sigmoid each (multi), or numbers in the units of the
-      training labels (number). For both, `model.encode(images)` gives features, `model.processor(pictures)` images.
+      training labels (number); `model.class_names` names the outputs, None if unknown. For both, `model.encode(images)`
+      gives features, `model.processor(pictures)` images.
     """
     known = tuple(dict.fromkeys((*CHOOSABLE, *GUESSABLE)))
     for name in [name for name in settings if name not in known]:
@@ -133,10 +134,17 @@ def load(path: str | Path, **settings) -> MaskedAutoencoder | Classifier:
     for note in weights.notes:
         warnings.warn(escaped(f"{path}: {note}"), stacklevel=2)
     model = make_bind_of(weights)(jax.device_put(weights.params))
-    config, data = MAEConfig(**weights.config["model"]), weights.config["data"]
-    pictures = (data.get(name) for name in ("mean", "std", "eval_crop", "value_range", "dtype", "bands"))
-    model.processor = Processor(config.image_size, config.channels, *pictures)
+    model.processor = make_processor(weights.config)
+    if names := weights.config.get("class_names"):
+        model.class_names = tuple(names)
     return model
+
+
+def make_processor(config: Mapping) -> Processor:
+    """Prepares pictures as the settings `model` and `data` of a run's resolved config say."""
+    model, data = MAEConfig(**config["model"]), config["data"]
+    pictures = (data.get(name) for name in ("mean", "std", "eval_crop", "value_range", "dtype", "bands"))
+    return Processor(model.image_size, model.channels, *pictures)
 
 
 def choose(weights: Weights, settings: dict[str, Any]) -> Weights:

@@ -167,7 +167,8 @@ class Classifier(nnx.Module):
         options = dict(frozen_blocks=config.frozen_blocks, drop_path=config.drop_path_rates, rngs=rngs)
         self.encoder = Encoder(config.encoder, learned_positions=True, **options)
         self.head = Head(config, rngs=rngs)
-        self.processor = None  # set by `mae_jax.load`
+        # Set by `mae_jax.load`; the names of the K outputs are a tuple.
+        self.processor = self.class_names = None
 
     @property
     def label_kind(self) -> str:

@@ -40,25 +40,36 @@ class Decoder(nnx.Module):
         ids_restore: jax.Array,
         record: tuple[bool, bool] = (False, False),
         ids: jax.Array | None = None,
+        count: jax.Array | None = None,
     ) -> tuple[jax.Array, Recorded]:
-        """Tokens [B, C + K, D] to float32 [B, L, target_dim], or with `ids` [B, P] (if cross) to [B, P, target_dim]."""
+        """Tokens [B, C + K, D] to float32 [B, L, target_dim], or with `ids` [B, P] (if cross) to [B, P, target_dim].
+
+        `count` [B]: only the first so many of the K patches are visible.
+        """
         config, memory, first = self.config, None, self.config.class_tokens
         table = position_table(self.positions, config.grid, grid, config.decoder_width)
         if self.embed is None:
             memory, first = tokens, 0
+            count = None if count is None else count + config.class_tokens
             x = self.mask_token[...] + (table[None, 1:] if ids is None else take_patches(table[1:], ids))
             x = jnp.broadcast_to(x, (len(tokens), *x.shape[1:]))
         else:
-            x = self._all_tokens(tokens, table, ids_restore)
-        x, recorded = scan_blocks(self.blocks, x, memory=memory, record=record)
+            x, count = self._all_tokens(tokens, table, ids_restore, count), None
+        x, recorded = scan_blocks(self.blocks, x, memory=memory, count=count, record=record)
         return self.predict(self.norm(x[:, first:])).astype(jnp.float32), recorded
 
-    def _all_tokens(self, tokens: jax.Array, table: jax.Array, ids_restore: jax.Array) -> jax.Array:
+    def _all_tokens(
+        self, tokens: jax.Array, table: jax.Array, ids_restore: jax.Array, count: jax.Array | None
+    ) -> jax.Array:
         x, classes = self.embed(tokens), self.config.class_tokens
         b, n, d = x.shape
         if not self.config.encoder_mask_tokens:
             hidden = jnp.broadcast_to(self.mask_token[...], (b, ids_restore.shape[1] + classes - n, d))
-            patches = take_patches(jnp.concatenate([x[:, classes:], hidden], axis=1), ids_restore)
+            patches = jnp.concatenate([x[:, classes:], hidden], axis=1)
+            if count is not None:
+                seen = jnp.arange(patches.shape[1])[:, None] < count[:, None, None]
+                patches = jnp.where(seen, patches, self.mask_token[...]).astype(x.dtype)
+            patches = take_patches(patches, ids_restore)
             x = jnp.concatenate([x[:, :classes], patches], axis=1)
         if classes > 1:
             table = jnp.concatenate([jnp.repeat(table[:1], classes, axis=0), table[1:]])

@@ -60,6 +60,7 @@ class Encoder(nnx.Module):
         grid: tuple[int, int],
         ids_keep: jax.Array | None = None,
         *,
+        count: jax.Array | None = None,
         hidden: tuple[jax.Array, jax.Array] | None = None,
         keys: jax.Array | None = None,
         record: tuple[bool, bool] = (False, False),
@@ -69,12 +70,16 @@ class Encoder(nnx.Module):
 
         With ids_keep [B * M, K], M masks of each image, encodes only those patches: [B * M, C + K, D]. With `hidden`
         instead, masks [B * M, L] (1 = hidden) and a mask token [1, 1, D], the token replaces hidden patches (paper,
-        Table 1c): [B * M, C + L, D]. Patches are embedded once for all M masks. Keys [B] turn on drop path.
+        Table 1c): [B * M, C + L, D]. Patches are embedded once for all M masks. With `count` [B], only the first so
+        many of ids_keep are attended to; what is returned for the others means nothing. Keys [B] turn on drop path.
         """
         x = self._tokens(patches, grid, ids_keep, hidden)
         drops = keys is not None and self.drop_path is not None
         scales = drop_path_scales(keys, np.asarray(self.drop_path)) if drops else None
-        x, recorded = scan_blocks(self.blocks, x, branch_scales=scales, frozen=self.frozen_blocks, record=record)
+        if count is not None:
+            count = count + self.config.class_tokens + self.config.registers
+        options = dict(branch_scales=scales, count=count, frozen=self.frozen_blocks, record=record)
+        x, recorded = scan_blocks(self.blocks, x, **options)
         x = self._without_registers(x)
         return self.norm(x) if norm else x, recorded
 

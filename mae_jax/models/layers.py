@@ -196,9 +196,16 @@ class Attention(nnx.Module):
             self.q_norm, self.k_norm = HeadNorm(head_width, config.epsilon), HeadNorm(head_width, config.epsilon)
 
     def __call__(
-        self, x: Normed, memory: jax.Array | None = None, weights: bool = False
+        self,
+        x: Normed,
+        memory: jax.Array | None = None,
+        weights: bool = False,
+        count: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """[b, n, d], memory [b, m, memory_width] -> [b, n, d], and with `weights` the weights [b, h, n, n or m]."""
+        """[b, n, d], memory [b, m, memory_width] -> [b, n, d], and with `weights` the weights [b, h, n, n or m].
+
+        `count` [b]: only the first so many of x, or of the memory, are attended to.
+        """
         head_width = self.config.width // self.config.num_heads
         if memory is None:
             q, k, v = jnp.split(self.qkv(x), 3, axis=-1)  # the gradient is one join, not a sum
@@ -210,6 +217,7 @@ class Attention(nnx.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         q = q * head_width**-0.5  # fewer numbers than the logits
         q, k, v = (x.astype(self.dtype) for x in (q, k, v))
-        attended = attention(q, k, v, self.config.attention)
+        attended = attention(q, k, v, self.config.attention, count)
         # The weights are computed again, so that the result is the same with and without them.
-        return self.out(rearrange(attended, "b n h d -> b n (h d)")), attention_weights(q, k) if weights else None
+        update = self.out(rearrange(attended, "b n h d -> b n (h d)"))
+        return update, attention_weights(q, k, count) if weights else None

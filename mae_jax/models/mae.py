@@ -85,7 +85,7 @@ class MaskedAutoencoder(nnx.Module):
         masks = self._masks(patches, grid, key, noise, mask, mask_ratio)
         record = (output_hidden_states, output_attentions)
         tokens, encoder = self._encode(patches, grid, masks, record)
-        prediction, decoder = self.decoder(tokens, grid, masks.ids_restore, record)
+        prediction, decoder = self.decoder(tokens, grid, masks.ids_restore, record, count=masks.count)
         example_loss = self._example_loss(prediction, *self._targets(patches, valid), masks)
         prediction, loss = self.decoder.basis.to_patches(prediction), jnp.mean(example_loss)
         return MAEOutput(loss, prediction, masks.mask, masks.ids_restore, example_loss, *encoder, *decoder)
@@ -127,7 +127,7 @@ class MaskedAutoencoder(nnx.Module):
     ) -> tuple[jax.Array, Recorded]:
         if self.config.encoder_mask_tokens:
             return self.encoder(patches, grid, hidden=(masks.mask, self.decoder.mask_token[...]), record=record)
-        return self.encoder(patches, grid, masks.ids_keep, record=record)
+        return self.encoder(patches, grid, masks.ids_keep, count=masks.count, record=record)
 
     def _patches(
         self, images: jax.Array, valid: jax.Array | None
@@ -191,7 +191,8 @@ class MaskedAutoencoder(nnx.Module):
         masked = output_masks or any(given is not None for given in (key, noise, mask, mask_ratio))
         masks = self._masks(patches, grid, key, noise, mask, mask_ratio) if masked else None
         record = (output_hidden_states, output_attentions)
-        features, recorded = self.encoder(patches, grid, masks and masks.ids_keep, record=record)
+        ids, count = (masks.ids_keep, masks.count) if masks else (None, None)
+        features, recorded = self.encoder(patches, grid, ids, count=count, record=record)
         if not (any(record) or output_masks):
             return features
         return EncoderOutput(features, *recorded, *((masks.mask, masks.ids_restore) if output_masks else ()))

@@ -26,6 +26,9 @@ class Mask(NamedTuple):
     ids_restore: jax.Array  # [B, L] position of each patch in the shuffled order; visible if < K
     mask: jax.Array  # [B, L] float32; 1 = hidden, 0 = visible
     ids_hidden: jax.Array  # [B, L - K]
+    # [B], if numbers of visible patches are known only at run time: the first `count` of ids_keep are visible, which,
+    # like ids_hidden, has all L patches.
+    count: jax.Array | None = None
 
 
 MaskFn = Callable[[int, tuple[int, int]], np.ndarray]  # (image index, grid) -> 1 where a patch is hidden
@@ -132,6 +135,16 @@ def masks_from_noise(noise: jax.Array, mask_ratio: float) -> Mask:
 def given_masks(hidden: jax.Array, num_visible: int) -> Mask:
     """Hides the patches where `hidden` [B, L] is not 0; every row has `num_visible` zeros (`check_given_mask`)."""
     return _mask_from_order(jnp.argsort(hidden != 0, axis=1, stable=True), num_visible)
+
+
+def masks_of_any_number(hidden: jax.Array) -> Mask:
+    """`given_masks`, but one compiled program serves every number of visible patches; images may differ in it.
+
+    The encoder then computes all L tokens and attends to the visible ones only, which gives the same numbers.
+    """
+    ids = jnp.argsort(hidden != 0, axis=1, stable=True)
+    mask = (hidden != 0).astype(jnp.float32)
+    return Mask(ids, jnp.argsort(ids, axis=1), mask, ids, jnp.sum(hidden == 0, axis=1))
 
 
 def check_given_mask(mask: np.ndarray | MaskFn, count: int, grid: tuple[int, int]) -> tuple[np.ndarray, int]:

@@ -25,11 +25,16 @@ class Block(nnx.Module):
         self.mlp = Mlp(config, rngs=rngs)
 
     def __call__(
-        self, x: jax.Array, branch_scales: jax.Array | None, memory: jax.Array | None, weights: bool
+        self,
+        x: jax.Array,
+        branch_scales: jax.Array | None,
+        memory: jax.Array | None,
+        weights: bool,
+        count: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
         """[b, n, d] -> [b, n, d], and with `weights` the attention. See `scan_blocks` for the arguments."""
         attention_scale, mlp_scale = (1, 1) if branch_scales is None else branch_scales[:, :, None, None]
-        update, attention = self.attention(self.norm1(x), memory, weights)
+        update, attention = self.attention(self.norm1(x), memory, weights, count)
         x = (x + attention_scale * update).astype(x.dtype)
         return (x + mlp_scale * self.mlp(self.norm2(x))).astype(x.dtype), attention
 
@@ -51,6 +56,7 @@ def scan_blocks(
     *,
     branch_scales: jax.Array | None = None,  # [depth, 2, b], factors of the residual branches (`drop_path_scales`)
     memory: jax.Array | None = None,  # [b, m, memory_width], for cross-attention
+    count: jax.Array | None = None,  # [b], only the first so many tokens, or of the memory, are attended to; None: all
     frozen: int = 0,  # first blocks whose parameters get no gradient; if x needs none, they have no backward pass
     record: tuple[bool, bool] = (False, False),  # whether to return hidden states, and attentions
 ) -> tuple[jax.Array, Recorded]:
@@ -62,7 +68,8 @@ def scan_blocks(
 
     def apply_block(x, inputs):
         parameters, scales = inputs
-        x, attention = nnx.merge(graphdef, gather(parameters, blocks.attention.dtype))(x, scales, memory, record[1])
+        block = nnx.merge(graphdef, gather(parameters, blocks.attention.dtype))
+        x, attention = block(x, scales, memory, record[1], count)
         return x, (x if record[0] else None, attention)
 
     policy = None if config.remat else checkpoint_policy()

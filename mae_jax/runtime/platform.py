@@ -136,11 +136,14 @@ def _transposed_in_memory(x, y):
     return jax.lax.dot_general(jax.lax.optimization_barrier(x.T), y, (((0,), (0,)), ((), ())))
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, kind: str = "xla") -> jax.Array:
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, kind: str = "xla", count: jax.Array | None = None) -> jax.Array:
     """softmax(q k^T) v of scaled queries [b, n, h, d], keys and values [b, m, h, d]: [b, n, h, d].
 
     `kind`: "xla"; "cudnn" and "pallas" keep no weights (NVIDIA GPUs, bfloat16; heads as wide as `PALLAS_HEADS`).
+    `count` [b]: only the first so many keys are attended to, whatever the kind.
     """
+    if count is not None:
+        return _attend(q, k, v, count)[0]
     if kind == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation="cudnn")
     if kind == "pallas":
@@ -163,9 +166,15 @@ def _attention_tangent(primals, tangents):
     return attended, tangent(*primals, weights, *tangents)
 
 
-def attention_weights(q: jax.Array, k: jax.Array) -> jax.Array:
-    """softmax(q k^T) in float32, [b, h, n, m], of scaled queries [b, n, h, d] and keys [b, m, h, d]."""
+def attention_weights(q: jax.Array, k: jax.Array, count: jax.Array | None = None) -> jax.Array:
+    """softmax(q k^T) in float32, [b, h, n, m], of scaled queries [b, n, h, d] and keys [b, m, h, d].
+
+    `count` [b]: of the first so many keys only; the others get 0.
+    """
     logits = jnp.einsum("xqd,xkd->xqk", _by_head(q), _by_head(k), preferred_element_type=jnp.float32)
+    if count is not None:
+        counts = jnp.repeat(count, q.shape[2])[:, None, None]
+        logits = jnp.where(jnp.arange(k.shape[1]) < counts, logits, -jnp.inf)
     return rearrange(jax.nn.softmax(logits, axis=-1), "(b h) n m -> b h n m", b=len(q))
 
 
@@ -185,8 +194,8 @@ def _by_head(x):  # products with one batch axis are fastest
     return rearrange(x, "b n h d -> (b h) n d")
 
 
-def _attend(q, k, v):
-    weights = attention_weights(q, k).astype(q.dtype)
+def _attend(q, k, v, count=None):
+    weights = attention_weights(q, k, count).astype(q.dtype)
     attended = jnp.einsum("xqk,xkd->xqd", weights.reshape(-1, *weights.shape[2:]), _by_head(v))
     return rearrange(attended, "(b h) n d -> b n h d", b=len(q)), weights
 

@@ -39,7 +39,7 @@ RANGES = {
     "[0, 1000]": "predict.pictures retrieve.pictures data.num_workers data.mixup data.cutmix classifier.head_std "
     "train.profile_steps",
     "[1, 1000]": "data.rand_augment_ops data.prefetch_batches evaluate.shots evaluate.shot_draws evaluate.pictures "
-    "predict.top inspect.crops retrieve.k",
+    "predict.top inspect.crops reconstruct.masks retrieve.k",
     "[1, 100]": "prepare.quality",
     "[1, 1000000]": "classifier.num_classes prepare.shard_examples",
     "[1, 10000]": "evaluate.knn_k evaluate.knn_sweep_k",
@@ -48,6 +48,7 @@ RANGES = {
     "[1e-10, 1e10]": "evaluate.knn_temperature evaluate.knn_sweep_temperature evaluate.probe_c evaluate.probe_sweep_c "
     "evaluate.shot_penalties evaluate.probe_sweep_rates",
     "[0, 4294967295]": "seed data.seed",
+    "[0, 65535]": "demo.port",
 }
 WHOLE = ("evaluate.knn_sweep_k", "evaluate.shots")  # lists of whole numbers
 INTERVALS = {key: interval for interval, keys in RANGES.items() for key in keys.split()}
@@ -61,7 +62,9 @@ CHOICES = {
     "evaluate.token": ("mean", "class", "patches"),
     "features.format": ("parquet", "npy"),
 }
-PATHS = "init_from data.path data.root data.statistics evaluate.mask retrieve.index retrieve.queries".split()
+PATHS = (
+    "init_from data.path data.root data.statistics evaluate.mask demo.index retrieve.index retrieve.queries"
+).split()
 LOCAL = (*PATHS[1:3], "data.num_threads", "data.num_workers", "data.prefetch_batches", "given")  # of each process
 SEEN_SECONDS = 10  # for a file to appear on other hosts: network file systems cache
 
@@ -103,8 +106,10 @@ READS = {
     "retrieve": MEASURES + NO_LABELS + FEATURES + "retrieve.* evaluate.shown_channels",
     "evaluate": MEASURES + NO_LABELS + HIDES + SHOTS + "evaluate.evaluators",
     "evaluate a classifier": MEASURES + NO_LABELS + SHOTS + "evaluate.evaluators",
-    "reconstruct": MEASURES + NO_LABELS + HIDES + "evaluate.evaluators",
+    "reconstruct": MEASURES + NO_LABELS + HIDES + "evaluate.evaluators reconstruct.*",
     "predict": MEASURES + NO_LABELS + "predict.* evaluate.shown_channels",
+    "demo": MEASURES + NO_LABELS + "-mesh.* -logging.* -evaluate.batch_size -evaluate.max_examples demo.* "
+    "evaluate.token evaluate.layer evaluate.mask_ratio evaluate.pictures evaluate.shown_channels",
     "prepare": PICTURES + "prepare.*",
     "inspect": PICTURES + "inspect.* data.value_range data.seed data.crop_* data.flip "
     "data.color_jitter data.augmentation data.rand_augment_* evaluate.shown_channels",

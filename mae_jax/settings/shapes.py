@@ -33,6 +33,10 @@ SHAPES = {
         and len(value) == 2 and value[0] < value[1],
         "two numbers, (low, high) with low < high", "(0, 4095)",
     ),
+    "reconstruct.outliers": (
+        lambda value: value == () or value == [] or _all(value, lambda name: isinstance(name, str)),
+        "names of classes", "('odd',)",
+    ),
     "features.image_sizes": (
         lambda value: value == () or value == [] or _all(value, lambda size: _all(np.ravel(size).tolist(), _is_side)),
         "sizes, each one number or (height, width)", "(160, 224)",

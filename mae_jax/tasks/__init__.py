@@ -12,8 +12,11 @@ from mae_jax.settings.checks import check, check_read
 TASKS = dict.fromkeys(OBJECTIVES, "train") | dict.fromkeys(
     ("knn", "logistic_regression", "few_shot", "probe_sweep"), "frozen"
 )
-TASKS |= {"evaluate": "evaluate", "reconstruct": "evaluate", "ablate": "ablation.program"}
-TASKS |= {name: name for name in ("export", "prepare", "inspect", "predict", "features", "retrieve")}
+TASKS |= {"ablate": "ablation.program", "demo": "demo.program"}
+TASKS |= {
+    name: name
+    for name in ("evaluate", "reconstruct", "export", "prepare", "inspect", "predict", "features", "retrieve")
+}
 
 
 def trains(name: str) -> bool:

@@ -1,10 +1,9 @@
-"""The tasks evaluate (an autoencoder's loss and pictures, or a classifier's scores) and reconstruct."""
+"""The task evaluate: an autoencoder's loss and pictures, or a classifier's scores."""
 
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mae_jax.data.image_folder import PictureFiles
 from mae_jax.data.sources import Labelled, count_images
 from mae_jax.evaluation.classification import Accuracy
 from mae_jax.evaluation.evaluator import EvaluationSuite
@@ -15,6 +14,7 @@ from mae_jax.runtime.errors import UserError, escaped
 from mae_jax.runtime.signals import StopSignal
 from mae_jax.settings.checks import check_read
 from mae_jax.tasks.measuring import (
+    check_has_decoder,
     find_sources,
     match_to_classifier,
     open_checkpoint,
@@ -28,21 +28,11 @@ SHOWN_ROWS = 20
 
 
 def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
-    """Measures `init_from` on each evaluation image, or reconstruct on the files in `data.path`; writes result.json."""
-    pictures = None
-    if config.task == "reconstruct" and config.data.name in (None, "image_folder"):
-        pictures, config.data.path = config.data.path, None
-    weights, config = open_checkpoint(config, workdir, needs_data=not pictures)
-    if pictures:
-        config.data.name, config.data.path = None, pictures  # for result.json
-        train, evaluation = None, PictureFiles(pictures)
-    else:
-        to_train = bool(config.evaluate.evaluators) and config.task != "reconstruct"
-        train, evaluation = find_sources(weights, config, to_train=to_train)
+    """Measures `init_from` on each evaluation image; writes result.json."""
+    weights, config = open_checkpoint(config, workdir)
+    train, evaluation = find_sources(weights, config, to_train=bool(config.evaluate.evaluators))
     classifies, source = is_classifier(weights.config), f"init_from={config.init_from}"
     names = config.evaluate.evaluators or (("accuracy",) if classifies else ("loss", "reconstructions"))
-    if classifies and config.task == "reconstruct":
-        raise UserError(f"{source} is a classifier, which has no decoder: nothing to reconstruct")
     if unfit := {"loss", "reconstructions"} & set(names) if classifies else {"accuracy"} & set(names):
         kind = "a classifier" if classifies else "an autoencoder"
         raise UserError(f"{source} is {kind}: leave {', '.join(sorted(unfit))} out of evaluate.evaluators")
@@ -50,11 +40,8 @@ def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
         check_read(config, "evaluate a classifier")
         evaluation, class_names = match_to_classifier(evaluation, weights, config)
         evaluation = Labelled(evaluation, config.data)
-    elif "decoder" not in weights.params and {"loss", "reconstructions"} & set(names):
-        raise UserError(
-            f"{source} holds only an encoder: nothing can be reconstructed; give a file with its decoder (of the "
-            "released ones mae_pretrain_vit_*_full or mae_visualize_vit_*)"
-        )
+    elif {"loss", "reconstructions"} & set(names):
+        check_has_decoder(weights, config.init_from)
     data, state = open_data(weights, config, train, evaluation)
     suite = EvaluationSuite(config, data, names)
     write_json(workdir / "config.json", config.to_dict() | provenance())

@@ -125,6 +125,15 @@ def _data(config: ConfigDict, own: dict[str, Any]) -> dict[str, Any]:
     return asked | own | {name: asked[name] for name in (*READING, *place, *deeper)}
 
 
+def check_has_decoder(weights: Weights, init_from: str) -> None:
+    """Raises UserError if nothing can be reconstructed."""
+    if "decoder" not in weights.params:
+        raise UserError(
+            f"init_from={init_from} holds only an encoder: nothing can be reconstructed; give a file with its decoder "
+            "(of the released ones mae_pretrain_vit_*_full or mae_visualize_vit_*)"
+        )
+
+
 def find_sources(
     weights: Weights, config: ConfigDict, *, to_train: bool = True, labelled: bool = False
 ) -> tuple[Source | None, Source]:

@@ -53,7 +53,8 @@ def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
     files = [TABLE]
     if len(found.index) and config.predict.pictures:
         order = "the largest errors first" if kind == "number" else "wrong ones first, then the least sure"
-        save_sheet(workdir / SHEET, config, source, found, [f"{state.name}: {order}", tell(scores)])
+        brackets = "; in brackets: the label" if found.labelled else ""
+        save_sheet(workdir / SHEET, config, source, found, [f"{state.name}: {order}{brackets}", tell(scores)])
         files.append(SHEET)
     result = {"step": state.step, "images": len(found.index), "bad": len(pictures.bad), "labelled": found.labelled}
     result |= {f"eval/{name}": value for name, value in scores.items()}

@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 
 import mae_jax
-from mae_jax.interop.formats import FORMATS, export, fit, fold_batch_norm
+from mae_jax.interop.formats import WEIGHTS, export, fit, fold_batch_norm
 from mae_jax.interop.huggingface import from_state
 from mae_jax.interop.torch_layout import write_state
 from mae_jax.interop.weights import make_bind_of, read_weights
@@ -83,7 +83,7 @@ def test_an_autoencoder_comes_back_to_the_last_bit(tmp_path, format, positions):
     check_same(written(weights, tmp_path, format), weights)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", WEIGHTS)
 def test_an_encoder_comes_back_to_the_last_bit(tmp_path, format):
     weights = our_weights(positions="learned")
     found = written(weights, tmp_path, format, encoder_only=True)
@@ -93,7 +93,7 @@ def test_an_encoder_comes_back_to_the_last_bit(tmp_path, format):
     assert MAEConfig(**found.config["model"]).blocks == MAEConfig(**weights.config["model"]).blocks
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", WEIGHTS)
 def test_an_encoder_with_fixed_positions_comes_back_with_fixed_positions(tmp_path, format):
     weights = our_weights()
     found = written(weights, tmp_path, format, encoder_only=True)
@@ -103,7 +103,7 @@ def test_an_encoder_with_fixed_positions_comes_back_with_fixed_positions(tmp_pat
 
 @pytest.mark.parametrize(
     "format, pool",
-    [(format, pool) for format in FORMATS for pool in ("class", "mean_norm")] + [("timm", "mean")],
+    [(format, pool) for format in WEIGHTS for pool in ("class", "mean_norm")] + [("timm", "mean")],
 )
 def test_a_classifier_comes_back_to_the_last_bit(tmp_path, format, pool):
     weights = our_classifier(pool)
@@ -305,7 +305,7 @@ def test_what_timm_cannot_hold_is_changed_and_noted_and_what_was_given_stays_as_
     assert weights.config == before.config
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", WEIGHTS)
 @pytest.mark.parametrize(
     "settings, step",
     [
@@ -333,7 +333,7 @@ def test_deep_pictures_and_bands_come_back_from_every_format_and_notes_say_what_
         assert preprocessor["do_rescale"] == (settings.get("dtype") != "float32")
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", WEIGHTS)
 def test_the_encoder_of_any_classifier_can_be_exported(tmp_path, format):
     weights = our_classifier("attentive")
     found = written(weights, tmp_path, format, encoder_only=True)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from configs import digits
-from mae_jax.interop.formats import FORMATS, fit
+from mae_jax.interop.formats import WEIGHTS, fit
 from mae_jax.interop.transfer import find_start, fitting_params, resolve_model, starting_params
 from mae_jax.interop.weights import choose, make_bind_of, read_weights
 from mae_jax.models.classifier import make_classifier_config
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*(mean and std|left over|no dec
 # ----------------------------------------------------------------------------------------------------------- export
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", WEIGHTS)
 @pytest.mark.parametrize("option, value", [("class_tokens", 2), ("registers", 4), ("qk_norm", True)])
 def test_no_other_program_gets_an_encoder_that_it_does_not_know(format, option, value):
     for weights, only in ((our_weights(**{option: value}), False), (our_weights(**{option: value}), True)):

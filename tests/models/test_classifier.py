@@ -66,6 +66,22 @@ def test_the_tokens_of_all_patches_are_those_of_hugging_face():
     assert max_relative(model.encode(images), expected) < 1e-5
 
 
+def test_the_tokens_after_chosen_blocks_are_the_normed_hidden_states_of_hugging_face():
+    torch = pytest.importorskip("torch")
+
+    params, images, reference, _, _ = hugging_face()
+    with torch.no_grad():
+        states = reference.vit(torch.tensor(images.transpose(0, 3, 1, 2)), output_hidden_states=True).hidden_states
+        expected = [reference.vit.layernorm(states[block]) for block in (2, 1, 3)]
+    model = make_bind_classifier(ClassifierConfig(ENCODER, CLASSES, pool="class"))(params)
+    found = model.encode(images, layers=(2, -3, -1))
+    assert len(found) == 3
+    for ours, theirs in zip(found, expected, strict=True):
+        assert max_relative(ours, theirs) < 1e-5
+    with pytest.raises(UserError, match="layer 4: the encoder has the blocks 1 to 3, or -3 to -1"):
+        model.encode(images, layers=(4,))
+
+
 def torch_pool(pool: str, tokens, norm, head: dict):
     """[B, 1 + L, D] before the final norm -> [B, D], in PyTorch."""
     import torch

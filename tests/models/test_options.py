@@ -115,6 +115,16 @@ def test_a_classifiers_pools_tell_class_tokens_from_patches_and_see_no_registers
     assert model(images()).shape == (2, 4)
 
 
+def test_the_tokens_after_chosen_blocks_have_no_registers_and_are_the_normed_hidden_states():
+    config = config_of(class_tokens=3, registers=2)
+    model = make_bind(config)(random_like(jax.eval_shape(lambda: init_params(config, jax.random.key(0)))))
+    found = model.encode(images(), layers=range(1, config.depth + 1))
+    states = model.encode(images(), output_hidden_states=True).hidden_states[1:]
+    states = np.delete(states, (3, 4), axis=2)  # the registers
+    for ours, state in zip(found, states, strict=True):
+        np.testing.assert_allclose(ours, model.encoder.norm(state), rtol=0, atol=1e-5)
+
+
 # --------------------------------------------------------------------------------------- normed queries and keys
 
 

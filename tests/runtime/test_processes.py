@@ -6,8 +6,12 @@ import shutil
 import signal
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
 
+from mae_jax.evaluation.feature_table import read_features
 from tests.processes import (
     by_flags,
     by_open_mpi,
@@ -95,6 +99,25 @@ def test_two_processes_write_one_set_of_files_and_one_prints(one, two):
     (_, out, err), (_, other_out, other_err) = ended
     assert err == other_err == other_out == ""
     assert sum(line.startswith("done: 24 steps") for line in own_words(out)) == 1 and "2 process" in out
+
+
+def test_two_processes_write_the_features_of_one_and_name_the_bad_pictures_of_both(one, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for n, digit in enumerate(load_digits().images[:24]):
+        Image.fromarray((digit * 15.9).astype(np.uint8)).save(tmp_path / f"pictures/{n:02}.png")
+    for n in (1, 20):  # in batches of 8, the first is read by one process, the second by the other
+        (tmp_path / f"pictures/{n:02}.png").write_bytes(b"")
+    arguments = ("--config=configs/features.py", f"--config.init_from={one}", "--config.data.name=image_folder",
+                 f"--config.data.path={tmp_path}/pictures", "--config.evaluate.batch_size=8")  # fmt: skip
+    found = []
+    for count in (1, 2):
+        ended = run_processes(count, *arguments, f"--workdir={tmp_path}/{count}")
+        assert [code for code, _, _ in ended] == [0] * count, ended
+        found.append(read_features(tmp_path / str(count)))
+        left_out = read_json(tmp_path / str(count) / "result.json")["left_out"]
+        assert [bad["file"][-6:] for bad in left_out] == ["01.png", "20.png"]
+    assert found[0].files == found[1].files and len(found[0].files) == 22
+    np.testing.assert_allclose(*(table.vectors for table in found), atol=1e-5)
 
 
 def test_a_run_that_is_finished_says_so_in_any_number_of_processes(two):

@@ -18,6 +18,7 @@ from tests.runs import mistake, read_json, run_task
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]  # has the programs of the runs it begins from
 
+CARDS = {"huggingface": {"README.md"}}
 FILES = {
     "huggingface": {"config.json", "preprocessor_config.json", "model.safetensors"},
     "timm": {"config.json", "model.safetensors"},
@@ -53,11 +54,8 @@ def test_a_run_is_exported_with_its_weights_and_a_result_that_says_what_was_writ
     workdir = request.getfixturevalue(name)
     folder = exported(workdir, format)
     result, weights = read_json(folder / "result.json"), read_weights(workdir)
-    assert (
-        set(result["files"])
-        == FILES[format]
-        == {file.name for file in folder.iterdir()} - {"result.json", "export.json"}
-    )
+    written = {file.name for file in folder.iterdir()} - {"result.json", "export.json"}
+    assert set(result["files"]) == FILES[format] | CARDS.get(format, set()) == written
     assert (result["step"], result["init_from"], result["format"]) == (weights.step, str(workdir), format)
     expected = weights.params
     if (name, format) == ("pretrained", "timm"):  # whose models are encoders
@@ -88,7 +86,9 @@ def test_the_same_export_again_writes_the_same_files(pretrained, exported, tmp_p
     folder = exported(pretrained, "huggingface")
     for _ in range(2):
         run_task("export", tmp_path, init_from=str(pretrained), format="huggingface")
-        assert {file.name for file in tmp_path.iterdir()} == FILES["huggingface"] | {"result.json", "export.json"}
+        assert {file.name for file in tmp_path.iterdir()} == FILES["huggingface"] | {
+            "README.md", "result.json", "export.json"
+        }  # fmt: skip
         for name in FILES["huggingface"]:
             assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
     assert f"{tmp_path}/model.safetensors  {(folder / 'model.safetensors').stat().st_size:,} bytes" in (
@@ -107,7 +107,7 @@ def test_an_export_of_an_export_is_the_export(pretrained, exported, tmp_path):
 @pytest.mark.parametrize(
     "settings, text",
     [
-        (dict(format="hugingface"), "format='hugingface' is not one of huggingface, facebook, timm"),
+        (dict(format="hugingface"), "format='hugingface' is not one of huggingface, facebook, timm, stablehlo, onnx"),
         (dict(init_from="/nowhere"), "/nowhere does not exist"),
         (dict(init_from=None), "init_from is not set"),
     ],

@@ -158,7 +158,7 @@ def test_other_data_can_be_named_on_the_command_line(pretrained, tmp_path):
     )  # fmt: skip
     assert code == 0, err
     result = read_json(tmp_path / "result.json")
-    assert result["train_features"] == [40, 16] and result["eval_features"] == [16, 16]
+    assert result["images"] == {"train": 40, "eval": 16} and (tmp_path / "features.parquet").exists()
 
 
 @pytest.mark.parametrize(

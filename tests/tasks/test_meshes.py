@@ -154,7 +154,7 @@ def test_classifiers_train_and_are_measured_on_meshes_as_on_one_device(sizes, na
     assert_same_result(workdir, expected, images=1)
 
 
-@pytest.mark.parametrize("name", ["knn", "logistic_regression", "evaluate", "features"])
+@pytest.mark.parametrize("name", ["knn", "logistic_regression", "few_shot", "evaluate", "features"])
 def test_measurements_on_a_mesh_are_those_on_one_device(name, cubic, tmp_path):
     expected = run_on(None, name, tmp_path / "one", init_from=str(cubic))
     workdir = run_on((2, 2, 2), name, tmp_path / "mesh", init_from=str(cubic))

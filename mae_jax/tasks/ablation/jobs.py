@@ -37,6 +37,8 @@ SCORES = {
     "classify": ("top1", "top5", "loss"),
     "knn": ("top1", "best_top1", "rankme"),
     "logistic_regression": ("top1", "top5", "best_top1"),
+    "few_shot": ("5_shot/top1", "10_shot/top1"),
+    "probe_sweep": ("top1", "top5", "held_out_top1"),
     "evaluate": ("loss",),
 }
 

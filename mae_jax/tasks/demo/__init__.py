@@ -1,0 +1,1 @@
+"""The task demo: a page, served to this machine only, that shows what a trained model makes of a picture."""
