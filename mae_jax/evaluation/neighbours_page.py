@@ -18,7 +18,7 @@ from mae_jax.evaluation.retrieval import Neighbours
 QUALITY = 85  # of the JPEGs
 
 STYLE = """
-:root { --back: #ffffff; --soft: #f3f4f6; --line: #d0d7de; --ink: #1f2328; --faint: #59636e;
+:root { color-scheme: light dark; --back: #ffffff; --soft: #f3f4f6; --line: #d0d7de; --ink: #1f2328; --faint: #59636e;
         --right: #1a7f37; --wrong: #cf222e; --mark: #0969da; }
 @media (prefers-color-scheme: dark) {
   :root { --back: #0d1117; --soft: #161b22; --line: #30363d; --ink: #e6edf3; --faint: #9198a1;
@@ -117,7 +117,7 @@ function show(place) {
     caption.append(rank + 1 + " · " + score.toFixed(3) + " ");
     const marks = {right: "✓ ", wrong: "✗ ", "": ""};
     if (item.label !== null) add(caption, "b", "", marks[verdicts[rank]] + item.label);
-    add(caption, "div", "name", item.name.split("/").slice(-2).join("/")).title = item.name;
+    add(caption, "div", "name", item.name.split("/").pop()).title = item.name;
   });
 }
 const tiles = data.queries.map((item, place) => {
