@@ -25,7 +25,16 @@ from mae_jax.data.files import (
     read_picture_file,
 )
 from mae_jax.data.sources import Source
-from mae_jax.data.splits import Splits, check_no_hidden_splits, class_folders, find_splits, hold_out
+from mae_jax.data.splits import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Splits,
+    check_no_hidden_splits,
+    class_folders,
+    find_splits,
+    hold_out,
+)
 from mae_jax.data.transforms import Size
 from mae_jax.runtime.errors import UserError
 
@@ -84,26 +93,36 @@ class PictureFiles(_Pictures):
     """One picture file, or all below a folder in the order of their names; UserError if there is none.
 
     Those in a folder with one of the `class_names` have it as their label; None: the first folders' names are used.
-    `setting` is what names the path, for messages.
+    `setting` is what names the path, for messages; `extensions` is `data.extensions`.
     """
 
-    def __init__(self, path: str | Path, class_names: Sequence[str] | None = (), setting: str = "data.path"):
+    def __init__(
+        self,
+        path: str | Path,
+        class_names: Sequence[str] | None = (),
+        setting: str = "data.path",
+        extensions: Sequence[str] | None = None,
+    ):
         check_exists(str(path), setting)
         self._folder, name = os.path.split(path)
         self._files = [name] if os.path.isfile(path) and is_picture_name(name) else []
         self.place = f"in {path}"
         if os.path.isdir(path):
-            found = list_pictures(path)
+            found = list_pictures(path, extensions=check_extensions(extensions))
             self._folder, self._files = path, found.files
             self.notes = describe_unread(found)
             _check_pictures(path, found)
-            check_one_kind(path, found.files)
+            if extensions is None:
+                check_one_kind(path, found.files)
         elif not self._files:
             raise UserError(
                 f"{setting}={path} is not a picture, whose file would end in one of {' '.join(EXTENSIONS)}; of a table "
                 "or of shards, give data.name too"
             )
-        class_names = folders_of(self._files) if class_names is None else class_names
+        if class_names is None:
+            class_names = folders_of(self._files)
+            if {name.lower() for name in class_names} <= {*TRAIN, *VALIDATION, *TEST}:
+                class_names = ()
         self._places = {name: place for place, name in enumerate(class_names)}
         if any(self._label(file) >= 0 for file in self._files):
             self.class_names = list(class_names)

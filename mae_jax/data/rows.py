@@ -106,6 +106,10 @@ class RowSource(Source):
     def name_of(self, index: int) -> str:
         return self._reader.name(int(self._rows[index]))
 
+    def file_of(self, index: int) -> str:
+        row = int(self._rows[index])
+        return self._reader.path(row) if hasattr(self._reader, "path") else self._reader.name(row)
+
     def places(self) -> list[str]:
         """Where each picture is: the same for a picture that other data hold, too."""
         return [self._reader.where(int(row)) for row in self._rows]

@@ -61,6 +61,10 @@ class Source:
         """The name of a picture, for messages."""
         return f"{self.place.removeprefix('in ')} #{index}".strip()
 
+    def file_of(self, index: int) -> str:
+        """The file of a picture, or else its name: for tables to join with others."""
+        return self.name_of(index)
+
     def digest(self) -> str | None:
         """Of all pictures, or their names, in their order: a run resumes only with the same. None: not checked."""
         return None
@@ -133,6 +137,9 @@ class Wrapper(Source):
 
     def name_of(self, index: int) -> str:
         return self._source.name_of(int(self.indices[index]))
+
+    def file_of(self, index: int) -> str:
+        return self._source.file_of(int(self.indices[index]))
 
     def digest(self) -> str | None:
         return self._source.digest()

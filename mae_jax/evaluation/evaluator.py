@@ -17,6 +17,7 @@ from mae_jax.data.device_batches import evaluation_batch_size, on_devices
 from mae_jax.data.loader import make_eval_batches
 from mae_jax.data.sources import Source, count_images, is_labelled, random_subset
 from mae_jax.models.config import MAEConfig
+from mae_jax.models.encoder import find_layer
 from mae_jax.models.mae import MAEOutput
 from mae_jax.models.masking import check_given_mask, given_masks
 from mae_jax.runtime.errors import UserError, first_line
@@ -133,7 +134,9 @@ class EvaluationData:
         self.config, self.bind, self.mesh = config, bind, mesh
         self.model = MAEConfig(**config.model)
         settings = config.evaluate
-        self.train = train and random_subset(train, settings.max_train_examples or len(train))
+        if settings.layer is not None:
+            find_layer(settings.layer, self.model.depth, "evaluate.layer: ")
+        self.train = None if train is None else random_subset(train, settings.max_train_examples or len(train))
         self.evaluation = random_subset(evaluation, settings.max_examples or len(evaluation))
         self.encode_rows = on_rows(self._encode, mesh)  # (variables, batch) -> features [B, D]
         self.forget()

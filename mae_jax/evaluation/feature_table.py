@@ -29,7 +29,7 @@ class FeatureTable(NamedTuple):
     files: list[str]
     splits: list[str]  # train or eval
     labels: np.ndarray  # as `Source.labels`
-    index: np.ndarray  # int64 [n]: place in the split's source
+    index: np.ndarray  # int64 [n]: place among the pictures of the split that were chosen
     vectors: np.ndarray  # float32 [n, D]; of patch tokens D = L * width
     about: dict[str, Any]  # label_kind, class_names (None: no labels), shape of a vector, and how features were made
 
@@ -90,8 +90,10 @@ def writing_features(path: Path, source: Source, shape: Sequence[int], about: di
         if of_classes:
             told = pa.array([names[label] if label >= 0 else None for label in labels], pa.string())
         else:
-            told = _lists(labels, len(names))
-        files = [escaped(source.name_of(place)) for place in index.tolist()]
+            # Pictures of a split without labels have none of the other's.
+            known = labels if labels.shape[1:] == (len(names),) else np.full((len(labels), len(names)), np.nan)
+            told = _lists(known, len(names))
+        files = [escaped(source.file_of(place)) for place in index.tolist()]
         columns = [files, [split] * len(files), told, pa.array(index, pa.int64()), _lists(features, size)]
         if files:
             writer.write_table(pa.table([pa.array(column) for column in columns], schema=schema))

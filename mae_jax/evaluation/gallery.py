@@ -71,11 +71,11 @@ def of_pictures(source: Source, data: EvaluationData, state: Trained) -> tuple[G
         labels.append(label)
     places, names = np.concatenate(places), source.class_names if source.label_kind == "class" else None
     found = Gallery(
-        [escaped(source.name_of(place)) for place in places.tolist()],
+        [escaped(source.file_of(place)) for place in places.tolist()],
         _names_of(np.concatenate(labels), names and [escaped(name) for name in names]),
         np.concatenate(vectors), source, places,
     )  # fmt: skip
-    return found, {escaped(source.name_of(index)): escaped(why) for index, why in sorted(pictures.bad.items())}
+    return found, {escaped(source.file_of(index)): escaped(why) for index, why in sorted(pictures.bad.items())}
 
 
 def _names_of(labels: np.ndarray, names: Sequence[str] | None) -> list[str | None]:

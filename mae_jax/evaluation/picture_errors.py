@@ -45,7 +45,10 @@ def measure_errors(config: ConfigDict, data: EvaluationData, state: State) -> Pi
 
 
 def find_outliers(source: Source, names: Sequence[str]) -> np.ndarray:
-    """Whether each picture is labelled with one of the class names: bool [n]. UserError for names of no class."""
+    """Whether each picture is labelled with one of the class names: 1, 0, or -1 without a label; int [n].
+
+    UserError for names of no class.
+    """
     known = list(source.class_names or ()) if source.label_kind != "number" else []
     if unknown := [name for name in names if name not in known]:
         raise UserError(
@@ -53,11 +56,17 @@ def find_outliers(source: Source, names: Sequence[str]) -> np.ndarray:
             f"{first_few(known) or 'none'}"
         )
     places, labels = [known.index(name) for name in names], source.labels()
-    return (labels[:, places] > 0).any(axis=1) if source.label_kind == "multi" else np.isin(labels, places)
+    if source.label_kind == "multi":
+        found, known = (labels[:, places] > 0).any(axis=1), ~np.isnan(labels).any(axis=1)
+    else:
+        found, known = np.isin(labels, places), labels >= 0
+    return np.where(known, found.astype(int), -1)
 
 
 def outlier_auroc(errors: np.ndarray, outlier: np.ndarray) -> float | None:
     """The chance that an outlier has a larger error than another picture (area under the ROC curve), or None."""
     from sklearn.metrics import roc_auc_score  # slow to import: a second
 
-    return float(roc_auc_score(outlier, errors)) if outlier.any() and not outlier.all() else None
+    known = (outlier >= 0) & np.isfinite(errors)
+    both = len(np.unique(outlier[known])) == 2
+    return float(roc_auc_score(outlier[known], errors[known])) if both else None

@@ -23,8 +23,9 @@ from mae_jax.workdir.writing import write_atomically, write_json
 WEIGHTS = ("huggingface", "facebook", "timm")  # these can be read again
 PROGRAMS = {"stablehlo": stablehlo, "onnx": onnx_vit}
 FORMATS = (*WEIGHTS, *PROGRAMS)
-# All that hold weights.
-FILES = ("model.safetensors", "model.pth", *(f"{name}.{format}" for name in NAMES for format in PROGRAMS))
+# The files of each that hold weights.
+FILES = {"huggingface": ("model.safetensors",), "facebook": ("model.pth",), "timm": ("model.safetensors",)}
+FILES |= {format: tuple(f"{name}.{format}" for name in NAMES) for format in PROGRAMS}
 # Model settings for which no other program has values but the defaults.
 OURS_ALONE = ("class_tokens", "registers", "qk_norm")
 DECODERS_OURS_ALONE = ("decoder_attention", "encoder_mask_tokens", "pca_targets", "target")

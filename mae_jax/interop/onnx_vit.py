@@ -119,6 +119,8 @@ class Vit:
             x = self.norm(self._mean(tokens))
         elif pool == "attentive":
             x = self._attentive(self.norm(tokens), head["pool"])
+        elif pool == "abmilp":
+            x = self._abmilp(self.norm(tokens), head["pool"])
         else:
             x = self._mean(self.norm(classes if pool == "class" else tokens))
         if norm := head.get("batch_norm"):
@@ -135,6 +137,11 @@ class Vit:
         keys, values = linear(self.graph, tokens, params["key"]), linear(self.graph, tokens, params["value"])
         attended = attend(self.graph, query, keys, values, self.model.num_heads, self.model.width)
         return self.graph("Squeeze", attended, integers(1))
+
+    def _abmilp(self, tokens: str, params: dict[str, Any]) -> str:
+        keys, query = self.graph("Tanh", linear(self.graph, tokens, params["key"])), params["query"][:, None]
+        weights = self.graph("Softmax", self.graph("MatMul", keys, query), axis=1)  # [b, L, 1]
+        return self.graph("ReduceSum", self.graph("Mul", weights, tokens), integers(1), keepdims=0)
 
     def reconstruct(self, patches: str, noise: str) -> tuple[str, str]:
         """Prediction [b, L, p*p*C] and mask [b, L] by noise [b, L]."""

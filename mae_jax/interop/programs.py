@@ -23,7 +23,7 @@ from mae_jax.runtime.errors import UserError
 
 ABOUT = "about.json"
 NAMES = ("encoder", "classifier", "reconstruction")
-MOST_BYTES = 2**31 - 2**20  # of weights in a file: protobuf and flatbuffers hold 2 GiB
+MOST_BYTES = 2**31 - 2**26  # of weights in a file: protobuf and flatbuffers hold 2 GiB
 RESIZING = (
     "Resize with an antialiasing bicubic filter (Pillow's), keeping the aspect, so that the picture just covers "
     "resize_to_cover; round the longer side down. Cut out the centre: the first row and column are half of what is "

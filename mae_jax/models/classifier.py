@@ -12,7 +12,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mae_jax.models.config import MAEConfig
-from mae_jax.models.encoder import Encoder, EncoderOutput, patches_of
+from mae_jax.models.encoder import Encoder, EncoderOutput, check_layers_alone, patches_of
 from mae_jax.models.layers import Linear
 from mae_jax.models.parameters import binder, split
 from mae_jax.runtime.errors import UserError
@@ -189,9 +189,10 @@ class Classifier(nnx.Module):
 
         With `layers` alone, a tuple of the tokens after each of these blocks (`Encoder.at_layers`).
         """
-        if layers is not None:
-            return self.encoder.at_layers(*patches_of(images, self.config.encoder), layers)
         record = (output_hidden_states, output_attentions)
+        if layers is not None:
+            check_layers_alone(any(record))
+            return self.encoder.at_layers(*patches_of(images, self.config.encoder), layers)
         features, recorded = self.encoder(*patches_of(images, self.config.encoder), record=record)
         return EncoderOutput(features, *recorded) if any(record) else features
 

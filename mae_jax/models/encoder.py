@@ -133,6 +133,12 @@ def find_layer(layer: int, depth: int, setting: str = "") -> int:
     return layer if layer > 0 else depth + 1 + layer
 
 
+def check_layers_alone(others: bool) -> None:
+    """Raises UserError if `layers` are asked for with `others`, which would be ignored."""
+    if others:
+        raise UserError("layers=... gives the tokens of whole images: leave out key, noise, mask and output_...")
+
+
 def position_table(
     learned: nnx.Param | None, own_grid: tuple[int, int], grid: tuple[int, int], width: int
 ) -> jax.Array:

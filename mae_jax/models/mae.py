@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from mae_jax.models import masking
 from mae_jax.models.config import MAEConfig
 from mae_jax.models.decoder import Decoder
-from mae_jax.models.encoder import Encoder, EncoderOutput, patches_of
+from mae_jax.models.encoder import Encoder, EncoderOutput, check_layers_alone, patches_of
 from mae_jax.models.masking import Mask, MaskFn, take_patches
 from mae_jax.models.parameters import binder, split
 from mae_jax.models.patches import grid_size, patchify, unpatchify
@@ -186,11 +186,12 @@ class MaskedAutoencoder(nnx.Module):
         With `layers` alone, a tuple of the features after each of these blocks (`Encoder.at_layers`), as (6, -1).
         """
         patches, grid = patches_of(images, self.config)
-        if layers is not None:
-            return self.encoder.at_layers(patches, grid, layers)
         masked = output_masks or any(given is not None for given in (key, noise, mask, mask_ratio))
-        masks = self._masks(patches, grid, key, noise, mask, mask_ratio) if masked else None
         record = (output_hidden_states, output_attentions)
+        if layers is not None:
+            check_layers_alone(masked or any(record))
+            return self.encoder.at_layers(patches, grid, layers)
+        masks = self._masks(patches, grid, key, noise, mask, mask_ratio) if masked else None
         ids, count = (masks.ids_keep, masks.count) if masks else (None, None)
         features, recorded = self.encoder(patches, grid, ids, count=count, record=record)
         if not (any(record) or output_masks):

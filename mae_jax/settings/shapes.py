@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from mae_jax.runtime.errors import UserError
@@ -16,6 +15,10 @@ def _all(value: Any, fits: Callable[[Any], bool]) -> bool:
 
 def _is_side(side: Any) -> bool:
     return type(side) is int and side > 0
+
+
+def _is_size(size: Any) -> bool:
+    return _is_side(size) or _all(size, _is_side) and len(size) == 2
 
 
 # Setting -> whether a value fits, what it must be, an example.
@@ -38,7 +41,7 @@ SHAPES = {
         "names of classes", "('odd',)",
     ),
     "features.image_sizes": (
-        lambda value: value == () or value == [] or _all(value, lambda size: _all(np.ravel(size).tolist(), _is_side)),
+        lambda value: value == () or value == [] or _all(value, _is_size),
         "sizes, each one number or (height, width)", "(160, 224)",
     ),
     "evaluate.layers": (

@@ -34,7 +34,7 @@ def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
     for note in weights.notes:
         say(f"note: {note}")
     # result.json means that all files are complete, and no earlier weights may stand beside this export's settings.
-    for earlier in ("result.json", *FILES):
+    for earlier in ("result.json", *FILES[config.format]):
         (workdir / earlier).unlink(missing_ok=True)
     source = {"format": config.format, "init_from": config.init_from}
     card = None

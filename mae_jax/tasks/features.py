@@ -11,7 +11,6 @@ from mae_jax.evaluation.each_picture import EachPicture
 from mae_jax.evaluation.evaluator import EvaluationData, Trained
 from mae_jax.evaluation.feature_table import TABLE, describe_encoder, writing_features
 from mae_jax.interop.weights import choose
-from mae_jax.models.encoder import find_layer
 from mae_jax.runtime.console import say
 from mae_jax.runtime.errors import escaped
 from mae_jax.runtime.processes import is_main
@@ -26,8 +25,6 @@ SHOWN_BAD = 3
 def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
     """Writes the features of both splits, once for each of `features.image_sizes`, and result.json."""
     weights, config = open_checkpoint(config, workdir)
-    if config.evaluate.layer is not None:
-        find_layer(config.evaluate.layer, config.model.depth)
     write_json(workdir / "config.json", config.to_dict() | provenance())
     result, files, sizes = {"step": weights.step}, [], config.features.image_sizes
     for size in sizes or [config.model.image_size]:
@@ -55,14 +52,15 @@ def write_table(data: EvaluationData, state: Trained, workdir: Path, ending: str
     patches = (data.model.num_patches,) if settings.evaluate.token == "patches" else ()
     about = describe_encoder(settings, state.step)
     counts, left_out = {}, []
-    with writing_features(workdir / name, data.evaluation, (*patches, data.model.width), about) as write_rows:
+    source = data.evaluation if data.evaluation.num_classes or data.train is None else data.train
+    with writing_features(workdir / name, source, (*patches, data.model.width), about) as write_rows:
         for split, source in splits_of(data):
             pictures = EachPicture(lambda batch: (data.encode_rows(variables, batch), batch["label"]), data, source)
             for index, (features, labels) in pictures:
                 write_rows(split, source, index, labels, features)
             counts[split] = len(source) - len(pictures.bad)
             for index, why in sorted(pictures.bad.items()):
-                left_out.append({"file": escaped(source.name_of(index)), "split": split, "error": escaped(why)})
+                left_out.append({"file": escaped(source.file_of(index)), "split": split, "error": escaped(why)})
     for bad in left_out[:SHOWN_BAD]:
         say(f"bad: {bad['file']}: {bad['error']}")
     if left_out:

@@ -44,12 +44,12 @@ def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
     with writing_table(workdir / TABLE, ["file", *rows_of.columns, "error"]) as write_row:
         found = collect(pictures, rows_of, kind, write_row, source)
         for index, why in sorted(pictures.bad.items()):
-            write_row([escaped(source.name_of(index)), *[""] * len(rows_of.columns), escaped(why)])
+            write_row([escaped(source.file_of(index)), *[""] * len(rows_of.columns), escaped(why)])
     scores = found.scores(kind, std)
     say(f"{len(found.index):,} of {len(source):,} pictures, of which {found.labelled:,} have a label")
     say(*([tell(scores)] if scores else []))
     for index, why in sorted(pictures.bad.items())[:SHOWN_BAD]:
-        say(f"bad: {escaped(source.name_of(index))}: {escaped(why)}")
+        say(f"bad: {escaped(source.file_of(index))}: {escaped(why)}")
     files = [TABLE]
     if len(found.index) and config.predict.pictures:
         order = "the largest errors first" if kind == "number" else "wrong ones first, then the least sure"
@@ -79,7 +79,8 @@ def open_pictures(config: ConfigDict, workdir: Path) -> tuple[Weights, ConfigDic
     if path:
         config.data.name, config.data.path = None, path  # for result.json
         names = list(weights.config.get("class_names") or ())
-        source = PictureFiles(path, names if weights.config.get("label_kind", "class") == "class" else ())
+        known = names if weights.config.get("label_kind", "class") == "class" else ()
+        source = PictureFiles(path, known, extensions=config.data.extensions)
     else:
         _, source = find_sources(weights, config, to_train=False)
     return weights, config, *match_to_classifier(source, weights, config)
@@ -128,11 +129,11 @@ def collect(pictures: EachPicture, rows_of: RowsOf, kind: str, write_row: WriteR
     """Writes a row for each usable picture, while they are read."""
     index, doubt, words, judged = [], [], [], []
     for indices, (outputs, labels, *judgement) in pictures:
-        if kind != "class" and labels.ndim == 1:  # there are none
+        if kind != "class" and labels.shape != outputs.shape:  # there are none
             labels = np.full(outputs.shape, np.nan, np.float32)
         rows = rows_of(outputs, labels)
         for place, cells in zip(indices.tolist(), rows.cells, strict=True):
-            write_row([escaped(source.name_of(place)), *cells, ""])
+            write_row([escaped(source.file_of(place)), *cells, ""])
         index.append(indices)
         doubt.append(rows.doubt)
         words += rows.words

@@ -52,9 +52,10 @@ def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
     if outlier is not None:
         of_usable = outlier[found.index]
         auroc = outlier_auroc(found.errors.mean(axis=1), of_usable)
-        result |= {"outliers": int(of_usable.sum()), "auroc": auroc}
+        count = int((of_usable == 1).sum())
+        result |= {"outliers": count, "auroc": auroc}
         told = "-" if auroc is None else f"{auroc:.4f}"
-        say(f"AUROC of the error, {of_usable.sum():,} outliers among {len(of_usable):,} pictures: {told}")
+        say(f"AUROC of the error, {count:,} outliers among {len(of_usable):,} pictures: {told}")
     write_measurement(workdir, config, result)
     say(f"see {', '.join(f'{workdir}/{file}' for file in files)}")
 
@@ -70,7 +71,7 @@ def open_pictures(config: ConfigDict, workdir: Path) -> tuple[Weights, ConfigDic
     if not pictures:
         return weights, config, find_sources(weights, config, to_train=False)[1]
     config.data.name, config.data.path = None, pictures  # for result.json
-    return weights, config, PictureFiles(pictures, config.reconstruct.outliers)
+    return weights, config, PictureFiles(pictures, config.reconstruct.outliers, extensions=config.data.extensions)
 
 
 def write_errors(
@@ -83,16 +84,16 @@ def write_errors(
     with writing_table(workdir / TABLE, header) as write_row:
         for place in order:
             index = int(found.index[place])
-            told = [] if outlier is None else ["yes" if outlier[index] else "no"]
+            told = [] if outlier is None else [("no", "yes", "")[outlier[index]]]
             numbers = (f"{number:.6g}" for number in (means[place], found.errors[place].std()))
-            write_row([escaped(source.name_of(index)), *numbers, *told, ""])
+            write_row([escaped(source.file_of(index)), *numbers, *told, ""])
         for index, why in sorted(found.bad.items()):
-            write_row([escaped(source.name_of(index)), *[""] * (len(header) - 2), escaped(why)])
+            write_row([escaped(source.file_of(index)), *[""] * (len(header) - 2), escaped(why)])
     for index, why in sorted(found.bad.items())[:TOLD]:
-        say(f"bad: {escaped(source.name_of(index))}: {escaped(why)}")
+        say(f"bad: {escaped(source.file_of(index))}: {escaped(why)}")
     if not len(order):
         return [TABLE]
-    largest = (f"{escaped(source.name_of(int(found.index[place])))} ({means[place]:.4f})" for place in order[:TOLD])
+    largest = (f"{escaped(source.file_of(int(found.index[place])))} ({means[place]:.4f})" for place in order[:TOLD])
     masks = found.errors.shape[1]
     how = f"mean over {masks} masks" if masks > 1 else "with one mask"
     say(f"largest errors, {how}: {', '.join(largest)}; the median is {np.median(means):.4f}")

@@ -14,7 +14,6 @@ from mae_jax.evaluation.neighbours_page import make_page
 from mae_jax.evaluation.neighbours_sheet import SHEET_QUERIES, draw_sheet, read_shown, spread
 from mae_jax.evaluation.retrieval import RECALL_AT, Neighbours, average_precisions, find_others, find_own, score
 from mae_jax.interop.workdirs import Weights
-from mae_jax.models.encoder import find_layer
 from mae_jax.runtime.console import say
 from mae_jax.runtime.errors import UserError, escaped
 from mae_jax.runtime.processes import is_main
@@ -35,8 +34,6 @@ def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
     check_data_are_used(config)
     tables = {side: read_features(path) for side, path in given.items() if is_table(path)}
     weights, config = open_checkpoint(config, workdir, needs_data=None in given.values())
-    if config.evaluate.layer is not None:
-        find_layer(config.evaluate.layer, config.model.depth)
     for side, table in tables.items():
         check_encoder(table, describe_encoder(config, weights.step), f"retrieve.{side}={given[side]}")
     sources = open_sources(weights, config, tables)
@@ -81,7 +78,7 @@ def open_sources(weights: Weights, config: ConfigDict, tables: dict[str, Feature
         elif path is not None and given["index"] == path and side != "index":
             found[side] = found["index"]
         elif path is not None:
-            found[side] = PictureFiles(path, None, f"retrieve.{side}")
+            found[side] = PictureFiles(path, None, f"retrieve.{side}", config.data.extensions)
     return {side: found[side] for side in SIDES}
 
 
@@ -144,6 +141,8 @@ def write_files(
     neighbours = Neighbours(neighbours.cosine[:, :k], neighbours.rows[:, :k])
     if is_main():
         shown = read_shown(config, index, queries, neighbours, spread(len(queries.names), max(pictures, SHEET_QUERIES)))
+        if config.retrieve.index and not shown.index_pictures:
+            say(f"note: no picture of retrieve.index={config.retrieve.index} can be read: its frames are empty")
         sheet = draw_sheet(index, queries, neighbours, shown.first(SHEET_QUERIES), caption)
         save_picture(workdir / SHEET, sheet)
         if pictures:

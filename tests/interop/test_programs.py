@@ -97,6 +97,7 @@ def test_programs_of_an_autoencoder_give_its_features_predictions_and_masks(tmp_
 @pytest.mark.parametrize(
     "format, pool, batch_norm",
     [("onnx", "mean_norm", True), ("onnx", "class", False), ("onnx", "mean", True), ("onnx", "attentive", True)]
+    + [("onnx", "abmilp", False)]
     + [("stablehlo", "attentive", True)],
 )
 def test_programs_of_a_classifier_give_its_features_and_logits(tmp_path, format, pool, batch_norm):

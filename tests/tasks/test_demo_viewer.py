@@ -3,6 +3,7 @@
 import base64
 import functools
 import io
+import json
 
 import jax
 import numpy as np
@@ -135,45 +136,62 @@ def test_predictions_are_the_classifiers_by_name_with_probabilities_or_values(ki
         viewer.reconstruct("upload 1", [])
 
 
-def write_index(folder, vectors, files, labels):
+ABOUT = {"init_from": "runs/digits", "step": 5, "token": "mean", "layer": None, "image_size": [8, 8]}
+
+
+def write_index(folder, vectors, files, labels, **about):
+    """A table as configs/features.py writes it, without its code."""
     folder.mkdir()
-    columns = {"file": files, "split": ["eval"] * len(files), "label": labels, "index": list(range(len(files)))}
-    columns["vector"] = pa.array([row.tolist() for row in vectors], pa.list_(pa.float32()))
-    pq.write_table(pa.table(columns), folder / "features.parquet")
+    told = [NAMES[label] for label in labels]
+    columns = {"file": files, "split": ["eval"] * len(files), "label": pa.array(told, pa.string())}
+    columns["index"] = pa.array(range(len(files)), pa.int64())
+    columns["vector"] = pa.array([row.tolist() for row in vectors], pa.list_(pa.float32(), 16))
+    facts = {"label_kind": "class", "class_names": NAMES, "shape": [16]}
+    metadata = {"mae_jax": json.dumps(ABOUT | facts | about)}
+    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), folder / "features.parquet")
     return str(folder)
 
 
 def test_neighbours_are_those_of_scikit_learn_with_pictures_from_their_files_or_the_data(tmp_path):
-    vectors = np.random.default_rng(3).normal(size=(40, 16)).astype(np.float32)
-    files = [str(tmp_path / f"{n}.png") for n in range(40)]
-    for n in range(0, 40, 2):  # the others are in the data
-        Image.fromarray(np.full((8, 8), n, np.uint8)).save(files[n])
-    index = Index(write_index(tmp_path / "index", vectors, files, [n % 10 for n in range(40)]), 16)
+    vectors, source = np.random.default_rng(3).normal(size=(40, 16)).astype(np.float32), digits_source()
+    files = [str(tmp_path / f"{n}.png") if n % 4 else source.name_of(n) for n in range(40)]
+    for n in range(0, 40, 2):  # of the others some are in the data, some are gone
+        if n % 4:
+            Image.fromarray(np.full((8, 8), n, np.uint8)).save(files[n])
+    index = Index(write_index(tmp_path / "index", vectors, files, [n % 10 for n in range(40)]), ABOUT)
     viewer, model, processor = make_classifier("class", index)
     picture = np.random.default_rng(4).integers(0, 256, (8, 8), np.uint8)
     feature = np.asarray(model.encode(processor(picture)))[:, 1:].mean(axis=1)
     distances, rows = NearestNeighbors(metric="cosine").fit(vectors).kneighbors(feature, 8)
-    found, source = viewer.upload(png(picture))["neighbours"], make_source(make_config().data, "eval", (8, 8), 1)
-    assert [row["name"] for row in found] == [f"{n}.png" for n in rows[0]]
-    assert [row["label"] for row in found] == [source.class_names[n % 10] for n in rows[0]]
+    found = viewer.upload(png(picture))["neighbours"]
+    assert [row["name"] for row in found] == [files[n].split("/")[-1] for n in rows[0]]
+    assert [row["label"] for row in found] == [NAMES[n % 10] for n in rows[0]]
     np.testing.assert_allclose([row["cosine"] for row in found], 1 - distances[0], atol=1e-5)
+    assert {n % 4 for n in rows[0]} == {0, 1, 2, 3}
     for n, row in zip(rows[0], found, strict=True):
-        expected = np.full((8, 8), n) if n % 2 == 0 else np.asarray(source[n]["image"]).reshape(8, 8)
-        np.testing.assert_array_equal(pixels(row["image"])[..., 0], expected)
+        assert ("image" in row) == (n % 2 == 0)
+        if n % 2 == 0:
+            expected = np.full((8, 8), n) if n % 4 else np.asarray(source[n]["image"]).reshape(8, 8)
+            np.testing.assert_array_equal(pixels(row["image"])[..., 0], expected)
 
 
-def test_an_index_that_is_missing_or_of_another_model_is_told_in_one_line(tmp_path):
-    with pytest.raises(UserError, match=f"demo.index={tmp_path}: .* is no index") as error:
-        Index(str(tmp_path), 16)
+def digits_source():
+    return make_source(make_config().data, "eval", (8, 8), 1)
+
+
+def test_an_index_that_is_missing_or_of_another_encoder_is_told_in_one_line(tmp_path):
+    with pytest.raises(UserError, match=f"demo.index={tmp_path}: .* is no table of features") as error:
+        Index(str(tmp_path), ABOUT)
     assert "\n" not in str(error.value)
     (tmp_path / "features.parquet").write_bytes(b"no parquet")
-    with pytest.raises(UserError, match="is no index"):
-        Index(str(tmp_path), 16)
-    wrong = {"narrow": np.ones((2, 8)), "bad": np.full((2, 16), np.nan), "empty": np.ones((0, 16))}
-    for name, vectors in wrong.items():
-        folder = write_index(tmp_path / name, vectors, [""] * len(vectors), [0] * len(vectors))
-        with pytest.raises(UserError, match="16 finite numbers"):
-            Index(folder, 16)
+    with pytest.raises(UserError, match="is no table of features"):
+        Index(str(tmp_path), ABOUT)
+    with pytest.raises(UserError, match="has no pictures"):
+        Index(write_index(tmp_path / "empty", np.ones((0, 16)), [], []), ABOUT)
+    for name, value in {"layer": 2, "token": "class", "step": 7, "init_from": "runs/others"}.items():
+        folder = write_index(tmp_path / name, np.ones((2, 16)), ["a", "b"], [0, 1], **{name: value})
+        with pytest.raises(UserError, match=f"has features of another encoder .{name}={value}"):
+            Index(folder, ABOUT)
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,26 @@ def test_a_flat_folder_is_taken_whole_and_each_size_has_a_table(pretrained, fold
     assert np.abs(small.vectors - wide.vectors).max() > 1e-3
 
 
+def test_classes_are_those_of_training_if_only_that_has_folders_of_them(pretrained, folder, tmp_path):
+    (tmp_path / "data/val").mkdir(parents=True)
+    shutil.copytree(folder / "train", tmp_path / "data/train")
+    for file in (folder / "val").rglob("*.png"):
+        shutil.copy(file, tmp_path / "data/val")
+    with one_device():
+        found = features_of(pretrained, tmp_path / "run", data__path=str(tmp_path / "data"))
+    assert found.about["class_names"] == ["class 0", "class 1"]
+    assert found.labels[30:].tolist() == [-1] * 10 and set(found.labels[:30]) == {0, 1}
+
+
+def test_a_tables_files_are_written_as_they_can_be_opened(pretrained, folder, tmp_path):
+    files = sorted(map(str, (folder / "val").rglob("*.png")))
+    (tmp_path / "table.csv").write_text("file\n" + "\n".join(files))
+    settings = dict(data__name="table", data__path=str(tmp_path / "table.csv"))
+    with one_device():
+        found = features_of(pretrained, tmp_path / "run", **settings)
+    assert sorted(found.files) == files
+
+
 def test_several_labels_come_back(pretrained, tmp_path):
     with one_device():
         found = features_of(pretrained, tmp_path, data__name="tests.label_sources:Several")

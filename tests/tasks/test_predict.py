@@ -155,6 +155,16 @@ def test_labels_of_other_kinds_are_predicted_with_the_scores_of_evaluate(kind, s
     assert (workdir / "predictions.png").exists()
 
 
+def test_a_table_without_labels_is_predicted_by_a_classifier_of_several(pictures, tmp_path):
+    files = sorted(map(str, (pictures / "3").glob("*.png")))
+    (tmp_path / "table.csv").write_text("file,label\n" + "".join(f"{file},\n" for file in files))
+    with one_device():
+        tuned = run_task("linear_probe_digits", tmp_path / "tuned", data__name="tests.label_sources:Several", **SMALL)
+        workdir = run_task("predict", tmp_path / "run", init_from=str(tuned), data__name="table",
+                           data__path=str(tmp_path / "table.csv"), data__label_separator="|")  # fmt: skip
+    assert [row["file"] for row in table_of(workdir)] == files and "labelled" in read_json(workdir / "result.json")
+
+
 def test_an_autoencoder_and_a_wrong_path_are_refused(pretrained, finetuned, tmp_path):
     assert "is an autoencoder, which knows no classes" in mistake("predict", tmp_path / "a", init_from=str(pretrained))
     told = mistake("predict", tmp_path / "b", init_from=str(finetuned), data__path=str(tmp_path / "none"))

@@ -37,10 +37,16 @@ SCORES = {
     "classify": ("top1", "top5", "loss"),
     "knn": ("top1", "best_top1", "rankme"),
     "logistic_regression": ("top1", "top5", "best_top1"),
-    "few_shot": ("5_shot/top1", "10_shot/top1"),
     "probe_sweep": ("top1", "top5", "held_out_top1"),
     "evaluate": ("loss",),
 }
+
+
+def scores_of(config: ConfigDict) -> tuple[str, ...]:
+    """The scores of a run, the first of which stands for it."""
+    if config.task == "few_shot":
+        return tuple(f"{count}_shot/top1" for count in config.evaluate.shots)
+    return SCORES[config.task]
 
 
 class Run(NamedTuple):
@@ -96,7 +102,7 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
     own = [run for run in runs if first.index(run.after or run.folder) % count == index]
     # A protocol without a column gets one for its first score.
     named = {score.split("/")[0] for score in ablate.scores}
-    unnamed = {run.name: SCORES[run.config.task][0] for run in runs if run.after and run.name not in named}
+    unnamed = {run.name: scores_of(run.config)[0] for run in runs if run.after and run.name not in named}
     scores = (*ablate.scores, *(f"{name}/{score}" for name, score in unnamed.items()))
     return Plan(axes, cells, seeds, runs, own, needed, scores)
 
@@ -169,7 +175,7 @@ def resolve(arguments: tuple[str, ...] | list[str]) -> ConfigDict:
 def protocol_settings(name: str) -> ConfigDict:
     """The settings of configs/NAME.py; UserError if it does not exist or its task has no scores for a table."""
     config = resolve([f"--config={ROOT}/configs/{name}.py", "--config.init_from=PRETRAINED"])
-    tasks = [task for task in SCORES if task != "pretrain"]
+    tasks = ["few_shot", *(task for task in SCORES if task != "pretrain")]
     if config.task not in tasks:
         raise UserError(f"ablate.measure: configs/{name}.py has the task {config.task}, not one of {', '.join(tasks)}")
     return config
@@ -180,7 +186,7 @@ def check_scores(ablate: ConfigDict, runs: list[Run]) -> None:
     if any(":" in name for run in runs for name in run.config.evaluate.evaluators):
         return  # custom evaluators name their own scores
     known = set(SCORES["pretrain"])
-    known |= {f"{run.name}/{score}" for run in runs if run.after for score in SCORES[run.config.task]}
+    known |= {f"{run.name}/{score}" for run in runs if run.after for score in scores_of(run.config)}
     for score in (*ablate.scores, *ablate.plot):
         if score not in known:
             there = ", ".join(sorted(known))

@@ -13,6 +13,7 @@ from mae_jax.interop.weights import make_bind_of
 from mae_jax.interop.workdirs import Weights
 from mae_jax.models.classifier import is_classifier
 from mae_jax.models.config import MAEConfig
+from mae_jax.models.encoder import find_layer
 from mae_jax.models.masking import masks_of_any_number
 from mae_jax.models.targets import TARGETS, reconstruct
 
@@ -30,6 +31,9 @@ class CompiledModel:
 
     def __init__(self, weights: Weights, config: ConfigDict):
         self.config, self._data, self._token = MAEConfig(**config.model), config.data, config.evaluate.token
+        self._layer = config.evaluate.layer
+        if self._layer is not None:
+            find_layer(self._layer, self.config.depth, "evaluate.layer: ")
         self.classifies = is_classifier(weights.config)
         self.reconstructs = not self.classifies and "decoder" in weights.params
         self.normalized = TARGETS.find(self.config.target_name).normalized
@@ -56,10 +60,11 @@ class CompiledModel:
 
     def _look(self, params: dict, image: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         model, classes = self._bind(params), self.config.class_tokens
-        found = model.encode(image, output_attentions=True)
+        found, layer = model.encode(image, output_attentions=True), self._layer
+        tokens = found.features if layer is None else model.encode(image, layers=(layer,))[0]
         attention = found.attentions[-1, 0]
         attention = jnp.concatenate([attention[:, :1], attention[:, classes + self.config.registers :]], axis=1)
-        feature = pool(found.features, self._token, classes)[0]
+        feature = pool(tokens, self._token, classes)[0]
         return attention, feature, model(image)[0] if self.classifies else None
 
     def _reconstruct(self, params: dict, image: jax.Array, valid: jax.Array | None, hidden: jax.Array) -> tuple:

@@ -1,16 +1,11 @@
 """Nearest neighbours of a picture in an index of features."""
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from mae_jax.runtime.errors import UserError, first_line
-
-FILE = "features.parquet"
-COLUMNS = ("file", "split", "label", "index", "vector")
+from mae_jax.evaluation.feature_table import check_encoder, read_features
+from mae_jax.runtime.errors import UserError
 
 
 class Neighbour(NamedTuple):
@@ -18,30 +13,25 @@ class Neighbour(NamedTuple):
 
     file: str
     split: str
-    label: Any
-    index: int  # the picture's place in its split
+    label: str | None  # the name of its class
+    index: int  # the picture's place in its split, perhaps
     cosine: float
 
 
 class Index:
-    """The rows of `folder`/features.parquet; UserError unless each has a vector of `width` finite numbers."""
+    """The pictures of a table of features (`read_features`); UserError unless the `about` encoder has written it."""
 
-    def __init__(self, folder: str, width: int):
-        path, setting = Path(folder) / FILE, f"demo.index={folder}"
+    def __init__(self, path: str, about: dict[str, Any]):
         try:
-            table = pq.read_table(path, columns=list(COLUMNS))
-            vectors = table["vector"].combine_chunks()
-            flat = vectors.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-            lengths = np.asarray(vectors.value_lengths()) if len(vectors) else np.zeros(0)
-        except (OSError, pa.ArrowException, AttributeError, TypeError, ValueError) as error:
-            raise UserError(f"{setting}: {path} is no index ({first_line(error)}); write one by features") from error
-        if not len(lengths) or set(lengths.tolist()) != {width} or not np.isfinite(flat).all():
-            raise UserError(
-                f"{setting}: {FILE} needs rows with vectors of {width} finite numbers, as this model's features "
-                "are; write it with the same init_from"
-            )
-        self._vectors = _unit(flat.reshape(-1, width))
-        self._rows = table.drop_columns("vector")
+            table = read_features(path)
+        except UserError as error:
+            raise UserError(f"demo.index={path}: {error}") from error
+        check_encoder(table, about, f"demo.index={path}")
+        if not len(table.files):
+            raise UserError(f"demo.index={path} has no pictures: write it by configs/features.py")
+        names, classes = table.about["class_names"], table.about["label_kind"] == "class"
+        self._labels = [names[label] if classes and names and label >= 0 else None for label in table.labels]
+        self._vectors, self._table = _unit(table.vectors), table
 
     def __len__(self) -> int:
         return len(self._vectors)
@@ -50,8 +40,11 @@ class Index:
         """The `count` rows with the largest cosine to a feature [width], nearest first; of equals, earlier ones."""
         cosines = self._vectors @ _unit(feature[None])[0]
         best = np.argsort(-cosines, kind="stable")[:count]
-        rows = self._rows.take(best).to_pylist()
-        return [Neighbour(**row, cosine=float(cosines[n])) for row, n in zip(rows, best, strict=True)]
+        return [
+            Neighbour(self._table.files[n], self._table.splits[n], self._labels[n], int(self._table.index[n]),
+                      float(cosines[n]))
+            for n in best.tolist()
+        ]  # fmt: skip
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from mae_jax.data.depth import settle_depth
 from mae_jax.data.image_folder import PictureFiles
 from mae_jax.data.sources import Source
+from mae_jax.evaluation.feature_table import describe_encoder
 from mae_jax.interop.workdirs import Weights
 from mae_jax.runtime.console import say
 from mae_jax.runtime.errors import UserError
@@ -30,7 +31,8 @@ def run(config: ConfigDict, workdir: Path, stop: StopSignal) -> None:
     if process_count() > 1:
         raise UserError(f"{process_count()} processes: the page is served by one; start it without a launcher")
     weights, config, sources = open_model(config, workdir)
-    index = Index(config.demo.index, config.model.width) if config.demo.index else None
+    about = describe_encoder(config, weights.step)
+    index = Index(config.demo.index, about) if config.demo.index else None
     model = CompiledModel(weights, config)
     server = Server(Viewer(model, weights, config, sources, index), config.demo.port)  # first: the port may be taken
     model.compile()
@@ -56,7 +58,7 @@ def open_model(config: ConfigDict, workdir: Path) -> tuple[Weights, ConfigDict, 
         pictures, asked.path = asked.path, None
         weights, config = open_checkpoint(config, workdir, needs_data=False)
         config.data.name, config.data.path = None, pictures
-        sources = {"eval": PictureFiles(pictures)}
+        sources = {"eval": PictureFiles(pictures, extensions=config.data.extensions)}
     else:
         try:
             weights, found = open_checkpoint(config, workdir)

@@ -24,7 +24,7 @@ from mae_jax.runtime.errors import UserError, escaped, reason
 from mae_jax.tasks.demo.compiled import CompiledModel, Look
 from mae_jax.tasks.demo.neighbours import Index, Neighbour
 
-KEPT = 64  # opened pictures
+KEPT_BYTES = 512 * 2**20  # of opened pictures and their attention
 TOP = 5  # predictions shown
 NEIGHBOURS = 8
 
@@ -147,7 +147,7 @@ class Viewer:
     def _keep(self, key: str, data: bytes | np.ndarray) -> None:
         opened = self._read(data)
         self._opened[key] = opened._replace(look=self._compiled.look(opened.image))
-        while len(self._opened) > KEPT:
+        while len(self._opened) > 1 and sum(map(_size, self._opened.values())) > KEPT_BYTES:
             self._opened.popitem(last=False)
 
     def _read(self, data: bytes | np.ndarray) -> Opened:
@@ -198,17 +198,25 @@ class Viewer:
     def _neighbour(self, neighbour: Neighbour) -> dict[str, Any]:
         file, source = neighbour.file, self._sources.get(neighbour.split)
         found = {"name": escaped(os.path.basename(str(file))), "cosine": neighbour.cosine}
-        names, label = source and source.class_names, neighbour.label
-        known = names and type(label) is int and 0 <= label < len(names)
-        found["label"] = escaped(str(names[label])) if known else "" if label in (None, -1) else escaped(str(label))
+        found["label"] = neighbour.label or ""
         try:
             if os.path.isfile(str(file)):
                 found["image"] = self._draw(self._read(read_picture_file(file)))
-            elif source is not None and 0 <= neighbour.index < len(source):
+            elif source is not None and neighbour.index < len(source) and _is_named(source, neighbour):
                 found["image"] = self._draw(self._read(source[neighbour.index]["image"]))
         except (UserError, OSError):  # deleted or damaged meanwhile: its name and cosine still tell something
             pass
         return found
+
+
+def _is_named(source: Source, neighbour: Neighbour) -> bool:
+    """Whether it is this source's picture: the index may be of others."""
+    return escaped(source.file_of(neighbour.index)) == neighbour.file
+
+
+def _size(opened: Opened) -> int:
+    """In bytes, of what can be large."""
+    return opened.image.nbytes + opened.look.attention.nbytes
 
 
 def _rounded(values: np.ndarray) -> list:
