@@ -8,7 +8,7 @@ from mae_jax.data.rand_augment import rand_augment
 from mae_jax.data.sources import make_source
 from mae_jax.data.transforms import Picture, centre_crop, resize_by_pillow
 from mae_jax.runtime.errors import UserError
-from mae_jax.settings.checks import check_channels
+from mae_jax.settings.checks import check_colours
 from tests.data.conftest import SIZE, assert_same
 from tests.data.test_transforms import loop_box
 
@@ -59,4 +59,4 @@ def test_augmentation_of_channels_that_it_cannot_see_is_refused_at_once(make_con
     with pytest.raises(
         UserError, match="data.augmentation=rand_augment takes 8-bit pictures of 1 or 3 channels, not model"
     ):
-        check_channels(config, 4)
+        check_colours(config, 4)

@@ -198,11 +198,12 @@ def test_other_keys_give_other_masks(name):
 def test_a_mask_is_a_function_of_its_key_alone_compiled_or_not(name):
     draw, keys, order = sampler_of(name), keys_of(8, seed=3), np.array([3, 1, 7, 5, 0, 2, 6, 4])
     masks = draw(keys)
-    for found, expected in zip(draw(keys[order]), masks, strict=True):
+    assert masks.count is None  # all have the same number of visible patches
+    for found, expected in zip(draw(keys[order])[:4], masks[:4], strict=True):
         np.testing.assert_array_equal(found, np.asarray(expected)[order])
     sampling, cell = SAMPLERS[name]
     alone = drawn_masks(keys[5:6], GRID, RATIOS.get(name, 0.75), sampling, cell)  # op by op
-    for found, expected in zip(alone, masks, strict=True):
+    for found, expected in zip(alone[:4], masks[:4], strict=True):
         np.testing.assert_array_equal(found[0], expected[5])
 
 
@@ -210,8 +211,8 @@ def test_a_mask_is_a_function_of_its_key_alone_compiled_or_not(name):
 def test_shapes_are_known_before_any_key_is(name):
     hidden = int(32 * RATIOS.get(name, 0.75))
     masks = jax.eval_shape(sampler_of(name), jax.eval_shape(lambda: keys_of(7)))
-    assert [leaf.shape for leaf in masks] == [(7, 32 - hidden), (7, 32), (7, 32), (7, hidden)]
-    assert [jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in masks] == [True, True, False, True]
+    assert [leaf.shape for leaf in masks[:4]] == [(7, 32 - hidden), (7, 32), (7, 32), (7, hidden)]
+    assert [jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in masks[:4]] == [True, True, False, True]
 
 
 def test_some_of_the_hidden_patches_are_a_uniformly_random_set_without_repetition():
