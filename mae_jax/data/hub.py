@@ -31,6 +31,9 @@ class HubRows:
     def name(self, row: int) -> str:
         return self.where(row)
 
+    def file(self, row: int) -> str:
+        return self.name(row)
+
     def where(self, row: int) -> str:
         split, row = self._find(row)
         return f"row {row + 1} of {self._place} {self._names[split]}"

@@ -89,6 +89,9 @@ class RowGroups:
     def name(self, row: int) -> str:
         return self.where(row)
 
+    def file(self, row: int) -> str:
+        return self.name(row)
+
     def where(self, row: int) -> str:
         number = self._groups[self._group_of(row), 0]
         first = self._starts[np.searchsorted(self._groups[:, 0], number)]

@@ -33,6 +33,9 @@ class Reader(Protocol):
     def name(self, row: int) -> str:
         """The name of a picture, for messages."""
 
+    def file(self, row: int) -> str:
+        """See `Source.file_of`: of pictures without a file of their own, the name."""
+
     def where(self, row: int) -> str:
         """The place of a row, for messages: "line 7 of labels.csv"."""
 
@@ -107,8 +110,7 @@ class RowSource(Source):
         return self._reader.name(int(self._rows[index]))
 
     def file_of(self, index: int) -> str:
-        row = int(self._rows[index])
-        return self._reader.path(row) if hasattr(self._reader, "path") else self._reader.name(row)
+        return self._reader.file(int(self._rows[index]))
 
     def places(self) -> list[str]:
         """Where each picture is: the same for a picture that other data hold, too."""

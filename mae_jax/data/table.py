@@ -51,7 +51,7 @@ class Table(RowSource):
         return Rows(place, pictures, files, labels, None, splits, groups)
 
     def places(self) -> list[str]:
-        return [self._reader.path(int(row)) for row in self._rows]
+        return [self._reader.file(int(row)) for row in self._rows]
 
 
 class TableFiles(NamedTuple):
@@ -63,13 +63,13 @@ class TableFiles(NamedTuple):
     table: str
 
     def read(self, row: int) -> bytes:
-        return read_picture_file(self.path(row))
+        return read_picture_file(self.file(row))
 
-    def path(self, row: int) -> str:
+    def file(self, row: int) -> str:
         return os.path.join(self.root, self.names[row].as_py())
 
     def name(self, row: int) -> str:
-        return f"{self.path(row)} ({self.where(row)})"
+        return f"{self.file(row)} ({self.where(row)})"
 
     def where(self, row: int) -> str:
         place = f"row {row + 1}" if self.lines is None else f"line {self.lines[row]}"

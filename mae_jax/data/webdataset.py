@@ -74,6 +74,9 @@ class TarFiles:
     def name(self, row: int) -> str:
         return self.where(row)
 
+    def file(self, row: int) -> str:
+        return self.name(row)
+
     def where(self, row: int) -> str:
         tar, begin = self._tars[self._members[row, 0]]
         return f"{tar}: key {os.fsdecode(self._names[row].as_py())[begin:]}"

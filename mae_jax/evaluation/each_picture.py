@@ -8,9 +8,15 @@ import numpy as np
 from mae_jax.data.device_batches import evaluation_batch_size, on_devices
 from mae_jax.data.loader import make_eval_batches
 from mae_jax.data.sources import Source
-from mae_jax.evaluation.evaluator import EvaluationData, one_ahead
+from mae_jax.evaluation.evaluator import EvaluationData, State, one_ahead
 from mae_jax.runtime.mesh import process_share, whole
 from mae_jax.runtime.processes import from_all
+
+
+def features_of_each(data: EvaluationData, state: State, source: Source) -> "EachPicture":
+    """Outputs are features [n, D] (or tokens [n, L, D]) as `EvaluationData.features`, and labels."""
+    variables = state.variables()
+    return EachPicture(lambda batch: (data.encode_rows(variables, batch), batch["label"]), data, source)
 
 
 class EachPicture:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from mae_jax.data.files import read_picture_file
 from mae_jax.data.loader import make_eval_batches
 from mae_jax.data.sources import Source, Wrapper
-from mae_jax.evaluation.each_picture import EachPicture
+from mae_jax.evaluation.each_picture import features_of_each
 from mae_jax.evaluation.evaluator import EvaluationData, Trained
 from mae_jax.evaluation.feature_table import TABLE, FeatureTable
 from mae_jax.models.config import MAEConfig
@@ -62,8 +62,7 @@ def of_table(table: FeatureTable, part: Wrapper) -> Gallery:
 
 def of_pictures(source: Source, data: EvaluationData, state: Trained) -> tuple[Gallery, dict[str, str]]:
     """The usable pictures of a source with the features of `data`; and why others are left out, by name."""
-    variables = state.variables()
-    pictures = EachPicture(lambda batch: (data.encode_rows(variables, batch), batch["label"]), data, source)
+    pictures = features_of_each(data, state, source)
     places, vectors, labels = [], [], []
     for index, (features, label) in pictures:
         places.append(index)

@@ -26,10 +26,11 @@ class PictureErrors(NamedTuple):
 
 
 def measure_errors(config: ConfigDict, data: EvaluationData, state: State) -> PictureErrors:
-    """Reconstructs every evaluation picture with each of `reconstruct.masks` masks, drawn from seed and index."""
-    hidden, masks = data.hidden_patches, config.reconstruct.masks
-    if config.evaluate.mask and masks > 1:
-        masks = 1  # the given one
+    """Reconstructs every evaluation picture with each of `reconstruct.masks` masks, drawn from seed and index.
+
+    If `evaluate.mask` gives each picture's mask, with that one alone.
+    """
+    hidden, masks = data.hidden_patches, 1 if config.evaluate.mask else config.reconstruct.masks
 
     def losses(variables: dict, batch: dict) -> tuple[jax.Array, ...]:
         images, index, valid = data.normalize(batch["image"]), batch["index"], valid_values(batch["image"])

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from mae_jax.evaluation.each_picture import EachPicture
+from mae_jax.evaluation.each_picture import features_of_each
 from mae_jax.evaluation.evaluator import EvaluationData, Trained
 from mae_jax.evaluation.feature_table import TABLE, describe_encoder, writing_features
 from mae_jax.interop.weights import choose
@@ -48,14 +48,14 @@ def splits_of(data: EvaluationData) -> list[tuple[str, Any]]:
 
 def write_table(data: EvaluationData, state: Trained, workdir: Path, ending: str) -> tuple[dict[str, Any], list[str]]:
     """Writes features{ending}.parquet while pictures are read; bad ones are left out and told."""
-    name, settings, variables = TABLE.replace(".", ending + "."), data.config, state.variables()
+    name, settings = TABLE.replace(".", ending + "."), data.config
     patches = (data.model.num_patches,) if settings.evaluate.token == "patches" else ()
     about = describe_encoder(settings, state.step)
     counts, left_out = {}, []
     source = data.evaluation if data.evaluation.num_classes or data.train is None else data.train
     with writing_features(workdir / name, source, (*patches, data.model.width), about) as write_rows:
         for split, source in splits_of(data):
-            pictures = EachPicture(lambda batch: (data.encode_rows(variables, batch), batch["label"]), data, source)
+            pictures = features_of_each(data, state, source)
             for index, (features, labels) in pictures:
                 write_rows(split, source, index, labels, features)
             counts[split] = len(source) - len(pictures.bad)

@@ -8,10 +8,9 @@ import time
 
 import numpy as np
 import pytest
-from PIL import Image
-from sklearn.datasets import load_digits
 
 from mae_jax.evaluation.feature_table import read_features
+from tests.digit_files import write_digits
 from tests.processes import (
     by_flags,
     by_open_mpi,
@@ -102,9 +101,7 @@ def test_two_processes_write_one_set_of_files_and_one_prints(one, two):
 
 
 def test_two_processes_write_the_features_of_one_and_name_the_bad_pictures_of_both(one, tmp_path):
-    (tmp_path / "pictures").mkdir()
-    for n, digit in enumerate(load_digits().images[:24]):
-        Image.fromarray((digit * 15.9).astype(np.uint8)).save(tmp_path / f"pictures/{n:02}.png")
+    write_digits(tmp_path, 24, lambda n, digit: "pictures")
     for n in (1, 20):  # in batches of 8, the first is read by one process, the second by the other
         (tmp_path / f"pictures/{n:02}.png").write_bytes(b"")
     arguments = ("--config=configs/features.py", f"--config.init_from={one}", "--config.data.name=image_folder",

@@ -6,12 +6,11 @@ import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
-from sklearn.datasets import load_digits
 
 import mae_jax
 from mae_jax.evaluation.feature_table import read_features
 from mae_jax.runtime.errors import UserError
+from tests.digit_files import write_digits
 from tests.label_sources import Several
 from tests.runs import mistake, one_device, read_json, run_task
 
@@ -21,11 +20,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """40 digits in class folders of two splits, one bad file."""
-    root, digits = tmp_path_factory.mktemp("digits"), load_digits()
-    for n in range(40):
-        file = root / ("train" if n < 30 else "val") / f"class {digits.target[n] % 2}" / f"{n:02}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((digits.images[n] * 15.9).astype(np.uint8)).save(file)
+    root = tmp_path_factory.mktemp("digits")
+    write_digits(root, 40, lambda n, digit: f"{'train' if n < 30 else 'val'}/class {digit % 2}")
     (root / "train/class 0/damaged.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing")
     return root
 

@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 
 import mae_jax
 from mae_jax.runtime.seeds import make_key
+from tests.digit_files import write_digits
 from tests.runs import mistake, one_device, read_json, run_task
 
 pytestmark = pytest.mark.slow
@@ -20,11 +20,10 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """20 digits, 5 pictures of noise in a folder of their own, and a bad file."""
-    root, digits, rng = tmp_path_factory.mktemp("pictures"), load_digits(), np.random.default_rng(0)
-    for name, images in (("digits", digits.images[:20] * 15.9), ("noise", rng.uniform(0, 255, (5, 8, 8)))):
-        (root / name).mkdir()
-        for n, image in enumerate(images):
-            Image.fromarray(image.astype(np.uint8)).save(root / name / f"{n:02}.png")
+    root = write_digits(tmp_path_factory.mktemp("pictures"), 20, lambda n, digit: "digits")
+    (root / "noise").mkdir()
+    for n, image in enumerate(np.random.default_rng(0).integers(0, 256, (5, 8, 8), np.uint8)):
+        Image.fromarray(image).save(root / "noise" / f"{n:02}.png")
     (root / "digits/bad.png").touch()
     return root
 

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-from sklearn.datasets import load_digits
 from sklearn.metrics import average_precision_score
 from sklearn.neighbors import NearestNeighbors
 
 import mae_jax
+from tests.digit_files import write_digits
 from tests.runs import mistake, one_device, read_json, run_task
 
 pytestmark = pytest.mark.slow
@@ -25,11 +24,8 @@ ODD = "<i>other"  # a class
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """50 digits to search and 11 queries as PNGs in class folders, a query of an unknown class, two bad files."""
-    root, digits = tmp_path_factory.mktemp("digits"), load_digits()
-    for n in range(61):
-        file = root / ("index" if n < 50 else "queries") / f"class {digits.target[n] % 5}" / f"{n:02}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((digits.images[n] * 15.9).astype(np.uint8)).save(file)
+    root = tmp_path_factory.mktemp("digits")
+    write_digits(root, 61, lambda n, digit: f"{'index' if n < 50 else 'queries'}/class {digit % 5}")
     (root / "queries" / ODD).mkdir()
     shutil.copy(root / "index/class 0/00.png", root / "queries" / ODD / HOSTILE)
     shutil.copy(root / "index/class 1/01.png", root / "index/class 1" / HOSTILE)
